@@ -1,0 +1,61 @@
+"""stepseal: one step folder is one agreed cut of a training job - complete, durable and verified,
+or not a step.
+
+Names are loaded on first use, so that importing stepseal costs nothing and metadata tools never
+load torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stepseal import errors
+from stepseal._version import __version__
+
+if TYPE_CHECKING:
+    from stepseal.commit import Deadlines
+    from stepseal.components import RNG, Sharing
+    from stepseal.session import Checkpointer, PendingSave, Restored, Run, Saved, Step, every
+    from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
+
+    GLOBAL = Sharing.GLOBAL
+    REPLICATED = Sharing.REPLICATED
+    SHARDED = Sharing.SHARDED
+    PER_RANK = Sharing.PER_RANK
+
+__all__ = [
+    "GLOBAL",
+    "PER_RANK",
+    "REPLICATED",
+    "RNG",
+    "SHARDED",
+    "Checkpointer",
+    "Deadlines",
+    "PendingSave",
+    "Restored",
+    "Run",
+    "Saved",
+    "Sharing",
+    "Step",
+    "__version__",
+    "errors",
+    "every",
+    "open",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
+    if name not in __all__:
+        raise AttributeError(f"module 'stepseal' has no attribute {name!r}")
+    from stepseal import commit, components, session
+
+    if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK"):
+        return components.Sharing[name]
+    if name == "open":
+        return session.open_run
+    owner = next(wing for wing in (session, components, commit) if name in wing.__all__)
+    return getattr(owner, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""Allows `python -m stepseal`."""
+
+from stepseal.cli import main
+
+main()

@@ -1,0 +1,5 @@
+"""The command line: `stepseal ls`, `show`, `verify`. Reads metadata without torch; data on stdout, progress on stderr."""
+
+from stepseal.cli._main import main
+
+__all__ = ["main"]

@@ -1,0 +1,5 @@
+"""Allows `python -m stepseal.cli`."""
+
+from stepseal.cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""`stepseal ls`: the steps of a root and their state, from manifests alone."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from stepseal.cli._output import print_table, size_text
+from stepseal.cli._roots import open_root, step_size_bytes
+from stepseal.commit import in_lineage, lineage_limits, list_foreign, list_steps, read_claims
+
+if TYPE_CHECKING:
+    from stepseal.cli._roots import OpenRoot
+    from stepseal.commit import StepEntry
+
+__all__ = ["list_root", "print_listing"]
+
+
+def list_root(path: str) -> dict[str, Any]:
+    """Return what a root holds, as JSON-able values."""
+    root = open_root(path)
+    limits = lineage_limits(read_claims(root.storage))
+    entries = list_steps(root.storage, root.run_id)
+    return {
+        "root": root.path,
+        "run_id": root.run_id,
+        "incarnation": max(limits, default=None),
+        "steps": [_row(root, entry, limits) for entry in entries],
+        "foreign": [entry.name for entry in list_foreign(root.storage)],
+    }
+
+
+def _row(root: OpenRoot, entry: StepEntry, limits: dict[int, int | None]) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": entry.step, "state": entry.state, "problem": entry.problem}
+    manifest = entry.manifest
+    if entry.state != "committed" or manifest is None:
+        return row
+    row.update(
+        in_lineage=in_lineage(limits, manifest.incarnation, entry.step),
+        created_at=manifest.created_at,
+        kind=manifest.kind,
+        resumable=manifest.resumable,
+        incarnation=manifest.incarnation,
+        num_participants=len(manifest.participants),
+        size_bytes=step_size_bytes(root.storage, entry.name, manifest),
+        metrics=dict(manifest.metrics),
+        tags=list(manifest.tags),
+    )
+    return row
+
+
+def print_listing(found: dict[str, Any]) -> None:
+    """Print one line per step."""
+    rows = [_cells(row) for row in found["steps"]]
+    if rows:
+        headers = ("STEP", "STATE", "CREATED (UTC)", "RANKS", "SIZE", "METRICS", "NOTE")
+        print_table(headers, rows)
+    else:
+        sys.stderr.write(f"stepseal: {found['root']}: no steps yet\n")
+    for name in found["foreign"]:
+        sys.stdout.write(f"foreign, left alone: {name}\n")
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if row["state"] != "committed":
+        return (str(row["step"]), row["state"], "-", "-", "-", "-", row["problem"])
+    metrics = " ".join(f"{name}={value:.4g}" for name, value in sorted(row["metrics"].items()))
+    notes = [] if row["in_lineage"] else ["outside the lineage"]
+    notes += [] if row["resumable"] else [f"not resumable ({row['kind']})"]
+    notes += [f"#{tag}" for tag in row["tags"]]
+    return (
+        str(row["step"]),
+        "committed",
+        row["created_at"][:19].replace("T", " "),
+        str(row["num_participants"]),
+        size_text(row["size_bytes"]),
+        metrics or "-",
+        ", ".join(notes),
+    )

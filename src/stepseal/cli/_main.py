@@ -1,0 +1,85 @@
+"""The verbs and their arguments. Exit codes: 0 ok, 1 failure, 2 usage, 3 damage, 4 nothing matched, 10 no such root."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from stepseal._version import __version__
+from stepseal.cli._output import fail, print_json
+from stepseal.errors import CheckpointError
+
+__all__ = ["main"]
+
+_root = click.argument("root", type=click.Path())
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+class _Group(click.Group):
+    """Turns errors of the tree into one message on stderr and the exit code of their class."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
+        try:
+            return super().invoke(ctx)
+        except CheckpointError as error:
+            fail(error)
+            sys.exit(error.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stepseal")
+def main() -> None:
+    """Look at checkpoints: what a root holds, what a step holds, and whether its bytes are whole."""
+
+
+@main.command()
+@_root
+@_json
+def ls(root: str, *, as_json: bool) -> None:
+    """List the steps of ROOT with their state; foreign folders are listed as such and left alone."""
+    from stepseal.cli._listing import list_root, print_listing
+
+    found = list_root(root)
+    if as_json:
+        print_json(found)
+    else:
+        print_listing(found)
+    if not found["steps"]:
+        sys.exit(4)
+
+
+@main.command()
+@_root
+@click.argument("step", type=str, default="latest")
+@click.option("--tensors", is_flag=True, help="List every tensor with dtype, shape and boxes.")
+@_json
+def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
+    """Show what STEP of ROOT holds (default: the newest of the lineage)."""
+    from stepseal.cli._showing import describe_step, print_step
+
+    found = describe_step(root, step, tensors=tensors)
+    if as_json:
+        print_json(found)
+    else:
+        print_step(found)
+
+
+@main.command()
+@_root
+@click.argument("steps", type=str, nargs=-1)
+@_json
+def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
+    """Check every byte of STEPS of ROOT (default: all steps) against its digest. Exit code 3 means damage."""
+    from stepseal.cli._verifying import print_report, verify_root
+
+    found = verify_root(root, steps)
+    if as_json:
+        print_json(found)
+    else:
+        print_report(found)
+    if any(step["state"] == "damaged" for step in found["steps"]):
+        sys.exit(3)
+    if not found["steps"]:
+        sys.exit(4)

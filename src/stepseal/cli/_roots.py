@@ -1,0 +1,82 @@
+"""How the command line opens a root and finds a step in it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepseal.commit import (
+    StepEntry,
+    in_lineage,
+    lineage_limits,
+    list_steps,
+    read_claims,
+    read_marker,
+    read_step,
+)
+from stepseal.errors import Corrupt, InvalidInput, StepNotFound
+from stepseal.layout import parse_step_name
+from stepseal.storage import LocalStorage
+from stepseal.transfer import StepReader
+
+if TYPE_CHECKING:
+    from stepseal.layout import Manifest
+    from stepseal.storage import Storage
+
+__all__ = ["OpenRoot", "find_step", "open_root", "step_size_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRoot:
+    """A root that was opened for reading."""
+
+    path: str
+    storage: Storage
+    run_id: str
+
+
+def open_root(path: str) -> OpenRoot:
+    """Open a root for reading; RootNotFound when it is none."""
+    absolute = os.path.abspath(path)
+    storage = LocalStorage.open(absolute)
+    return OpenRoot(absolute, storage, read_marker(storage))
+
+
+def find_step(root: OpenRoot, wanted: str) -> StepEntry:
+    """Return a step by number, by folder name, or `latest` (newest of the lineage).
+
+    Raises:
+        InvalidInput: `wanted` is none of these.
+        StepNotFound: there is no such step.
+    """
+    if wanted == "latest":
+        return _latest(root)
+    step = parse_step_name(wanted if wanted.startswith("step-") else f"step-{wanted}")
+    if step is None:
+        raise InvalidInput(f"step {wanted!r}: expected a number such as 200, step-200, or latest")
+    return read_step(root.storage, step, root.run_id)
+
+
+def _latest(root: OpenRoot) -> StepEntry:
+    limits = lineage_limits(read_claims(root.storage))
+    for entry in reversed(list_steps(root.storage, root.run_id)):
+        manifest = entry.manifest
+        if entry.state == "committed" and manifest is not None:
+            if in_lineage(limits, manifest.incarnation, entry.step):
+                return entry
+    raise StepNotFound(f"{root.path}: no committed step yet")
+
+
+def step_size_bytes(storage: Storage, name: str, manifest: Manifest) -> int | None:
+    """Return the bytes of all files of a step as its part documents say, or None when one cannot be read."""
+    reader = StepReader(storage, name, manifest)
+    total = sum(entry.size_bytes for entry in manifest.files)
+    try:
+        for ref in manifest.parts:
+            part = reader.part(ref.participant)
+            total += ref.document.size_bytes + sum(entry.size_bytes for entry in part.files)
+            total += 0 if part.index is None else part.index.size_bytes
+    except (Corrupt, OSError):
+        return None
+    return total

@@ -1,0 +1,110 @@
+"""`stepseal show`: one step's manifest for people, and its tensors from the part indexes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+from stepseal.cli._output import print_table, size_text
+from stepseal.cli._roots import find_step, open_root, step_size_bytes
+from stepseal.errors import Corrupt
+from stepseal.layout import dcp_fqn
+from stepseal.transfer import StepReader
+
+if TYPE_CHECKING:
+    from stepseal.layout import Manifest
+
+__all__ = ["describe_step", "print_step"]
+
+
+def describe_step(path: str, wanted: str, *, tensors: bool) -> dict[str, Any]:
+    """Return what a step holds, as JSON-able values.
+
+    Raises:
+        StepNotFound: there is no such step.
+        Corrupt: its manifest or an index is damaged.
+    """
+    root = open_root(path)
+    entry = find_step(root, wanted)
+    if entry.manifest is None or entry.state != "committed":
+        raise Corrupt(
+            f"{entry.name}: {entry.state}: {entry.problem}. `stepseal verify` says more.",
+            step=entry.step,
+            path=entry.name,
+        )
+    manifest = entry.manifest
+    found: dict[str, Any] = dataclasses.asdict(manifest)
+    found["manifest_sha256"] = entry.manifest_sha256
+    found["size_bytes"] = step_size_bytes(root.storage, entry.name, manifest)
+    if tensors:
+        found["tensors"] = _tensors(StepReader(root.storage, entry.name, manifest), manifest)
+    return found
+
+
+def _tensors(reader: StepReader, manifest: Manifest) -> list[dict[str, Any]]:
+    rows = []
+    for component in manifest.components:
+        if component.kind != "tensors":
+            continue
+        for key, boxes in sorted(reader.stored(component.name).items()):
+            first = boxes[0].tensor
+            rows.append(
+                {
+                    "name": dcp_fqn(component.name, key),
+                    "component": component.name,
+                    "dtype": first.dtype,
+                    "shape": list(first.shape),
+                    "size_bytes": sum(box.tensor.data_size for box in boxes),
+                    "boxes": [
+                        {
+                            "participant": box.participant,
+                            "offsets": list(box.tensor.box.offsets),
+                            "sizes": list(box.tensor.box.sizes),
+                        }
+                        for box in boxes
+                    ],
+                }
+            )
+    return rows
+
+
+def print_step(found: dict[str, Any]) -> None:
+    """Print a step for people."""
+    parent = found["parent"]
+    facts = [
+        ("step", str(found["step"])),
+        ("created (UTC)", found["created_at"][:19].replace("T", " ")),
+        ("kind", f"{found['kind']}{', resumable' if found['resumable'] else ', not resumable'}"),
+        ("incarnation", str(found["incarnation"])),
+        ("descends from", "nothing (fresh start)" if parent is None else f"step {parent['step']}"),
+        ("participants", f"{len(found['participants'])}: {', '.join(found['participants'][:8])}"),
+        ("size", "?" if found["size_bytes"] is None else size_text(found["size_bytes"])),
+        ("durability", found["durability"]),
+        ("digests", f"{found['digest_algorithm']} per {size_text(found['chunk_bytes'])}"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(found["versions"].items()))),
+    ]
+    facts += [(f"metric {name}", f"{value:g}") for name, value in sorted(found["metrics"].items())]
+    facts += [(f"cut {name}", str(value)) for name, value in sorted(found["cut"].items())]
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        sys.stdout.write(f"{name.ljust(width)}  {value}\n")
+    sys.stdout.write("\n")
+    rows = [
+        (c["name"], c["kind"], c["sharing"], str(len(set(c["payloads"].values()))))
+        for c in found["components"]
+    ]
+    print_table(("COMPONENT", "KIND", "SHARING", "PAYLOADS"), rows)
+    if "tensors" in found:
+        sys.stdout.write("\n")
+        table = [
+            (
+                t["name"],
+                t["dtype"],
+                "x".join(map(str, t["shape"])) or "scalar",
+                size_text(t["size_bytes"]),
+                str(len(t["boxes"])),
+            )
+            for t in found["tensors"]
+        ]
+        print_table(("TENSOR", "DTYPE", "SHAPE", "SIZE", "BOXES"), table)

@@ -1,0 +1,80 @@
+"""`stepseal verify`: every byte of a step against its digest."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from stepseal.cli._output import size_text
+from stepseal.cli._roots import OpenRoot, find_step, open_root, step_size_bytes
+from stepseal.commit import list_steps
+from stepseal.transfer import verify_step
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stepseal.commit import StepEntry
+
+__all__ = ["print_report", "verify_root"]
+
+
+def verify_root(path: str, wanted: Sequence[str]) -> dict[str, Any]:
+    """Verify the wanted steps, or all that are not foreign; return JSON-able findings."""
+    root = open_root(path)
+    if wanted:
+        entries = [find_step(root, name) for name in wanted]
+    else:
+        entries = [e for e in list_steps(root.storage, root.run_id) if e.state != "foreign"]
+    return {"root": root.path, "steps": [_verify(root, entry) for entry in entries]}
+
+
+def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
+    if entry.manifest is None or entry.state != "committed":
+        finding = {"severity": "damage", "path": entry.name, "message": entry.problem}
+        return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
+    with _Progress(entry.step, step_size_bytes(root.storage, entry.name, entry.manifest)) as bar:
+        found = verify_step(root.storage, entry.name, entry.manifest, progress=bar.advance)
+    damaged = any(finding.severity == "damage" for finding in found)
+    return {
+        "step": entry.step,
+        "state": "damaged" if damaged else "whole",
+        "size_bytes": bar.done_bytes,
+        "findings": [{"severity": f.severity, "path": f.path, "message": f.message} for f in found],
+    }
+
+
+class _Progress:
+    """A line on stderr while a step is verified; silent when stderr is no terminal."""
+
+    def __init__(self, step: int, total_bytes: int | None) -> None:
+        self.done_bytes = 0
+        self._step = step
+        self._total_bytes = total_bytes
+        self._shown = sys.stderr.isatty()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+
+    def advance(self, num_bytes: int) -> None:
+        """Count verified bytes."""
+        self.done_bytes += num_bytes
+        if self._shown:
+            total = "" if self._total_bytes is None else f" of {size_text(self._total_bytes)}"
+            sys.stderr.write(
+                f"\r\x1b[Kverifying step {self._step}: {size_text(self.done_bytes)}{total}"
+            )
+
+
+def print_report(found: dict[str, Any]) -> None:
+    """Print one line per step and one per finding."""
+    for step in found["steps"]:
+        size = f" ({size_text(step['size_bytes'])} checked)" if step["size_bytes"] else ""
+        sys.stdout.write(f"step {step['step']}: {step['state']}{size}\n")
+        for finding in step["findings"]:
+            sys.stdout.write(f"  {finding['severity']}: {finding['path']}: {finding['message']}\n")
+    if not found["steps"]:
+        sys.stderr.write(f"stepseal: {found['root']}: no steps to verify\n")

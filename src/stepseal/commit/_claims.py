@@ -1,0 +1,179 @@
+"""Incarnations: who owns a root now, and which steps descend from it.
+
+An incarnation is claimed once per life of a job by an exclusive `link`; numbers only grow. Its
+record names the step it resumed from. Together the records give the lineage: how far each older
+incarnation's steps count.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepseal.errors import Corrupt, NotCurrent
+from stepseal.layout import CONTROL, Lineage, seal, unseal
+from stepseal.storage import KeyNotFound, put_if_absent, read_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from stepseal.storage import Storage
+
+__all__ = [
+    "INCARNATIONS",
+    "ClaimRecord",
+    "check_current",
+    "claim",
+    "in_lineage",
+    "lineage_limits",
+    "read_claims",
+]
+
+INCARNATIONS = f"{CONTROL}/incarnations"
+_NAME = re.compile(r"([1-9][0-9]{0,15})\.json")
+_MAX_CLAIM_BYTES = 16384
+_ATTEMPTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRecord:
+    """One claimed incarnation."""
+
+    incarnation: int
+    parent: Lineage | None
+    """Step it resumed from; None for a fresh start."""
+    damaged: bool = False
+    """The record exists but cannot be read; what it descends from is not known."""
+
+
+def read_claims(storage: Storage) -> tuple[ClaimRecord, ...]:
+    """Return all claims, oldest first; empty when nobody ever claimed."""
+    try:
+        entries = storage.list_dir(INCARNATIONS)
+    except KeyNotFound:
+        return ()
+    numbers = sorted(int(m[1]) for e in entries if (m := _NAME.fullmatch(e.name)))
+    return tuple(_read_claim(storage, number) for number in numbers)
+
+
+def _read_claim(storage: Storage, number: int) -> ClaimRecord:
+    try:
+        data = read_bytes(storage, f"{INCARNATIONS}/{number}.json", _MAX_CLAIM_BYTES)
+        body = unseal(data, what=f"{INCARNATIONS}/{number}.json", max_bytes=_MAX_CLAIM_BYTES)
+        return ClaimRecord(number, _parent_of(body, number))
+    except (Corrupt, KeyError, TypeError):
+        return ClaimRecord(number, None, damaged=True)
+
+
+def _parent_of(body: object, number: int) -> Lineage | None:
+    if not isinstance(body, dict) or body["incarnation"] != number:
+        raise Corrupt(f"{INCARNATIONS}/{number}.json: not the record of incarnation {number}")
+    parent = body["parent"]
+    if parent is None:
+        return None
+    return Lineage(int(parent["step"]), str(parent["manifest_sha256"]), int(parent["incarnation"]))
+
+
+def claim(storage: Storage, parent: Lineage | None) -> int:
+    """Claim the next incarnation and return its number.
+
+    Coordinator only, once per life of a job.
+
+    Args:
+        storage: the root, with its control folders made.
+        parent: step that this incarnation resumes from; None for a fresh start.
+
+    Raises:
+        NotCurrent: other jobs kept claiming at the same time.
+
+    Durability: on return the claim survives power loss.
+    """
+    number = max((record.incarnation for record in read_claims(storage)), default=0)
+    for _ in range(_ATTEMPTS):
+        number += 1
+        if put_if_absent(storage, f"{INCARNATIONS}/{number}.json", _record(number, parent)):
+            return number
+    raise NotCurrent(
+        f"claim: {_ATTEMPTS} incarnations up to {number} were taken by others meanwhile. "
+        "Are several jobs started on one root?",
+        found=number,
+    )
+
+
+def _record(number: int, parent: Lineage | None) -> bytes:
+    described = None
+    if parent is not None:
+        described = {
+            "step": parent.step,
+            "manifest_sha256": parent.manifest_sha256,
+            "incarnation": parent.incarnation,
+        }
+    claimed_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+    return seal(
+        {
+            "incarnation": number,
+            "parent": described,
+            "claimed_at": claimed_at,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+    )
+
+
+def check_current(storage: Storage, incarnation: int) -> None:
+    """Raise unless `incarnation` is still the highest claim.
+
+    Raises:
+        NotCurrent: a newer incarnation owns the root; `found` is its number.
+    """
+    try:
+        entries = storage.list_dir(INCARNATIONS)
+    except KeyNotFound:
+        entries = ()
+    highest = max((int(m[1]) for e in entries if (m := _NAME.fullmatch(e.name))), default=0)
+    if highest != incarnation:
+        raise NotCurrent(
+            f"commit: incarnation {highest} has claimed this root after ours ({incarnation}): "
+            "another start of "
+            "the job is running. This one must stop; nothing was committed.",
+            expected=incarnation,
+            found=highest,
+        )
+
+
+def lineage_limits(claims: Iterable[ClaimRecord]) -> dict[int, int | None]:
+    """Return, per incarnation in the newest one's ancestry, the last step that counts (None: all).
+
+    Walks from the newest claim to its parent's incarnation and so on. A damaged record hides what
+    its incarnation resumed from: all older incarnations then count, because losing them would
+        strand the job.
+    """
+    by_number = {record.incarnation: record for record in claims}
+    if not by_number:
+        return {}
+    number = max(by_number)
+    limits: dict[int, int | None] = {number: None}
+    while True:
+        record = by_number.get(number)
+        if record is None or record.damaged:
+            limits.update((older, None) for older in by_number if older < number)
+            return limits
+        parent = record.parent
+        if parent is None or parent.incarnation >= number:
+            return limits
+        limits[parent.incarnation] = parent.step
+        number = parent.incarnation
+
+
+def in_lineage(limits: Mapping[int, int | None], incarnation: int, step: int) -> bool:
+    """Tell whether a step that `incarnation` committed descends to the newest claim."""
+    if not limits:
+        return True
+    if incarnation not in limits:
+        return False
+    limit = limits[incarnation]
+    return limit is None or step <= limit

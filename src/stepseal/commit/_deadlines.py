@@ -1,0 +1,65 @@
+"""Every time limit of the protocol in one value; seconds on a monotonic clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from stepseal.errors import InvalidInput
+
+__all__ = ["Deadlines"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long anybody waits for anybody.
+
+    Raises:
+        InvalidInput: a limit is not a positive number, or `lost_s` is below two heartbeats.
+    """
+
+    connect_s: float = 120.0
+    """Until all participants reached the coordinator."""
+    capture_s: float = 120.0
+    """From the first participant that captured to the last."""
+    write_s: float = 1800.0
+    """From the order to write to the last participant that prepared."""
+    commit_s: float = 300.0
+    """For the coordinator's own work: index, manifest, commit."""
+    check_s: float = 300.0
+    """For reading and checking everything but tensor bytes in a restore."""
+    apply_s: float = 1800.0
+    """For streaming tensors in a restore."""
+    close_s: float = 30.0
+    """How long `close` waits for the goodbye of the others."""
+    heartbeat_s: float = 5.0
+    """Between two signs of life."""
+    lost_s: float = 30.0
+    """Silence after which a participant or the coordinator counts as lost."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise InvalidInput(
+                    f"deadlines: {field.name}: expected a positive number of seconds, found "
+                    f"{value!r}",
+                    expected="> 0",
+                    found=value,
+                )
+        if self.lost_s < 2 * self.heartbeat_s:
+            raise InvalidInput(
+                f"deadlines: lost_s: expected at least two heartbeats ({2 * self.heartbeat_s} s), "
+                f"found {self.lost_s} s. Raise lost_s or lower heartbeat_s.",
+                expected=2 * self.heartbeat_s,
+                found=self.lost_s,
+            )
+
+    @property
+    def save_s(self) -> float:
+        """Longest time from one participant's capture to the outcome."""
+        return self.capture_s + self.write_s + self.commit_s
+
+    @property
+    def restore_s(self) -> float:
+        """Longest time of one restore round."""
+        return self.connect_s + self.check_s + self.apply_s + self.commit_s

@@ -1,0 +1,347 @@
+"""What participants and the coordinator tell each other: small JSON messages, no bytes of state, no
+pickle.
+
+A call is one `save` or `restore`, numbered alike by every participant, because all make the same
+calls in the same order. Messages are hints: whether a step exists is decided by storage alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from stepseal import errors
+
+__all__ = [
+    "Aborted",
+    "Applied",
+    "Apply",
+    "Candidate",
+    "Captured",
+    "Cause",
+    "Checked",
+    "Committed",
+    "ComponentFacts",
+    "Decided",
+    "Failed",
+    "Fresh",
+    "FromCoordinator",
+    "FromParticipant",
+    "Goodbye",
+    "Heartbeat",
+    "Hello",
+    "PartFacts",
+    "PostVerdict",
+    "Prepared",
+    "Rejected",
+    "RestoreCalled",
+    "RestoreFailed",
+    "Restored",
+    "Unresolved",
+    "Verdict",
+    "Welcome",
+    "Write",
+    "cause_of",
+    "decode_from_coordinator",
+    "decode_from_participant",
+    "encode_message",
+    "messages_of",
+]
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all messages: immutable, tagged by class name, unknown fields refused."""
+
+
+class Cause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why something failed, in a form that crosses processes."""
+
+    kind: str
+    """Stable kind of the error, as in `stepseal.errors`."""
+    message: str
+    path: str | None = None
+    errno: int | None = None
+    component: str | None = None
+
+
+class ComponentFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One component as a participant captured it."""
+
+    name: str
+    kind: str
+    sharing: str
+    fingerprint: str
+    payloads: dict[str, str]
+    """Participant to payload owner."""
+
+
+class PartFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a participant's part document lies in the attempt, and its digest."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Hello(_Message, frozen=True):
+    """First message of a participant on a new connection."""
+
+    participant: str
+    token: str
+    version: str
+
+
+class Heartbeat(_Message, frozen=True):
+    """Nothing but a sign of life; both directions."""
+
+
+class Captured(_Message, frozen=True):
+    """The participant holds a private copy of all its components for this call."""
+
+    call: int
+    step: int
+    components: list[ComponentFacts]
+    cut: dict[str, str | int | float | bool | None]
+    metrics: dict[str, float]
+    tags: list[str]
+
+
+class Prepared(_Message, frozen=True):
+    """Every file of the part is written, synced and closed."""
+
+    call: int
+    attempt: str
+    part: PartFacts
+
+
+class Failed(_Message, frozen=True):
+    """The participant cannot do its share of a save."""
+
+    call: int
+    step: int
+    phase: str
+    cause: Cause
+
+
+class RestoreCalled(_Message, frozen=True):
+    """The participant called `restore`."""
+
+    call: int
+    step: int | None
+    fresh: bool
+    components: list[str]
+
+
+class Checked(_Message, frozen=True):
+    """The candidate fits: everything but tensor bytes was verified, and nothing was touched."""
+
+    call: int
+    round: int
+
+
+class Applied(_Message, frozen=True):
+    """All verified bytes arrived in live state."""
+
+    call: int
+    round: int
+
+
+class Rejected(_Message, frozen=True):
+    """The candidate cannot be restored here."""
+
+    call: int
+    round: int
+    touched: bool
+    """Live state was already changed."""
+    cause: Cause
+
+
+class PostVerdict(_Message, frozen=True):
+    """Sent by the coordinator's own participant once per step while a save is in flight."""
+
+    call: int
+    step: int
+
+
+class Goodbye(_Message, frozen=True):
+    """The participant is done; it answers nothing after this."""
+
+
+class Welcome(_Message, frozen=True):
+    """The coordinator knows this participant; also the answer to a goodbye."""
+
+
+class Write(_Message, frozen=True):
+    """All participants captured: write your part into the attempt's staging folder."""
+
+    call: int
+    attempt: str
+    staging: str
+    nonce: str
+    ordinal: int
+
+
+class Committed(_Message, frozen=True):
+    """The step exists and is durable."""
+
+    call: int
+    attempt: str
+    step: int
+    manifest_sha256: str
+
+
+class Aborted(_Message, frozen=True):
+    """The attempt will never be committed."""
+
+    call: int
+    step: int
+    kind: str
+    message: str
+    failures: dict[str, Cause]
+
+
+class Unresolved(_Message, frozen=True):
+    """The coordinator itself cannot tell whether the step is durable; storage will."""
+
+    call: int
+    attempt: str
+    step: int
+    message: str
+
+
+class Candidate(_Message, frozen=True):
+    """Check this committed step against your live state; touch nothing yet."""
+
+    call: int
+    round: int
+    step: int
+    attempt: str
+    manifest_sha256: str
+
+
+class Apply(_Message, frozen=True):
+    """Every participant checked the candidate: stream it into live state now."""
+
+    call: int
+    round: int
+
+
+class Restored(_Message, frozen=True):
+    """Every participant applied the candidate; the incarnation is claimed."""
+
+    call: int
+    step: int
+    incarnation: int
+    skipped: dict[str, str]
+
+
+class Fresh(_Message, frozen=True):
+    """There is nothing to restore (or a fresh start was asked for); the incarnation is claimed."""
+
+    call: int
+    incarnation: int
+
+
+class RestoreFailed(_Message, frozen=True):
+    """No participant may go on with this restore."""
+
+    call: int
+    kind: str
+    message: str
+    reasons: dict[str, str]
+    failures: dict[str, Cause]
+    tainted: bool
+
+
+class Verdict(_Message, frozen=True):
+    """For `step`, all participants act alike: was the save `call` decided before it?"""
+
+    call: int
+    step: int
+    decided: bool
+
+
+Decided = Committed | Aborted | Unresolved
+FromParticipant = (
+    Hello
+    | Heartbeat
+    | Captured
+    | Prepared
+    | Failed
+    | RestoreCalled
+    | Checked
+    | Applied
+    | Rejected
+    | PostVerdict
+    | Goodbye
+)
+FromCoordinator = (
+    Heartbeat
+    | Welcome
+    | Write
+    | Committed
+    | Aborted
+    | Unresolved
+    | Candidate
+    | Apply
+    | Restored
+    | Fresh
+    | RestoreFailed
+    | Verdict
+)
+
+_encoder = msgspec.json.Encoder()
+_participant_decoder = msgspec.json.Decoder(FromParticipant)
+_coordinator_decoder = msgspec.json.Decoder(FromCoordinator)
+
+
+def encode_message(message: FromParticipant | FromCoordinator) -> bytes:
+    """Return the message as JSON."""
+    return _encoder.encode(message)
+
+
+def decode_from_participant(data: bytes) -> FromParticipant:
+    """Return the message a participant sent.
+
+    Raises:
+        InvalidInput: the bytes are no message of this protocol.
+    """
+    return _decode(_participant_decoder, data)
+
+
+def decode_from_coordinator(data: bytes) -> FromCoordinator:
+    """Return the message the coordinator sent.
+
+    Raises:
+        InvalidInput: the bytes are no message of this protocol.
+    """
+    return _decode(_coordinator_decoder, data)
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:  # noqa: ANN401 - typed by the two callers
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        message = f"control plane: {len(data)} bytes are no message of this protocol: {error}"
+        raise errors.InvalidInput(message) from error
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Describe any exception so that other participants can report it."""
+    if isinstance(error, errors.CheckpointError):
+        return Cause(error.kind, str(error), error.path, error.errno, error.component)
+    if isinstance(error, OSError):
+        kind = errors.StorageUnavailable.kind
+        return Cause(kind, str(error), _text(error.filename), error.errno)
+    return Cause(type(error).__name__, f"{type(error).__name__}: {error}")
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def messages_of(failures: Mapping[str, Cause]) -> dict[str, str]:
+    """Return participant to message, as errors carry it."""
+    return {participant: cause.message for participant, cause in failures.items()}

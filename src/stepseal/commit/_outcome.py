@@ -1,0 +1,89 @@
+"""What came of a save, as one participant can know it: the coordinator's word, else storage's, else UNKNOWN."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.commit import _messages as messages
+from stepseal.commit._catalog import read_step
+from stepseal.commit._rules import error_from
+from stepseal.storage import KeyNotFound
+
+if TYPE_CHECKING:
+    from stepseal.commit._participant import SaveState
+    from stepseal.storage import Storage
+
+__all__ = ["resolve_save"]
+
+
+def resolve_save(state: SaveState, step: int, storage: Storage) -> messages.Committed:
+    """Return the commit of a settled save, or raise what prevented it.
+
+    Args:
+        state: a settled state.
+        step: step number.
+        storage: the root, read when the coordinator cannot be asked any more.
+
+    Raises:
+        ParticipantFailed: and every other error of the tree, as the coordinator named it.
+        CoordinatorLost: the coordinator is gone and the step was not committed.
+        CommitTimeout: the coordinator did not decide in time, and this participant had not
+        prepared. OutcomeUnknown: the coordinator is gone and storage does not tell yet.
+    """
+    if isinstance(state.outcome, messages.Committed):
+        return state.outcome
+    if isinstance(state.outcome, messages.Aborted):
+        raise _aborted(state.outcome)
+    if isinstance(state.outcome, messages.Unresolved):
+        raise errors.OutcomeUnknown(
+            f"{state.outcome.message} Read the root again later.", step=step
+        )
+    assert state.lost is not None
+    if state.prepared and state.write is not None:
+        return _from_storage(state.write, state.lost, step, storage)
+    raise error_from(
+        state.lost.kind,
+        f"save of step {step}: {state.lost.message}. This participant had not prepared, so the "
+        "step was not "
+        "committed; older steps are untouched.",
+        step=step,
+    )
+
+
+def _aborted(outcome: messages.Aborted) -> errors.CheckpointError:
+    return error_from(
+        outcome.kind,
+        outcome.message,
+        step=outcome.step,
+        failures=messages.messages_of(outcome.failures),
+        component=next((c.component for c in outcome.failures.values() if c.component), None),
+        path=next((c.path for c in outcome.failures.values() if c.path), None),
+        errno=next((c.errno for c in outcome.failures.values() if c.errno), None),
+    )
+
+
+def _from_storage(
+    write: messages.Write, lost: messages.Cause, step: int, storage: Storage
+) -> messages.Committed:
+    try:
+        entry = read_step(storage, step, None)
+    except errors.StepNotFound:
+        entry = None
+    if entry is not None and entry.manifest is not None and entry.manifest.attempt == write.attempt:
+        return messages.Committed(0, write.attempt, step, entry.manifest_sha256)
+    text = f"save of step {step}: {lost.message}"
+    try:
+        storage.stat(write.staging)
+    except KeyNotFound:
+        raise errors.CoordinatorLost(
+            f"{text}. Storage shows that this attempt was not committed; older steps are "
+            "untouched. Restart the job.",
+            step=step,
+        ) from None
+    raise errors.OutcomeUnknown(
+        f"{text}. This participant had prepared, and storage does not show yet whether the step "
+        "was committed; "
+        "nothing was deleted. Call wait() again, or restart the job: restore() finds out.",
+        step=step,
+    )

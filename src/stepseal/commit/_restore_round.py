@@ -1,0 +1,250 @@
+"""One restore as the coordinator sees it, without I/O: select, check, vote, apply, vote, claim.
+
+Invariants:
+- nobody applies before everybody checked the same candidate;
+- a damaged candidate sends all participants to the next older one together;
+- a candidate that does not fit the live state is an answer, not damage: the restore fails on all
+participants,
+  because an older step would not fit either and falling back in silence would lose work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.commit import _actions as actions
+from stepseal.commit import _messages as messages
+from stepseal.commit._rules import kind_of, summary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stepseal.commit._deadlines import Deadlines
+    from stepseal.layout import Lineage
+
+__all__ = ["RestoreRound"]
+
+_DAMAGE = frozenset({errors.Corrupt.kind, errors.StorageUnavailable.kind})
+
+
+class RestoreRound:
+    """State of one restore call.
+
+    Args:
+        call: number of the call, equal on all participants.
+        participants: everyone who must take part, in ordinal order.
+        deadlines: limits per phase.
+        now: monotonic time of the first report.
+    """
+
+    def __init__(
+        self, call: int, participants: tuple[str, ...], deadlines: Deadlines, now: float
+    ) -> None:
+        self.call = call
+        self.participants = participants
+        self.deadline = now + deadlines.connect_s
+        self.phase = "join"
+        self.restored: Lineage | None = None
+        self._deadlines = deadlines
+        self._limit_s = deadlines.connect_s
+        self._joined: dict[str, messages.RestoreCalled] = {}
+        self._voted: set[str] = set()
+        self._rejected: dict[str, messages.Cause] = {}
+        self._round = 0
+        self._candidate: Lineage | None = None
+        self._reasons: dict[str, str] = {}
+        self._excluded: list[int] = []
+        self._tainted = False
+
+    @property
+    def done(self) -> bool:
+        """True once the outcome was sent."""
+        return self.phase == "done"
+
+    def on_called(
+        self, participant: str, message: messages.RestoreCalled, now: float
+    ) -> list[actions.Action]:
+        """Take a call; when all called alike, select a candidate (or claim, for a fresh start)."""
+        if self.phase != "join" or participant in self._joined:
+            return []
+        self._joined[participant] = message
+        if len(self._joined) < len(self.participants):
+            return []
+        failures = self._differences()
+        if failures:
+            return self._fail_with("participants called restore differently", failures)
+        if message.fresh:
+            return self._claim(now)
+        return self._select(now)
+
+    def _differences(self) -> dict[str, messages.Cause]:
+        first = self._joined[self.participants[0]]
+        wanted = (first.step, first.fresh, first.components)
+        found = {}
+        for participant, call in self._joined.items():
+            has = (call.step, call.fresh, call.components)
+            if has != wanted:
+                text = (
+                    f"called restore(step={call.step}, fresh={call.fresh}) with components "
+                    f"{call.components}, but {self.participants[0]} with step={first.step}, "
+                    f"fresh={first.fresh}, components {first.components}"
+                )
+                found[participant] = messages.Cause(errors.StateMismatch.kind, text)
+        return found
+
+    def on_selected(self, event: actions.Selected, now: float) -> list[actions.Action]:
+        """Offer the candidate to everyone, or end: fresh start on an empty root, error otherwise."""
+        self._reasons.update(event.reasons)
+        if event.lineage is None:
+            if not event.has_commits and not self._reasons:
+                return self._claim(now)
+            return self._give_up()
+        self._candidate = event.lineage
+        self._round += 1
+        self._enter("check", self._deadlines.check_s, now)
+        return self._send(
+            messages.Candidate(
+                self.call,
+                self._round,
+                event.lineage.step,
+                event.attempt,
+                event.lineage.manifest_sha256,
+            )
+        )
+
+    def on_vote(
+        self, participant: str, message: messages.Checked | messages.Applied, now: float
+    ) -> list[actions.Action]:
+        """Take a positive vote of the current phase and round."""
+        phase = "check" if isinstance(message, messages.Checked) else "apply"
+        if phase != self.phase or message.round != self._round:
+            return []
+        self._voted.add(participant)
+        return self._count(now)
+
+    def on_rejected(
+        self, participant: str, message: messages.Rejected, now: float
+    ) -> list[actions.Action]:
+        """Take a negative vote; the round still waits for the others, so that all fall back together."""
+        if self.phase not in ("check", "apply") or message.round != self._round:
+            return []
+        self._tainted = self._tainted or message.touched
+        self._rejected[participant] = message.cause
+        return self._count(now)
+
+    def _count(self, now: float) -> list[actions.Action]:
+        if len(self._voted | self._rejected.keys()) < len(self.participants):
+            return []
+        if self._rejected:
+            return self._after_rejection(now)
+        if self.phase == "check":
+            self._enter("apply", self._deadlines.apply_s, now)
+            self._tainted = True
+            return self._send(messages.Apply(self.call, self._round))
+        self._tainted = False
+        self.restored = self._candidate
+        return self._claim(now)
+
+    def _after_rejection(self, now: float) -> list[actions.Action]:
+        assert self._candidate is not None
+        step = self._candidate.step
+        failures = dict(self._rejected)
+        asked = next(iter(self._joined.values())).step
+        damage = all(cause.kind in _DAMAGE for cause in failures.values())
+        if asked is not None or not damage:
+            return self._fail_with(f"restore of step {step}", failures)
+        why = "; ".join(f"{p}: {c.message}" for p, c in sorted(failures.items())[:4])
+        self._reasons[f"step-{step}"] = why
+        self._excluded.append(step)
+        return self._select(now)
+
+    def on_claimed(self, event: actions.Claimed) -> list[actions.Action]:
+        """The root is ours: tell everyone what was restored."""
+        message: messages.Restored | messages.Fresh
+        if self.restored is None:
+            message = messages.Fresh(self.call, event.incarnation)
+        else:
+            message = messages.Restored(
+                self.call, self.restored.step, event.incarnation, dict(self._reasons)
+            )
+        return self._finish(message)
+
+    def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
+        """The coordinator could not read or claim the root."""
+        text = f"restore: {event.cause.message}"
+        return self._fail(event.cause.kind, text, {})
+
+    def on_lost(self, participant: str, cause: messages.Cause) -> list[actions.Action]:
+        """A participant vanished; nobody can finish this restore."""
+        if self.done:
+            return []
+        return self._fail_with(f"restore, phase {self.phase}", {participant: cause})
+
+    def missing(self) -> tuple[str, ...]:
+        """Return who still owes a report in this phase."""
+        if self.phase == "join":
+            return tuple(p for p in self.participants if p not in self._joined)
+        if self.phase in ("check", "apply"):
+            reported = self._voted | self._rejected.keys()
+            return tuple(p for p in self.participants if p not in reported)
+        return ()
+
+    def on_deadline(self) -> list[actions.Action]:
+        """The phase took too long: fail on all, naming everyone who is missing."""
+        if self.phase not in ("join", "check", "apply"):
+            self.deadline = float("inf")
+            return []
+        text = f"did not answer within {self._limit_s:g} s in phase {self.phase} of restore"
+        cause = messages.Cause(errors.CommitTimeout.kind, text)
+        return self._fail_with(f"restore, phase {self.phase}", dict.fromkeys(self.missing(), cause))
+
+    def _enter(self, phase: str, limit_s: float, now: float) -> None:
+        self.phase = phase
+        self.deadline = now + limit_s
+        self._limit_s = limit_s
+        self._voted = set()
+        self._rejected = {}
+
+    def _select(self, now: float) -> list[actions.Action]:
+        self._enter("select", self._deadlines.check_s, now)
+        asked = next(iter(self._joined.values())).step
+        return [actions.Select(self.call, asked, tuple(self._excluded))]
+
+    def _claim(self, now: float) -> list[actions.Action]:
+        self._enter("claim", self._deadlines.commit_s, now)
+        return [actions.Claim(self.call, self.restored)]
+
+    def _give_up(self) -> list[actions.Action]:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(self._reasons.items())[:8])
+        text = (
+            f"restore: no step can be resumed: {reasons or 'no resumable step'}. "
+            "Look at the steps with `stepseal verify`; restore(step=N) asks for one of them, "
+            "restore(fresh=True) starts anew."
+        )
+        return self._fail(errors.NoResumableStep.kind, text, {})
+
+    def _fail_with(self, what: str, failures: Mapping[str, messages.Cause]) -> list[actions.Action]:
+        kinds = {cause.kind for cause in failures.values()}
+        kind = kinds.pop() if len(kinds) == 1 else errors.ParticipantFailed.kind
+        if kind not in (*_DAMAGE, errors.StateMismatch.kind):
+            kind = kind_of(failures.values())
+        text = summary(what, failures, "No participant goes on.")
+        return self._fail(kind, text, failures)
+
+    def _fail(
+        self, kind: str, text: str, failures: Mapping[str, messages.Cause]
+    ) -> list[actions.Action]:
+        return self._finish(
+            messages.RestoreFailed(
+                self.call, kind, text, dict(self._reasons), dict(failures), self._tainted
+            )
+        )
+
+    def _send(self, message: messages.FromCoordinator) -> list[actions.Action]:
+        return [actions.Send(participant, message) for participant in self.participants]
+
+    def _finish(self, message: messages.FromCoordinator) -> list[actions.Action]:
+        self.phase = "done"
+        self.deadline = float("inf")
+        return self._send(message)

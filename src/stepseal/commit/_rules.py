@@ -1,0 +1,87 @@
+"""Decisions of the protocol as pure functions over values: who disagrees, who is missing, which error it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.commit._messages import Captured, Cause, ComponentFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["disagreements", "error_from", "kind_of", "summary"]
+
+_ERRORS = {
+    cls.kind: cls
+    for cls in vars(errors).values()
+    if isinstance(cls, type) and issubclass(cls, errors.CheckpointError)
+}
+
+
+def disagreements(captured: Mapping[str, Captured]) -> dict[str, Cause]:
+    """Return, per participant, how it differs from the majority; empty when all captured the same
+    cut.
+
+    Compared are the step, the cut, the component names, and per component kind, sharing and
+    fingerprint.
+    """
+    found: dict[str, Cause] = {}
+    _compare(found, {p: f"step {c.step}" for p, c in captured.items()}, "called save for")
+    _compare(found, {p: f"cut {sorted(c.cut.items())}" for p, c in captured.items()}, "captured at")
+    names = {p: f"components {sorted(f.name for f in c.components)}" for p, c in captured.items()}
+    _compare(found, names, "has")
+    if found:
+        return found
+    facts = {p: {f.name: f for f in c.components} for p, c in captured.items()}
+    for name in next(iter(facts.values()), {}):
+        held = {p: f"{f[name].kind} {f[name].sharing}" for p, f in facts.items()}
+        _compare(found, held, f"component {name}: holds", name)
+        shapes = {p: _comparable(f[name]) for p, f in facts.items()}
+        _compare(found, shapes, f"component {name}: key set, shapes or dtypes have digest", name)
+    return found
+
+
+def _comparable(facts: ComponentFacts) -> str:
+    return "its own" if facts.sharing == "per_rank" else facts.fingerprint
+
+
+def _compare(
+    found: dict[str, Cause], values: Mapping[str, str], what: str, component: str | None = None
+) -> None:
+    """Add a cause for each participant whose value is not the most common one (first seen wins a tie)."""
+    if len(set(values.values())) <= 1:
+        return
+    usual, _ = Counter(values.values()).most_common(1)[0]
+    others = _shortened([p for p, value in values.items() if value == usual])
+    for participant, value in values.items():
+        if value != usual and participant not in found:
+            message = f"{what} {value}, but {others}: {usual}"
+            found[participant] = Cause(errors.StateMismatch.kind, message, component=component)
+
+
+def _shortened(names: Sequence[str], limit: int = 4) -> str:
+    head = ", ".join(names[:limit])
+    return head if len(names) <= limit else f"{head} and {len(names) - limit} more"
+
+
+def kind_of(failures: Iterable[Cause]) -> str:
+    """Return the kind of error that all participants raise for these causes."""
+    kinds = {cause.kind for cause in failures}
+    if kinds == {errors.CommitTimeout.kind}:
+        return errors.CommitTimeout.kind
+    return errors.ParticipantFailed.kind
+
+
+def summary(what: str, failures: Mapping[str, Cause], next_step: str) -> str:
+    """Return one message that names every failed participant with its cause."""
+    shown = [f"{p}: {cause.message}" for p, cause in sorted(failures.items())[:8]]
+    if len(failures) > len(shown):
+        shown.append(f"and {len(failures) - len(shown)} more")
+    return f"{what}: {'; '.join(shown)}. {next_step}"
+
+
+def error_from(kind: str, message: str, **context: object) -> errors.CheckpointError:
+    """Rebuild an error of the tree from its kind; unknown kinds become ParticipantFailed."""
+    return _ERRORS.get(kind, errors.ParticipantFailed)(message, **context)

@@ -1,0 +1,192 @@
+"""One save as the coordinator sees it, without I/O: capture reports, staging, part reports,
+publication.
+
+Two-phase commit with presumed abort. Invariants:
+- `Publish` is asked for only when every participant of the call reported `Prepared` for this
+attempt; - after an abort was sent for a call, nothing of that call is ever published;
+- a participant that prepared may vanish without harm: its bytes are durable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.commit import _actions as actions
+from stepseal.commit import _messages as messages
+from stepseal.commit._rules import disagreements, kind_of, summary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stepseal.commit._deadlines import Deadlines
+
+__all__ = ["SaveRound"]
+
+_NEXT = "Nothing was committed and older steps are untouched; the next save starts a new attempt."
+
+
+class SaveRound:
+    """State of one save call.
+
+    Args:
+        call: number of the call, equal on all participants.
+        participants: everyone whose part the step needs, in ordinal order.
+        attempt: 128-bit random id in hex, never used before.
+        deadlines: limits per phase.
+        now: monotonic time of the first report.
+    """
+
+    def __init__(
+        self,
+        call: int,
+        participants: tuple[str, ...],
+        attempt: str,
+        deadlines: Deadlines,
+        now: float,
+    ) -> None:
+        self.call = call
+        self.participants = participants
+        self.attempt = attempt
+        self.deadline = now + deadlines.capture_s
+        self.phase = "capture"
+        self.step = -1
+        self._deadlines = deadlines
+        self._captured: dict[str, messages.Captured] = {}
+        self._prepared: dict[str, messages.PartFacts] = {}
+        self._staging: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """True once the outcome was sent."""
+        return self.phase == "done"
+
+    def on_captured(
+        self, participant: str, message: messages.Captured, now: float
+    ) -> list[actions.Action]:
+        """Take a capture report; when it is the last one, compare all and begin staging."""
+        if self.phase != "capture" or participant in self._captured:
+            return []
+        self.step = max(self.step, message.step)
+        self._captured[participant] = message
+        if len(self._captured) < len(self.participants):
+            return []
+        failures = disagreements(self._captured)
+        if failures:
+            return self._abort(failures, "participants disagree")
+        self.phase = "staging"
+        self.deadline = now + self._deadlines.commit_s
+        return [actions.BeginStaging(self.call, self.step, self.attempt)]
+
+    def on_staged(self, event: actions.Staged, now: float) -> list[actions.Action]:
+        """Order everyone to write."""
+        self._staging = event.staging
+        if self.phase != "staging":
+            return [actions.Discard(event.staging)]
+        self.phase = "write"
+        self.deadline = now + self._deadlines.write_s
+        return [
+            actions.Send(
+                participant,
+                messages.Write(self.call, self.attempt, event.staging, event.nonce, ordinal),
+            )
+            for ordinal, participant in enumerate(self.participants)
+        ]
+
+    def on_prepared(
+        self, participant: str, message: messages.Prepared, now: float
+    ) -> list[actions.Action]:
+        """Take a part report; when it is the last one, ask for publication."""
+        if (
+            self.phase != "write"
+            or message.attempt != self.attempt
+            or participant in self._prepared
+        ):
+            return []
+        self._prepared[participant] = message.part
+        if len(self._prepared) < len(self.participants) or self._staging is None:
+            return []
+        if now > self.deadline:
+            return self.on_deadline()
+        self.phase = "publish"
+        self.deadline = now + self._deadlines.commit_s
+        return [
+            actions.Publish(
+                self.call,
+                self.step,
+                self.attempt,
+                self._staging,
+                dict(self._captured),
+                dict(self._prepared),
+                self.deadline,
+            )
+        ]
+
+    def on_failed(self, participant: str, message: messages.Failed) -> list[actions.Action]:
+        """A participant gave up; nothing that was not published yet will be."""
+        self.step = max(self.step, message.step)
+        if self.phase in ("publish", "done"):
+            return []
+        return self._abort({participant: message.cause}, f"phase {message.phase}")
+
+    def on_lost(self, participant: str, cause: messages.Cause) -> list[actions.Action]:
+        """A participant that still owes a report of this phase vanished."""
+        assert participant in self.missing()
+        return self._abort({participant: cause}, f"phase {self.phase}")
+
+    def missing(self) -> tuple[str, ...]:
+        """Return who still owes a report in this phase."""
+        reported: Mapping[str, object]
+        if self.phase == "capture":
+            reported = self._captured
+        elif self.phase == "write":
+            reported = self._prepared
+        else:
+            return ()
+        return tuple(p for p in self.participants if p not in reported)
+
+    def on_deadline(self) -> list[actions.Action]:
+        """The phase took too long: abort, naming everyone who is missing.
+
+        A publication under way is not interrupted; it checks its own deadline right before the
+        commit point.
+        """
+        limit = {"capture": self._deadlines.capture_s, "write": self._deadlines.write_s}
+        if self.phase not in limit:
+            self.deadline = float("inf")
+            return []
+        text = f"did not answer within {limit[self.phase]:g} s in phase {self.phase}"
+        cause = messages.Cause(errors.CommitTimeout.kind, text)
+        return self._abort(dict.fromkeys(self.missing(), cause), f"phase {self.phase}")
+
+    def on_published(self, event: actions.Published) -> list[actions.Action]:
+        """Tell everyone; only now does anybody hear of success."""
+        return self._finish(
+            messages.Committed(self.call, self.attempt, self.step, event.manifest_sha256)
+        )
+
+    def on_unknown(self, event: actions.PublishUnknown) -> list[actions.Action]:
+        """The commit point was passed, but not confirmed durable; delete nothing."""
+        text = f"save of step {self.step}: {event.cause.message}"
+        return self._finish(messages.Unresolved(self.call, self.attempt, self.step, text))
+
+    def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
+        """The coordinator's own work failed before the commit point."""
+        text = f"save of step {self.step}: {event.cause.message}"
+        sent = self._finish(messages.Aborted(self.call, self.step, event.cause.kind, text, {}))
+        return sent + self._discards()
+
+    def _abort(self, failures: Mapping[str, messages.Cause], where: str) -> list[actions.Action]:
+        what = f"save of step {self.step}, {where}"
+        text = summary(what, failures, _NEXT)
+        kind = kind_of(failures.values())
+        sent = self._finish(messages.Aborted(self.call, self.step, kind, text, dict(failures)))
+        return sent + self._discards()
+
+    def _discards(self) -> list[actions.Action]:
+        return [] if self._staging is None else [actions.Discard(self._staging)]
+
+    def _finish(self, message: messages.Decided) -> list[actions.Action]:
+        self.phase = "done"
+        self.deadline = float("inf")
+        return [actions.Send(participant, message) for participant in self.participants]

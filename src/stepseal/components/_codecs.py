@@ -1,0 +1,134 @@
+"""Typed codecs: any nested value of known types to JSON and array leaves, and back, exactly.
+
+No pickle, ever: a document names no code, and a class comes back only where the running program
+registered it. Shared references are not kept: an object that is met twice is stored twice, and a
+cycle is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from stepseal.components._codecs_arrays import TORCH_VALUES, copy_tensor, is_native, torch_name
+from stepseal.components._codecs_containers import CONTAINERS
+from stepseal.components._codecs_core import Codec, Decoder, Encoder
+from stepseal.components._codecs_numpy import NDARRAY, SCALAR, copy_ndarray, native_name
+from stepseal.components._codecs_random import GENERATORS, NUMPY_GENERATOR, NUMPY_RANDOM_STATE
+from stepseal.components._codecs_registry import OBJECT, find_registered, register, register_codec
+from stepseal.components._codecs_scalars import SCALARS
+from stepseal.layout import ArraySource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.components._codecs_core import Leaf
+    from stepseal.components._types import TreeContents
+
+__all__ = ["EncodedTree", "decode_tree", "encode_tree", "freeze_leaf", "register", "register_codec"]
+
+_PLAIN = (*SCALARS, *CONTAINERS, *TORCH_VALUES, *GENERATORS)
+_NUMPY = (NDARRAY, SCALAR, NUMPY_GENERATOR, NUMPY_RANDOM_STATE)
+
+BY_TYPE: dict[type, Codec] = {cls: codec for codec in _PLAIN for cls in codec.types}
+"""Exact type to codec, without NumPy's types and registered classes."""
+BY_TAG: dict[str, Codec] = {
+    codec.tag: codec for codec in (*_PLAIN, *_NUMPY, OBJECT) if codec.tag is not None
+}
+"""Tag in a document to codec."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTree:
+    """A value as JSON and leaves; the leaves are still the live objects."""
+
+    document: object
+    """JSON-able; depth, ints and texts are within what documents can hold."""
+    arrays: tuple[tuple[str, Leaf], ...]
+    """Leaf name to live tensor, array or bytes, in the order of the walk."""
+
+
+def encode_tree(value: object, *, component: str) -> EncodedTree:
+    """Return a value as JSON and array leaves, without changing or copying it.
+
+    Args:
+        value: nested value of known types.
+        component: name for error messages.
+
+    Raises:
+        UnsupportedState: a type without codec, a cycle or too deep a nesting; `.path` leads to it.
+    """
+    encoder = Encoder(find_codec, component)
+    document = encoder.encode(value)
+    return EncodedTree(document, tuple(encoder.arrays.items()))
+
+
+def decode_tree(contents: TreeContents, *, component: str | None = None) -> object:
+    """Return a new value equal to the one that was saved; all tensors are on the CPU.
+
+    Safe on hostile documents: it imports and calls nothing that a document names. Large leaves keep
+    living in the memory of `contents`.
+
+    Args:
+        contents: a tree read back; not to be used again.
+        component: name for error messages.
+
+    Raises:
+        Corrupt: the document breaks the format; `.path` leads to the place.
+        StateMismatch: it names a class, device or dtype that this program does not have.
+    """
+    decoder = Decoder(BY_TAG, contents, component)
+    value = decoder.decode(contents.document)
+    decoder.check_all_taken()
+    return value
+
+
+def find_codec(cls: type) -> Codec | None:
+    """Return the codec of an exact type."""
+    return BY_TYPE.get(cls) or find_registered(cls) or _find_numpy(cls)
+
+
+def _find_numpy(cls: type) -> Codec | None:
+    numpy = sys.modules.get("numpy")  # a value of a NumPy type exists only where NumPy was imported
+    if numpy is None:
+        return None
+    if cls is numpy.ndarray:
+        return NDARRAY
+    if issubclass(cls, numpy.generic):
+        return SCALAR
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None and cls is numpy_random.Generator:
+        return NUMPY_GENERATOR
+    return (
+        NUMPY_RANDOM_STATE if numpy_random is not None and cls is numpy_random.RandomState else None
+    )
+
+
+def freeze_leaf(name: str, leaf: Leaf, take: Callable[[int], memoryview]) -> ArraySource:
+    """Copy a live leaf into private memory.
+
+    Args:
+        name: name of the leaf in its tree.
+        leaf: live tensor, array or bytes.
+        take: returns writable memory of a size in bytes, format `B`.
+    """
+    if isinstance(leaf, torch.Tensor):
+        dtype, size_bytes = torch_name(leaf.dtype), leaf.numel() * leaf.element_size()
+        native = dtype if is_native(dtype) else None
+    elif isinstance(leaf, (bytes, bytearray)):
+        native, size_bytes = None, len(leaf)
+    else:
+        native, size_bytes = native_name(leaf), leaf.nbytes
+    target = take(size_bytes) if size_bytes else memoryview(b"")
+    if isinstance(leaf, torch.Tensor):
+        copy_tensor(leaf, target)
+    elif isinstance(leaf, (bytes, bytearray)):
+        target[:] = leaf
+    else:
+        copy_ndarray(leaf, target)
+    if native is None or isinstance(leaf, (bytes, bytearray)):
+        return ArraySource(name, "uint8", (size_bytes,), target)
+    return ArraySource(name, native, tuple(leaf.shape), target)

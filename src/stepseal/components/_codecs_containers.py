@@ -1,0 +1,198 @@
+"""Codecs of Python's containers. The order of a dict is kept; the order of a set is not.
+
+A dict whose keys are plain strings stands as a JSON object. Stored documents have sorted keys, so
+any other order is kept under `$keys`; all other dicts are lists of pairs under `$dict`. Long
+sequences of numbers are array leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from array import array
+from collections import Counter, OrderedDict, defaultdict, deque
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stepseal.components._codecs_arrays import torch_name
+from stepseal.components._codecs_core import MAX_PLAIN_INT, Codec, Decoder, Encoder, qualified
+from stepseal.components._codecs_scalars import is_plain_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import TypeAlias
+
+    _Sequence: TypeAlias = list[Any] | tuple[Any, ...] | deque[Any]
+
+__all__ = ["CONTAINERS", "encode_items"]
+
+_FACTORIES: Mapping[str, type] = {
+    cls.__name__: cls
+    for cls in (int, float, complex, bool, str, bytes, list, tuple, dict, set, frozenset)
+}
+_TYPECODES = {"int": "q", "float": "d"}
+_DTYPES = {"int": torch.int64, "float": torch.float64}
+
+LEAF_NUMBERS = 10_000
+"""Shortest sequence of only ints or only floats that is stored as an array leaf."""
+
+
+def _encode_sequence(encoder: Encoder, value: _Sequence, levels: int) -> object:
+    kind = _number_kind(value)
+    if kind in _TYPECODES and len(value) >= LEAF_NUMBERS and not encoder.in_key:
+        flat = torch.frombuffer(array(_TYPECODES[kind], value), dtype=_DTYPES[kind])
+        return {"$numbers": {"leaf": encoder.add_leaf(flat)}}
+    if kind == "int" or (kind == "float" and all(map(math.isfinite, value))):
+        return list(value)
+    return [encoder.child(item, ("[", index), levels) for index, item in enumerate(value)]
+
+
+def _number_kind(value: _Sequence) -> str | None:
+    """Return `int` or `float` where all items are that and fit 63 bits; keeps long lists cheap."""
+    kinds = set(map(type, value))
+    if kinds == {int} and min(value) >= -MAX_PLAIN_INT and max(value) <= MAX_PLAIN_INT:
+        return "int"
+    return "float" if kinds == {float} else None
+
+
+def _decode_numbers(decoder: Decoder, payload: object) -> list[Any]:
+    name, shape, data = decoder.take_leaf(decoder.fields(payload, {"leaf": str})["leaf"])
+    for kind, dtype in _DTYPES.items():
+        if name == torch_name(dtype) and len(shape) == 1:
+            numbers = array(_TYPECODES[kind])
+            numbers.frombytes(data)
+            return numbers.tolist()
+    raise decoder.corrupt("a flat leaf of int64 or float64", f"{name} of shape {shape}")
+
+
+def _encode_list(encoder: Encoder, value: list[object]) -> object:
+    return _encode_sequence(encoder, value, 1)
+
+
+def _encode_tuple(encoder: Encoder, value: tuple[object, ...]) -> object:
+    return {"$tuple": _encode_sequence(encoder, value, 2)}
+
+
+def _decode_list(decoder: Decoder, payload: object) -> list[Any]:
+    if type(payload) is dict and set(payload) == {"$numbers"}:
+        return _decode_numbers(decoder, payload["$numbers"])
+    if type(payload) is not list:
+        raise decoder.corrupt("a list", payload)
+    return [decoder.child(item, ("[", index)) for index, item in enumerate(payload)]
+
+
+def _decode_tuple(decoder: Decoder, payload: object) -> tuple[Any, ...]:
+    return tuple(_decode_list(decoder, payload))
+
+
+def encode_items(
+    encoder: Encoder, value: Mapping[Any, object], levels: int = 0
+) -> dict[str, object]:
+    """Return the dict node of a mapping; the node itself stands `levels` below the present one."""
+    keys = list(value)
+    if not all(type(key) is str and not key.startswith("$") and is_plain_text(key) for key in keys):
+        pairs = [
+            [
+                encoder.key(key, ("[", key), levels + 3),
+                encoder.child(item, ("[", key), levels + 3),
+            ]
+            for key, item in value.items()
+        ]
+        return {"$dict": pairs}
+    node = {key: encoder.child(item, ("[", key), levels + 1) for key, item in value.items()}
+    if keys != sorted(keys):
+        node["$keys"] = keys
+    return node
+
+
+def _tagged_items(tag: str) -> Callable[[Encoder, Mapping[Any, object]], object]:
+    def encode(encoder: Encoder, value: Mapping[Any, object]) -> object:
+        return {tag: encode_items(encoder, value, 1)}
+
+    return encode
+
+
+def _decode_dict(decoder: Decoder, payload: object) -> dict[Any, Any]:
+    return dict(decoder.items({"$dict": payload}))
+
+
+def _decode_ordered(decoder: Decoder, payload: object) -> OrderedDict[Any, Any]:
+    return OrderedDict(decoder.items(payload))
+
+
+def _decode_counter(decoder: Decoder, payload: object) -> Counter[Any]:
+    return Counter(dict(decoder.items(payload)))
+
+
+def _encode_defaultdict(encoder: Encoder, value: defaultdict[Any, object]) -> object:
+    factory = value.default_factory
+    name = None if factory is None else getattr(factory, "__name__", "")
+    if name is not None and _FACTORIES.get(name) is not factory:
+        raise encoder.refuse(
+            f"a defaultdict with a factory of {sorted(_FACTORIES)}",
+            qualified(factory) if isinstance(factory, type) else repr(factory),
+            "Use one of these, or save dict(value)",
+        )
+    return {"$defaultdict": {"factory": name, "items": encode_items(encoder, value, 2)}}
+
+
+def _decode_defaultdict(decoder: Decoder, payload: object) -> defaultdict[Any, Any]:
+    fields = decoder.fields(payload, {"factory": object, "items": dict})
+    name = fields["factory"]
+    if name is not None and (not isinstance(name, str) or name not in _FACTORIES):
+        raise decoder.corrupt(f"a factory of {sorted(_FACTORIES)}", name)
+    return defaultdict(None if name is None else _FACTORIES[name], decoder.items(fields["items"]))
+
+
+def _encode_set(tag: str) -> Callable[[Encoder, Any], object]:
+    def encode(encoder: Encoder, value: set[object] | frozenset[object]) -> object:
+        nodes = [encoder.key(item, ("*", None), 2) for item in value]
+        # Iteration order differs between processes; equal sets make equal documents.
+        return {tag: sorted(nodes, key=lambda node: json.dumps(node, sort_keys=True))}
+
+    return encode
+
+
+def _decode_set(make: type[Any]) -> Callable[[Decoder, object], object]:
+    def decode(decoder: Decoder, payload: object) -> object:
+        if type(payload) is not list:
+            raise decoder.corrupt("a list of members", payload)
+        seen: set[object] = set()
+        return make([decoder.hashable(item, ("*", None), seen) for item in payload])
+
+    return decode
+
+
+def _encode_deque(encoder: Encoder, value: deque[object]) -> object:
+    return {"$deque": {"items": _encode_sequence(encoder, value, 3), "maxlen": value.maxlen}}
+
+
+def _decode_deque(decoder: Decoder, payload: object) -> deque[Any]:
+    fields = decoder.fields(payload, {"items": object, "maxlen": object})
+    maxlen, items = fields["maxlen"], _decode_list(decoder, fields["items"])
+    if maxlen is None:
+        return deque(items)
+    if type(maxlen) is not int or not len(items) <= maxlen <= MAX_PLAIN_INT:
+        raise decoder.corrupt(f"a maxlen of at least {len(items)}", maxlen)
+    return deque(items, maxlen)
+
+
+CONTAINERS: tuple[Codec, ...] = (
+    Codec("$numbers", (list,), _encode_list, _decode_numbers, nested=True),
+    Codec("$tuple", (tuple,), _encode_tuple, _decode_tuple, nested=True, key=True),
+    Codec("$dict", (dict,), encode_items, _decode_dict, nested=True),
+    Codec("$odict", (OrderedDict,), _tagged_items("$odict"), _decode_ordered, nested=True),
+    Codec("$counter", (Counter,), _tagged_items("$counter"), _decode_counter, nested=True),
+    Codec("$defaultdict", (defaultdict,), _encode_defaultdict, _decode_defaultdict, nested=True),
+    Codec("$set", (set,), _encode_set("$set"), _decode_set(set), nested=True),
+    Codec(
+        "$frozenset",
+        (frozenset,),
+        _encode_set("$frozenset"),
+        _decode_set(frozenset),
+        nested=True,
+        key=True,
+    ),
+    Codec("$deque", (deque,), _encode_deque, _decode_deque, nested=True),
+)

@@ -1,0 +1,369 @@
+"""The walk that codecs take part in: where it is, how deep, and which leaves it met.
+
+An `Encoder` turns a live value into a JSON node and array leaves, a `Decoder` turns them back. Both
+know no type: the tables of codecs are handed to them. Neither imports, unpickles or calls anything
+that a document names.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from stepseal.errors import Corrupt, StateMismatch, UnsupportedState
+from stepseal.layout import ITEMSIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    import torch
+
+    from stepseal.components._types import TreeContents
+
+    Leaf: TypeAlias = torch.Tensor | np.ndarray[Any, Any] | bytes | bytearray
+    """What is stored as an array instead of as JSON."""
+
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_PLAIN_INT",
+    "Codec",
+    "Decoder",
+    "Encoder",
+    "Step",
+    "describe",
+    "format_path",
+    "qualified",
+]
+
+MAX_DEPTH = 56
+"""Most levels of JSON nesting above a value; its own braces and an envelope still fit in 64."""
+
+MAX_PLAIN_INT = 2**63 - 1
+"""Largest magnitude of an int that stands in the document as a JSON number."""
+
+_MAX_SHOWN = 120
+_MAX_DIMS = 64
+_MAX_ELEMENTS = 2**59
+_MAX_LEAF_NAME = 160
+_UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.-]+")
+
+Step: TypeAlias = tuple[str, object]
+"""One step down: `("[", key)`, `(".", field)` or `("*", None)` for a member of a set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """How the values of some types become JSON and come back."""
+
+    tag: str | None
+    """Key of the tagged object in the document; None for plain JSON values."""
+    types: tuple[type, ...]
+    """The exact types; a subclass is another type, because its extra state would be lost."""
+    encode: Callable[[Encoder, Any], object]
+    """Value to whole node."""
+    decode: Callable[[Decoder, Any], object] | None = None
+    """What stands under the tag to value; None for plain JSON values."""
+    nested: bool = False
+    """Has children, so that it can be part of a cycle."""
+    key: bool = False
+    """May be a dict key or a member of a set: hashable by value."""
+
+
+def qualified(cls: type) -> str:
+    """Return the name of a class as people look for it."""
+    return (
+        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    )
+
+
+def describe(node: object) -> str:
+    """Return a short text of a found value for an error message."""
+    text = repr(node)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def format_path(steps: Sequence[Step]) -> str:
+    """Return the steps as Python spells them: `["optimizer"]["cfg"].x[3]`; empty at the top."""
+    return "".join(_format_step(kind, key) for kind, key in steps)
+
+
+def _format_step(kind: str, key: object) -> str:
+    if kind == ".":
+        return f".{key}"
+    if kind == "*":
+        return "{*}"
+    if type(key) is str:
+        return f"[{json.dumps(key, ensure_ascii=not _printable(key))}]"
+    return f"[{describe(key)}]"
+
+
+def _printable(text: str) -> bool:
+    return text.isprintable()
+
+
+class Encoder:
+    """One walk down a live value.
+
+    Args:
+        find: exact type to its codec.
+        component: name for error messages.
+    """
+
+    def __init__(self, find: Callable[[type], Codec | None], component: str) -> None:
+        self.component = component
+        self.arrays: dict[str, Leaf] = {}
+        self._find = find
+        self._steps: list[Step] = []
+        self._depth = 0
+        self._open: set[int] = set()
+        self._in_key = False
+
+    @property
+    def in_key(self) -> bool:
+        """Whether the walk is inside a dict key or a member of a set, where no leaf may stand."""
+        return self._in_key
+
+    def encode(self, value: object) -> object:
+        """Return the node of `value` at the present place."""
+        codec = self._find(type(value))
+        if codec is None:
+            raise self.refuse(
+                "a type that a codec knows",
+                qualified(type(value)),
+                "Register it with stepseal.register(cls) (dataclass, enum, namedtuple) or "
+                "stepseal.register_codec(...), "
+                "or add the component as a (get, set) pair of plain values",
+            )
+        if self._in_key and not codec.key:
+            raise self.refuse(
+                "dict keys and set members that compare by value",
+                qualified(type(value)),
+                "Use a plain key",
+            )
+        if not codec.nested:
+            return codec.encode(self, value)
+        if id(value) in self._open:
+            raise self.refuse(
+                "a tree", "a cycle: this object contains itself", "Break the cycle in state_dict()"
+            )
+        self._open.add(id(value))
+        node = codec.encode(self, value)
+        self._open.discard(id(value))
+        return node
+
+    def child(self, value: object, step: Step, levels: int = 1) -> object:
+        """Return the node of `value`, which stands `levels` JSON levels below the present node."""
+        self._steps.append(step)
+        self._depth += levels
+        if self._depth > MAX_DEPTH:
+            raise self.refuse(
+                f"at most {MAX_DEPTH} levels of nesting in the document",
+                "more",
+                "Flatten the state",
+            )
+        node = self.encode(value)
+        self._depth -= levels
+        self._steps.pop()
+        return node
+
+    def key(self, value: object, step: Step, levels: int = 1) -> object:
+        """Return the node of a dict key or a member of a set."""
+        before, self._in_key = self._in_key, True
+        node = self.child(value, step, levels)
+        self._in_key = before
+        return node
+
+    def add_leaf(self, leaf: Leaf) -> str:
+        """Store an array leaf under a unique name made from the path, and return the name."""
+        words = [str(key) if key is not None else "item" for _, key in self._steps]
+        base = _UNNAMEABLE.sub("_", ".".join(words))[:_MAX_LEAF_NAME].strip(".")
+        if not base or base.startswith("__"):
+            base = f"leaf{base}"
+        name, number = base, 1
+        while name in self.arrays:
+            number += 1
+            name = f"{base}~{number}"
+        self.arrays[name] = leaf
+        return name
+
+    def refuse(self, expected: str, found: str, advice: str) -> UnsupportedState:
+        """Return the error for the value at the present place."""
+        path = format_path(self._steps)
+        return UnsupportedState(
+            f"cannot save component {self.component!r}: {path or 'top level'}: expected "
+            f"{expected}, found {found}. "
+            f"{advice}.",
+            component=self.component,
+            path=path,
+            expected=expected,
+            found=found,
+        )
+
+
+class Decoder:
+    """One walk down a document that may be hostile.
+
+    Args:
+        tags: tag to codec.
+        contents: the tree; its arrays are each taken exactly once.
+        component: name for error messages.
+    """
+
+    def __init__(
+        self, tags: Mapping[str, Codec], contents: TreeContents, component: str | None
+    ) -> None:
+        self.component = component
+        self._tags = tags
+        self._arrays = contents.arrays
+        self._taken: set[str] = set()
+        self._steps: list[Step] = []
+
+    def decode(self, node: object) -> object:
+        """Return the value of `node` at the present place."""
+        kind = type(node)
+        if node is None or kind is bool or kind is str:
+            return node
+        if type(node) is int:
+            if -MAX_PLAIN_INT <= node <= MAX_PLAIN_INT:
+                return node
+            raise self.corrupt("an int within 63 bits", node)
+        if type(node) is float:
+            if math.isfinite(node):
+                return node
+            raise self.corrupt("a finite number", node)
+        if type(node) is list:
+            return [self.child(item, ("[", index)) for index, item in enumerate(node)]
+        if type(node) is dict:
+            return self._decode_object(node)
+        raise self.corrupt("a JSON value", qualified(kind))
+
+    def _decode_object(self, node: dict[Any, Any]) -> object:
+        tag = next(iter(node)) if len(node) == 1 else None
+        if not isinstance(tag, str) or not tag.startswith("$") or tag == "$keys":
+            return dict(self.items(node))
+        codec = self._tags.get(tag)
+        if codec is None or codec.decode is None:
+            raise self.corrupt("a tag that this release knows", tag)
+        return codec.decode(self, node[tag])
+
+    def child(self, node: object, step: Step) -> object:
+        """Return the value of a node below the present one."""
+        self._steps.append(step)
+        if len(self._steps) > MAX_DEPTH:
+            raise self.corrupt(f"at most {MAX_DEPTH} levels of nesting", "more")
+        value = self.decode(node)
+        self._steps.pop()
+        return value
+
+    def items(self, node: object) -> list[tuple[Any, Any]]:
+        """Return the pairs of a dict node, in the order of the dict that was saved."""
+        if type(node) is not dict:
+            raise self.corrupt("a dict", node)
+        if set(node) == {"$dict"}:
+            return self._pairs(node["$dict"])
+        keys = [key for key in node if key != "$keys"]
+        if any(type(key) is not str or key.startswith("$") for key in keys):
+            raise self.corrupt("plain keys, or one tag", sorted(map(str, keys)))
+        order = node.get("$keys", sorted(keys))
+        if type(order) is not list or any(type(key) is not str for key in order):
+            raise self.corrupt("a list of keys under $keys", order)
+        if sorted(order) != sorted(keys):
+            raise self.corrupt("each key exactly once under $keys", order)
+        return [(key, self.child(node[key], ("[", key))) for key in order]
+
+    def _pairs(self, pairs: object) -> list[tuple[Any, Any]]:
+        if type(pairs) is not list or any(
+            type(pair) is not list or len(pair) != 2 for pair in pairs
+        ):
+            raise self.corrupt("a list of pairs under $dict", pairs)
+        seen: set[object] = set()
+        items = []
+        for index, pair in enumerate(pairs):
+            key = self.hashable(pair[0], ("[", index), seen)
+            items.append((key, self.child(pair[1], ("[", key))))
+        return items
+
+    def hashable(self, node: object, step: Step, seen: set[object]) -> object:
+        """Return a dict key or a member of a set that is not yet in `seen`, and add it."""
+        value = self.child(node, step)
+        try:
+            repeated = value in seen
+            seen.add(value)
+        except TypeError:
+            raise self.corrupt("a hashable key or member", qualified(type(value))) from None
+        if repeated:
+            raise self.corrupt("each key or member once", value)
+        return value
+
+    def fields(
+        self,
+        payload: object,
+        required: Mapping[str, type],
+        optional: Mapping[str, type] | None = None,
+    ) -> dict[str, Any]:
+        """Return a tag's payload after checking its field names and JSON types."""
+        known = {**required, **(optional or {})}
+        if type(payload) is not dict or not set(required) <= set(payload) <= set(known):
+            raise self.corrupt(f"an object with the fields {sorted(known)}", payload)
+        for name, value in payload.items():
+            if known[name] is not object and type(value) is not known[name]:
+                raise self.corrupt(f"{name} of type {known[name].__name__}", value)
+        return payload
+
+    def take_leaf(self, name: object) -> tuple[str, tuple[int, ...], memoryview]:
+        """Return (dtype, shape, bytes) of an array leaf, once."""
+        if not isinstance(name, str) or name not in self._arrays:
+            raise self.corrupt("the name of an array leaf", name)
+        if name in self._taken:
+            raise self.corrupt("each array leaf to be used once", name)
+        self._taken.add(name)
+        dtype, shape, data = self._arrays[name]
+        sizes = self.sizes(list(shape))
+        data = data.cast("B") if data.format != "B" or data.ndim != 1 else data
+        if dtype not in ITEMSIZE or math.prod(sizes) * ITEMSIZE[dtype] != len(data):
+            raise self.corrupt(
+                f"{dtype} data of shape {sizes}", f"{len(data)} bytes in leaf {name!r}"
+            )
+        return dtype, sizes, data
+
+    def sizes(self, node: object) -> tuple[int, ...]:
+        """Return a shape that fits 60 bits even where a dim of size 0 hides the others."""
+        if type(node) is not list or any(type(size) is not int or size < 0 for size in node):
+            raise self.corrupt("a list of sizes", node)
+        if len(node) > _MAX_DIMS or math.prod(max(size, 1) for size in node) >= _MAX_ELEMENTS:
+            raise self.corrupt(f"at most {_MAX_DIMS} dims and {_MAX_ELEMENTS} elements", node)
+        return tuple(node)
+
+    def check_all_taken(self) -> None:
+        """Refuse a tree with array leaves that its document does not mention."""
+        unused = sorted(set(self._arrays) - self._taken)
+        if unused:
+            raise self.corrupt("array leaves that the document mentions", unused)
+
+    def corrupt(self, expected: str, found: object) -> Corrupt:
+        """Return the error for a node that breaks the format."""
+        message, context = self._explain(expected, found, "Restore another step")
+        return Corrupt(message, **context)
+
+    def mismatch(self, expected: str, found: object, advice: str) -> StateMismatch:
+        """Return the error for a node that this program cannot take."""
+        message, context = self._explain(expected, found, advice)
+        return StateMismatch(message, **context)
+
+    def _explain(self, expected: str, found: object, advice: str) -> tuple[str, dict[str, Any]]:
+        path = format_path(self._steps)
+        shown = found if isinstance(found, str) else describe(found)
+        fact = f"{path or 'top level'}: expected {expected}, found {describe(found)}"
+        where = "tree" if self.component is None else f"component {self.component!r}"
+        context = {
+            "component": self.component,
+            "path": path,
+            "expected": expected,
+            "found": shown,
+            "problems": (fact,),
+        }
+        return f"cannot restore {where}: {fact}. {advice}.", context

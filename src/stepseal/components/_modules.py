@@ -1,0 +1,175 @@
+"""`nn.Module` as a component: clean keys, tensors restored in place."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from stepseal.components._leaves import default_sharing, kind_of, mismatch
+from stepseal.components._tensors import FlatState, capture_flat, plan_flat
+from stepseal.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stepseal.components._leaves import LeafPlan
+    from stepseal.components._types import (
+        CapturedComponent,
+        SavedComponent,
+        Sharing,
+        Staging,
+        Topology,
+    )
+
+__all__ = ["ModuleComponent", "clean_key", "parameter_names", "unwrap"]
+
+_EXTRA_STATE = "_extra_state"
+# Wrappers by class name, so that nothing is imported, and the attribute under which each holds the
+# module.
+_WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    "OffloadWrapper": "_checkpoint_wrapped_module",
+}
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the module inside DDP and `torch.compile` wrappers."""
+    while (attribute := _wrapper_attribute(module)) is not None:
+        inner = module._modules[attribute]
+        assert inner is not None, "a wrapper holds a module"
+        module = inner
+    return module
+
+
+def clean_key(root: nn.Module, key: str) -> str:
+    """Return a key of `root`'s state dict or parameters without the names of wrappers inside it."""
+    clean: list[str] = []
+    module: nn.Module | None = root
+    for part in key.split("."):
+        while module is not None and (attribute := _wrapper_attribute(module)) not in (None, part):
+            module = module._modules[attribute]
+        wrapped = module is not None and _wrapper_attribute(module) == part
+        module = None if module is None else module._modules.get(part)
+        if not wrapped:
+            clean.append(part)
+    return ".".join(clean)
+
+
+def parameter_names(module: nn.Module) -> dict[int, str]:
+    """Return the clean name of each parameter, by identity; a tied parameter has its first name."""
+    root, names = unwrap(module), {}
+    for key, parameter in root.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), clean_key(root, key))
+    return names
+
+
+class ModuleComponent:
+    """A module's `state_dict`, under keys that are free of DDP and `torch.compile` prefixes.
+
+    Parameters and persistent buffers are filled in place. What the state dict made anew (hooks) and
+    extra state go through `load_state_dict` afterwards.
+
+    Args:
+        name: name of the component.
+        module: wrapped or not.
+        sharing: declared sharing, None for the default.
+
+    Raises:
+        InvalidInput: `module` holds FSDP1 modules.
+    """
+
+    def __init__(self, name: str, module: nn.Module, *, sharing: Sharing | None = None) -> None:
+        for path, part in module.named_modules():
+            if any(cls.__name__ == "FullyShardedDataParallel" for cls in type(part).__mro__):
+                raise InvalidInput(
+                    f"module cannot be added: component {name}, module {path or '<root>'}: "
+                    "expected plain or FSDP2 "
+                    "modules, found FullyShardedDataParallel (FSDP1). Use fully_shard (FSDP2), or "
+                    "add it as an "
+                    "external component that torch.distributed.checkpoint writes.",
+                    component=name,
+                    path=path,
+                )
+        self.name = name
+        self.kind = kind_of(sharing)
+        self.module = module
+        self._declared = sharing
+
+    def keys(self) -> tuple[str, ...]:
+        """Return every key that the component stores, in order."""
+        _, flat = self._read()
+        return (*flat.tensors, *flat.values)
+
+    def sharing(self, topology: Topology) -> Sharing:
+        """Return the declared sharing or the default for `topology`."""
+        _, flat = self._read()
+        return self._sharing_of(flat, topology)
+
+    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
+        """Take the state on the caller's thread; see `Component`."""
+        _, flat = self._read()
+        return capture_flat(flat, self._sharing_of(flat, topology), topology, staging)
+
+    def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
+        """Check a saved state against live state, strictly, and change nothing; see `Component`."""
+        state, flat = self._read()
+
+        def finish(values: Mapping[str, object]) -> None:
+            root = unwrap(self.module)
+            live = {_storage(tensor) for tensor in (*root.parameters(), *root.buffers())}
+            if values or any(_storage(tensor) not in live for tensor in flat.tensors.values()):
+                self._load(state, values)
+
+        return plan_flat(flat, saved, self._sharing_of(flat, topology), topology, finish)
+
+    def _sharing_of(self, flat: FlatState, topology: Topology) -> Sharing:
+        return default_sharing(self._declared, flat.tensors.values(), topology)
+
+    def _read(self) -> tuple[dict[str, Any], FlatState]:
+        """Return the raw state dict, and its leaves under clean keys; extra state is a value."""
+        root, flat = unwrap(self.module), FlatState(self.name)
+        state: dict[str, Any] = root.state_dict()
+        for raw, value in state.items():
+            key = clean_key(root, raw)
+            if raw.rpartition(".")[2] == _EXTRA_STATE:
+                flat.add_value(key, value)
+            else:
+                flat.add(key, value)
+        return state, flat
+
+    def _load(self, state: dict[str, Any], values: Mapping[str, object]) -> None:
+        """Hand the filled state dict to the module; tensors filled in place meet themselves."""
+        root = unwrap(self.module)
+        for raw in state:
+            key = clean_key(root, raw)
+            if key in values:
+                state[raw] = values[key]
+        try:
+            root.load_state_dict(state)
+        except RuntimeError as error:
+            raise mismatch(self.name, [f"load_state_dict: {error}"]) from error
+
+
+def _wrapper_attribute(module: nn.Module) -> str | None:
+    """Return the attribute under which a wrapper holds its module, None for any other module."""
+    for cls in type(module).__mro__:
+        if cls is nn.Module:
+            return None
+        attribute = _WRAPPERS.get(cls.__name__)
+        if attribute is not None and cls.__module__.startswith("torch."):
+            return attribute
+    return None
+
+
+def _storage(tensor: torch.Tensor) -> int | None:
+    """Return the address of the memory behind a tensor, or behind the local part of a DTensor."""
+    local = getattr(tensor, "_local_tensor", tensor)
+    try:
+        return int(local.untyped_storage().data_ptr())
+    except (NotImplementedError, RuntimeError):  # a buffer without storage that no state dict lists
+        return None

@@ -1,0 +1,217 @@
+"""The random streams of a process as one component. Capturing reads states and moves no stream."""
+
+from __future__ import annotations
+
+import random
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+
+from stepseal.components._codecs_core import qualified
+from stepseal.components._codecs_random import bit_state_problem, seed_sequence_of
+from stepseal.components._trees import TreeComponent
+from stepseal.components._types import Sharing
+from stepseal.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+
+__all__ = ["RNG", "RNGComponent"]
+
+_STREAMS = frozenset({"python", "numpy", "torch", "cuda", "numpy_generators", "torch_generators"})
+
+
+@dataclass(frozen=True, slots=True)
+class RNG:
+    """Stands for the random streams of this process: `ckpt.add("rng", RNG())`.
+
+    Always: Python's `random`, torch's CPU stream, the stream of every CUDA device once CUDA is in
+        use, and NumPy's global stream once NumPy is imported. Generators of your own are restored
+        in place.
+    """
+
+    numpy: Sequence[np.random.Generator | np.random.RandomState] = ()
+    """Generators to save as well; at a restore as many, of the same kinds, in the same order."""
+    torch: Sequence[torch.Generator] = ()
+    """Generators to save as well; at a restore as many, on the same kinds of device, in order."""
+
+
+class RNGComponent(TreeComponent):
+    """All random streams of a participant; PER_RANK unless declared."""
+
+    default_sharing: ClassVar[Sharing | None] = Sharing.PER_RANK
+
+    def __init__(self, name: str, rng: RNG, declared: Sharing | None = None) -> None:
+        super().__init__(name, declared)
+        self._numpy, self._torch = tuple(rng.numpy), tuple(rng.torch)
+        wrong = [one for one in self._torch if not isinstance(one, torch.Generator)]
+        wrong += [one for one in self._numpy if _numpy_kind(one) is None]
+        if wrong:
+            raise InvalidInput(
+                f"component {name!r}: expected numpy generators in RNG(numpy=[...]) and torch "
+                "generators in "
+                f"RNG(torch=[...]), found {[qualified(type(one)) for one in wrong]}.",
+                component=name,
+            )
+
+    def read_state(self) -> object:
+        """Return the states of all streams that are in use."""
+        state: dict[str, object] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+        if "numpy.random" in sys.modules:  # unused otherwise; a save must not import it
+            state["numpy"] = _numpy_global().get_state(legacy=False)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            state["cuda"] = [
+                torch.cuda.get_rng_state(index) for index in range(torch.cuda.device_count())
+            ]
+        if self._numpy:
+            state["numpy_generators"] = list(self._numpy)
+        if self._torch:
+            state["torch_generators"] = [
+                {"device": one.device.type, "state": one.get_state()} for one in self._torch
+            ]
+        return state
+
+    def state_problems(self, value: object) -> list[str]:
+        """Try each state on a scratch generator, and name all that cannot be restored here."""
+        if not isinstance(value, dict) or not {"python", "torch"} <= set(value) <= _STREAMS:
+            return [f"expected the streams {sorted(_STREAMS)}, found {_names(value)}"]
+        problems = _tried("python", random.Random(0).setstate, value["python"])
+        problems += _tried("torch", torch.Generator().set_state, value["torch"])
+        if "numpy" in value:
+            problems += _numpy_global_problems(value["numpy"])
+        problems += _cuda_problems(value.get("cuda", []))
+        problems += self._numpy_problems(value.get("numpy_generators", []))
+        problems += self._torch_problems(value.get("torch_generators", []))
+        return problems
+
+    def write_state(self, value: object) -> None:
+        """Set exactly the streams that were saved."""
+        streams = cast("dict[str, Any]", value)
+        random.setstate(streams["python"])
+        torch.set_rng_state(streams["torch"])
+        if "numpy" in streams:
+            _numpy_global().set_state(streams["numpy"])
+        for index, state in enumerate(streams.get("cuda", [])):
+            torch.cuda.set_rng_state(state, index)
+        for live, saved in zip(self._numpy, streams.get("numpy_generators", []), strict=True):
+            _set_numpy(live, saved)
+        for generator, saved in zip(self._torch, streams.get("torch_generators", []), strict=True):
+            generator.set_state(saved["state"])
+
+    def _numpy_problems(self, saved: object) -> list[str]:
+        if not isinstance(saved, list) or len(saved) != len(self._numpy):
+            return [f"numpy generators: expected {len(self._numpy)}, found {_count(saved)}"]
+        pairs = enumerate(zip(self._numpy, saved, strict=True))
+        return [
+            f"numpy generators[{index}]: expected {_numpy_kind(live)}, found {_numpy_kind(one)}"
+            for index, (live, one) in pairs
+            if _numpy_kind(live) != _numpy_kind(one)
+        ]
+
+    def _torch_problems(self, saved: object) -> list[str]:
+        if not isinstance(saved, list) or len(saved) != len(self._torch):
+            return [f"torch generators: expected {len(self._torch)}, found {_count(saved)}"]
+        problems = []
+        for index, (live, one) in enumerate(zip(self._torch, saved, strict=True)):
+            where = f"torch generators[{index}]"
+            if (
+                not isinstance(one, dict)
+                or set(one) != {"device", "state"}
+                or one["device"] != live.device.type
+            ):
+                found = one.get("device") if isinstance(one, dict) else qualified(type(one))
+                problems.append(
+                    f"{where}: expected a generator on {live.device.type}, found {found}"
+                )
+            else:
+                problems += _tried(where, torch.Generator(live.device).set_state, one["state"])
+        return problems
+
+
+def _names(value: object) -> object:
+    return sorted(map(str, value)) if isinstance(value, dict) else qualified(type(value))
+
+
+def _count(value: object) -> object:
+    return len(value) if isinstance(value, list) else qualified(type(value))
+
+
+def _tried(stream: str, put: Callable[[Any], object], state: object) -> list[str]:
+    try:
+        put(state)
+    except (RuntimeError, TypeError, ValueError, OverflowError, IndexError) as error:
+        return [f"{stream}: the saved state does not fit: {error}"]
+    return []
+
+
+def _numpy_global() -> Any:  # noqa: ANN401 - a module
+    import numpy as np
+
+    return np.random
+
+
+def _numpy_global_problems(state: object) -> list[str]:
+    problem = bit_state_problem(state, legacy=True)
+    if problem is not None:
+        return [f"numpy: {problem}"]
+    try:
+        live = _numpy_global().get_state(legacy=False)
+    except ImportError:
+        return ["numpy: a saved stream cannot be restored without numpy: install it"]
+    saved = cast("Mapping[str, object]", state)["bit_generator"]
+    if live["bit_generator"] != saved:
+        return [f"numpy: expected the bit generator {live['bit_generator']}, found {saved}"]
+    return []
+
+
+def _cuda_problems(states: object) -> list[str]:
+    if not isinstance(states, list):
+        return [f"cuda: expected a list of states, found {qualified(type(states))}"]
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if len(states) > here:
+        return [
+            f"cuda: saved streams of {len(states)} devices, here {here}: restore where as many "
+            "are visible"
+        ]
+    problems = []
+    for index, state in enumerate(states):
+        problems += _tried(f"cuda:{index}", torch.Generator(f"cuda:{index}").set_state, state)
+    return problems
+
+
+def _numpy_kind(generator: object) -> str | None:
+    """Return class and bit generator of a NumPy generator, None for anything else."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is None:
+        return None
+    if type(generator) is numpy_random.Generator:
+        return f"Generator({type(generator.bit_generator).__name__})"
+    if type(generator) is numpy_random.RandomState:
+        return f"RandomState({generator.get_state(legacy=False)['bit_generator']})"
+    return None
+
+
+def _set_numpy(live: Any, saved: Any) -> None:  # noqa: ANN401 - two classes, checked by kind
+    if hasattr(live, "bit_generator"):
+        live.bit_generator.state = saved.bit_generator.state
+        _catch_up_spawns(live.bit_generator, saved.bit_generator)
+    else:
+        live.set_state(saved.get_state(legacy=False))
+
+
+def _catch_up_spawns(live: np.random.BitGenerator, saved: np.random.BitGenerator) -> None:
+    """Let `spawn` go on where the saved generator was, if both started from the same seed.
+
+    NumPy cannot replace the SeedSequence of a generator, only advance its count.
+    """
+    ours, theirs = seed_sequence_of(live), seed_sequence_of(saved)
+    if ours is None or theirs is None:
+        return
+    same_seed = str(ours.entropy) == str(theirs.entropy) and ours.spawn_key == theirs.spawn_key
+    missing = theirs.n_children_spawned - ours.n_children_spawned
+    if same_seed and missing > 0:
+        ours.spawn(missing)

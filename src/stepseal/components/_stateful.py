@@ -1,0 +1,219 @@
+"""Whose state is a tree: `state_dict` objects, LR schedulers, (get, set) pairs, plain values."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeGuard, runtime_checkable
+
+import torch
+
+from stepseal.components._codecs_core import qualified
+from stepseal.components._trees import TreeComponent
+from stepseal.components._types import Sharing
+from stepseal.errors import InvalidInput
+from stepseal.layout import BytesSource
+
+__all__ = [
+    "LRSchedulerComponent",
+    "PairComponent",
+    "Scheduler",
+    "Stateful",
+    "StatefulComponent",
+    "ValueComponent",
+    "is_lr_scheduler",
+]
+
+Scheduler: TypeAlias = torch.optim.lr_scheduler.LRScheduler
+"""Base of all of torch's LR schedulers, ReduceLROnPlateau included."""
+
+
+def is_lr_scheduler(obj: object) -> TypeGuard[Scheduler]:
+    """Return whether an object is an LR scheduler of torch, or of a subclass."""
+    return isinstance(obj, torch.optim.lr_scheduler.LRScheduler)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What can be added as a component without an adapter."""
+
+    def state_dict(self) -> Any:  # noqa: ANN401 - any tree
+        """Return the state, live or copied."""
+        ...
+
+    def load_state_dict(self, state_dict: Any) -> object:  # noqa: ANN401 - any tree
+        """Take over a state that this object may keep."""
+        ...
+
+
+class StatefulComponent(TreeComponent):
+    """An object with `state_dict` and `load_state_dict`; it loads a new value, on the CPU."""
+
+    def __init__(self, name: str, obj: Stateful, declared: Sharing | None = None) -> None:
+        super().__init__(name, declared)
+        for method in ("state_dict", "load_state_dict"):
+            if not callable(getattr(obj, method, None)):
+                raise InvalidInput(
+                    f"component {name!r}: expected an object with state_dict and "
+                    "load_state_dict, found "
+                    f"{qualified(type(obj))} without {method}. Add a (get, set) pair instead.",
+                    component=name,
+                    found=qualified(type(obj)),
+                )
+        self._obj = obj
+
+    def read_state(self) -> object:
+        """Return `state_dict()`."""
+        return self._obj.state_dict()
+
+    def write_state(self, value: object) -> None:
+        """Call `load_state_dict`."""
+        self._obj.load_state_dict(value)
+
+
+class LRSchedulerComponent(StatefulComponent):
+    """An LR scheduler of torch; REPLICATED unless declared, with copies for stock readers."""
+
+    default_sharing: ClassVar[Sharing | None] = Sharing.REPLICATED
+
+    def __init__(self, name: str, scheduler: Scheduler, declared: Sharing | None = None) -> None:
+        super().__init__(name, scheduler, declared)
+
+    def state_problems(self, value: object) -> list[str]:
+        """Compare public settings: `load_state_dict` would silently take those of another class."""
+        return _scheduler_problems(value, self._obj.state_dict(), "")
+
+    def bytes_copies(self, value: object) -> tuple[BytesSource, ...]:
+        """Return one `torch.save` record per distinct top-level value."""
+        if not isinstance(value, Mapping):
+            return ()
+        entries: dict[bytes, list[tuple[str, str]]] = {}
+        for key, item in value.items():
+            if isinstance(key, str):
+                record = io.BytesIO()
+                torch.save(item, record)
+                entries.setdefault(record.getvalue(), []).append((self.name, key))
+        return tuple(BytesSource(tuple(names), data) for data, names in entries.items())
+
+
+def _scheduler_problems(saved: object, live: object, path: str) -> list[str]:
+    if not isinstance(saved, Mapping) or not isinstance(live, Mapping):
+        return [
+            f"{path or 'top level'}: expected the state of an LR scheduler, found "
+            f"{qualified(type(saved))}"
+        ]
+    problems = []
+    # Private keys differ between versions of torch and are not compared.
+    gone, extra = _public(live) - _public(saved), _public(saved) - _public(live)
+    if gone or extra:
+        problems.append(
+            f"{path or 'top level'}: another kind of LR scheduler was saved: missing "
+            f"{sorted(gone)}, extra {sorted(extra)}"
+        )
+    for key in ("base_lrs", "_schedulers"):
+        old, new = _length(saved, key), _length(live, key)
+        if old != new:
+            problems.append(f"{path}[{key!r}]: expected {new} entries, found {old}")
+    nested = (saved.get("_schedulers") or [], live.get("_schedulers") or [])
+    for index, (old_state, new_state) in enumerate(zip(*nested, strict=False)):
+        problems += _scheduler_problems(old_state, new_state, f'{path}["_schedulers"][{index}]')
+    return problems
+
+
+def _public(state: Mapping[Any, object]) -> set[str]:
+    return {key for key in state if isinstance(key, str) and not key.startswith("_")}
+
+
+def _length(state: Mapping[Any, object], key: str) -> int | None:
+    value = state.get(key)
+    return len(value) if isinstance(value, (list, tuple)) else None
+
+
+class PairComponent(TreeComponent):
+    """A state behind two functions: `get()` returns it, `set(value)` takes over a new one."""
+
+    def __init__(
+        self,
+        name: str,
+        pair: tuple[Callable[[], object], Callable[[Any], object]],
+        declared: Sharing | None = None,
+    ) -> None:
+        super().__init__(name, declared)
+        if not isinstance(pair, tuple) or len(pair) != 2 or not all(map(callable, pair)):
+            raise InvalidInput(
+                f"component {name!r}: expected a pair (get, set) of callables, found {pair!r}.",
+                component=name,
+            )
+        self._get, self._set = pair
+
+    def read_state(self) -> object:
+        """Return `get()`."""
+        return self._get()
+
+    def write_state(self, value: object) -> None:
+        """Call `set(value)`."""
+        self._set(value)
+
+
+class ValueComponent(TreeComponent):
+    """A plain dict or list, restored in place: the object stays, its content is new.
+
+    Tensors come back on the device of the live tensor at the same path, and on the CPU where there
+    is none.
+    """
+
+    def __init__(self, name: str, value: object, declared: Sharing | None = None) -> None:
+        super().__init__(name, declared)
+        if not isinstance(value, (dict, list)):
+            raise InvalidInput(
+                f"component {name!r}: expected a dict or list that can be restored in place, found "
+                f"{qualified(type(value))}. Add a (get, set) pair: "
+                f"add({name!r}, (lambda: obj.x, lambda value: setattr(obj, 'x', value))).",
+                component=name,
+                found=qualified(type(value)),
+            )
+        self._live: dict[Any, Any] | list[Any] = value
+
+    def read_state(self) -> object:
+        """Return the live object itself."""
+        return self._live
+
+    def write_state(self, value: object) -> None:
+        """Replace the content of the live object."""
+        placed: Any = _placed_like(value, self._live)
+        self._live.clear()
+        if isinstance(self._live, dict):
+            self._live.update(placed)
+        else:
+            self._live.extend(placed)
+
+    def state_problems(self, value: object) -> list[str]:
+        """Compare the type of the top level."""
+        if type(value) is type(self._live):
+            return []
+        return [
+            f"top level: expected {qualified(type(self._live))}, found {qualified(type(value))}"
+        ]
+
+
+def _placed_like(value: object, live: object) -> object:
+    """Move tensors in new dicts and lists to the devices of their live counterparts."""
+    if isinstance(value, torch.Tensor):
+        if isinstance(live, torch.Tensor) and live.device != value.device:
+            return _moved(value, live.device)
+        return value
+    if isinstance(value, dict) and isinstance(live, dict):
+        for key in value:
+            value[key] = _placed_like(value[key], live.get(key))
+    elif isinstance(value, list) and isinstance(live, list):
+        value[: len(live)] = [_placed_like(new, old) for new, old in zip(value, live, strict=False)]
+    return value
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    moved = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
+    return (
+        torch.nn.Parameter(moved, tensor.requires_grad)
+        if isinstance(tensor, torch.nn.Parameter)
+        else moved
+    )

@@ -1,0 +1,287 @@
+"""Components that are nested dicts of tensors: dicts, and objects with such a `state_dict`."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+
+from stepseal.components._dtensors import owns_plain_tensors
+from stepseal.components._leaves import (
+    LeafCapture,
+    compare_leaf,
+    default_sharing,
+    kind_of,
+    leaves_of,
+    mismatch,
+    open_saved,
+)
+from stepseal.errors import InvalidInput, UnsupportedState
+from stepseal.layout import BytesSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.components._leaves import LeafPlan, OpenedState
+    from stepseal.components._types import (
+        CapturedComponent,
+        SavedComponent,
+        Sharing,
+        Staging,
+        Topology,
+    )
+
+__all__ = [
+    "FlatState",
+    "HasStateDict",
+    "TensorDictComponent",
+    "capture_flat",
+    "plan_flat",
+    "saved_copy",
+]
+
+_MAX_DEPTH = 60
+_Path = tuple[Any, ...]
+
+
+@runtime_checkable
+class HasStateDict(Protocol):
+    """An object whose state is a dict that it gives and takes."""
+
+    def state_dict(self) -> Any:  # noqa: ANN401 - foreign objects
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:  # noqa: ANN401 - foreign objects
+        """Take the state."""
+        ...
+
+
+class FlatState:
+    """Tensor leaves and other leaves of a component, by key.
+
+    Args:
+        component: name of the component, for messages.
+    """
+
+    __slots__ = ("component", "tensors", "values")
+
+    def __init__(self, component: str) -> None:
+        self.component = component
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.values: dict[str, object] = {}
+
+    def add(self, key: str, value: object) -> None:
+        """Add a leaf.
+
+        Raises:
+            UnsupportedState: another leaf has this key.
+        """
+        if isinstance(value, torch.Tensor):
+            self._check(key)
+            self.tensors[key] = value
+        else:
+            self.add_value(key, value)
+
+    def add_value(self, key: str, value: object) -> None:
+        """Add a leaf that goes to the tree, also if it is a tensor; see `add`."""
+        self._check(key)
+        self.values[key] = value
+
+    def _check(self, key: str) -> None:
+        if key in self.tensors or key in self.values:
+            raise UnsupportedState(
+                f"state has two leaves of one name: component {self.component}, key {key}: "
+                "expected "
+                "keys that stay distinct when joined by '.'. Rename one of them.",
+                component=self.component,
+                path=key,
+            )
+
+
+def capture_flat(
+    flat: FlatState, sharing: Sharing, topology: Topology, staging: Staging | None
+) -> CapturedComponent:
+    """Capture a flat state; its other leaves form one tree document of the first participant."""
+    owns_plain = owns_plain_tensors(topology, flat.tensors.values())
+    leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=owns_plain)
+
+    def copies() -> list[BytesSource]:
+        made = ((key, saved_copy(value)) for key, value in flat.values.items())
+        return [BytesSource(((flat.component, key),), data) for key, data in made if data]
+
+    capture = LeafCapture(flat.component, sharing, topology, staging)
+    return capture.capture(leaves, flat.values or None, flat.values, copies)
+
+
+def plan_flat(
+    flat: FlatState,
+    saved: SavedComponent,
+    sharing: Sharing,
+    topology: Topology,
+    finish: Callable[[Mapping[str, object]], None],
+) -> LeafPlan:
+    """Compare a flat state with a saved one, strictly, and plan to fill its tensors in place.
+
+    Args:
+        flat: live state.
+        saved: what the step holds.
+        sharing: the sharing in use.
+        topology: who takes part.
+        finish: takes the decoded other leaves once the tensors were filled.
+
+    Raises:
+        StateMismatch: keys, shapes or dtypes differ; `.problems` lists all.
+    """
+    opened = open_saved(saved, sharing, topology)
+    values = opened.value if isinstance(opened.value, dict) else {}
+    leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=False)
+    problems: list[str] = []
+    for leaf in leaves:
+        problems += compare_leaf(leaf, opened.tensors.get(leaf.key))
+    problems += _key_problems(flat, opened, values)
+    if problems:
+        raise mismatch(flat.component, problems)
+    return opened.plan(leaves, lambda: finish(values))
+
+
+def _key_problems(flat: FlatState, opened: OpenedState, values: Mapping[str, object]) -> list[str]:
+    return [
+        *(f"{key}: missing in the checkpoint" for key in flat.values if key not in values),
+        *(
+            f"{key}: unexpected in the checkpoint"
+            for key in (*opened.tensors, *values)
+            if key not in (flat.tensors if key in opened.tensors else flat.values)
+        ),
+    ]
+
+
+def saved_copy(value: object) -> bytes | None:
+    """Return what `torch.save` makes of a non-tensor leaf, as stock readers expect it.
+
+    Returns:
+        None for what a codec knows and pickle does not (a local class): no stock reader could have
+        it either.
+    """
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
+    return buffer.getvalue()
+
+
+class TensorDictComponent:
+    """A dict of tensors, or an object whose `state_dict` is one; nested dicts are flattened by '.'.
+
+    Tensors of a dict are restored in place, other leaves are put into it. An object gets its own
+    state dict back, with every leaf filled, through `load_state_dict`.
+
+    Args:
+        name: name of the component.
+        state: the dict or the object.
+        sharing: declared sharing, None for the default.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        state: MutableMapping[str, Any] | HasStateDict,
+        *,
+        sharing: Sharing | None = None,
+    ) -> None:
+        if not isinstance(state, (MutableMapping, HasStateDict)):
+            raise InvalidInput(
+                f"component cannot be added: {name}: expected a dict of tensors or an object with "
+                "state_dict and "
+                f"load_state_dict, found {type(state).__name__}. Add it as a (get, set) pair.",
+                component=name,
+            )
+        self.name = name
+        self.kind = kind_of(sharing)
+        self._state = state
+        self._declared = sharing
+
+    def sharing(self, topology: Topology) -> Sharing:
+        """Return the declared sharing or the default for `topology`."""
+        _, flat = self._read()
+        return default_sharing(self._declared, flat.tensors.values(), topology)
+
+    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
+        """Take the state on the caller's thread; see `Component`."""
+        _, flat = self._read()
+        sharing = default_sharing(self._declared, flat.tensors.values(), topology)
+        return capture_flat(flat, sharing, topology, staging)
+
+    def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
+        """Check a saved state against live state, strictly, and change nothing; see `Component`."""
+        state, flat = self._read()
+        sharing = default_sharing(self._declared, flat.tensors.values(), topology)
+        return plan_flat(flat, saved, sharing, topology, lambda values: self._finish(state, values))
+
+    def _read(self) -> tuple[Any, FlatState]:
+        state = self._state if isinstance(self._state, MutableMapping) else self._state.state_dict()
+        flat = FlatState(self.name)
+        if not isinstance(state, Mapping):
+            raise UnsupportedState(
+                f"component is no tensor component: {self.name}: expected state_dict() to return a "
+                "dict, found "
+                f"{type(state).__name__}. Add it as a tree component.",
+                component=self.name,
+            )
+        _flatten(flat, (), state)
+        return state, flat
+
+    def _finish(self, state: Any, values: Mapping[str, object]) -> None:  # noqa: ANN401 - foreign state
+        if isinstance(self._state, MutableMapping):
+            _assign(state, (), values)
+        else:
+            self._state.load_state_dict(_replaced(state, (), values))
+
+
+def _flatten(flat: FlatState, path: _Path, state: Mapping[Any, Any]) -> None:
+    """Add every leaf of a nested dict to `flat`."""
+    for key, value in state.items():
+        if type(key) not in (str, int) or len(path) == _MAX_DEPTH:
+            where = _joined((*path, key))
+            raise UnsupportedState(
+                f"state cannot be flattened: component {flat.component}, key {where}: expected str "
+                "or int keys, "
+                f"nested at most {_MAX_DEPTH} deep, found {type(key).__name__} at depth "
+                f"{len(path)}. "
+                "Flatten the state, or add it as a tree component.",
+                component=flat.component,
+                path=where,
+            )
+        if isinstance(value, Mapping):
+            _flatten(flat, (*path, key), value)
+        else:
+            flat.add(_joined((*path, key)), value)
+
+
+def _assign(state: MutableMapping[Any, Any], path: _Path, values: Mapping[str, object]) -> None:
+    """Put decoded leaves into a live nested dict, in place."""
+    for key, value in state.items():
+        if isinstance(value, MutableMapping):
+            _assign(value, (*path, key), values)
+        elif _joined((*path, key)) in values:
+            state[key] = values[_joined((*path, key))]
+
+
+def _replaced(state: Mapping[Any, Any], path: _Path, values: Mapping[str, object]) -> Any:  # noqa: ANN401
+    """Return a copy of a nested dict, of the same types, with decoded leaves in their places."""
+    new: Any = copy.copy(state)
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            new[key] = _replaced(value, (*path, key), values)
+        elif _joined((*path, key)) in values:
+            new[key] = values[_joined((*path, key))]
+    return new
+
+
+def _joined(path: _Path) -> str:
+    return ".".join(map(str, path))

@@ -1,0 +1,184 @@
+"""Components of kind `tree`: nested state that goes through the typed codecs, whoever holds it.
+
+A tree is taken whole on the caller's thread and handed back whole; nothing live is touched before
+`apply`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf
+from stepseal.components._types import CapturedComponent, SavedComponent, Sharing, Staging, Topology
+from stepseal.errors import InvalidInput, StateMismatch
+from stepseal.layout import TreeSource, check_component_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from stepseal.layout import BytesSource, TensorSink
+
+__all__ = ["TreeComponent", "TreePlan"]
+
+_ONE_PAYLOAD = frozenset({Sharing.GLOBAL, Sharing.REPLICATED})
+
+
+@dataclass(slots=True)
+class TreePlan:
+    """A decoded tree, ready to be handed over."""
+
+    _value: object
+    _write: Callable[[object], None]
+    sinks: Mapping[str, TensorSink] = field(default_factory=dict)
+    """Always empty: a tree has no tensors of its own."""
+
+    def apply(self) -> None:
+        """Hand the value to the live object. Changes live state."""
+        self._write(self._value)
+
+
+class TreeComponent:
+    """One nested state as one tree; subclasses say where it is read from and written to.
+
+    Args:
+        name: name of the component.
+        declared: sharing that the user declared, None for the default of the class.
+
+    Raises:
+        InvalidInput: a bad name, or a sharing that a tree cannot have.
+    """
+
+    kind: str = "tree"
+    default_sharing: ClassVar[Sharing | None] = None
+    """Sharing where none is declared; None: GLOBAL in a world of one, else it must be declared."""
+
+    def __init__(self, name: str, declared: Sharing | None = None) -> None:
+        check_component_name(name)
+        if declared is Sharing.SHARDED:
+            raise InvalidInput(
+                f"component {name!r}: expected a sharing of a tree, found SHARDED, which only "
+                "tensors have. "
+                "Declare sharing=ss.PER_RANK, ss.REPLICATED or ss.GLOBAL.",
+                component=name,
+                found=declared.value,
+            )
+        self.name = name
+        self._declared = declared
+
+    def read_state(self) -> object:
+        """Return the live state; called once per capture by owners of a payload."""
+        raise NotImplementedError
+
+    def write_state(self, value: object) -> None:
+        """Put a value, new and owned by the callee, in place of the live state."""
+        raise NotImplementedError
+
+    def state_problems(self, value: object) -> list[str]:
+        """Return why a saved value does not fit the live object; changes nothing."""
+        return []
+
+    def bytes_copies(self, value: object) -> tuple[BytesSource, ...]:
+        """Return the copies of `value` for stock DCP readers; asked on rank 0 only."""
+        return ()
+
+    def sharing(self, topology: Topology) -> Sharing:
+        """Return the declared sharing or the default for `topology`.
+
+        Raises:
+            InvalidInput: several participants and nothing declared.
+        """
+        if self._declared is not None:
+            return self._declared
+        if self.default_sharing is not None:
+            return self.default_sharing
+        if topology.world_size == 1:
+            return Sharing.GLOBAL
+        raise InvalidInput(
+            f"component {self.name!r}: expected a declared sharing among {topology.world_size} "
+            "participants, found none. "
+            "Declare sharing=ss.PER_RANK (each its own state), ss.REPLICATED (all the same) "
+            "or ss.GLOBAL (rank 0's).",
+            component=self.name,
+        )
+
+    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
+        """Take the state on the caller's thread, all of it copied; only owners read theirs.
+
+        Args:
+            topology: who takes part.
+            staging: private memory for array leaves; None makes new memory, because trees may hold
+                live buffers.
+
+        Raises:
+            UnsupportedState: a value that no codec knows; `.component` and `.path` lead to it.
+        """
+        sharing = self.sharing(topology)
+        per_rank = sharing is Sharing.PER_RANK
+        owners = {
+            one: one if per_rank else topology.participants[0] for one in topology.participants
+        }
+        if owners[topology.me] != topology.me:
+            return CapturedComponent(self.name, self.kind, sharing, "", owners)
+        value = self.read_state()
+        encoded = encode_tree(value, component=self.name)
+        take = _new_memory if staging is None else staging.take
+        arrays = tuple(freeze_leaf(name, leaf, take) for name, leaf in encoded.arrays)
+        tree = TreeSource(self.name, topology.me, encoded.document, arrays)
+        copies = self.bytes_copies(value) if topology.rank == 0 else ()
+        return CapturedComponent(
+            self.name, self.kind, sharing, "", owners, bytes_copies=copies, trees=(tree,)
+        )
+
+    def plan(self, saved: SavedComponent, topology: Topology) -> TreePlan:
+        """Decode and check a saved tree, and change nothing.
+
+        Raises:
+            StateMismatch: kind, sharing, world or content differ; `.problems` lists all.
+            Corrupt: the document breaks the format.
+        """
+        self._refuse(self._payload_problems(saved, topology))
+        tree = saved.tree
+        if tree is None:
+            raise self._mismatch(
+                [f"expected a payload for {topology.me}, found none: restore another step"]
+            )
+        value = decode_tree(tree, component=self.name)
+        self._refuse(self.state_problems(value))
+        return TreePlan(value, self.write_state)
+
+    def _payload_problems(self, saved: SavedComponent, topology: Topology) -> list[str]:
+        if saved.kind != self.kind:
+            return [
+                f"saved as {saved.kind!r}, now {self.kind!r}: add the object that was saved "
+                "under this name"
+            ]
+        now = self.sharing(topology)
+        if saved.sharing is not now and not {saved.sharing, now} <= _ONE_PAYLOAD:
+            return [
+                f"saved with sharing {saved.sharing.value}, now {now.value}: declare "
+                f"sharing=ss.{saved.sharing.name}"
+            ]
+        if now is Sharing.PER_RANK and saved.num_participants != topology.world_size:
+            return [
+                f"saved per rank by {saved.num_participants} participants, now "
+                f"{topology.world_size}: restore with "
+                f"{saved.num_participants}, or leave this component out of the restore and "
+                "start it fresh"
+            ]
+        return []
+
+    def _refuse(self, problems: list[str]) -> None:
+        if problems:
+            raise self._mismatch(problems)
+
+    def _mismatch(self, problems: list[str]) -> StateMismatch:
+        return StateMismatch(
+            f"cannot restore component {self.name!r}: {'; '.join(problems)}.",
+            component=self.name,
+            problems=problems,
+        )
+
+
+def _new_memory(size_bytes: int) -> memoryview:
+    return memoryview(bytearray(size_bytes))

@@ -1,0 +1,162 @@
+"""The words that every kind of component shares: sharing, topology, what is captured, what is
+planned.
+
+A component turns one object of the user into buffers (`capture`) and back (`plan`, then sinks, then
+`apply`). It knows no storage and no commit.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from stepseal.layout import BytesSource, TensorSink, TensorSource, TreeSource
+
+__all__ = [
+    "CapturedComponent",
+    "Component",
+    "RestorePlan",
+    "SavedComponent",
+    "SavedTensor",
+    "Sharing",
+    "Staging",
+    "Topology",
+    "TreeContents",
+]
+
+
+class Sharing(str, enum.Enum):
+    """How a component's state relates across participants; one payload per ..."""
+
+    GLOBAL = "global"
+    """... job: one participant owns it, the others have none or an equal copy."""
+    REPLICATED = "replicated"
+    """... job: every participant holds the same."""
+    SHARDED = "sharded"
+    """... box of a global tensor."""
+    PER_RANK = "per_rank"
+    """... participant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Who takes part, seen from one participant."""
+
+    rank: int
+    """Position of this participant in `participants`."""
+    participants: tuple[str, ...]
+    """All participants in the order that gives payload ordinals."""
+
+    @property
+    def me(self) -> str:
+        """Id of this participant."""
+        return self.participants[self.rank]
+
+    @property
+    def world_size(self) -> int:
+        """Number of participants."""
+        return len(self.participants)
+
+
+class Staging(Protocol):
+    """Private memory that captured bytes are copied into; reused from save to save."""
+
+    def take(self, size_bytes: int) -> memoryview:
+        """Return the next `size_bytes` of private memory, 64-byte aligned, writable, format `B`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CapturedComponent:
+    """One component as this participant holds it at the cut; every buffer is frozen."""
+
+    name: str
+    kind: str
+    """`tensors` or `tree`."""
+    sharing: Sharing
+    """The sharing that was used, after defaults."""
+    fingerprint: str
+    """Digest of key set, global shapes and dtypes; equal on all participants unless the sharing is PER_RANK."""
+    payloads: Mapping[str, str]
+    """Participant to the owner of its non-tensor payload (itself when PER_RANK)."""
+    tensors: tuple[TensorSource, ...] = ()
+    bytes_copies: tuple[BytesSource, ...] = ()
+    trees: tuple[TreeSource, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """A global tensor of a committed step, as its index describes it."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TreeContents:
+    """A verified tree read back from storage."""
+
+    document: object
+    arrays: Mapping[str, tuple[str, tuple[int, ...], memoryview]]
+    """Leaf name to (dtype, shape, verified bytes); the memory belongs to the receiver."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedComponent:
+    """What a committed step holds for one component, for this participant."""
+
+    name: str
+    kind: str
+    sharing: Sharing
+    tensors: Mapping[str, SavedTensor]
+    tree: TreeContents | None
+    """The payload that belongs to this participant, or None where the component has only tensors."""
+    num_participants: int
+    """Number of participants at the save."""
+
+
+class RestorePlan(Protocol):
+    """How one component takes a saved state; making it changed nothing."""
+
+    sinks: Mapping[str, TensorSink]
+    """Key to the sink of each tensor that this participant needs; empty boxes have none."""
+
+    def apply(self) -> None:
+        """Finish after all sinks were filled: install scalars, trees and new optimizer state. Changes live state."""
+        ...
+
+
+class Component(Protocol):
+    """One named piece of a job's state."""
+
+    name: str
+    kind: str
+
+    def sharing(self, topology: Topology) -> Sharing:
+        """Return the declared sharing or the default for `topology`; InvalidInput when it must be declared."""
+        ...
+
+    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
+        """Take the state on the caller's thread.
+
+        Args:
+            topology: who takes part.
+            staging: private memory to copy into; None takes views of live memory where that is
+                possible, which the caller must keep frozen until the bytes are written.
+
+        Raises:
+            UnsupportedState: a value that no codec knows; `.component` and `.path` lead to it.
+        """
+        ...
+
+    def plan(self, saved: SavedComponent, topology: Topology) -> RestorePlan:
+        """Check a saved state against live state, strictly, and change nothing.
+
+        Raises:
+            StateMismatch: keys, shapes, dtypes, sharing or world differ; `.problems` lists all.
+        """
+        ...

@@ -1,0 +1,227 @@
+"""Every error stepseal raises, as one tree grouped by what the catcher does next.
+
+CheckpointError
+├── fix the call
+│   ├── InvalidInput          also ValueError         an argument, name or setting is wrong
+│   │   ├── UnsupportedState                          a value no codec knows; `.path` leads to it
+│   │   ├── StateMismatch                             saved and live state differ; `.problems`
+│   │   └── NotRestored                               the root has commits; call `restore()` first
+│   └── Tainted                                       a restore failed half way; do not use or save
+├── look elsewhere
+│   ├── RootNotFound          also FileNotFoundError  no such root
+│   ├── StepNotFound          also FileNotFoundError  no committed step of that number
+│   └── NoResumableStep       also FileNotFoundError  commits, but none to resume; `.reasons`
+├── give way
+│   ├── StepExists            also FileExistsError    already committed, or a foreign folder there
+│   └── NotCurrent                                    a newer incarnation of the job owns the root
+├── retry
+│   └── StorageUnavailable    also OSError            the storage refused; `.errno` says how
+├── ask who
+│   ├── ParticipantFailed                             `.failures` maps participant to cause
+│   │   └── CommitTimeout     also TimeoutError       some did not answer by the deadline
+│   ├── CoordinatorLost       also ConnectionError    the coordinator is gone; not committed
+│   └── OutcomeUnknown        also TimeoutError       cannot be told yet; nothing was deleted
+├── stop and investigate
+│   ├── Corrupt                                       bytes break digest or format; `.problems`
+│   └── IncompatibleFormat                            written by a newer format version
+└── InternalError                                     a defect of stepseal itself; please report it
+
+All errors pickle, because they cross processes. `kind` is stable and append-only; `exit_code` is
+the CLI's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "CheckpointError",
+    "CommitTimeout",
+    "CoordinatorLost",
+    "Corrupt",
+    "IncompatibleFormat",
+    "InternalError",
+    "InvalidInput",
+    "NoResumableStep",
+    "NotCurrent",
+    "NotRestored",
+    "OutcomeUnknown",
+    "ParticipantFailed",
+    "RootNotFound",
+    "StateMismatch",
+    "StepExists",
+    "StepNotFound",
+    "StorageUnavailable",
+    "Tainted",
+    "UnsupportedState",
+]
+
+
+class CheckpointError(Exception):
+    """Root of all errors that stepseal raises on purpose.
+
+    Args:
+        message: what failed, where, what was expected and found, and the next step, in one or two
+            lines.
+        context: any of the attributes below; absent ones are None.
+
+    The attributes `step`, `component`, `participant`, `path`, `expected`, `found`, `errno`,
+    `problems`, `reasons`, `failures` and `tainted` (live state was changed) carry the same facts
+    for programs.
+    """
+
+    kind: ClassVar[str] = "checkpoint_error"
+    exit_code: ClassVar[int] = 1
+
+    step: int | None
+    component: str | None
+    participant: str | None
+    path: str | None
+    expected: object
+    found: object
+    errno: int | None
+    problems: tuple[str, ...]
+    reasons: dict[str, str]
+    failures: dict[str, str]
+    tainted: bool
+
+    def __init__(self, message: str, **context: Any) -> None:  # noqa: ANN401 - context values differ per attribute
+        super().__init__(message)
+        self.message = message
+        self._context = context
+        self.step = context.get("step")
+        self.component = context.get("component")
+        self.participant = context.get("participant")
+        self.path = context.get("path")
+        self.expected = context.get("expected")
+        self.found = context.get("found")
+        self.errno = context.get("errno")
+        self.problems = tuple(context.get("problems", ()))
+        self.reasons = dict(context.get("reasons", {}))
+        self.failures = dict(context.get("failures", {}))
+        self.tainted = bool(context.get("tainted", False))
+
+    def __str__(self) -> str:
+        """Return the message alone, also where a builtin base class would format it differently."""
+        return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as message and context, so that the error crosses processes whole."""
+        return (_rebuild, (type(self), self.message, self._context))
+
+
+def _rebuild(cls: type[CheckpointError], message: str, context: dict[str, Any]) -> CheckpointError:
+    return cls(message, **context)
+
+
+class InvalidInput(CheckpointError, ValueError):
+    """An argument, name or configuration is wrong; nothing was written."""
+
+    kind = "invalid_input"
+    exit_code = 2
+
+
+class UnsupportedState(InvalidInput):
+    """A component holds a value that no codec knows; `path` leads to it inside the state."""
+
+    kind = "unsupported_state"
+
+
+class StateMismatch(InvalidInput):
+    """Saved and live state differ; `problems` lists every key, shape, dtype and component."""
+
+    kind = "state_mismatch"
+    exit_code = 1
+
+
+class NotRestored(InvalidInput):
+    """The root already has commits, and this job saved without calling `restore()` first."""
+
+    kind = "not_restored"
+
+
+class Tainted(CheckpointError):
+    """A restore failed after it began to change live state; only one that succeeds clears this."""
+
+    kind = "tainted"
+
+
+class RootNotFound(CheckpointError, FileNotFoundError):
+    """There is no stepseal root at this place."""
+
+    kind = "root_not_found"
+    exit_code = 10
+
+
+class StepNotFound(CheckpointError, FileNotFoundError):
+    """No committed step of that number exists; not raised for a damaged step (that is `Corrupt`)."""
+
+    kind = "step_not_found"
+    exit_code = 4
+
+
+class NoResumableStep(CheckpointError, FileNotFoundError):
+    """The root has commits, but none can be resumed; `reasons` says why for each step."""
+
+    kind = "no_resumable_step"
+
+
+class StepExists(CheckpointError, FileExistsError):
+    """The step is already committed, or a folder that stepseal did not write is in its place."""
+
+    kind = "step_exists"
+
+
+class NotCurrent(CheckpointError):
+    """A newer incarnation of the job has claimed the root; this one must not commit any more."""
+
+    kind = "not_current"
+
+
+class StorageUnavailable(CheckpointError, OSError):
+    """The storage refused an operation; `errno` and `path` say which and how. Retrying may help."""
+
+    kind = "storage_unavailable"
+
+
+class ParticipantFailed(CheckpointError):
+    """At least one participant failed; `failures` maps each to its cause. Nothing was committed."""
+
+    kind = "participant_failed"
+
+
+class CommitTimeout(ParticipantFailed, TimeoutError):
+    """Participants in `failures` did not answer by the deadline. Nothing was committed."""
+
+    kind = "commit_timeout"
+
+
+class CoordinatorLost(CheckpointError, ConnectionError):
+    """The coordinator is gone and storage shows that it did not commit the step."""
+
+    kind = "coordinator_lost"
+
+
+class OutcomeUnknown(CheckpointError, TimeoutError):
+    """Committed or not cannot be told yet; nothing was deleted. Read the root again later."""
+
+    kind = "outcome_unknown"
+
+
+class Corrupt(CheckpointError):
+    """Stored bytes differ from their digest or break the format; `problems` lists all findings."""
+
+    kind = "corrupt"
+    exit_code = 3
+
+
+class IncompatibleFormat(CheckpointError):
+    """The data was written by a newer format version than this release understands."""
+
+    kind = "incompatible_format"
+
+
+class InternalError(CheckpointError):
+    """A defect of stepseal itself; please report it with the message."""
+
+    kind = "internal_error"

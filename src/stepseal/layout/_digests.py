@@ -1,0 +1,71 @@
+"""Digests: which bytes are summed up, and by which algorithm.
+
+xxh3-128 finds damage, not forgery. Chunks have a fixed size and restart at each item, so that
+reading a range of an item verifies it without reading what lies around it. SHA-256 chains the
+documents that hold digests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TypeAlias
+
+import xxhash
+
+__all__ = [
+    "Buffer",
+    "CHUNK_BYTES",
+    "DIGEST_ALGORITHM",
+    "DIGEST_BYTES",
+    "chunk_digests",
+    "digest",
+    "hex_digests",
+    "num_chunks",
+    "sha256_hex",
+]
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Contiguous bytes; a memoryview may have any format."""
+CHUNK_BYTES = 1 << 20
+"""Bytes per chunk; the last chunk of an item may be shorter."""
+DIGEST_BYTES = 16
+"""Bytes of one digest."""
+DIGEST_ALGORITHM = "xxh3-128"
+"""Name of the algorithm, as the manifest records it."""
+
+
+def digest(buffer: Buffer) -> bytes:
+    """Return the digest of a whole buffer."""
+    return xxhash.xxh3_128_digest(buffer)
+
+
+def num_chunks(size_bytes: int) -> int:
+    """Return the number of chunks of an item of `size_bytes`, 0 for an empty one."""
+    return -(-size_bytes // CHUNK_BYTES)
+
+
+def chunk_digests(buffer: Buffer) -> bytes:
+    """Return the digests of a buffer's chunks, one after the other; empty for an empty buffer.
+
+    Args:
+        buffer: contiguous; its first byte begins the first chunk.
+    """
+    view = memoryview(buffer)
+    if view.nbytes <= CHUNK_BYTES:
+        return xxhash.xxh3_128_digest(view) if view.nbytes else b""
+    flat = view.cast("B")
+    return b"".join(
+        xxhash.xxh3_128_digest(flat[start : start + CHUNK_BYTES])
+        for start in range(0, view.nbytes, CHUNK_BYTES)
+    )
+
+
+def hex_digests(digests: bytes) -> tuple[str, ...]:
+    """Return digests that lie one after the other as hex, one text each, as documents list them."""
+    starts = range(0, len(digests), DIGEST_BYTES)
+    return tuple(digests[start : start + DIGEST_BYTES].hex() for start in starts)
+
+
+def sha256_hex(buffer: Buffer) -> str:
+    """Return the SHA-256 of a whole buffer in lower-case hex."""
+    return hashlib.sha256(buffer).hexdigest()

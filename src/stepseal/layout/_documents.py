@@ -1,0 +1,249 @@
+"""JSON documents with exactly one spelling, and documents that carry their own digest.
+
+A value has one canonical form: sorted keys, one value per line, shortest numbers, UTF-8, a newline
+at the end. Anything else is refused on reading, and with it duplicate keys, NaN, odd escapes and
+changed whitespace. Size, nesting and the number of values are bounded before a value is built.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from stepseal.errors import Corrupt, InvalidInput
+from stepseal.layout._digests import sha256_hex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from stepseal.layout._digests import Buffer
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "MAX_DOCUMENT_BYTES",
+    "MAX_INT",
+    "DocumentLimits",
+    "Outline",
+    "decode_document",
+    "encode_document",
+    "outline",
+    "refuse",
+    "seal",
+    "unseal",
+]
+
+MAX_INT = 2**63 - 1
+"""Largest absolute value of an integer, unless a caller allows more."""
+MAX_DOCUMENT_BYTES = 64 << 20
+"""Largest document, unless a caller says otherwise."""
+
+_WINDOW_BYTES = 1 << 20
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentLimits:
+    """What a document may hold; writers and readers of one kind of document use the same limits."""
+
+    max_int: int = MAX_INT
+    """Largest absolute value of an integer."""
+    max_depth: int = 64
+    """Deepest nesting of lists and dicts; a scalar has depth 0."""
+    max_values: int = 2_000_000
+    """Most values; keys do not count, an empty list or dict counts twice."""
+
+
+DEFAULT_LIMITS = DocumentLimits()
+"""Limits that keep the memory of a hostile document near its size plus 200 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a scan of JSON text found without building values; the text may still be malformed."""
+
+    num_values: int
+    """Number of values, with empty lists and dicts counted twice."""
+    num_pairs: int
+    """Number of key-value pairs, duplicates included."""
+    depth: int
+    """Deepest nesting."""
+
+
+def outline(text: bytes, limits: DocumentLimits) -> Outline:
+    """Count what JSON text would build, in bounded memory; stops soon after a limit is passed."""
+    # A quote that is not a delimiter is always escaped, so without escapes every quote is one.
+    text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    num_values, num_pairs, depth, deepest, in_string = 1, 0, 0, 0, 0
+    for start in range(0, len(text), _WINDOW_BYTES):
+        pieces = text[start : start + _WINDOW_BYTES].split(b'"')
+        outside = b"".join(pieces[in_string::2])
+        in_string ^= (len(pieces) - 1) & 1
+        num_pairs += outside.count(b":")
+        num_values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        if num_values > limits.max_values:
+            break
+        for bracket in outside.translate(None, _NOT_BRACKETS):
+            depth += 1 if bracket in b"[{" else -1
+            deepest = max(deepest, depth)
+        if deepest > limits.max_depth:
+            break
+    return Outline(num_values, num_pairs, deepest)
+
+
+def encode_document(value: object, limits: DocumentLimits = DEFAULT_LIMITS) -> bytes:
+    """Return the canonical JSON of a value, which `decode_document` with the same limits accepts.
+
+    Args:
+        value: None, bool, int, finite float, str, and lists, tuples (written as lists) and
+            str-keyed dicts of these; subclasses are refused, because reading would not give them
+            back.
+        limits: what the document may hold.
+
+    Raises:
+        InvalidInput: a value that JSON cannot hold exactly, or beyond a limit; `.problems` says
+            where.
+    """
+    problem = _Search(limits).problem(value, 0)
+    if problem is None:
+        try:
+            return _canonical(value)
+        except ValueError as error:  # a lone surrogate, or an int too long to print
+            problem = str(error)
+    raise InvalidInput(f"value is not writable as JSON: {problem}", problems=(problem,))
+
+
+def decode_document(
+    data: Buffer,
+    *,
+    what: str,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+    limits: DocumentLimits = DEFAULT_LIMITS,
+) -> object:
+    """Return the value of a canonical JSON document, or refuse it; safe on hostile bytes.
+
+    Args:
+        data: the whole document.
+        what: names the document in errors, usually by its path.
+        max_bytes: largest size; checked before anything else.
+        limits: what the document may hold.
+
+    Raises:
+        Corrupt: not the canonical JSON of an allowed value; `.problems` says why.
+    """
+    num_bytes = memoryview(data).nbytes
+    if num_bytes > max_bytes:
+        raise refuse(what, [f"expected at most {max_bytes} bytes, found {num_bytes}"])
+    text = bytes(data)
+    found = outline(text, limits)
+    if found.num_values > limits.max_values:
+        raise refuse(what, [f"expected at most {limits.max_values} values, found more"])
+    if found.depth > limits.max_depth:
+        raise refuse(what, [f"expected nesting of at most {limits.max_depth}, found more"])
+    try:
+        value: object = msgspec.json.decode(text)
+    except ValueError as error:  # malformed, not UTF-8, or a number out of range
+        raise refuse(what, [f"expected JSON, found {error}"]) from error
+    if problem := _Search(limits).problem(value, 0):
+        raise refuse(what, [problem])
+    if _canonical(value) != text:
+        raise refuse(what, ["expected canonical JSON: unique sorted keys, one value per line"])
+    return value
+
+
+def seal(body: object, limits: DocumentLimits = DEFAULT_LIMITS) -> bytes:
+    """Return a document that holds `body` and the SHA-256 of the canonical JSON of `body`.
+
+    Raises:
+        InvalidInput: `body` is not writable, see `encode_document`.
+    """
+    return encode_document(
+        {"body": body, "sha256": sha256_hex(encode_document(body, limits))}, _sealed(limits)
+    )
+
+
+def unseal(
+    data: Buffer,
+    *,
+    what: str,
+    max_bytes: int = MAX_DOCUMENT_BYTES,
+    limits: DocumentLimits = DEFAULT_LIMITS,
+) -> object:
+    """Return the body of a document that `seal` made, after its digest matched.
+
+    Raises:
+        Corrupt: not a canonical sealed document, or the body differs from its digest.
+    """
+    document = decode_document(data, what=what, max_bytes=max_bytes, limits=_sealed(limits))
+    if not isinstance(document, dict) or document.keys() != {"body", "sha256"}:
+        raise refuse(what, ["expected exactly the keys `body` and `sha256`"])
+    found = sha256_hex(_canonical(document["body"]))
+    if document["sha256"] != found:
+        raise refuse(what, [f"sha256: the body has {found}, the document says otherwise"])
+    body: object = document["body"]
+    return body
+
+
+def refuse(what: str, problems: list[str]) -> Corrupt:
+    """Return the error for a document that must not be used; it carries all problems."""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return Corrupt(
+        f"{what} is damaged: {problems[0]}{more}. Verify the step, or use another one.",
+        path=what,
+        problems=tuple(problems),
+    )
+
+
+def _sealed(limits: DocumentLimits) -> DocumentLimits:
+    """Return the limits of the sealed document around a body."""
+    return DocumentLimits(limits.max_int, limits.max_depth + 1, limits.max_values + 2)
+
+
+def _canonical(value: object) -> bytes:
+    text: bytes = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
+    return text + b"\n"
+
+
+@dataclass(slots=True)
+class _Search:
+    """A walk over a value that ends at the first thing that JSON or a limit does not allow."""
+
+    limits: DocumentLimits
+    num_values: int = field(default=1)
+
+    def problem(self, value: object, depth: int) -> str | None:
+        """Return what is wrong, with the path from `value` to it, or None."""
+        kind = type(value)
+        if value is None or kind is str or kind is bool:
+            return None
+        if kind is int:
+            assert isinstance(value, int)
+            fits = -self.limits.max_int <= value <= self.limits.max_int
+            return None if fits else f": expected an int within +-{self.limits.max_int}"
+        if kind is float:
+            assert isinstance(value, float)
+            return None if math.isfinite(value) else f": expected a finite float, found {value}"
+        if kind is dict:
+            assert isinstance(value, dict)
+            if any(type(key) is not str for key in value):
+                return ": expected keys of type str"
+            return self._first(value.items(), len(value), depth)
+        if kind is list or kind is tuple:
+            assert isinstance(value, (list, tuple))
+            return self._first(enumerate(value), len(value), depth)
+        return f": expected a JSON value, found {kind.__name__}"
+
+    def _first(
+        self, children: Iterable[tuple[object, object]], num_children: int, depth: int
+    ) -> str | None:
+        self.num_values += num_children or 1
+        if depth >= self.limits.max_depth:
+            return f": expected nesting of at most {self.limits.max_depth}"
+        if self.num_values > self.limits.max_values:
+            return f": expected at most {self.limits.max_values} values"
+        for name, child in children:
+            if problem := self.problem(child, depth + 1):
+                return f"[{name!r:.80}]{problem}"
+        return None

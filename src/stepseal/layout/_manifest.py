@@ -1,0 +1,265 @@
+"""The manifest: the commit record of a step, and the only document that says a step exists.
+
+Small: it lists participants, components and parts, never tensors. Its values are immutable, and
+reading one checks everything that can be checked without another file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+from stepseal.layout._digests import CHUNK_BYTES, sha256_hex
+from stepseal.layout._names import (
+    MANIFEST,
+    component_problem,
+    part_document_path,
+    path_set_problems,
+)
+from stepseal.layout._records import (
+    FORMAT_VERSION,
+    DocumentRef,
+    FileEntry,
+    Hex32,
+    Hex64,
+    ParticipantId,
+    Size,
+    StepNumber,
+    decode_record,
+    encode_record,
+    file_problem,
+)
+from stepseal.layout._validate import Problems, bounded_int, bounded_text, show, to_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from stepseal.layout._digests import Buffer
+
+__all__ = [
+    "MAX_MANIFEST_BYTES",
+    "MAX_PARTICIPANTS",
+    "ComponentEntry",
+    "ComponentKind",
+    "Durability",
+    "Lineage",
+    "Manifest",
+    "PartRef",
+    "SharingName",
+    "StepKind",
+    "decode_manifest",
+    "encode_manifest",
+    "manifest_digest",
+]
+
+MAX_MANIFEST_BYTES = 64 << 20
+"""Largest manifest."""
+MAX_PARTICIPANTS = 1_000_000
+"""Most participants of a step."""
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|\+00:00)", re.ASCII)
+
+ComponentKind: TypeAlias = Literal["tensors", "tree", "external"]
+"""Where a component's state lies: in payload, in `components/`, or in a foreign engine's folder."""
+SharingName: TypeAlias = Literal[
+    "global", "replicated", "sharded", "per_rank", "per_group", "per_node"
+]
+"""How a component's state relates across participants."""
+StepKind: TypeAlias = Literal["full", "weights"]
+"""Whether a step holds all that a job needs, or weights for readers only."""
+Durability: TypeAlias = Literal["fsync", "best-effort"]
+"""Whether the file system honoured every sync."""
+
+
+def _time_problem(value: str) -> str | None:
+    if _TIME.fullmatch(value):
+        try:
+            datetime.fromisoformat(value[:19])
+        except ValueError:
+            pass
+        else:
+            return None
+    return f"expected a UTC time in ISO 8601, found {show(value)}"
+
+
+def _scalar_problem(value: object) -> str | None:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return None
+    return f"expected a JSON scalar, found {show(value)}"
+
+
+_Component = Annotated[str, component_problem]
+_Text = Annotated[str, bounded_text(1024)]
+_Scalar = Annotated[object, _scalar_problem]
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The step that another one descends from."""
+
+    step: StepNumber
+    manifest_sha256: Hex64
+    """`manifest_digest` of that step."""
+    incarnation: Size
+    """Incarnation that wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartRef:
+    """Where a participant's part document lies."""
+
+    participant: ParticipantId
+    document: DocumentRef
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentEntry:
+    """How one component was saved."""
+
+    name: _Component
+    kind: ComponentKind
+    sharing: SharingName
+    payloads: dict[str, str]
+    """Participant to the participant that owns its payload."""
+    required: bool
+    """Whether the step was only allowed to commit with this component."""
+    options: dict[str, object]
+    """What else the component's kind needs to read it back; JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All that makes a set of files a step."""
+
+    format_version: Annotated[int, bounded_int(1, FORMAT_VERSION)] = FORMAT_VERSION
+    run_id: Hex32
+    step: StepNumber
+    incarnation: Size
+    attempt: Hex32
+    """Random id of the save call that wrote the step."""
+    parent: Lineage | None
+    """The step that this one descends from; None for the first of a run."""
+    kind: StepKind
+    resumable: bool
+    """Whether `restore` may select the step; never true for weights."""
+    cut: dict[str, _Scalar]
+    """Point in the job's history at which all components were captured."""
+    created_at: Annotated[str, _time_problem]
+    """UTC, ISO 8601."""
+    metrics: dict[str, float]
+    """Finite or not; NaN and infinities are stored as `nan`, `inf` and `-inf`."""
+    tags: tuple[_Text, ...]
+    participants: tuple[ParticipantId, ...]
+    """The position of a participant gives the number of its payload files."""
+    topology: dict[str, object]
+    """World size, mesh axes and sizes; JSON."""
+    components: tuple[ComponentEntry, ...]
+    parts: tuple[PartRef, ...]
+    """Exactly one per participant."""
+    files: tuple[FileEntry, ...]
+    """Files that belong to no part, written by the coordinator."""
+    versions: dict[str, str]
+    """Library name to version."""
+    durability: Durability
+    digest_algorithm: Literal["xxh3-128"] = "xxh3-128"
+    chunk_bytes: Annotated[int, bounded_int(CHUNK_BYTES, CHUNK_BYTES)] = CHUNK_BYTES
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the bytes of `manifest.json`, which `decode_manifest` accepts.
+
+    Raises:
+        InvalidInput: the manifest would be refused on reading; `.problems` lists every reason with
+            its path.
+    """
+    plain = to_plain(manifest)
+    assert isinstance(plain, dict)
+    plain["metrics"] = {key: _metric_text(value) for key, value in manifest.metrics.items()}
+    return encode_record(Manifest, plain, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+
+
+def decode_manifest(data: Buffer, *, what: str = MANIFEST) -> Manifest:
+    """Return the manifest that a file holds, after all of it was checked; safe on hostile bytes.
+
+    Args:
+        data: all bytes of the file.
+        what: names the file in errors.
+
+    Raises:
+        IncompatibleFormat: a newer release wrote it.
+        Corrupt: anything else is wrong; `.problems` lists every finding with its path.
+    """
+    return decode_record(Manifest, data, _check, what=what, max_bytes=MAX_MANIFEST_BYTES)
+
+
+def manifest_digest(data: Buffer) -> str:
+    """Return the SHA-256 of a manifest file's bytes in hex, the name of exactly this commit."""
+    return sha256_hex(data)
+
+
+def _metric_text(value: float) -> float | str:
+    """Return a metric as JSON can hold it; ints of any kind become floats."""
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _check(manifest: Manifest, problems: Problems) -> None:
+    """Add what is wrong between the fields of a manifest whose fields are right."""
+    if manifest.kind == "weights" and manifest.resumable:
+        problems.add("resumable", "expected false for a step of weights")
+    if not 1 <= len(manifest.participants) <= MAX_PARTICIPANTS:
+        problems.add("participants", f"expected 1 to {MAX_PARTICIPANTS}")
+    problems.extend("participants", _twice(manifest.participants))
+    problems.extend("tags", _twice(manifest.tags))
+    problems.extend("components", _twice(entry.name for entry in manifest.components))
+    problems.extend("files", path_set_problems(entry.path for entry in manifest.files))
+    for number, entry in enumerate(manifest.files):
+        if entry.role not in ("dcp-index", "external"):
+            problems.add(f"files[{number}].role", f"a {entry.role} file belongs to a part")
+        elif problem := file_problem(entry):
+            problems.add(f"files[{number}]", problem)
+    participants = frozenset(manifest.participants)
+    _check_components(manifest, participants, problems)
+    _check_parts(manifest, participants, problems)
+
+
+def _check_components(manifest: Manifest, participants: frozenset[str], problems: Problems) -> None:
+    for number, entry in enumerate(manifest.components):
+        for holder, owner in entry.payloads.items():
+            path = f"components[{number}].payloads.{holder:.80}"
+            if holder not in participants:
+                problems.add(path, "expected a participant of this step as key")
+            if owner not in participants:
+                problems.add(path, f"expected a participant of this step, found {show(owner)}")
+
+
+def _check_parts(manifest: Manifest, participants: frozenset[str], problems: Problems) -> None:
+    seen: set[str] = set()
+    for number, part in enumerate(manifest.parts):
+        path = f"parts[{number}]"
+        if part.participant not in participants:
+            problems.add(path, f"{part.participant} is not a participant of this step")
+        if part.participant in seen:
+            problems.add(path, f"{part.participant} has more than one part")
+        seen.add(part.participant)
+        expected = part_document_path(part.participant)
+        if part.document.path != expected:
+            problems.add(
+                f"{path}.document.path", f"expected {expected}, found {show(part.document.path)}"
+            )
+    for participant in manifest.participants:
+        if participant not in seen:
+            problems.add("parts", f"expected one part per participant, {participant} has none")
+
+
+def _twice(names: Iterable[str]) -> Iterator[str]:
+    """Name everything that occurs twice, upper and lower case not told apart."""
+    seen: dict[str, str] = {}
+    for name in names:
+        folded = name.casefold()
+        if folded in seen:
+            yield f"{show(name)} and {show(seen[folded])} are the same name"
+        seen.setdefault(folded, name)

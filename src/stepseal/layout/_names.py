@@ -1,0 +1,249 @@
+"""Names and paths inside a step: how they are spelled, and which ones are refused.
+
+Pure string rules. A path is relative to the step folder, its segments are joined by `/`, and no
+rule here depends on the platform that runs it. Nothing here touches storage.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from stepseal.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TypeGuard
+
+__all__ = [
+    "CONTROL",
+    "DCP_INDEX",
+    "LATEST",
+    "MANIFEST",
+    "MARKER",
+    "MAX_STEP",
+    "check_component_name",
+    "check_participant",
+    "check_step",
+    "component_problem",
+    "dcp_fqn",
+    "dcp_path",
+    "is_safe_path",
+    "parse_payload_path",
+    "parse_step_name",
+    "part_document_path",
+    "part_index_path",
+    "participant_problem",
+    "path_problem",
+    "path_set_problems",
+    "payload_path",
+    "step_name",
+    "tree_document_path",
+    "tree_segment_path",
+]
+
+MANIFEST = "manifest.json"
+"""The commit record, in the step folder."""
+DCP_INDEX = ".metadata"
+"""The index that stock DCP readers expect, in the step folder."""
+MARKER = "stepseal.json"
+"""The format marker, in the root."""
+CONTROL = ".stepseal"
+"""Folder of everything that is not a step, in the root."""
+LATEST = "latest"
+"""Advisory text for pollers, in the root."""
+MAX_STEP = 2**53 - 1
+"""Largest step number: the largest integer that every JSON reader keeps exact."""
+
+_MAX_SEGMENT_BYTES = 255
+_MAX_PATH_BYTES = 1024
+_MAX_PARTICIPANT_SEGMENTS = 3
+_SHOWN = 80
+_STEP = re.compile(r"step-(0|[1-9][0-9]{0,15})")
+_PAYLOAD = re.compile(r"__(0|[1-9][0-9]{0,8})_(0|[1-9][0-9]{0,8})\.distcp")
+_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+# No dot here: `a` and `a.json/b`, or `3.1` and segment 1 of `3`, would claim the same path.
+_PARTICIPANT_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+_SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def check_step(step: object) -> int:
+    """Return `step` if it is a step number, an int from 0 to 2**53-1.
+
+    Raises:
+        InvalidInput: anything else, bool included.
+    """
+    if type(step) is int and 0 <= step <= MAX_STEP:
+        return step
+    raise InvalidInput(
+        f"step is not usable: expected an int from 0 to {MAX_STEP}, found {_show(step)}",
+        expected=f"0..{MAX_STEP}",
+        found=_show(step),
+    )
+
+
+def step_name(step: int) -> str:
+    """Return the folder name of a step, `step-200`; InvalidInput when `step` is not one."""
+    return f"step-{check_step(step)}"
+
+
+def parse_step_name(name: str) -> int | None:
+    """Return the step that a folder name stands for, or None if it is no step's canonical name."""
+    match = _STEP.fullmatch(name)
+    step = int(match[1]) if match else -1
+    return step if 0 <= step <= MAX_STEP else None
+
+
+def component_problem(name: object) -> str | None:
+    """Say why `name` cannot name a component, or None."""
+    if isinstance(name, str) and _COMPONENT.fullmatch(name):
+        return None
+    return f"expected a component name such as `model`, found {_show(name)}"
+
+
+def participant_problem(participant: object) -> str | None:
+    """Say why `participant` cannot name a participant, or None."""
+    segments = participant.split("/", _MAX_PARTICIPANT_SEGMENTS) if _is_str(participant) else []
+    if 1 <= len(segments) <= _MAX_PARTICIPANT_SEGMENTS and all(
+        _PARTICIPANT_SEGMENT.fullmatch(segment) for segment in segments
+    ):
+        return None
+    return f"expected a participant such as `trainer/3`, found {_show(participant)}"
+
+
+def check_component_name(name: object) -> str:
+    """Return `name` if it can name a component.
+
+    It has 1 to 64 of `A-Z a-z 0-9 _ . -` and does not begin with `.` or `-`.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    if problem := component_problem(name):
+        raise InvalidInput(
+            f"component name is not usable: {problem}. Use letters, digits, `_`, `.` and `-`.",
+            component=_show(name),
+        )
+    assert isinstance(name, str)
+    return name
+
+
+def check_participant(participant: object) -> str:
+    """Return `participant` if it is one: 1 to 3 segments joined by `/`.
+
+    A segment has 1 to 64 of `A-Z a-z 0-9 _ -` and does not begin with `-`. It has no dot, so that
+    no two participants can claim one path.
+
+    Raises:
+        InvalidInput: anything else.
+    """
+    if problem := participant_problem(participant):
+        raise InvalidInput(
+            f"participant is not usable: {problem}. Use letters, digits, `_` and `-`.",
+            participant=_show(participant),
+        )
+    assert isinstance(participant, str)
+    return participant
+
+
+def path_problem(path: object) -> str | None:
+    """Say why `path` is not a safe path inside a step, or None.
+
+    Safe is relative, at most 1024 bytes, with segments of at most 255 of `A-Z a-z 0-9 . _ -`. A
+    segment begins with a dot only in `.metadata`, at the top or as the last segment below
+    `external/<component>/`.
+    """
+    if not isinstance(path, str):
+        return f"expected a path, found {_show(path)}"
+    if len(path) > _MAX_PATH_BYTES:
+        return f"expected at most {_MAX_PATH_BYTES} bytes, found {len(path)}"
+    segments = path.split("/")
+    foreign = segments[0] == "external" and len(segments) > 2
+    for number, segment in enumerate(segments):
+        if not _SEGMENT.fullmatch(segment):
+            return f"expected segments of letters, digits, `.`, `_` and `-`, found {_show(path)}"
+        if len(segment) > _MAX_SEGMENT_BYTES:
+            return f"expected segments of at most {_MAX_SEGMENT_BYTES} bytes, found {len(segment)}"
+        index_name = segment == DCP_INDEX and number == len(segments) - 1
+        if segment.startswith(".") and not (index_name and (number == 0 or foreign)):
+            return f"expected no segment that begins with a dot, found {_show(path)}"
+    return None
+
+
+def is_safe_path(path: object) -> bool:
+    """Return whether `path` stays inside the step folder everywhere; see `path_problem`."""
+    return path_problem(path) is None
+
+
+def path_set_problems(paths: Iterable[str]) -> list[str]:
+    """Name every two paths that cannot both exist: equal after case-fold, or a file as a folder."""
+    problems: list[str] = []
+    seen: dict[str, str] = {}
+    for path in paths:
+        folded = path.casefold()
+        if folded in seen:
+            problems.append(f"{_show(path)} and {_show(seen[folded])} are the same file")
+        seen.setdefault(folded, path)
+    for folded, path in seen.items():
+        end = folded.rfind("/")
+        while end > 0:
+            if (other_file := seen.get(folded[:end])) is not None:
+                problems.append(f"{_show(other_file)} is a file and the folder of {_show(path)}")
+            end = folded.rfind("/", 0, end)
+    return problems
+
+
+def dcp_fqn(component: str, key: str) -> str:
+    """Return the name under which stock DCP readers find a tensor: model keys stand bare."""
+    return key if component == "model" else f"{component}.{key}"
+
+
+def dcp_path(component: str, key: str) -> tuple[str, ...]:
+    """Return the path of a tensor inside the nested state dict that stock DCP readers build."""
+    return (key,) if component == "model" else (component, key)
+
+
+def payload_path(ordinal: int, number: int = 0) -> str:
+    """Return the path of a participant's payload file.
+
+    Args:
+        ordinal: position of the participant in the manifest's list.
+        number: counts the payload files of one participant.
+    """
+    return f"__{ordinal}_{number}.distcp"
+
+
+def parse_payload_path(path: str) -> tuple[int, int] | None:
+    """Return `(ordinal, number)` of a payload file, or None if `path` is not that of one."""
+    match = _PAYLOAD.fullmatch(path)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def part_document_path(participant: str) -> str:
+    """Return the path of the document that lists what a participant wrote."""
+    return f"parts/{participant}.json"
+
+
+def part_index_path(participant: str) -> str:
+    """Return the path of a participant's columnar index."""
+    return f"parts/{participant}.safetensors"
+
+
+def tree_document_path(component: str, owner: str) -> str:
+    """Return the path of a tree payload's structure and scalars."""
+    return f"components/{component}/{owner}.json"
+
+
+def tree_segment_path(component: str, owner: str, number: int) -> str:
+    """Return the path of a tree payload's array file `number`, counted from 0."""
+    suffix = f".{number}" if number else ""
+    return f"components/{component}/{owner}{suffix}.safetensors"
+
+
+def _is_str(value: object) -> TypeGuard[str]:
+    return isinstance(value, str)
+
+
+def _show(value: object) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 256 else "a huge int"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

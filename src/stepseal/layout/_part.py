@@ -1,0 +1,92 @@
+"""The part document: what one participant wrote into a step, file by file.
+
+Written by the participant, named and digested by the manifest. Per-tensor facts are in the part's
+index.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from stepseal.layout._names import parse_payload_path, part_index_path, path_set_problems
+from stepseal.layout._records import (
+    FORMAT_VERSION,
+    DocumentRef,
+    FileEntry,
+    Hex32,
+    ParticipantId,
+    StepNumber,
+    decode_record,
+    encode_record,
+    file_problem,
+)
+from stepseal.layout._validate import Problems, bounded_int, show, to_plain
+
+if TYPE_CHECKING:
+    from stepseal.layout._digests import Buffer
+
+__all__ = ["MAX_PART_BYTES", "Part", "decode_part", "encode_part"]
+
+MAX_PART_BYTES = 256 << 20
+"""Largest part document."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What one participant contributes to a step."""
+
+    format_version: Annotated[int, bounded_int(1, FORMAT_VERSION)] = FORMAT_VERSION
+    step: StepNumber
+    attempt: Hex32
+    """Attempt of the manifest that this part belongs to."""
+    participant: ParticipantId
+    files: tuple[FileEntry, ...]
+    """Every file of the part but this document and the index."""
+    index: DocumentRef | None
+    """The columnar index; None when there is no payload."""
+
+
+def encode_part(part: Part) -> bytes:
+    """Return the bytes of a part document, which `decode_part` accepts.
+
+    Raises:
+        InvalidInput: the part would be refused on reading; `.problems` lists every reason with its
+            path.
+    """
+    what = f"part of {show(part.participant)}"
+    return encode_record(Part, to_plain(part), _check, what=what, max_bytes=MAX_PART_BYTES)
+
+
+def decode_part(data: Buffer, *, what: str = "part document") -> Part:
+    """Return the part that a file holds, after all of it was checked; safe on hostile bytes.
+
+    Args:
+        data: all bytes of the file.
+        what: names the file in errors.
+
+    Raises:
+        IncompatibleFormat: a newer release wrote it.
+        Corrupt: anything else is wrong; `.problems` lists every finding with its path.
+    """
+    return decode_record(Part, data, _check, what=what, max_bytes=MAX_PART_BYTES)
+
+
+def _check(part: Part, problems: Problems) -> None:
+    """Add what is wrong between the fields of a part whose fields are right."""
+    problems.extend("files", path_set_problems(entry.path for entry in part.files))
+    ordinals: set[int] = set()
+    for number, entry in enumerate(part.files):
+        if entry.role not in ("payload", "tree", "external"):
+            problems.add(f"files[{number}].role", f"a {entry.role} file is not listed in a part")
+        elif problem := file_problem(entry):
+            problems.add(f"files[{number}]", problem)
+        elif payload := parse_payload_path(entry.path):
+            ordinals.add(payload[0])
+    if len(ordinals) > 1:
+        problems.add("files", f"payload of participants {sorted(ordinals)[:8]} in one part")
+    if ordinals and part.index is None:
+        problems.add("index", "expected an index, because there is payload")
+    expected = part_index_path(part.participant)
+    if part.index is not None and part.index.path != expected:
+        problems.add("index.path", f"expected {expected}, found {show(part.index.path)}")

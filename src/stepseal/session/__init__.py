@@ -1,0 +1,22 @@
+"""The facade: a job's `Checkpointer`, its handles and rules, and the read side `Run`.
+
+Wires commit, transfer, components and storage; holds no protocol logic and no format knowledge.
+"""
+
+from stepseal.session._checkpointer import Checkpointer
+from stepseal.session._pending import PendingSave, Saved
+from stepseal.session._restoring import Restored
+from stepseal.session._rules import SaveRule, every
+from stepseal.session._run import Run, Step, open_run
+
+__all__ = [
+    "Checkpointer",
+    "PendingSave",
+    "Restored",
+    "Run",
+    "SaveRule",
+    "Saved",
+    "Step",
+    "every",
+    "open_run",
+]

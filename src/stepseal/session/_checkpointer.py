@@ -1,0 +1,433 @@
+"""The facade of a training job: one object per process that saves and restores all of its
+components together.
+
+It holds no protocol logic: the coordinator decides, `_saving` and `_restoring` move bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from stepseal import errors
+from stepseal.commit import Captured, Deadlines, RestoreCalled, resolve_save
+from stepseal.components import Arena, Registry
+from stepseal.layout import check_step, step_name
+from stepseal.session._job import discover
+from stepseal.session._pending import PendingSave
+from stepseal.session._restoring import Restored, take_part
+from stepseal.session._saving import PartWriter, capture_all, facts_of
+from stepseal.session._wiring import wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from stepseal.components import CapturedComponent, Sharing
+    from stepseal.session._rules import SaveRule
+    from stepseal.storage import Storage
+
+__all__ = ["Checkpointer"]
+
+_log = logging.getLogger("stepseal")
+_IDLE_S = 5.0
+"""How long a save that was given up may go on reading its buffers before they are abandoned to it."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What this participant knows of the job's history; the same on all participants."""
+
+    newest: int | None = None
+    """Newest step that this job restored or committed; steps only grow from it."""
+    started: bool = False
+    """A save or restore was called: no more components may be added."""
+    tainted: bool = False
+    pending: PendingSave | None = None
+    writer: PartWriter | None = None
+
+
+class Checkpointer:
+    """Saves and restores everything a job needs to go on exactly where it was, as one step per cut.
+
+    In an SPMD job (a default process group exists) every rank makes one, adds the same components
+    and makes the same calls in the same order; rank 0 hosts the coordinator. Without a process
+    group it stands alone. Use it as a context manager: leaving the block waits for the save in
+    flight and raises what failed.
+
+    Args:
+        root: directory of the run's steps; made by the coordinator if it is missing.
+        save: when `step` saves, for example `every(steps=500)`; None leaves saving to `save`.
+        mode: `async` copies the state and writes it behind; `sync` returns when the step is
+            committed.
+        deadlines: how long anybody waits for anybody.
+        role: first part of the participant ids of this job, `trainer` in `trainer/3`.
+        max_staging_bytes: bound of this process's private memory for asynchronous saves; None for
+            no bound.
+        control_host: interface of rank 0 for the control plane; None takes loopback when all ranks
+            share a host.
+
+    Raises:
+        InvalidInput: an argument is wrong, or the root is a file.
+        IncompatibleFormat: the root was made by a newer format version.
+        StorageUnavailable: the root cannot be made or written.
+        CoordinatorLost: the ranks did not find each other within `deadlines.connect_s`.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        save: SaveRule | None = None,
+        mode: Literal["async", "sync"] = "async",
+        deadlines: Deadlines | None = None,
+        role: str = "trainer",
+        max_staging_bytes: int | None = None,
+        control_host: str | None = None,
+        _wrap: Callable[[Storage], Storage] = lambda storage: storage,
+    ) -> None:
+        _check_arguments(save, mode)
+        self._root = os.path.abspath(os.fspath(root))
+        self._rule = save
+        self._mode = mode
+        self._deadlines = deadlines or Deadlines()
+        self._topology = discover(role)
+        self._registry = Registry()
+        self._arena = Arena(max_staging_bytes=max_staging_bytes)
+        self._max_staging_bytes = max_staging_bytes
+        self._progress = _Progress()
+        self._closed = False
+        self._wiring = wire(
+            self._root,
+            self._topology,
+            self._deadlines,
+            control_host=control_host,
+            wrap=_wrap,
+        )
+
+    def add(
+        self,
+        name: str,
+        state: object,
+        *,
+        sharing: Sharing | None = None,
+        kind: Literal["tensors", "tree"] | None = None,
+    ) -> None:
+        """Make `state` part of every step, under `name`.
+
+        Every rank adds the same names. Accepted are an `nn.Module`, an `Optimizer`, an LR
+        scheduler, `RNG()`, anything with `state_dict()` and `load_state_dict()`, a `(get, set)`
+        pair, and a dict or list of plain values or tensors (restored in place).
+
+        Args:
+            name: component name, for example `model`.
+            state: the live object.
+            sharing: how it relates across ranks; None takes the default where there is one.
+            kind: `tensors` stores a `state_dict()` as DCP payload; None decides by type.
+
+        Raises:
+            InvalidInput: the name is taken or not usable, the type is not known, the sharing must
+                be declared, or the first save or restore has already happened.
+        """
+        self._check_open()
+        if self._progress.started:
+            raise errors.InvalidInput(
+                f"add({name!r}): components are fixed once save or restore was called. Add all of "
+                "them before.",
+                component=name,
+            )
+        self._registry.add(name, state, sharing=sharing, kind=kind, topology=self._topology)
+
+    def restore(self, step: int | None = None, *, fresh: bool = False) -> Restored | None:
+        """Bring all components back from one committed step, on all ranks alike.
+
+        Every rank calls it, before training. Blocks. Only bytes whose digest matched reach live
+        state. Without a number it takes the newest resumable step of the job's lineage; if that one
+        is damaged, all ranks fall back together to the next older one, which overwrites everything,
+        and `skipped` says why.
+
+        Args:
+            step: restore exactly this step and never another.
+            fresh: start anew beside the steps that are there.
+
+        Returns:
+            What was restored, or None when the root has no step at all or `fresh` was asked for.
+
+        Raises:
+            NoResumableStep: there are steps, but none can be resumed; `.reasons` says why for each.
+            StepNotFound: `step` is not there.
+            Corrupt: `step` is damaged.
+            StateMismatch: saved and live state differ; `.problems` lists all differences, nothing
+            was changed. ParticipantFailed: a rank failed or did not answer; if live state was
+            touched, `save` and `step` refuse
+                until a restore succeeds.
+        """
+        self._check_open()
+        if step is not None:
+            check_step(step)
+            if fresh:
+                raise errors.InvalidInput(
+                    "restore(step=..., fresh=True): expected one of the two, found both"
+                )
+        self._settle_previous()
+        self._progress.started = True
+        driver = self._wiring.driver
+        call = RestoreCalled(driver.new_call(), step, fresh, sorted(self._registry.names()))
+        try:
+            restored = take_part(
+                driver,
+                call,
+                self._wiring.storage,
+                self._root,
+                self._registry.components(),
+                self._topology,
+                self._deadlines,
+            )
+        except errors.CheckpointError as error:
+            self._progress.tainted = self._progress.tainted or error.tainted
+            raise
+        finally:
+            driver.forget(call.call)
+        self._progress.tainted = False
+        self._progress.newest = None if restored is None else restored.step
+        return restored
+
+    def step(self, step: int, *, metrics: Mapping[str, float] | None = None) -> PendingSave | None:
+        """Tell that training step `step` is done: saves if the rule says so, and raises what failed
+        behind.
+
+        Every rank calls it once per training step, with the same number.
+
+        Args:
+            step: number of the training step.
+            metrics: facts for the manifest, used when this step is saved; rank 0's count.
+
+        Returns:
+            The save that was started, if any.
+
+        Raises:
+            ParticipantFailed: an earlier save failed in the background; all ranks raise it at the
+            same step.
+        """
+        check_step(step)
+        self._check_open()
+        self._check_not_tainted()
+        if self._rule is not None and self._rule.due(step):
+            return self.save(step, metrics=metrics)
+        self._poll_previous(step)
+        return None
+
+    def save(
+        self,
+        step: int,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] = (),
+        cut: Mapping[str, str | int | float | bool | None] | None = None,
+    ) -> PendingSave:
+        """Save all components as `step`, on all ranks alike.
+
+        Every rank calls it. Returns when all ranks hold a private copy of their state and agreed on
+        the cut (`async`), or when the step is committed and durable (`sync`). Waits for the
+        previous save first.
+
+        Args:
+            step: training step, above every step that this job restored or committed.
+            metrics: facts for the manifest; rank 0's count.
+            tags: words for the manifest; rank 0's count.
+            cut: point in the job's own history, for example `{"policy_version": 7}`; must be equal
+                on all ranks.
+
+        Raises:
+            InvalidInput: `step` is not a step number.
+            StepExists: `step` is already committed, or not above the newest step of this job.
+            NotRestored: the root has steps and `restore` was not called.
+            UnsupportedState: a component holds a value that no codec knows.
+            ParticipantFailed: a rank failed (this save, or an earlier one in the background);
+            nothing was committed. CommitTimeout: a rank did not answer in time.
+        """
+        check_step(step)
+        self._check_open()
+        self._check_not_tainted()
+        self._check_components()
+        self._registry.check_prefixes()
+        self._settle_previous()
+        self._check_grows(step)
+        self._progress.started = True
+        driver = self._wiring.driver
+        call = driver.new_call()
+        captured = self._capture(call, step)
+        driver.send_captured(
+            Captured(
+                call,
+                step,
+                facts_of(captured),
+                dict(cut or {}),
+                dict(metrics or {}),
+                list(tags),
+            )
+        )
+        path = f"{self._root}/{step_name(step)}"
+        pending = PendingSave(call, step, path, driver, self._wiring.storage)
+        write = driver.wait_write(call)
+        if write is None:
+            pending.wait()
+            raise errors.InternalError(f"save of step {step}: ended without an order to write")
+        writer = PartWriter(captured, write, step, driver, self._wiring.storage)
+        writer.start()
+        self._progress.pending = pending
+        self._progress.writer = writer
+        if self._mode == "sync":
+            self._settle_previous()
+        return pending
+
+    def prewarm(self) -> int:
+        """Allocate and touch the private memory that asynchronous saves need, before training;
+        return its bytes.
+
+        Optional: without it the first save pays for fresh memory. Optimizer state that does not
+        exist yet is not counted.
+        """
+        self._check_open()
+        self._arena.reset()
+        capture_all(self._registry.components(), self._topology, self._arena, step=0)
+        self._arena.reset()
+        return self._arena.held_bytes
+
+    def close(self) -> None:
+        """Wait for the save in flight, say goodbye to the others, and free everything. Idempotent.
+
+        Raises:
+            ParticipantFailed: the save in flight failed, and nobody saw it yet; everything is freed
+            nevertheless.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._settle_previous()
+        finally:
+            self._wiring.close()
+            self._arena.release()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except errors.CheckpointError as error:
+            if exc is None:
+                raise
+            _log.error("stepseal: while leaving after %s: %s", exc_type, error)
+
+    def _capture(self, call: int, step: int) -> tuple[CapturedComponent, ...]:
+        staging = None
+        if self._mode == "async":
+            self._arena.reset()
+            staging = self._arena
+        try:
+            return capture_all(self._registry.components(), self._topology, staging, step)
+        except errors.CheckpointError as error:
+            self._wiring.driver.send_failed(call, step, "capture", error)
+            self._await_abort(call, step)
+            raise
+
+    def _await_abort(self, call: int, step: int) -> None:
+        """Let the abort of our own failure arrive, so that the next call starts from the same point everywhere."""
+        driver = self._wiring.driver
+        state = driver.wait_outcome(call, None)
+        if state is not None:
+            try:
+                resolve_save(state, step, self._wiring.storage)
+            except errors.CheckpointError as error:
+                _log.debug("stepseal: %s", error)
+        driver.forget(call)
+
+    def _settle_previous(self) -> None:
+        """Wait for the save in flight; raise its failure unless it was seen."""
+        pending = self._progress.pending
+        if pending is None:
+            return
+        self._progress.pending = None
+        try:
+            pending.raise_unobserved()
+            self._progress.newest = pending.step
+        finally:
+            self._reuse_memory()
+            pending.forget()
+
+    def _reuse_memory(self) -> None:
+        writer, self._progress.writer = self._progress.writer, None
+        if writer is not None and not writer.wait_idle(_IDLE_S):
+            self._arena = Arena(
+                self._max_staging_bytes
+            )  # the blocked writer keeps the old one alive
+
+    def _poll_previous(self, step: int) -> None:
+        """Raise a background failure, at the same step on all ranks: rank 0 asks, the coordinator answers all."""
+        pending = self._progress.pending
+        if pending is None:
+            return
+        if self._topology.world_size == 1:
+            decided = pending.done()
+        else:
+            driver = self._wiring.driver
+            if self._topology.rank == 0:
+                driver.post_verdict(pending.call, step)
+            decided = driver.wait_verdict(pending.call, step)
+        if decided:
+            self._settle_previous()
+
+    def _check_grows(self, step: int) -> None:
+        newest = self._progress.newest
+        if newest is not None and step <= newest:
+            raise errors.StepExists(
+                f"save of step {step}: expected a step above {newest}, the newest one that this "
+                "job restored or "
+                "committed. Steps are never overwritten.",
+                step=step,
+                expected=f"> {newest}",
+                found=step,
+            )
+
+    def _check_components(self) -> None:
+        if not self._registry.names():
+            raise errors.InvalidInput(
+                "save: no component was added: there is nothing to save. Call add() first."
+            )
+
+    def _check_not_tainted(self) -> None:
+        if self._progress.tainted:
+            raise errors.Tainted(
+                "a restore failed after it had begun to change live state: saving or training on "
+                "would spread a mix "
+                "of two states. Call restore() again until it succeeds, or restart the job."
+            )
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.InvalidInput("this Checkpointer is closed; make a new one")
+
+
+def _check_arguments(save: Any, mode: str) -> None:  # noqa: ANN401 - checked here
+    if mode not in ("async", "sync"):
+        raise errors.InvalidInput(
+            f"mode={mode!r}: expected 'async' or 'sync'", expected="async|sync", found=mode
+        )
+    if save is not None and not callable(getattr(save, "due", None)):
+        raise errors.InvalidInput(
+            f"save={save!r}: expected a rule such as stepseal.every(steps=500)",
+            expected="a rule",
+            found=type(save).__name__,
+        )

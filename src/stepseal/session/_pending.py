@@ -1,0 +1,109 @@
+"""The handle of a save: what it became, and its failure, which is never lost."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepseal.commit import ParticipantDriver, resolve_save
+from stepseal.errors import CheckpointError, OutcomeUnknown
+
+if TYPE_CHECKING:
+    from stepseal.storage import Storage
+
+__all__ = ["PendingSave", "Saved"]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A committed, durable step."""
+
+    step: int
+    path: str
+    """Folder of the step."""
+    manifest_sha256: str
+
+
+class PendingSave:
+    """A save whose state is captured and whose bytes are being written.
+
+    Made by `Checkpointer.save`. A failure that nobody saw raises at the next `save`, `step` or
+    `close`.
+    """
+
+    def __init__(
+        self, call: int, step: int, path: str, driver: ParticipantDriver, storage: Storage
+    ) -> None:
+        self.step = step
+        self._call = call
+        self._path = path
+        self._driver = driver
+        self._storage = storage
+        self._lock = threading.Lock()
+        self._saved: Saved | None = None
+        self._error: CheckpointError | None = None
+        self._observed = False
+
+    @property
+    def call(self) -> int:
+        """Number of the call, for the control plane."""
+        return self._call
+
+    def forget(self) -> None:
+        """Let the control plane drop the call once its outcome is known for good; it stays here."""
+        if self._saved is not None or self._final_error():
+            self._driver.forget(self._call)
+
+    def done(self) -> bool:
+        """Return True when the outcome is known; does not block."""
+        return self._poll(0.0)
+
+    def wait(self, timeout_s: float | None = None) -> Saved:
+        """Block until the step is committed and durable.
+
+        Args:
+            timeout_s: seconds to wait at most; None waits until the save's own deadline.
+
+        Raises:
+            ParticipantFailed: some participant failed; nothing was committed. Other errors of the
+            tree likewise. OutcomeUnknown: `timeout_s` passed, or the coordinator is gone and
+            storage does not tell.
+
+        Durability: on return the step survives power loss, where the file system honours fsync.
+        """
+        if not self._poll(timeout_s):
+            raise OutcomeUnknown(
+                f"save of step {self.step}: still being written after {timeout_s:g} s. Call wait() "
+                "again.",
+                step=self.step,
+            )
+        self._observed = True
+        if self._error is not None:
+            raise self._error
+        assert self._saved is not None
+        return self._saved
+
+    def raise_unobserved(self) -> None:
+        """Wait for the outcome; raise its failure unless somebody saw it already."""
+        self._poll(None)
+        if not self._observed:
+            self.wait()
+
+    def _poll(self, timeout_s: float | None) -> bool:
+        if self._saved is not None or self._final_error():
+            return True
+        state = self._driver.wait_outcome(self._call, timeout_s)
+        if state is None:
+            return False
+        with self._lock:
+            try:
+                committed = resolve_save(state, self.step, self._storage)
+                self._saved = Saved(self.step, self._path, committed.manifest_sha256)
+                self._error = None
+            except CheckpointError as error:
+                self._error = error
+        return True
+
+    def _final_error(self) -> bool:
+        return self._error is not None and not isinstance(self._error, OutcomeUnknown)

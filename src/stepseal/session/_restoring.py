@@ -1,0 +1,254 @@
+"""One participant's share of a restore: check a candidate without touching anything, then stream it
+in.
+
+Invariants: nothing live changes before the coordinator's `Apply`; no byte reaches a sink before its
+digest matched; the RNG comes last, so that nothing that loads can disturb it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepseal import commit
+from stepseal.commit import (
+    Applied,
+    Apply,
+    Candidate,
+    Checked,
+    Fresh,
+    Rejected,
+    RestoreFailed,
+    cause_of,
+    error_from,
+    messages_of,
+)
+from stepseal.components import RNGComponent, SavedComponent, SavedTensor, Sharing, TreeContents
+from stepseal.errors import CheckpointError, Corrupt, StateMismatch
+from stepseal.layout import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    decode_manifest,
+    manifest_digest,
+    step_name,
+)
+from stepseal.storage import read_bytes
+from stepseal.transfer import ReadRequest, StepReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from stepseal.commit import Deadlines, ParticipantDriver, RestoreCalled
+    from stepseal.components import Component, RestorePlan, Topology
+    from stepseal.layout import ComponentEntry, Manifest
+    from stepseal.storage import Storage
+
+__all__ = ["Restored", "take_part"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedStep:
+    """A candidate that fits: what is left is to stream its tensors and to apply the rest."""
+
+    reader: StepReader
+    plans: tuple[tuple[Component, RestorePlan], ...]
+
+    def report(self) -> dict[str, str]:
+        """Return, per component, what was taken."""
+        return {
+            component.name: f"restored ({component.kind}, {len(plan.sinks)} tensors)"
+            for component, plan in self.plans
+        }
+
+    def apply(self) -> None:
+        """Stream every tensor this participant needs, then finish each component. Changes live
+        state.
+
+        Raises:
+            Corrupt: a digest did not match; live state may hold a mix of old and new by now.
+        """
+        requests = [
+            ReadRequest(stored, sink)
+            for component, plan in self.plans
+            for key, sink in plan.sinks.items()
+            for stored in self.reader.stored(component.name)[key]
+        ]
+        self.reader.stream(requests, check_cancelled=lambda: None)
+        for _, plan in self.plans:
+            plan.apply()
+
+
+def check_candidate(
+    storage: Storage,
+    candidate: Candidate,
+    components: Sequence[Component],
+    topology: Topology,
+) -> CheckedStep:
+    """Verify a candidate's manifest, indexes and trees, and plan how live state takes it; touch
+    nothing.
+
+    Raises:
+        Corrupt: bytes do not match their digest, or the manifest is not the one the coordinator
+        chose. StateMismatch: saved and live state differ; `.problems` lists every difference.
+    """
+    manifest = _read_manifest(storage, candidate)
+    reader = StepReader(storage, step_name(candidate.step), manifest)
+    entries = {entry.name: entry for entry in manifest.components}
+    problems = _name_problems(entries.keys(), [component.name for component in components])
+    plans = []
+    for component in components:
+        if component.name not in entries:
+            continue
+        try:
+            saved = _saved_component(reader, manifest, entries[component.name], topology)
+            plans.append((component, component.plan(saved, topology)))
+        except StateMismatch as error:
+            problems += error.problems or (str(error),)
+    if problems:
+        raise StateMismatch(
+            f"restore of step {candidate.step}: saved and live state differ: "
+            f"{'; '.join(problems[:10])}"
+            f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}. Nothing was "
+            "changed.",
+            step=candidate.step,
+            participant=topology.me,
+            problems=tuple(problems),
+        )
+    plans.sort(key=lambda item: isinstance(item[0], RNGComponent))
+    return CheckedStep(reader, tuple(plans))
+
+
+def _read_manifest(storage: Storage, candidate: Candidate) -> Manifest:
+    path = f"{step_name(candidate.step)}/{MANIFEST}"
+    data = read_bytes(storage, path, MAX_MANIFEST_BYTES)
+    found = manifest_digest(data)
+    if found != candidate.manifest_sha256:
+        raise Corrupt(
+            f"restore of step {candidate.step}: {path}: expected the manifest with SHA-256 "
+            f"{candidate.manifest_sha256}, found {found}: it changed, or this participant sees "
+            "another root.",
+            step=candidate.step,
+            path=path,
+            expected=candidate.manifest_sha256,
+            found=found,
+        )
+    return decode_manifest(data)
+
+
+def _name_problems(saved: Iterable[str], live: Sequence[str]) -> list[str]:
+    problems = [
+        f"component {name}: added here, but not in the step" for name in live if name not in saved
+    ]
+    problems += [
+        f"component {name}: in the step, but not added here"
+        for name in sorted(set(saved) - set(live))
+    ]
+    return problems
+
+
+def _saved_component(
+    reader: StepReader, manifest: Manifest, entry: ComponentEntry, topology: Topology
+) -> SavedComponent:
+    tensors = {}
+    if entry.kind == "tensors":
+        for key, boxes in reader.stored(entry.name).items():
+            tensors[key] = SavedTensor(key, boxes[0].tensor.dtype, boxes[0].tensor.shape)
+    sharing = Sharing(entry.sharing)
+    owner = entry.payloads.get(topology.me)
+    if owner is None and sharing is not Sharing.PER_RANK:
+        owner = next(iter(entry.payloads.values()), None)
+    tree = None
+    if owner is not None and reader.has_tree(entry.name, owner):
+        found = reader.read_tree(entry.name, owner)
+        tree = TreeContents(found.document, found.arrays)
+    return SavedComponent(
+        entry.name, entry.kind, sharing, tensors, tree, len(manifest.participants)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What `Checkpointer.restore` brought back; the same on all participants."""
+
+    step: int
+    path: str
+    """Folder of the step."""
+    incarnation: int
+    """Number of this life of the job."""
+    skipped: Mapping[str, str]
+    """Newer steps that were passed over, by folder name, each with the reason."""
+    report: Mapping[str, str]
+    """Component to what was done with it."""
+
+
+def take_part(
+    driver: ParticipantDriver,
+    call: RestoreCalled,
+    storage: Storage,
+    root: str,
+    components: Sequence[Component],
+    topology: Topology,
+    deadlines: Deadlines,
+) -> Restored | None:
+    """Follow the coordinator through one restore; None for a fresh start.
+
+    Raises:
+        NoResumableStep, StepNotFound, Corrupt, StateMismatch, ParticipantFailed: as the coordinator
+            decided, alike on all participants; `.tainted` of the error tells whether live state was
+            changed.
+        CoordinatorLost: the coordinator is gone.
+    """
+    driver.call_restore(call)
+    checked: CheckedStep | None = None
+    while True:
+        order = driver.wait_order(call.call, deadlines.restore_s)
+        match order:
+            case Candidate():
+                checked = _vote_on(driver, order, storage, components, topology)
+            case Apply() if checked is not None:
+                _apply(driver, order, checked)
+            case commit.Restored():
+                path = f"{root}/{step_name(order.step)}"
+                report = {} if checked is None else checked.report()
+                return Restored(order.step, path, order.incarnation, order.skipped, report)
+            case Fresh():
+                return None
+            case RestoreFailed():
+                raise _failed(order, call)
+
+
+def _vote_on(
+    driver: ParticipantDriver,
+    order: Candidate,
+    storage: Storage,
+    components: Sequence[Component],
+    topology: Topology,
+) -> CheckedStep | None:
+    try:
+        checked = check_candidate(storage, order, components, topology)
+    except Exception as error:
+        driver.vote(Rejected(order.call, order.round, touched=False, cause=cause_of(error)))
+        return None
+    driver.vote(Checked(order.call, order.round))
+    return checked
+
+
+def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep) -> None:
+    try:
+        checked.apply()
+    except Exception as error:
+        driver.vote(Rejected(order.call, order.round, touched=True, cause=cause_of(error)))
+        return
+    driver.vote(Applied(order.call, order.round))
+
+
+def _failed(order: RestoreFailed, call: RestoreCalled) -> CheckpointError:
+    return error_from(
+        order.kind,
+        order.message,
+        step=call.step,
+        reasons=order.reasons,
+        failures=messages_of(order.failures),
+        tainted=order.tainted,
+        problems=tuple(c.message for c in order.failures.values()),
+    )

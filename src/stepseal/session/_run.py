@@ -1,0 +1,235 @@
+"""The read side: what a run's root holds, offline. Creates nothing, claims nothing, joins no job."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from stepseal import errors
+from stepseal.commit import (
+    in_lineage,
+    lineage_limits,
+    list_foreign,
+    list_steps,
+    read_claims,
+    read_marker,
+    read_step,
+)
+from stepseal.components import DenseSink, TreeContents, decode_tree
+from stepseal.layout import check_step, dcp_fqn, step_name, whole
+from stepseal.storage import LocalStorage
+from stepseal.transfer import ReadRequest, StepReader, verify_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from stepseal.commit import StepEntry
+    from stepseal.layout import Manifest
+    from stepseal.storage import Storage
+    from stepseal.transfer import Finding
+
+__all__ = ["Run", "Step", "open_run"]
+
+
+class Step:
+    """One committed step, for reading.
+
+    Made by `Run.step`. All reads verify digests; nothing is unpickled.
+    """
+
+    def __init__(self, storage: Storage, root: str, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.path = os.path.join(root, step_name(manifest.step))
+        self._storage = storage
+
+    @property
+    def step(self) -> int:
+        """Training step number."""
+        return self.manifest.step
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics that were known at the save."""
+        return self.manifest.metrics
+
+    def verify(self, progress: Callable[[int], None] | None = None) -> tuple[Finding, ...]:
+        """Check every byte of every file against its digest.
+
+        Args:
+            progress: called with the number of bytes checked since the last call.
+
+        Returns:
+            What is wrong or not listed; empty when the step is whole. Damage is an answer, not an
+            error.
+        """
+        name = step_name(self.step)
+        return verify_step(self._storage, name, self.manifest, progress=progress)
+
+    def tensor_names(self) -> tuple[str, ...]:
+        """Return the FQNs of all stored tensors, as stock DCP readers name them."""
+        return tuple(sorted(self._tensors()))
+
+    def tensors(self, pattern: str = "*") -> dict[str, torch.Tensor]:
+        """Read whole tensors by FQN, verified, into fresh CPU memory.
+
+        Args:
+            pattern: shell pattern over FQNs such as `layers.0.*` or `optimizer.state.*`.
+
+        Raises:
+            StepNotFound: no FQN matches; the message lists some that exist.
+            Corrupt: a digest does not match.
+        """
+        tensors = self._tensors()
+        names = [name for name in sorted(tensors) if fnmatch.fnmatchcase(name, pattern)]
+        if not names:
+            raise errors.StepNotFound(
+                f"step {self.step}: no tensor matches {pattern!r}; there are {len(tensors)}, for "
+                "example "
+                f"{', '.join(sorted(tensors)[:3])}",
+                step=self.step,
+                expected=pattern,
+            )
+        reader = StepReader(self._storage, step_name(self.step), self.manifest)
+        found = {}
+        requests = []
+        for name in names:
+            component, key = tensors[name]
+            boxes = reader.stored(component)[key]
+            first = boxes[0].tensor
+            dtype = getattr(torch, first.dtype)
+            target = torch.empty(first.shape, dtype=dtype)
+            sink = DenseSink(target, whole(first.shape), dtype)
+            requests += [ReadRequest(box, sink) for box in boxes]
+            found[name] = target
+        reader.stream(requests, check_cancelled=lambda: None)
+        return found
+
+    def value(self, component: str, participant: str | None = None) -> Any:  # noqa: ANN401 - whatever was saved
+        """Return the non-tensor state of a component as it was saved.
+
+        Args:
+            component: its name.
+            participant: whose payload; None takes the only one, or the first.
+
+        Raises:
+            StepNotFound: the step has no such component, or it has no non-tensor state for that
+            participant.
+        """
+        entry = next((e for e in self.manifest.components if e.name == component), None)
+        owners = {} if entry is None else entry.payloads
+        owner = owners.get(participant) if participant else next(iter(owners.values()), None)
+        reader = StepReader(self._storage, step_name(self.step), self.manifest)
+        if owner is None or not reader.has_tree(component, owner):
+            raise errors.StepNotFound(
+                f"step {self.step}: component {component} of {participant or 'any participant'}: "
+                "no such state; "
+                f"components: {', '.join(e.name for e in self.manifest.components)}",
+                step=self.step,
+                component=component,
+                participant=participant,
+            )
+        found = reader.read_tree(component, owner)
+        return decode_tree(TreeContents(found.document, found.arrays))
+
+    def _tensors(self) -> dict[str, tuple[str, str]]:
+        reader = StepReader(self._storage, step_name(self.step), self.manifest)
+        return {
+            dcp_fqn(entry.name, key): (entry.name, key)
+            for entry in self.manifest.components
+            if entry.kind == "tensors"
+            for key in reader.stored(entry.name)
+        }
+
+
+class Run:
+    """All steps of one root, for reading; every call looks anew.
+
+    Made by `open_run`.
+    """
+
+    def __init__(self, storage: Storage, root: str) -> None:
+        self.root = root
+        self.run_id = read_marker(storage)
+        self._storage = storage
+
+    def steps(self) -> tuple[int, ...]:
+        """Return the committed steps of this run, ascending."""
+        return tuple(e.step for e in self.entries() if e.state == "committed")
+
+    def entries(self) -> tuple[StepEntry, ...]:
+        """Return every folder with a step's name, with its state: committed, damaged or foreign."""
+        return list_steps(self._storage, self.run_id)
+
+    def foreign(self) -> tuple[str, ...]:
+        """Return names in the root that look like checkpoints of somebody else."""
+        return tuple(entry.name for entry in list_foreign(self._storage))
+
+    def latest(self) -> Step | None:
+        """Return the newest step that a restore would choose by lineage, or None."""
+        limits = lineage_limits(read_claims(self._storage))
+        for entry in reversed(self.entries()):
+            if entry.state != "committed" or entry.manifest is None:
+                continue
+            if in_lineage(limits, entry.manifest.incarnation, entry.step):
+                return Step(self._storage, self.root, entry.manifest)
+        return None
+
+    def step(self, step: int) -> Step:
+        """Return one committed step.
+
+        Raises:
+            StepNotFound: it is not there, or not of this run.
+            Corrupt: it is there, but its manifest is damaged.
+        """
+        entry = read_step(self._storage, check_step(step), self.run_id)
+        if entry.state == "damaged":
+            raise errors.Corrupt(
+                f"step {step}: {entry.problem}",
+                step=step,
+                path=entry.name,
+                problems=(entry.problem,),
+            )
+        if entry.state == "foreign" or entry.manifest is None:
+            raise errors.StepNotFound(f"step {step}: {entry.problem}", step=step, path=entry.name)
+        return Step(self._storage, self.root, entry.manifest)
+
+    def best(self, metric: str, *, mode: str = "min") -> Step | None:
+        """Return the committed step with the best value of a metric, or None where no step has it.
+
+        Args:
+            metric: name as given to `save(metrics=...)`; NaN never wins.
+            mode: `min` or `max`.
+
+        Raises:
+            InvalidInput: `mode` is neither.
+        """
+        if mode not in ("min", "max"):
+            raise errors.InvalidInput(f"mode={mode!r}: expected 'min' or 'max'", found=mode)
+        sign = 1.0 if mode == "min" else -1.0
+        scored = [
+            (sign * value, entry.manifest)
+            for entry in self.entries()
+            if entry.state == "committed" and entry.manifest is not None
+            for value in (entry.manifest.metrics.get(metric),)
+            if value is not None and value == value
+        ]
+        if not scored:
+            return None
+        return Step(self._storage, self.root, min(scored, key=lambda item: item[0])[1])
+
+
+def open_run(root: str | os.PathLike[str]) -> Run:
+    """Open a root for reading.
+
+    Args:
+        root: directory of the run.
+
+    Raises:
+        RootNotFound: there is no such directory, or no format marker in it.
+        IncompatibleFormat: it was made by a newer format version.
+    """
+    path = os.path.abspath(os.fspath(root))
+    return Run(LocalStorage.open(path), path)

@@ -1,0 +1,162 @@
+"""One participant's share of a save: capture on the caller's thread, then write on a thread of its
+own.
+
+Invariants: the writer reads only buffers that nobody changes (private memory, or live memory while
+the caller is blocked in a synchronous save); it reports `Prepared` only after everything is durable
+and closed; any failure of it reaches the coordinator.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+from stepseal.commit import NONCE, ComponentFacts, PartFacts
+from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
+from stepseal.layout import PartContents
+from stepseal.storage import KeyNotFound, read_bytes
+from stepseal.transfer import write_part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from stepseal.commit import ParticipantDriver, Write
+    from stepseal.components import CapturedComponent, Component, Staging, Topology
+    from stepseal.storage import Storage
+
+_log = logging.getLogger("stepseal")
+
+__all__ = ["PartWriter", "SaveGivenUp", "capture_all", "facts_of"]
+
+_MAX_NONCE_BYTES = 256
+
+
+class SaveGivenUp(CheckpointError):
+    """The attempt ended while this participant was still writing; the coordinator knows why."""
+
+    kind = "save_given_up"
+
+
+def capture_all(
+    components: Iterable[Component], topology: Topology, staging: Staging | None, step: int
+) -> tuple[CapturedComponent, ...]:
+    """Capture every component at one cut, in the order in which they were added.
+
+    Raises:
+        CheckpointError: from a component, as it is.
+        ParticipantFailed: a component raised anything else; that exception is the cause.
+    """
+    captured = []
+    for component in components:
+        try:
+            captured.append(component.capture(topology, staging))
+        except CheckpointError:
+            raise
+        except Exception as error:
+            text = f"component {component.name} raised {type(error).__name__}: {error}"
+            raise ParticipantFailed(
+                f"save of step {step}: {topology.me}: {text}. Nothing was committed; older steps "
+                "are untouched.",
+                step=step,
+                component=component.name,
+                participant=topology.me,
+                failures={topology.me: text},
+            ) from error
+    return tuple(captured)
+
+
+def facts_of(captured: Sequence[CapturedComponent]) -> list[ComponentFacts]:
+    """Return what the coordinator compares across participants."""
+    return [
+        ComponentFacts(c.name, c.kind, c.sharing.value, c.fingerprint, dict(c.payloads))
+        for c in captured
+    ]
+
+
+class PartWriter:
+    """Writes one participant's part of one attempt on a background thread.
+
+    Args:
+        captured: frozen buffers.
+        write: the coordinator's order.
+        step: step number.
+        call: call number.
+        driver: line to the coordinator.
+        storage: the root.
+    """
+
+    def __init__(
+        self,
+        captured: Sequence[CapturedComponent],
+        write: Write,
+        step: int,
+        driver: ParticipantDriver,
+        storage: Storage,
+    ) -> None:
+        self._contents = PartContents(
+            tensors=tuple(t for c in captured for t in c.tensors),
+            bytes_copies=tuple(b for c in captured for b in c.bytes_copies),
+            trees=tuple(t for c in captured for t in c.trees),
+        )
+        self._write = write
+        self._step = step
+        self._driver = driver
+        self._storage = storage
+        self._thread = threading.Thread(
+            target=self._run, name=f"stepseal-write-{step}", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until the buffers are not read any more; False when the storage blocks for longer."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        call = self._write.call
+        try:
+            self._check_same_root()
+            ref = write_part(
+                self._storage,
+                self._write.staging,
+                step=self._step,
+                attempt=self._write.attempt,
+                participant=self._driver.participant,
+                ordinal=self._write.ordinal,
+                contents=self._contents,
+                check_cancelled=self._check_given_up,
+            )
+            part = PartFacts(ref.path, ref.size_bytes, ref.sha256)
+            self._driver.send_prepared(call, self._write.attempt, part)
+        except SaveGivenUp:
+            pass  # the outcome is already known to everybody; there is nobody to tell
+        except BaseException as error:
+            if not isinstance(error, (CheckpointError, OSError)):
+                _log.exception("stepseal: %s: defect while writing", self._driver.participant)
+            self._driver.send_failed(call, self._step, "write", error)
+
+    def _check_given_up(self) -> None:
+        if self._driver.ended(self._write.call):
+            raise SaveGivenUp(f"save of step {self._step}: given up", step=self._step)
+
+    def _check_same_root(self) -> None:
+        """Prove by the attempt's nonce that this participant sees the coordinator's root."""
+        key = f"{self._write.staging}/{NONCE}"
+        try:
+            found = read_bytes(self._storage, key, _MAX_NONCE_BYTES).decode("ascii", "replace")
+        except KeyNotFound:
+            found = "nothing"
+        if found != self._write.nonce:
+            raise StorageUnavailable(
+                f"save of step {self._step}: {self._driver.participant} does not see the "
+                "coordinator's root: expected "
+                f"the nonce of this attempt at {key}, found {found}. Is the root on storage shared "
+                "by all hosts?",
+                step=self._step,
+                participant=self._driver.participant,
+                path=key,
+            )

@@ -1,0 +1,28 @@
+"""Where bytes are: keys and bytes on one root, never steps or ranks.
+
+A key is a safe relative path such as `a/b/c`; `""` is the root directory itself. Each verb is one
+`Protocol`, so a signature asks for the narrowest and a wrapper sees every change. `LocalStorage` is
+a POSIX directory, `MemoryStorage` the same behaviour without a disk; the functions compose verbs
+into durable writes, conditional puts and tree walks.
+"""
+
+# ruff: noqa: I001 - isort would give each name a line, and a face stays under 40 lines
+
+from stepseal.storage._compose import (
+    create_durable, make_dirs, put_if_absent, read_bytes, remove_tree, replace_durable, walk_files,
+)  # fmt: skip
+from stepseal.storage._local import LocalStorage
+from stepseal.storage._memory import MemoryStorage
+from stepseal.storage._verbs import (
+    CreateFile, Entry, Exchange, KeyExists, KeyNotFound, Link, ListDir, MakeDir, OpenRead,
+    ReadHandle, RemoveDir, RemoveFile, Rename, Stat, Storage, SyncDir, SyncSupport, WriteHandle,
+)  # fmt: skip
+
+__all__ = [
+    "Storage", "ReadHandle", "WriteHandle", "Entry", "KeyNotFound", "KeyExists",
+    "OpenRead", "Stat", "ListDir", "CreateFile", "MakeDir", "SyncDir", "SyncSupport", "Link",
+    "Rename", "Exchange", "RemoveFile", "RemoveDir",
+    "LocalStorage", "MemoryStorage",
+    "make_dirs", "read_bytes", "create_durable", "put_if_absent", "replace_durable",
+    "remove_tree", "walk_files",
+]  # fmt: skip

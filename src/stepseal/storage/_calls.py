@@ -1,0 +1,85 @@
+"""The system calls of local storage as one object, so that a test can answer for the kernel.
+
+Each method is exactly one call and raises `OSError`; loops, checks and messages are the callers'.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["RENAME_EXCHANGE", "RENAME_NOREPLACE", "Calls"]
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+class Calls:
+    """The real kernel."""
+
+    __slots__ = ()
+
+    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+        """Make the call openat."""
+        return os.open(name, flags, mode, dir_fd=dir_fd)
+
+    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """Make the call preadv with one buffer."""
+        return os.preadv(fd, [buffer], offset)
+
+    def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+        """Make the call pwrite."""
+        return os.pwrite(fd, data, offset)
+
+    def fsync(self, fd: int) -> None:
+        """Make the call fsync on a file."""
+        os.fsync(fd)
+
+    def fsync_dir(self, fd: int) -> None:
+        """Make the call fsync on a directory."""
+        os.fsync(fd)
+
+    def close(self, fd: int) -> None:
+        """Make the call close."""
+        os.close(fd)
+
+    def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+        """Make the call linkat, not following a symlink."""
+        os.link(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
+
+    def rename(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+        """Make the call renameat."""
+        os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+
+    def renameat2(
+        self, source: str, source_fd: int, target: str, target_fd: int, flags: int
+    ) -> None:
+        """Make the call renameat2; ENOSYS where the C library lacks it."""
+        function = _renameat2()
+        if function is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        result = function(source_fd, os.fsencode(source), target_fd, os.fsencode(target), flags)
+        if result != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+@lru_cache(maxsize=1)
+def _renameat2() -> Any:  # noqa: ANN401 - a foreign function has no static type
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is not None:
+        function.argtypes = (
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_uint,
+        )
+        function.restype = ctypes.c_int
+    return function

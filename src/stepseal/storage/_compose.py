@@ -1,0 +1,275 @@
+"""What several verbs make together: durable files, conditional puts, tree walks.
+
+Functions over the narrowest verbs, so that any backend and any wrapper gets them. Every change goes
+through a verb. Temporary names begin with `.tmp-` and stand in the directory of their target.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from stepseal.errors import Corrupt, StorageUnavailable
+from stepseal.storage._keys import parent_key, split_key
+from stepseal.storage._verbs import (
+    CreateFile,
+    Entry,
+    KeyExists,
+    KeyNotFound,
+    Link,
+    ListDir,
+    MakeDir,
+    OpenRead,
+    RemoveDir,
+    RemoveFile,
+    Rename,
+    Stat,
+    SyncDir,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = [
+    "create_durable",
+    "make_dirs",
+    "put_if_absent",
+    "read_bytes",
+    "remove_tree",
+    "replace_durable",
+    "walk_files",
+]
+
+
+class _MakesDirs(MakeDir, SyncDir, Stat, Protocol):
+    pass
+
+
+class _Puts(CreateFile, Link, RemoveFile, Stat, SyncDir, Protocol):
+    pass
+
+
+class _Replaces(CreateFile, Rename, RemoveFile, SyncDir, Protocol):
+    pass
+
+
+class _RemovesTrees(ListDir, Stat, RemoveFile, RemoveDir, Protocol):
+    pass
+
+
+def make_dirs(storage: _MakesDirs, key: str, *, base: str = "") -> None:
+    """Make a directory and its missing parents, durably; tolerates those that exist.
+
+    Safe to call from every participant at once. Directories that exist are synced too: whoever made
+    them may have died before syncing.
+
+    Args:
+        storage: where.
+        key: directory to have afterwards.
+        base: a directory above `key` that is known to be there and durable; nothing above it is
+            touched.
+
+    Raises:
+        Corrupt: something that is not a directory is in the way.
+
+    Durability: `key` survives power loss on return, as far as `base` does.
+    """
+    segments = split_key(key)
+    start = len(split_key(base))
+    for depth in range(start, len(segments)):
+        directory = "/".join(segments[: depth + 1])
+        try:
+            storage.make_dir(directory)
+        except KeyExists:
+            _require_directory(storage, directory)
+        storage.sync_dir("/".join(segments[:depth]))
+
+
+def read_bytes(storage: OpenRead, key: str, max_bytes: int) -> bytes:
+    """Return the whole of a small file, refusing a large one before any allocation.
+
+    Raises:
+        KeyNotFound: nothing has this key.
+        Corrupt: the file is larger than `max_bytes`, or not a regular file.
+    """
+    with storage.open_read(key) as handle:
+        if handle.size_bytes > max_bytes:
+            raise Corrupt(
+                f"cannot read {key!r}: expected at most {max_bytes} bytes, found "
+                f"{handle.size_bytes}. Verify the step, or look at what wrote this file.",
+                path=key,
+                expected=max_bytes,
+                found=handle.size_bytes,
+                problems=(f"{key}: {handle.size_bytes} bytes, at most {max_bytes} allowed",),
+            )
+        data = bytearray(handle.size_bytes)
+        handle.read_into(data, 0)
+    return bytes(data)
+
+
+def create_durable(storage: CreateFile, key: str, data: Buffer) -> None:
+    """Create a file with these bytes: create, write, sync, close.
+
+    Raises:
+        KeyExists: the key is taken; nothing was written.
+        StorageUnavailable: refused; the file may exist with a part of the bytes.
+
+    Durability: the bytes survive; the name does so once the caller has synced the directory.
+    """
+    with storage.create_file(key) as handle:
+        handle.write(data, 0)
+        handle.sync()
+
+
+def put_if_absent(storage: _Puts, key: str, data: Buffer) -> bool:
+    """Create a whole, durable file if nobody has the key; of concurrent callers exactly one wins.
+
+    Readers see nothing or all of the bytes. Who won is decided by identity: the key and our own
+    temporary are the same file. So a lost answer of `link` does not mislead.
+
+    Returns:
+        True if the key is ours, False if somebody else had it.
+
+    Raises:
+        StorageUnavailable: refused. Unless the key then turns out to be absent or not ours, the
+            outcome is unknown: read the key.
+
+    Durability: on return the key, whoever put it, survives power loss. A temporary may be left
+    behind by a crash or a failing removal.
+    """
+    directory = parent_key(key)
+    temporary = _temporary_key(directory)
+    try:
+        create_durable(storage, temporary, data)
+        try:
+            storage.link(temporary, key)
+            ours = True
+        except StorageUnavailable as error:
+            ours = _same_file(storage, temporary, key)
+            if not ours and not isinstance(error, KeyExists):
+                raise
+        storage.sync_dir(directory)
+    finally:
+        with suppress(StorageUnavailable):
+            storage.remove_file(temporary)
+    return ours
+
+
+def replace_durable(storage: _Replaces, key: str, data: Buffer) -> None:
+    """Give a key these bytes, whoever had it; readers see the old or the new ones, whole.
+
+    Raises:
+        StorageUnavailable: refused; the key has the old bytes or the new ones.
+
+    Durability: on return the new bytes survive power loss.
+    """
+    directory = parent_key(key)
+    temporary = _temporary_key(directory)
+    try:
+        create_durable(storage, temporary, data)
+        storage.rename(temporary, key, replace=True)
+    except BaseException:
+        with suppress(StorageUnavailable):
+            storage.remove_file(temporary)
+        raise
+    storage.sync_dir(directory)
+
+
+def remove_tree(storage: _RemovesTrees, key: str) -> None:
+    """Remove an entry and all below it; a symlink is removed itself, never followed.
+
+    Tolerates entries that vanish meanwhile. Does not enter mounts.
+
+    Raises:
+        KeyNotFound: nothing has this key.
+        Corrupt: a directory was swapped for something else while being emptied.
+        StorageUnavailable: refused, or a mount is inside; what is left is left in place.
+    """
+    top = storage.stat(key)
+    if top.kind != "directory":
+        storage.remove_file(key)
+        return
+    pending: list[tuple[str, bool]] = [(key, False)]
+    while pending:
+        directory, emptied = pending.pop()
+        if emptied:
+            with suppress(KeyNotFound):
+                storage.remove_dir(directory)
+            continue
+        pending.append((directory, True))
+        with suppress(KeyNotFound):
+            pending += _remove_leaves(storage, directory, top.device)
+
+
+def walk_files(storage: ListDir, key: str) -> list[tuple[str, Entry]]:
+    """Return everything below a directory that is not a directory, sorted by relative path.
+
+    Symlinks and special files are listed with their kind, so that a caller can refuse them.
+
+    Raises:
+        KeyNotFound: nothing has this key.
+        Corrupt: it is not a directory.
+    """
+    found: list[tuple[str, Entry]] = []
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        for entry in storage.list_dir(_join(key, relative)):
+            path = _join(relative, entry.name)
+            if entry.kind == "directory":
+                pending.append(path)
+            else:
+                found.append((path, entry))
+    return sorted(found, key=lambda item: item[0])
+
+
+def _remove_leaves(storage: _RemovesTrees, directory: str, device: int) -> list[tuple[str, bool]]:
+    """Remove what is not a directory; return the directories, still to be emptied."""
+    directories: list[tuple[str, bool]] = []
+    for entry in storage.list_dir(directory):
+        path = _join(directory, entry.name)
+        if entry.kind != "directory":
+            with suppress(KeyNotFound):
+                storage.remove_file(path)
+        elif entry.device != device:
+            raise StorageUnavailable(
+                f"cannot remove {path!r}: expected a directory of the same file system, found a "
+                "mount. Unmount it first.",
+                path=path,
+                errno=errno.EXDEV,
+            )
+        else:
+            directories.append((path, False))
+    return directories
+
+
+def _require_directory(storage: Stat, key: str) -> None:
+    found = storage.stat(key).kind
+    if found != "directory":
+        raise Corrupt(
+            f"cannot make directory {key!r}: expected a directory, found a {found}. Remove it.",
+            path=key,
+            expected="directory",
+            found=found,
+            problems=(f"{key}: expected a directory, found a {found}",),
+        )
+
+
+def _same_file(storage: Stat, first: str, second: str) -> bool:
+    try:
+        one, other = storage.stat(first), storage.stat(second)
+    except KeyNotFound:
+        return False
+    return one.inode != 0 and (one.device, one.inode) == (other.device, other.inode)
+
+
+def _temporary_key(directory: str) -> str:
+    return _join(directory, f".tmp-{secrets.token_hex(16)}")
+
+
+def _join(directory: str, name: str) -> str:
+    if not name:
+        return directory
+    return f"{directory}/{name}" if directory else name

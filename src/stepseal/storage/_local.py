@@ -1,0 +1,285 @@
+"""A POSIX directory as storage.
+
+The root is opened once and pinned by its descriptor. Every key is walked from there, one segment
+at a time, with `O_NOFOLLOW`, so no symlink and no rename of the root's path can lead a verb
+elsewhere. Nothing here knows steps. Linux only: the atomic renames are renameat2(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal
+
+from stepseal.errors import StorageUnavailable
+from stepseal.storage._calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Calls
+from stepseal.storage._keys import check_key, check_pair, split_key
+from stepseal.storage._local_files import LocalReader, LocalWriter
+from stepseal.storage._local_root import make_root, open_root, root_path
+from stepseal.storage._refusals import entry_kind, kind_name, refused, wrong_kind
+from stepseal.storage._verbs import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+__all__ = ["LocalStorage"]
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_MODE = 0o600
+_DIR_MODE = 0o700
+_NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+class LocalStorage:
+    """One directory of a local or network file system, held open until `close`.
+
+    Thread-safe, and usable after a fork by both processes. Made by `open` or `create`.
+
+    Args:
+        root: absolute path, for messages only.
+        descriptor: of the root directory; owned from now on.
+        calls: answers for the kernel; tests pass their own.
+    """
+
+    __slots__ = ("_calls", "_root", "_root_fd", "_sync_support")
+
+    def __init__(self, root: str, descriptor: int, *, calls: Calls | None = None) -> None:
+        self._root = root
+        self._root_fd = descriptor
+        self._calls = calls or Calls()
+        self._sync_support: Literal["fsync", "best-effort"] | None = None
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str], *, calls: Calls | None = None) -> Self:
+        """Open an existing root; a symlink to a directory is resolved now and never again.
+
+        Raises:
+            RootNotFound: nothing is there.
+            InvalidInput: a file or another non-directory is there.
+            StorageUnavailable: the root may not be read.
+        """
+        calls = calls or Calls()
+        path = root_path(root)
+        return cls(path, open_root(path, calls), calls=calls)
+
+    @classmethod
+    def create(cls, root: str | os.PathLike[str], *, calls: Calls | None = None) -> Self:
+        """Open a root, after making it and its missing parents with mode 0700.
+
+        Every participant may call it at once.
+
+        Raises:
+            InvalidInput: a file or another non-directory is there.
+            StorageUnavailable: a directory cannot be made or synced.
+
+        Durability: the root's name survives power loss on return.
+        """
+        calls = calls or Calls()
+        path = root_path(root)
+        make_root(path, calls)
+        return cls(path, open_root(path, calls), calls=calls)
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({self._root!r})"
+
+    @property
+    def root(self) -> str:
+        """Absolute path that the root had when it was opened."""
+        return self._root
+
+    def close(self) -> None:
+        """Release the root. No verb works afterwards; open handles do. Safe to repeat."""
+        fd, self._root_fd = self._root_fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def open_read(self, key: str) -> LocalReader:
+        """Open a regular file for reading; never blocks on a FIFO."""
+        parents, name = check_key(key)
+        with self._guard("open", key), self._walk(parents, "open", key) as parent_fd:
+            try:
+                fd = self._calls.open(name, _READ, dir_fd=parent_fd)
+            except OSError as error:
+                if error.errno in {errno.ELOOP, errno.ENXIO, errno.ENODEV}:
+                    self._check_kind(name, parent_fd, "open", key, expected="regular file")
+                raise
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                os.close(fd)
+                found = kind_name(status.st_mode)
+                raise wrong_kind("open", key, self._root, expected="regular file", found=found)
+        return LocalReader(fd, key, self._root, self._calls, size_bytes=status.st_size)
+
+    def stat(self, key: str) -> Entry:
+        """Say what has this key, without following a symlink."""
+        segments = split_key(key)
+        with self._guard("stat", key), self._walk(segments[:-1], "stat", key) as fd:
+            if not segments:
+                return _entry("", os.fstat(fd))
+            return _entry(segments[-1], os.stat(segments[-1], dir_fd=fd, follow_symlinks=False))
+
+    def list_dir(self, key: str) -> tuple[Entry, ...]:
+        """Return every entry of a directory, sorted by name."""
+        entries = []
+        with self._guard("list", key), self._walk(split_key(key), "list", key) as fd:
+            with os.scandir(fd) as found:
+                names = [entry.name for entry in found]
+            for name in names:
+                try:
+                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # removed between the two calls, so it is not an entry any more
+                entries.append(_entry(name, status))
+        return tuple(sorted(entries, key=lambda entry: entry.name))
+
+    def sync_support(self) -> Literal["fsync", "best-effort"]:
+        """Say whether `sync_dir` is honoured here; asks the file system once."""
+        if self._sync_support is None:
+            self.sync_dir("")
+        return self._sync_support or "fsync"
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def create_file(self, key: str) -> LocalWriter:
+        """Create a file that nobody had, with mode 0600."""
+        parents, name = check_key(key)
+        with self._guard("create", key), self._walk(parents, "create", key) as parent_fd:
+            fd = self._calls.open(name, _CREATE, _FILE_MODE, dir_fd=parent_fd)
+        return LocalWriter(fd, key, self._root, self._calls)
+
+    def make_dir(self, key: str) -> None:
+        """Create a directory that nobody had, with mode 0700."""
+        parents, name = check_key(key)
+        with self._guard("make directory", key), self._walk(parents, "make", key) as parent_fd:
+            os.mkdir(name, _DIR_MODE, dir_fd=parent_fd)
+
+    def sync_dir(self, key: str) -> None:
+        """Make the names inside a directory durable, where the file system can."""
+        with self._guard("sync directory", key), self._walk(split_key(key), "sync", key) as fd:
+            try:
+                self._calls.fsync_dir(fd)
+            except OSError as error:
+                if error.errno not in _NO_DIR_SYNC:
+                    raise
+                self._sync_support = "best-effort"
+            else:
+                self._sync_support = self._sync_support or "fsync"
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name, atomically and only if nobody has that name."""
+        with self._pair("link", source, target) as (name, source_fd, new, target_fd):
+            self._calls.link(name, source_fd, new, target_fd)
+
+    def rename(self, source: str, target: str, *, replace: bool = False) -> None:
+        """Move a file or directory to another name, atomically."""
+        verb = "rename" if replace else "rename atomically"
+        with self._pair(verb, source, target) as (name, source_fd, new, target_fd):
+            if replace:
+                self._calls.rename(name, source_fd, new, target_fd)
+            else:
+                self._renameat2(name, source_fd, new, target_fd, RENAME_NOREPLACE)
+
+    def exchange(self, first: str, second: str) -> None:
+        """Swap two present keys, of any kind, atomically."""
+        with self._pair("exchange atomically", first, second) as (name, first_fd, other, second_fd):
+            self._renameat2(name, first_fd, other, second_fd, RENAME_EXCHANGE)
+
+    def remove_file(self, key: str) -> None:
+        """Remove a name that is not a directory."""
+        parents, name = check_key(key)
+        with self._guard("remove", key), self._walk(parents, "remove", key) as parent_fd:
+            os.unlink(name, dir_fd=parent_fd)
+
+    def remove_dir(self, key: str) -> None:
+        """Remove an empty directory."""
+        parents, name = check_key(key)
+        with self._guard("remove directory", key), self._walk(parents, "remove", key) as parent_fd:
+            os.rmdir(name, dir_fd=parent_fd)
+
+    # -- walking -----------------------------------------------------------------------------
+
+    @contextmanager
+    def _walk(self, segments: Sequence[str], verb: str, key: str) -> Iterator[int]:
+        """Yield a fresh descriptor of the directory that `segments` name, following no symlink."""
+        root_fd = self._root_fd
+        if root_fd < 0:
+            raise OSError(errno.EBADF, "closed")
+        fd = self._calls.open(".", _DIRECTORY, dir_fd=root_fd)
+        try:
+            for depth, name in enumerate(segments):
+                try:
+                    child = self._calls.open(name, _DIRECTORY, dir_fd=fd)
+                except OSError as error:
+                    if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+                        prefix = "/".join(segments[: depth + 1])
+                        self._check_kind(name, fd, verb, prefix, expected="directory")
+                    raise
+                os.close(fd)
+                fd = child
+            yield fd
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def _pair(self, verb: str, source: str, target: str) -> Iterator[tuple[str, int, str, int]]:
+        check_pair(source, target)
+        source_parents, source_name = check_key(source)
+        target_parents, target_name = check_key(target)
+        with (
+            self._guard(f"{verb} {source!r} to", target),
+            self._walk(source_parents, verb, source) as source_fd,
+            self._walk(target_parents, verb, target) as target_fd,
+        ):
+            yield source_name, source_fd, target_name, target_fd
+
+    def _renameat2(self, name: str, fd: int, target: str, target_fd: int, flags: int) -> None:
+        while True:
+            try:
+                return self._calls.renameat2(name, fd, target, target_fd, flags)
+            except InterruptedError:
+                continue  # not carried out; Python retries its own calls the same way
+
+    def _check_kind(self, name: str, fd: int, verb: str, key: str, *, expected: str) -> None:
+        """Raise `Corrupt` naming what `name` is, if it is not `expected` any more."""
+        mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+        if kind_name(mode) != expected:
+            raise wrong_kind(verb, key, self._root, expected=expected, found=kind_name(mode))
+
+    @contextmanager
+    def _guard(self, verb: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except StorageUnavailable:
+            raise
+        except OSError as error:
+            raise refused(verb, key, self._root, error) from error
+
+
+def _entry(name: str, status: os.stat_result) -> Entry:
+    return Entry(
+        name=name,
+        kind=entry_kind(status.st_mode),
+        size_bytes=status.st_size,
+        device=status.st_dev,
+        inode=status.st_ino,
+    )

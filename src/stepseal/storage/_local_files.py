@@ -1,0 +1,152 @@
+"""Open files of local storage: exact reads, whole writes, and a sync that fails for good.
+
+A handle owns one descriptor. What a write or sync refused once stays refused: the kernel may have
+dropped the dirty pages, and a second fsync would answer success without them.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from typing import TYPE_CHECKING
+
+from stepseal.errors import StorageUnavailable
+from stepseal.storage._buffers import byte_view
+from stepseal.storage._refusals import refused, short_read
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+    from stepseal.storage._calls import Calls
+
+__all__ = ["LocalReader", "LocalWriter"]
+
+
+class _Descriptor:
+    """One descriptor and its place, closed at most once."""
+
+    __slots__ = ("_calls", "_fd", "_key", "_lock", "_root")
+
+    def __init__(self, fd: int, key: str, root: str, calls: Calls) -> None:
+        self._fd = fd
+        self._key = key
+        self._root = root
+        self._calls = calls
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def close(self) -> None:
+        with self._lock:
+            fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        try:
+            self._calls.close(fd)
+        except InterruptedError:
+            return  # Linux has released the descriptor; closing again could hit a stranger's
+        except OSError as error:
+            raise refused("close", self._key, self._root, error) from error
+
+    def _open_fd(self, verb: str) -> int:
+        if self._fd < 0:
+            raise refused(verb, self._key, self._root, OSError(errno.EBADF, "closed"))
+        return self._fd
+
+
+class LocalReader(_Descriptor):
+    """A regular file open for reading."""
+
+    __slots__ = ("_size_bytes",)
+
+    def __init__(self, fd: int, key: str, root: str, calls: Calls, *, size_bytes: int) -> None:
+        super().__init__(fd, key, root, calls)
+        self._size_bytes = size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the file when it was opened."""
+        return self._size_bytes
+
+    def read_into(self, buffer: Buffer, offset: int) -> None:
+        """Fill `buffer` completely with the bytes at `offset`."""
+        view = byte_view(buffer, offset, self._key, writable=True)
+        fd = self._open_fd("read")
+        done = 0
+        while done < len(view):
+            try:
+                count = self._calls.pread_into(fd, view[done:], offset + done)
+            except InterruptedError:
+                continue
+            except OSError as error:
+                raise refused("read", self._key, self._root, error) from error
+            if count <= 0:
+                raise short_read(self._key, self._root, offset, expected=len(view), found=done)
+            done += count
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class LocalWriter(_Descriptor):
+    """A new file open for writing."""
+
+    __slots__ = ("_failed",)
+
+    def __init__(self, fd: int, key: str, root: str, calls: Calls) -> None:
+        super().__init__(fd, key, root, calls)
+        self._failed: int | None = None
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Write all of `data` at `offset`, or raise."""
+        view = byte_view(data, offset, self._key, writable=False)
+        fd = self._healthy_fd("write")
+        done = 0
+        while done < len(view):
+            try:
+                count = self._calls.pwrite(fd, view[done:], offset + done)
+            except InterruptedError:
+                continue
+            except OSError as error:
+                raise self._fail("write", error) from error
+            if count <= 0:
+                raise self._fail("write", OSError(errno.EIO, "the kernel accepted no bytes"))
+            done += count
+
+    def sync(self) -> None:
+        """Make the bytes written so far durable, or fail for good."""
+        fd = self._healthy_fd("sync")
+        try:
+            self._calls.fsync(fd)
+        except OSError as error:
+            raise self._fail("sync", error) from error
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except StorageUnavailable:
+            if exc is None:
+                raise  # with another error in flight, that one is the cause to report
+
+    def _healthy_fd(self, verb: str) -> int:
+        if self._failed is not None:
+            error = OSError(self._failed, "an earlier write or sync of this file failed")
+            raise refused(verb, self._key, self._root, error)
+        return self._open_fd(verb)
+
+    def _fail(self, verb: str, error: OSError) -> StorageUnavailable:
+        self._failed = error.errno or errno.EIO
+        return refused(verb, self._key, self._root, error)

@@ -1,0 +1,109 @@
+"""How a root path, which is the user's own and is followed, becomes a pinned descriptor."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from stepseal.errors import InvalidInput, RootNotFound
+from stepseal.storage._refusals import refused
+
+if TYPE_CHECKING:
+    from stepseal.storage._calls import Calls
+
+__all__ = ["make_root", "open_root", "root_path"]
+
+_OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_ROOT_MODE = 0o700
+_NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def root_path(root: str | os.PathLike[str]) -> str:
+    """Return the root as an absolute path.
+
+    Raises:
+        InvalidInput: not a path, empty, or with a NUL.
+    """
+    path = os.fspath(root)
+    if not isinstance(path, str) or not path or "\x00" in path:
+        raise InvalidInput(
+            f"root {root!r} refused: expected the path of a directory, found "
+            f"{'an empty path' if not path else 'bytes or a NUL'}. Pass a str or a Path.",
+            path=str(path),
+        )
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+
+
+def open_root(path: str, calls: Calls) -> int:
+    """Return a descriptor of the root directory; a symlink is resolved here, once."""
+    try:
+        return calls.open(path, _OPEN_ROOT)
+    except FileNotFoundError as error:
+        raise RootNotFound(
+            f"no root at {path}: expected a directory, found nothing. Check the path.",
+            path=path,
+            errno=error.errno,
+        ) from error
+    except NotADirectoryError as error:
+        raise _not_a_directory(path) from error
+    except OSError as error:
+        raise refused("open the root", path, "", error) from error
+
+
+def make_root(path: str, calls: Calls) -> None:
+    """Make the root and its missing parents; sync each directory that names a new one.
+
+    The parent of the root is synced even if the root was there: whoever made it may have died
+    before syncing it. Only then may it be unreadable for us.
+    """
+    missing: list[str] = []
+    probe = path.rstrip("/") or "/"
+    while not os.path.exists(probe) and probe not in {"", "/"}:
+        if os.path.islink(probe):
+            raise _not_a_directory(path)
+        missing.append(probe)
+        probe = os.path.dirname(probe)
+    if not os.path.isdir(probe):
+        raise _not_a_directory(path)
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, _ROOT_MODE)
+        except FileExistsError:
+            pass  # another participant made it; its name is synced below like our own
+        except OSError as error:
+            raise refused("make the root", path, "", error) from error
+        _sync_parent(directory, path, calls)
+    if not missing:
+        _sync_parent(os.path.realpath(path), path, calls, may_be_unreadable=True)
+
+
+def _sync_parent(
+    directory: str, root: str, calls: Calls, *, may_be_unreadable: bool = False
+) -> None:
+    try:
+        fd = calls.open(os.path.dirname(directory) or "/", _OPEN_ROOT)
+    except PermissionError as error:
+        if may_be_unreadable:
+            return
+        raise refused("sync the parent of the root", root, "", error) from error
+    except OSError as error:
+        raise refused("sync the parent of the root", root, "", error) from error
+    try:
+        calls.fsync_dir(fd)
+    except OSError as error:
+        if error.errno not in _NO_DIR_SYNC and not (
+            may_be_unreadable and error.errno == errno.EROFS
+        ):
+            raise refused("sync the parent of the root", root, "", error) from error
+    finally:
+        os.close(fd)
+
+
+def _not_a_directory(path: str) -> InvalidInput:
+    return InvalidInput(
+        f"root {path} refused: expected a directory, found a file, or a link that leads nowhere. "
+        "Choose another path.",
+        path=path,
+        expected="directory",
+    )

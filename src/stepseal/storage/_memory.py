@@ -1,0 +1,328 @@
+"""Storage without a disk, with the behaviour of a POSIX one; for tests and simulators.
+
+Each file remembers the bytes, and each directory the names, that were synced. `after_power_loss`
+makes what a disk would show then: the synced state, and of the rest what the caller lets survive.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Literal
+
+from stepseal.storage._buffers import byte_view
+from stepseal.storage._keys import check_key, check_pair, split_key
+from stepseal.storage._refusals import refused, short_read, wrong_kind
+from stepseal.storage._verbs import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+    from stepseal.errors import StorageUnavailable
+
+    Survives = Callable[[Literal["entry", "data"], str], float]
+
+__all__ = ["MemoryStorage"]
+
+_ROOT = "memory"
+_inodes = count(1)
+
+
+@dataclass(eq=False, slots=True)
+class _File:
+    data: bytearray = field(default_factory=bytearray)
+    synced: bytes = b""
+    inode: int = field(default_factory=lambda: next(_inodes))
+
+
+@dataclass(eq=False, slots=True)
+class _Dir:
+    entries: dict[str, _File | _Dir] = field(default_factory=dict)
+    synced: dict[str, _File | _Dir] = field(default_factory=dict)
+    inode: int = field(default_factory=lambda: next(_inodes))
+
+
+class MemoryStorage:
+    """A tree in memory; one per instance, shared by the threads of one process."""
+
+    __slots__ = ("_lock", "_root")
+
+    def __init__(self) -> None:
+        self._root = _Dir()
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return "MemoryStorage()"
+
+    def open_read(self, key: str) -> _MemoryReader:
+        """Open a file for reading."""
+        with self._lock:
+            parent, name = self._place("open", key)
+            node = _present(parent, "open", key, name)
+            if isinstance(node, _Dir):
+                raise wrong_kind("open", key, _ROOT, expected="regular file", found="directory")
+            return _MemoryReader(node, key, self._lock)
+
+    def stat(self, key: str) -> Entry:
+        """Say what has this key."""
+        with self._lock:
+            if not split_key(key):
+                return _entry("", self._root)
+            parent, name = self._place("stat", key)
+            return _entry(name, _present(parent, "stat", key, name))
+
+    def list_dir(self, key: str) -> tuple[Entry, ...]:
+        """Return every entry of a directory, sorted by name."""
+        with self._lock:
+            directory = self._walk(split_key(key), "list", key)
+            return tuple(_entry(name, node) for name, node in sorted(directory.entries.items()))
+
+    def sync_support(self) -> Literal["fsync", "best-effort"]:
+        """Answer as a disk that honours fsync, which `after_power_loss` simulates."""
+        return "fsync"
+
+    def create_file(self, key: str) -> _MemoryWriter:
+        """Create a file that nobody had."""
+        with self._lock:
+            parent, name = self._place("create", key)
+            _require_free(parent, "create", key, name)
+            node = parent.entries[name] = _File()
+            return _MemoryWriter(node, key, self._lock)
+
+    def make_dir(self, key: str) -> None:
+        """Create a directory that nobody had."""
+        with self._lock:
+            parent, name = self._place("make directory", key)
+            _require_free(parent, "make directory", key, name)
+            parent.entries[name] = _Dir()
+
+    def sync_dir(self, key: str) -> None:
+        """Make the names inside a directory survive `after_power_loss`."""
+        with self._lock:
+            directory = self._walk(split_key(key), "sync directory", key)
+            directory.synced = dict(directory.entries)
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name, only if nobody has that name."""
+        check_pair(source, target)
+        with self._lock:
+            parent, name = self._place("link", source)
+            node = _present(parent, "link", source, name)
+            directory, new = self._place("link", target)
+            _require_free(directory, "link", target, new)
+            if isinstance(node, _Dir):
+                raise _refusal("link", source, errno.EPERM)
+            directory.entries[new] = node
+
+    def rename(self, source: str, target: str, *, replace: bool = False) -> None:
+        """Move a file or directory to another name."""
+        check_pair(source, target)
+        with self._lock:
+            parent, name = self._place("rename", source)
+            node = _present(parent, "rename", source, name)
+            directory, new = self._place("rename", target)
+            old = directory.entries.get(new)
+            if old is node and replace:
+                return  # two links of one file: POSIX leaves both
+            if old is not None:
+                _require_replaceable(node, old, target, replace=replace)
+            del parent.entries[name]
+            directory.entries[new] = node
+
+    def exchange(self, first: str, second: str) -> None:
+        """Swap two present keys."""
+        check_pair(first, second)
+        with self._lock:
+            parent, name = self._place("exchange", first)
+            one = _present(parent, "exchange", first, name)
+            directory, other = self._place("exchange", second)
+            two = _present(directory, "exchange", second, other)
+            parent.entries[name], directory.entries[other] = two, one
+
+    def remove_file(self, key: str) -> None:
+        """Remove a file."""
+        with self._lock:
+            parent, name = self._place("remove", key)
+            if isinstance(_present(parent, "remove", key, name), _Dir):
+                raise _refusal("remove", key, errno.EISDIR)
+            del parent.entries[name]
+
+    def remove_dir(self, key: str) -> None:
+        """Remove an empty directory."""
+        with self._lock:
+            parent, name = self._place("remove directory", key)
+            node = _present(parent, "remove directory", key, name)
+            if not isinstance(node, _Dir):
+                raise _refusal("remove directory", key, errno.ENOTDIR)
+            if node.entries:
+                raise _refusal("remove directory", key, errno.ENOTEMPTY)
+            del parent.entries[name]
+
+    def after_power_loss(self, survives: Survives) -> MemoryStorage:
+        """Return what would be found after a power loss now; this storage stays as it is.
+
+        Args:
+            survives: asked about each change that was not synced, with its key: `"entry"`, a name
+                added, moved or removed (kept from 0.5 up), and `"data"`, the bytes of a file (the
+                fraction kept: 0 the synced bytes, 1 the written ones, else a prefix, then zeros).
+        """
+        image = MemoryStorage()
+        with self._lock:
+            image._root = _surviving(self._root, "", survives, {}, ())
+        return image
+
+    def _walk(self, segments: Sequence[str], verb: str, key: str) -> _Dir:
+        node: _File | _Dir = self._root
+        for depth, name in enumerate(segments):
+            assert isinstance(node, _Dir)
+            child = node.entries.get(name)
+            if child is None:
+                raise _refusal(verb, key, errno.ENOENT)
+            if not isinstance(child, _Dir):
+                prefix = "/".join(segments[: depth + 1])
+                found = "regular file"
+                raise wrong_kind(verb, prefix, _ROOT, expected="directory", found=found)
+            node = child
+        assert isinstance(node, _Dir)
+        return node
+
+    def _place(self, verb: str, key: str) -> tuple[_Dir, str]:
+        parents, name = check_key(key)
+        return self._walk(parents, verb, key), name
+
+
+class _Handle:
+    __slots__ = ("_closed", "_key", "_lock", "_node")
+
+    def __init__(self, node: _File, key: str, lock: threading.RLock) -> None:
+        self._node = node
+        self._key = key
+        self._lock = lock
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _require_open(self, verb: str) -> None:
+        if self._closed:
+            raise _refusal(verb, self._key, errno.EBADF)
+
+
+class _MemoryReader(_Handle):
+    __slots__ = ("_size_bytes",)
+
+    def __init__(self, node: _File, key: str, lock: threading.RLock) -> None:
+        super().__init__(node, key, lock)
+        self._size_bytes = len(node.data)
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    def read_into(self, buffer: Buffer, offset: int) -> None:
+        view = byte_view(buffer, offset, self._key, writable=True)
+        self._require_open("read")
+        with self._lock:
+            found = self._node.data[offset : offset + len(view)]
+        if len(found) != len(view):
+            raise short_read(self._key, _ROOT, offset, expected=len(view), found=len(found))
+        view[:] = found
+
+
+class _MemoryWriter(_Handle):
+    __slots__ = ()
+
+    def write(self, data: Buffer, offset: int) -> None:
+        view = byte_view(data, offset, self._key, writable=False)
+        self._require_open("write")
+        with self._lock:
+            stored = self._node.data
+            if len(view) and len(stored) < offset:
+                stored.extend(bytes(offset - len(stored)))
+            stored[offset : offset + len(view)] = view
+
+    def sync(self) -> None:
+        self._require_open("sync")
+        with self._lock:
+            self._node.synced = bytes(self._node.data)
+
+
+def _surviving(
+    node: _Dir, key: str, survives: Survives, files: dict[int, _File], above: tuple[int, ...]
+) -> _Dir:
+    """Return what a power loss leaves of a directory; `above` stops cycles of torn moves."""
+    entries: dict[str, _File | _Dir] = {}
+    for name in sorted({*node.entries, *node.synced}):
+        path = f"{key}/{name}" if key else name
+        new, old = node.entries.get(name), node.synced.get(name)
+        child = new if new is old or survives("entry", path) >= 0.5 else old
+        if isinstance(child, _Dir):
+            if child.inode not in above:
+                lineage = (*above, child.inode)
+                entries[name] = _surviving(child, path, survives, files, lineage)
+        elif child is not None:
+            if child.inode not in files:
+                files[child.inode] = _surviving_file(child, path, survives)
+            entries[name] = files[child.inode]
+    return _Dir(entries=entries, synced=dict(entries))
+
+
+def _surviving_file(node: _File, key: str, survives: Survives) -> _File:
+    data = bytes(node.data)
+    if data != node.synced:
+        fraction = survives("data", key)
+        kept = int(len(data) * fraction)
+        data = node.synced if fraction <= 0 else data[:kept] + bytes(len(data) - kept)
+    return _File(data=bytearray(data), synced=data)
+
+
+def _entry(name: str, node: _File | _Dir) -> Entry:
+    if isinstance(node, _Dir):
+        return Entry(name=name, kind="directory", size_bytes=0, device=0, inode=node.inode)
+    return Entry(name=name, kind="file", size_bytes=len(node.data), device=0, inode=node.inode)
+
+
+def _present(parent: _Dir, verb: str, key: str, name: str) -> _File | _Dir:
+    node = parent.entries.get(name)
+    if node is None:
+        raise _refusal(verb, key, errno.ENOENT)
+    return node
+
+
+def _require_free(parent: _Dir, verb: str, key: str, name: str) -> None:
+    if name in parent.entries:
+        raise _refusal(verb, key, errno.EEXIST)
+
+
+def _require_replaceable(
+    node: _File | _Dir, old: _File | _Dir, target: str, *, replace: bool
+) -> None:
+    if not replace:
+        raise _refusal("rename", target, errno.EEXIST)
+    if isinstance(old, _Dir) and not isinstance(node, _Dir):
+        raise _refusal("rename", target, errno.EISDIR)
+    if isinstance(node, _Dir) and not isinstance(old, _Dir):
+        raise _refusal("rename", target, errno.ENOTDIR)
+    if isinstance(old, _Dir) and old.entries:
+        raise _refusal("rename", target, errno.ENOTEMPTY)
+
+
+def _refusal(verb: str, key: str, number: int) -> StorageUnavailable:
+    return refused(verb, key, _ROOT, OSError(number, os.strerror(number)))

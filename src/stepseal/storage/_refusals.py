@@ -1,0 +1,117 @@
+"""How a refusal becomes an error that says what failed, where, and what to do next."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from stepseal.errors import Corrupt, StorageUnavailable
+from stepseal.storage._verbs import KeyExists, KeyNotFound
+
+if TYPE_CHECKING:
+    from stepseal.storage._verbs import EntryKind
+
+__all__ = ["entry_kind", "kind_name", "refused", "short_read", "wrong_kind"]
+
+_NEXT_STEPS = {
+    errno.ENOSPC: "Free space, then save again.",
+    errno.EDQUOT: "Free space in this quota, then save again.",
+    errno.EACCES: "Check the permissions of the root and of its directories.",
+    errno.EPERM: "Check the permissions and attributes of the root and of its directories.",
+    errno.EROFS: "Mount the file system writable.",
+    errno.EXDEV: "Keep the whole root on one file system: remove mounts inside it.",
+    errno.ESTALE: "The network file system lost this file: check its server, then retry.",
+    errno.EIO: "The device failed: check the kernel log before you trust this disk.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    errno.ENOTEMPTY: "Remove its entries first.",
+    errno.EISDIR: "Name a file.",
+    errno.EBADF: "The storage or handle is closed: open it again.",
+}
+_UNSUPPORTED_RENAME = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+
+
+def refused(verb: str, key: str, root: str, error: OSError) -> StorageUnavailable:
+    """Return the typed error for what the kernel answered; the caller raises it from `error`.
+
+    `root` is for the text; empty when `key` is the path of the root itself.
+    """
+    number = error.errno
+    reason = os.strerror(number) if number else str(error)
+    code = errno.errorcode.get(number or 0, str(number))
+    where = f"cannot {verb} {key!r}" + (f" under {root}" if root else "")
+    if number == errno.ENOENT:
+        return KeyNotFound(
+            f"{where}: expected it and its directory to exist, found nothing there [ENOENT]. "
+            "Check the key, and whether something else removed it.",
+            path=key,
+            errno=number,
+        )
+    if number == errno.EEXIST or (number == errno.ENOTEMPTY and verb.startswith("rename")):
+        return KeyExists(
+            f"{where}: expected a free name, found an entry [{code}]. Choose another name.",
+            path=key,
+            errno=number,
+        )
+    if number in _UNSUPPORTED_RENAME and "atomically" in verb.split():
+        return StorageUnavailable(
+            f"{where}: expected renameat2 with RENAME_NOREPLACE and RENAME_EXCHANGE, found a "
+            f"kernel or file system without it [{code}]. Use a root on ext4, xfs, btrfs or tmpfs.",
+            path=key,
+            errno=number,
+        )
+    advice = _NEXT_STEPS.get(number or 0, "Check the file system, then retry.")
+    return StorageUnavailable(
+        f"{where}: expected success, found {reason} [{code}]. {advice}", path=key, errno=number
+    )
+
+
+def short_read(
+    key: str, root: str, offset: int, *, expected: int, found: int
+) -> StorageUnavailable:
+    """Return the error for a file that ends before the bytes that were asked for."""
+    return StorageUnavailable(
+        f"cannot read {key!r} under {root}: expected {expected} bytes at offset {offset}, found "
+        f"{found}. The file is shorter than its record says: verify the step.",
+        path=key,
+        expected=expected,
+        found=found,
+    )
+
+
+def wrong_kind(verb: str, key: str, root: str, *, expected: str, found: str) -> Corrupt:
+    """Return the error for an entry that is not what the key should lead to."""
+    return Corrupt(
+        f"cannot {verb} under {root}: {key!r}: expected a {expected}, found a {found}; it was not "
+        "followed. Remove it, or restore the original.",
+        path=key,
+        expected=expected,
+        found=found,
+        problems=(f"{key}: expected a {expected}, found a {found}",),
+    )
+
+
+def entry_kind(mode: int) -> EntryKind:
+    """Return the kind that a mode word says."""
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "directory"
+    if stat.S_ISLNK(mode):
+        return "symlink"
+    return "other"
+
+
+def kind_name(mode: int) -> str:
+    """Return what a message calls the kind that a mode word says."""
+    names = {
+        stat.S_IFREG: "regular file",
+        stat.S_IFDIR: "directory",
+        stat.S_IFLNK: "symlink",
+        stat.S_IFIFO: "FIFO",
+        stat.S_IFSOCK: "socket",
+        stat.S_IFCHR: "character device",
+        stat.S_IFBLK: "block device",
+    }
+    return names.get(stat.S_IFMT(mode), "special file")

@@ -1,0 +1,313 @@
+"""The storage seam: one small Protocol per verb, and `Storage`, which joins them.
+
+What lives here: the verbs, their handles, the entry value and the two errors of presence.
+What never will: steps, ranks, manifests, retries.
+Invariants of every implementation:
+
+- A key is checked before anything else happens; a bad one raises `InvalidInput`.
+- No verb follows a symbolic link below the root; one in the way raises `Corrupt` naming it.
+- Creation is exclusive. Nothing is ever truncated or overwritten except by `rename(replace=True)`.
+- Every refusal of the backend is a `StorageUnavailable` with `errno`, and the key in `path`.
+- A change is durable only after `sync` of the file and `sync_dir` of each directory that names it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+from stepseal.errors import StorageUnavailable
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+__all__ = [
+    "CreateFile",
+    "Entry",
+    "EntryKind",
+    "Exchange",
+    "KeyExists",
+    "KeyNotFound",
+    "Link",
+    "ListDir",
+    "MakeDir",
+    "OpenRead",
+    "ReadHandle",
+    "RemoveDir",
+    "RemoveFile",
+    "Rename",
+    "Stat",
+    "Storage",
+    "SyncDir",
+    "SyncSupport",
+    "WriteHandle",
+]
+
+EntryKind = Literal["file", "directory", "symlink", "other"]
+
+
+class KeyNotFound(StorageUnavailable, FileNotFoundError):
+    """Nothing has this key, or a directory on the way to it is missing; `path` is the key."""
+
+    kind: ClassVar[str] = "key_not_found"
+
+
+class KeyExists(StorageUnavailable, FileExistsError):
+    """The key is taken already, and the verb creates only; `path` is the key."""
+
+    kind: ClassVar[str] = "key_exists"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a directory says about one name, without following it."""
+
+    name: str
+    """Last segment of the key; `""` for the root."""
+    kind: EntryKind
+    size_bytes: int
+    """Length of a file; without meaning for other kinds."""
+    device: int
+    """File system it is on; a directory whose number differs from its parent's is a mount."""
+    inode: int = 0
+    """Identity on that device, equal for hard links of one file; 0 when the backend has none."""
+
+
+class ReadHandle(Protocol):
+    """One open file whose kind was checked on the very descriptor that is read."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the file when it was opened."""
+
+    def read_into(self, buffer: Buffer, offset: int) -> None:
+        """Fill `buffer` completely with the bytes at `offset`.
+
+        Thread-safe.
+
+        Args:
+            buffer: writable and contiguous; its length says how many bytes are wanted.
+            offset: bytes from the start of the file, >= 0.
+
+        Raises:
+            StorageUnavailable: the storage refused, or the file ends before the buffer is full.
+        """
+
+    def close(self) -> None:
+        """Release the descriptor. Safe to repeat."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class WriteHandle(Protocol):
+    """One new file. Leaving the `with` block closes it; it does not sync."""
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Write all of `data` at `offset`, or raise.
+
+        Thread-safe for ranges that do not overlap.
+
+        Args:
+            data: contiguous bytes.
+            offset: bytes from the start of the file, >= 0.
+
+        Raises:
+            StorageUnavailable: the storage refused; some prefix may have been written.
+        """
+
+    def sync(self) -> None:
+        """Make the bytes written so far durable.
+
+        Raises:
+            StorageUnavailable: not durable. The handle accepts nothing more but `close`: a failed
+                sync is never retried, because the kernel may have dropped the dirty pages.
+
+        Durability: the file's bytes and size survive power loss; its name does so after `sync_dir`.
+        """
+
+    def close(self) -> None:
+        """Release the descriptor, and report what the storage says about it. Safe to repeat.
+
+        Raises:
+            StorageUnavailable: the storage lost something that it had accepted.
+        """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+class OpenRead(Protocol):
+    """Verb `open_read`."""
+
+    def open_read(self, key: str) -> ReadHandle:
+        """Open a regular file for reading; never blocks on a FIFO.
+
+        Raises:
+            KeyNotFound: nothing has this key.
+            Corrupt: a symlink, directory, FIFO or device is there instead; `found` names it.
+        """
+
+
+class Stat(Protocol):
+    """Verb `stat`."""
+
+    def stat(self, key: str) -> Entry:
+        """Say what has this key, without following a symlink.
+
+        Raises:
+            KeyNotFound: nothing has this key.
+        """
+
+
+class ListDir(Protocol):
+    """Verb `list_dir`."""
+
+    def list_dir(self, key: str) -> tuple[Entry, ...]:
+        """Return every entry of a directory, sorted by name.
+
+        Raises:
+            KeyNotFound: nothing has this key.
+            Corrupt: it is not a directory.
+        """
+
+
+class CreateFile(Protocol):
+    """Verb `create_file`."""
+
+    def create_file(self, key: str) -> WriteHandle:
+        """Create a file that nobody had; its directory must exist.
+
+        Raises:
+            KeyExists: the key is taken.
+            KeyNotFound: its directory is missing.
+        """
+
+
+class MakeDir(Protocol):
+    """Verb `make_dir`."""
+
+    def make_dir(self, key: str) -> None:
+        """Create a directory that nobody had; its parent must exist.
+
+        Raises:
+            KeyExists: the key is taken.
+            KeyNotFound: its parent is missing.
+        """
+
+
+class SyncDir(Protocol):
+    """Verb `sync_dir`."""
+
+    def sync_dir(self, key: str) -> None:
+        """Make the names inside a directory durable.
+
+        Raises:
+            StorageUnavailable: not durable. A file system that cannot do this at all is no error;
+                `sync_support` says so.
+
+        Durability: names created, renamed or removed in this directory before the call survive.
+        """
+
+
+class SyncSupport(Protocol):
+    """Question `sync_support`."""
+
+    def sync_support(self) -> Literal["fsync", "best-effort"]:
+        """Say whether `sync_dir` is honoured here, or durability is best-effort."""
+
+
+class Link(Protocol):
+    """Verb `link`."""
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name, atomically and only if nobody has that name.
+
+        Raises:
+            KeyExists: `target` is taken. A lost answer can look the same: compare `Entry.inode`.
+            KeyNotFound: `source`, or the directory of `target`, is missing.
+        """
+
+
+class Rename(Protocol):
+    """Verb `rename`."""
+
+    def rename(self, source: str, target: str, *, replace: bool = False) -> None:
+        """Move a file or directory to another name, atomically.
+
+        Args:
+            source: present key.
+            target: key to have afterwards; its directory must exist.
+            replace: take the place of a file (or empty directory) that has the target key.
+
+        Raises:
+            KeyExists: `target` is taken, and `replace` is false or it is a directory with entries.
+            KeyNotFound: `source`, or the directory of `target`, is missing.
+            StorageUnavailable: refused, or the file system lacks the atomic form.
+        """
+
+
+class Exchange(Protocol):
+    """Verb `exchange`."""
+
+    def exchange(self, first: str, second: str) -> None:
+        """Swap two present keys, of any kind, atomically.
+
+        Raises:
+            KeyNotFound: one of them is missing; nothing changed.
+            StorageUnavailable: refused, or the file system lacks the atomic form.
+        """
+
+
+class RemoveFile(Protocol):
+    """Verb `remove_file`."""
+
+    def remove_file(self, key: str) -> None:
+        """Remove a name that is not a directory; a symlink itself, never what it points to.
+
+        Raises:
+            KeyNotFound: nothing has this key.
+            StorageUnavailable: refused; `errno` is EISDIR for a directory.
+        """
+
+
+class RemoveDir(Protocol):
+    """Verb `remove_dir`."""
+
+    def remove_dir(self, key: str) -> None:
+        """Remove an empty directory.
+
+        Raises:
+            KeyNotFound: nothing has this key.
+            StorageUnavailable: refused; `errno` is ENOTEMPTY or ENOTDIR.
+        """
+
+
+class Storage(
+    OpenRead,
+    Stat,
+    ListDir,
+    CreateFile,
+    MakeDir,
+    SyncDir,
+    SyncSupport,
+    Link,
+    Rename,
+    Exchange,
+    RemoveFile,
+    RemoveDir,
+    Protocol,
+):
+    """Every verb on one root. All are blocking and thread-safe."""

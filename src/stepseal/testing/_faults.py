@@ -1,0 +1,317 @@
+"""Storage that fails on purpose, around any backend.
+
+`FaultyStorage` numbers every mutating operation and lets a plan decide what becomes of each: an
+errno, a delay, a torn write, a lost answer, or the death of the process. Reading is neither
+numbered nor disturbed. With an empty plan it behaves exactly as what it wraps.
+"""
+
+from __future__ import annotations
+
+import errno as errno_module
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Union
+
+from stepseal.errors import InternalError, InvalidInput, StorageUnavailable
+from stepseal.storage import Entry, KeyExists, KeyNotFound, ReadHandle, Storage, WriteHandle
+from stepseal.testing._counters import Count, ThreadCount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from typing_extensions import Buffer, Self
+
+__all__ = ["Action", "Delay", "Fail", "Fault", "FaultyStorage", "Kill", "Lose", "Tear"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The operation is not carried out, and answers with an errno."""
+
+    errno: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lose:
+    """The operation is carried out, and yet answers with an errno, as a lost reply does."""
+
+    errno: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """The operation is carried out later."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """The process dies by SIGKILL."""
+
+    when: Literal["before", "after"] = "before"
+    """Before or after the operation was carried out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tear:
+    """A write stores a prefix, then ends as `then` says; any other operation only ends so."""
+
+    fraction: float
+    """Of the bytes that are stored, 0 to 1."""
+    then: Union[Fail, Kill]  # noqa: UP007 - evaluated by dataclass tools on Python 3.10
+
+
+Action = Union[Fail, Lose, Delay, Kill, Tear]  # noqa: UP007 - evaluated on Python 3.10
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Where a plan interferes, and how."""
+
+    at: int | Callable[[str, str], bool]
+    """Index of the operation, from 0; or a predicate of operation and key."""
+    action: Action
+    sticky: bool = False
+    """Once it has struck it strikes again: from the index on, or at every match."""
+
+
+class FaultyStorage:
+    """Any storage, with a plan of faults.
+
+    Thread-safe as far as `inner` is. The first fault of the plan that fits is used, once in each
+    process unless sticky.
+
+    Args:
+        inner: what carries the operations out.
+        plan: faults in order of precedence.
+        count: gives the numbers; pass one `FileCount` per process for a common sequence.
+        before: called with index, operation and key before the plan is asked; what it raises
+            takes the operation's place.
+        sleep: waits for `Delay`; tests pass their own.
+    """
+
+    def __init__(
+        self,
+        inner: Storage,
+        plan: Iterable[Fault] = (),
+        *,
+        count: Count | None = None,
+        before: Callable[[int, str, str], None] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._inner = inner
+        self._plan = tuple(plan)
+        self._spent: set[int] = set()
+        self._lock = threading.Lock()
+        self._count = ThreadCount() if count is None else count
+        self._before = before
+        self._sleep = sleep
+        for fault in self._plan:
+            _check(fault)
+
+    @property
+    def count(self) -> Count:
+        """The sequence of operations; `count.operations()` lists them."""
+        return self._count
+
+    def open_read(self, key: str) -> ReadHandle:
+        """Pass on undisturbed."""
+        return self._inner.open_read(key)
+
+    def stat(self, key: str) -> Entry:
+        """Pass on undisturbed."""
+        return self._inner.stat(key)
+
+    def list_dir(self, key: str) -> tuple[Entry, ...]:
+        """Pass on undisturbed."""
+        return self._inner.list_dir(key)
+
+    def sync_support(self) -> Literal["fsync", "best-effort"]:
+        """Pass on undisturbed."""
+        return self._inner.sync_support()
+
+    def create_file(self, key: str) -> WriteHandle:
+        """Create a file whose writes, syncs and close are numbered too."""
+        opened: list[WriteHandle] = []
+        try:
+            self.perform("create_file", key, lambda: opened.append(self._inner.create_file(key)))
+        except BaseException:
+            for handle in opened:
+                handle.close()  # created, but its answer was lost
+            raise
+        return _FaultyWriter(opened[0], key, self)
+
+    def make_dir(self, key: str) -> None:
+        """Number, consult the plan, pass on."""
+        self.perform("make_dir", key, lambda: self._inner.make_dir(key))
+
+    def sync_dir(self, key: str) -> None:
+        """Number, consult the plan, pass on."""
+        self.perform("sync_dir", key, lambda: self._inner.sync_dir(key))
+
+    def link(self, source: str, target: str) -> None:
+        """Number, consult the plan, pass on."""
+        self.perform("link", f"{source} -> {target}", lambda: self._inner.link(source, target))
+
+    def rename(self, source: str, target: str, *, replace: bool = False) -> None:
+        """Number, consult the plan, pass on."""
+        self.perform(
+            "rename",
+            f"{source} -> {target}",
+            lambda: self._inner.rename(source, target, replace=replace),
+        )
+
+    def exchange(self, first: str, second: str) -> None:
+        """Number, consult the plan, pass on."""
+        self.perform(
+            "exchange", f"{first} -> {second}", lambda: self._inner.exchange(first, second)
+        )
+
+    def remove_file(self, key: str) -> None:
+        """Number, consult the plan, pass on."""
+        self.perform("remove_file", key, lambda: self._inner.remove_file(key))
+
+    def remove_dir(self, key: str) -> None:
+        """Number, consult the plan, pass on."""
+        self.perform("remove_dir", key, lambda: self._inner.remove_dir(key))
+
+    def perform(
+        self,
+        operation: str,
+        key: str,
+        run: Callable[[], object],
+        tear: Callable[[float], object] | None = None,
+    ) -> None:
+        """Carry out one numbered operation as the plan wants it.
+
+        Args:
+            operation: the verb.
+            key: for the record and for predicates.
+            run: carries it out.
+            tear: carries out the given fraction of it.
+        """
+        index = self._count.take(operation, key)
+        if self._before is not None:
+            self._before(index, operation, key)
+        action = self._action(index, operation, key)
+        if isinstance(action, Delay):
+            self._sleep(action.seconds)
+        if isinstance(action, Tear):
+            if tear is not None:
+                tear(action.fraction)
+            action = action.then
+        if isinstance(action, Kill) and action.when == "before":
+            _kill()
+        if not isinstance(action, Fail):
+            run()
+        if isinstance(action, Kill):
+            _kill()
+        if isinstance(action, (Fail, Lose)):
+            raise _failure(index, operation, key, action.errno)
+
+    def _action(self, index: int, operation: str, key: str) -> Action | None:
+        for number, fault in enumerate(self._plan):
+            if callable(fault.at):
+                fits = fault.at(operation, key)
+            else:
+                fits = index >= fault.at if fault.sticky else index == fault.at
+            with self._lock:
+                if fits and (fault.sticky or number not in self._spent):
+                    self._spent.add(number)
+                    return fault.action
+        return None
+
+
+class _FaultyWriter:
+    """A file whose operations are numbered; what failed once keeps failing, as the seam asks."""
+
+    def __init__(self, inner: WriteHandle, key: str, storage: FaultyStorage) -> None:
+        self._inner = inner
+        self._key = key
+        self._storage = storage
+        self._closed = False
+        self._failed: int | None = None
+
+    def write(self, data: Buffer, offset: int) -> None:
+        def write_part(fraction: float) -> None:
+            stored = memoryview(data).tobytes()
+            self._inner.write(stored[: int(len(stored) * fraction)], offset)
+
+        self._perform("write", lambda: self._inner.write(data, offset), write_part)
+
+    def sync(self) -> None:
+        self._perform("sync", self._inner.sync)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._storage.perform("close", self._key, self._inner.close)
+        finally:
+            self._inner.close()  # a close that reports a failure has still released the descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except StorageUnavailable:
+            if exc is None:
+                raise
+
+    def _perform(
+        self,
+        operation: str,
+        run: Callable[[], object],
+        tear: Callable[[float], object] | None = None,
+    ) -> None:
+        if self._failed is not None:
+            raise _failure(-1, operation, self._key, self._failed)
+        try:
+            self._storage.perform(operation, self._key, run, tear)
+        except StorageUnavailable as error:
+            self._failed = error.errno or errno_module.EIO
+            raise
+
+
+def _check(fault: Fault) -> None:
+    action = fault.action
+    if isinstance(action, Tear) and not 0 <= action.fraction <= 1:
+        raise InvalidInput(
+            f"fault refused: expected a fraction from 0 to 1, found {action.fraction}. "
+            "Pass the part of the write that is stored."
+        )
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise InternalError(
+        "the process outlived SIGKILL: expected to be dead, found alive. Report it."
+    )
+
+
+def _failure(index: int, operation: str, key: str, number: int) -> StorageUnavailable:
+    error = StorageUnavailable
+    if number == errno_module.ENOENT:
+        error = KeyNotFound
+    elif number == errno_module.EEXIST:
+        error = KeyExists
+    code = errno_module.errorcode.get(number, str(number))
+    return error(
+        f"cannot {operation} {key!r}: operation {index} failed on purpose [{code}]. "
+        "Look at the plan of faults.",
+        path=key,
+        errno=number,
+    )

@@ -1,0 +1,77 @@
+"""What the storage suite's tests share: bad keys, small trees, and races."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from stepseal.storage import put_if_absent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.storage import Storage
+
+__all__ = ["BAD_KEYS", "names", "put", "race", "tree", "uses_of"]
+
+BAD_KEYS = (
+    "/", "/a", "a/", "a//b", "//", ".", "..", "./a", "../a", "a/.", "a/..", "a/../b", "a/./b",
+    "../../etc/passwd", "/etc/passwd", "a\x00b", "\x00", "a\\b", "\\", "..\\a", "a/\\/b",
+    "x" * 256, "\udfff\ud800", "a/\ud800",
+)  # fmt: skip
+
+
+def put(storage: Storage, key: str, data: bytes | memoryview) -> None:
+    """Create a file, without durability."""
+    with storage.create_file(key) as handle:
+        handle.write(data, 0)
+
+
+def names(storage: Storage, key: str) -> list[str]:
+    """Return the names in a directory."""
+    return [entry.name for entry in storage.list_dir(key)]
+
+
+def tree(storage: Storage) -> None:
+    """Make two files, an empty directory and two with a file each."""
+    for key in ("empty", "full", "moving"):
+        storage.make_dir(key)
+    for key, data in {"a": b"a", "file": b"file", "full/x": b"x", "moving/m": b"m"}.items():
+        put(storage, key, data)
+
+
+def uses_of(storage: Storage, key: str) -> list[Callable[[], object]]:
+    """Return every verb applied to a key, or to a name below it; `ok` is a file beside it."""
+    return [
+        lambda: storage.open_read(key),
+        lambda: storage.stat(key),
+        lambda: storage.list_dir(key),
+        lambda: storage.sync_dir(key),
+        lambda: storage.create_file(f"{key}/new"),
+        lambda: storage.remove_file(key),
+        lambda: storage.remove_dir(key),
+        lambda: storage.link(key, "new"),
+        lambda: storage.link("ok", f"{key}/new"),
+        lambda: storage.rename(key, "new"),
+        lambda: storage.rename(key, "new", replace=True),
+        lambda: storage.rename("ok", f"{key}/new"),
+        lambda: storage.exchange("ok", key),
+        lambda: storage.exchange(key, "ok"),
+    ]
+
+
+def race(storage: Storage, key: str, num_threads: int) -> list[bool]:
+    """Let threads put the same bytes at once; return what each was told."""
+    barrier = threading.Barrier(num_threads)
+    told: list[bool] = []
+
+    def claim() -> None:
+        barrier.wait(timeout=30)
+        told.append(put_if_absent(storage, key, b"same for all"))
+
+    threads = [threading.Thread(target=claim) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told

@@ -1,0 +1,165 @@
+"""Opens and reads files of a committed step; no byte is handed out before its digest matched.
+
+What a digest chain names and storage does not have, or has with another size or kind, is damage
+(`Corrupt`); only a refusal of the storage itself stays `StorageUnavailable`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal.errors import Corrupt
+from stepseal.layout import CHUNK_BYTES, DIGEST_BYTES, chunk_digests, num_chunks, sha256_hex
+from stepseal.storage import KeyNotFound
+from stepseal.transfer._pieces import PIECE_BYTES, allocate
+
+if TYPE_CHECKING:
+    from stepseal.layout import DocumentRef, FileEntry
+    from stepseal.storage import ReadHandle, Storage
+
+__all__ = ["CommittedFiles", "first_difference"]
+
+
+def first_difference(found: bytes, expected: bytes) -> int:
+    """Return the position of the first digest that differs, in chunks."""
+    for start in range(0, max(len(found), len(expected)), DIGEST_BYTES):
+        if found[start : start + DIGEST_BYTES] != expected[start : start + DIGEST_BYTES]:
+            return start // DIGEST_BYTES
+    return max(len(found), len(expected)) // DIGEST_BYTES
+
+
+class CommittedFiles:
+    """The files of one step.
+
+    Args:
+        storage: where.
+        step_key: the step's folder.
+        step: its number, for errors.
+    """
+
+    __slots__ = ("_step", "_step_key", "_storage")
+
+    def __init__(self, storage: Storage, step_key: str, step: int) -> None:
+        self._storage = storage
+        self._step_key = step_key
+        self._step = step
+
+    def key(self, path: str) -> str:
+        """Return the storage key of a path inside the step."""
+        return f"{self._step_key}/{path}" if self._step_key else path
+
+    def damaged(self, path: str, problem: str, **context: object) -> Corrupt:
+        """Return the error for a file that must not be used.
+
+        Args:
+            path: relative to the step folder.
+            problem: what was expected and what was found.
+            context: further attributes of the error.
+        """
+        key = self.key(path)
+        return Corrupt(
+            f"step {self._step} is damaged: {key}: {problem}. Verify the step, or restore another "
+            "one.",
+            step=self._step,
+            path=key,
+            problems=(f"{path}: {problem}",),
+            **context,
+        )
+
+    def open(self, path: str, size_bytes: int, *, participant: str | None = None) -> ReadHandle:
+        """Open a file that must be there with this size.
+
+        Raises:
+            Corrupt: missing, not a regular file, or of another size.
+        """
+        try:
+            handle = self._storage.open_read(self.key(path))
+        except KeyNotFound as error:
+            problem = "expected a file, found nothing"
+            raise self.damaged(path, problem, participant=participant) from error
+        if handle.size_bytes != size_bytes:
+            found = handle.size_bytes
+            handle.close()
+            raise self.damaged(
+                path,
+                f"expected {size_bytes} bytes, found {found}",
+                participant=participant,
+                expected=size_bytes,
+                found=found,
+            )
+        return handle
+
+    def read_document(self, ref: DocumentRef, max_bytes: int, *, participant: str) -> memoryview:
+        """Return the bytes of a document after their SHA-256 matched.
+
+        Raises:
+            Corrupt: missing, larger than `max_bytes`, or other bytes than `ref` names.
+        """
+        if ref.size_bytes > max_bytes:
+            raise self.damaged(
+                ref.path, f"expected at most {max_bytes} bytes, found {ref.size_bytes} listed"
+            )
+        with self.open(ref.path, ref.size_bytes, participant=participant) as handle:
+            data = allocate(ref.size_bytes)
+            handle.read_into(data, 0)
+        found = sha256_hex(data)
+        if found != ref.sha256:
+            raise self.damaged(
+                ref.path,
+                f"expected sha256 {ref.sha256}, found {found}",
+                participant=participant,
+                expected=ref.sha256,
+                found=found,
+            )
+        return data
+
+    def read_digested(
+        self, entry: FileEntry, max_bytes: int | None, *, component: str, participant: str
+    ) -> memoryview:
+        """Return all bytes of a file, in memory of their own, after every chunk's digest matched.
+
+        Args:
+            entry: the file.
+            max_bytes: largest size to accept; None for no bound but the file's actual size.
+            component: for errors.
+            participant: for errors.
+
+        Raises:
+            Corrupt: missing, too large, or other bytes than `entry` names.
+        """
+        if max_bytes is not None and entry.size_bytes > max_bytes:
+            raise self.damaged(
+                entry.path, f"expected at most {max_bytes} bytes, found {entry.size_bytes} listed"
+            )
+        with self.open(entry.path, entry.size_bytes, participant=participant) as handle:
+            data = allocate(entry.size_bytes)
+            for start in range(0, entry.size_bytes, PIECE_BYTES):
+                piece = data[start : start + PIECE_BYTES]
+                handle.read_into(piece, start)
+                if problem := self.digest_problem(entry, piece, start):
+                    raise self.damaged(
+                        entry.path, problem, component=component, participant=participant
+                    )
+        return data
+
+    @staticmethod
+    def digest_problem(entry: FileEntry, piece: memoryview, start: int) -> str | None:
+        """Say at which byte a piece of a file differs from the file's digests, or None.
+
+        Args:
+            entry: the file.
+            piece: whole chunks of it, or its end.
+            start: where the piece begins, a multiple of the chunk.
+        """
+        first = start // CHUNK_BYTES
+        listed = entry.digests[first : first + num_chunks(piece.nbytes)]
+        expected, found = bytes.fromhex("".join(listed)), chunk_digests(piece)
+        if found == expected:
+            return None
+        number = first_difference(found, expected)
+        at = slice(number * DIGEST_BYTES, (number + 1) * DIGEST_BYTES)
+        offset = start + number * CHUNK_BYTES
+        return (
+            f"expected digest {expected[at].hex()} of the chunk at byte {offset}, "
+            f"found {found[at].hex()}"
+        )

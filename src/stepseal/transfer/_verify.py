@@ -1,0 +1,306 @@
+"""Looks at a step without using it: is every file there, is every byte what was written?
+
+Damage is never raised, it is reported: one broken file must not hide another. `check_files` looks
+at names, kinds and sizes and reads only part documents; `check_coverage` reads indexes;
+`verify_step` reads everything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal.errors import CheckpointError
+from stepseal.layout import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    coverage_problems,
+    encode_manifest,
+    part_document_path,
+    part_index_path,
+    payload_path,
+)
+from stepseal.storage import KeyNotFound, read_bytes, walk_files
+from stepseal.transfer._files import CommittedFiles
+from stepseal.transfer._read import StepReader
+from stepseal.transfer._values import Finding
+from stepseal.transfer._verify_bytes import check_digested, check_payload, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.layout import FileEntry, Manifest
+    from stepseal.storage import Storage
+    from stepseal.transfer._values import StoredBox
+
+__all__ = ["check_coverage", "check_files", "verify_step"]
+
+
+def check_files(storage: Storage, step_key: str, manifest: Manifest) -> tuple[Finding, ...]:
+    """Compare the files that a step names with the files that are there.
+
+    Reads only part documents. The manifest's own file may be missing, because an attempt is checked
+    before it gets one.
+
+    Args:
+        storage: where.
+        step_key: the step's folder.
+        manifest: decoded from bytes whose digest the caller trusts.
+
+    Returns:
+        Everything that is missing, of another kind or size, or not named by the step.
+    """
+    survey = _Survey(storage, step_key, manifest)
+    survey.compare(is_committed=False)
+    return tuple(survey.findings)
+
+
+def check_coverage(storage: Storage, step_key: str, manifest: Manifest) -> tuple[Finding, ...]:
+    """Check that every element of every tensor is stored exactly once, and every tree is listed.
+
+    Reads part documents and indexes, no tensors. Equal boxes are fine when their digests are equal.
+
+    Args:
+        storage: where.
+        step_key: the step's folder.
+        manifest: decoded from bytes whose digest the caller trusts.
+
+    Returns:
+        Holes, overlaps, differing replicas, and items of components that the manifest lacks.
+    """
+    survey = _Survey(storage, step_key, manifest)
+    survey.check_components()
+    return tuple(survey.findings)
+
+
+def verify_step(
+    storage: Storage,
+    step_key: str,
+    manifest: Manifest,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Finding, ...]:
+    """Check every byte of every file of a step, and that every tensor is whole.
+
+    Args:
+        storage: where.
+        step_key: the step's folder.
+        manifest: decoded from bytes whose digest the caller trusts.
+        progress: told the number of bytes that were read since it was last told.
+
+    Returns:
+        All of `check_files` and `check_coverage`, and every item or file whose bytes differ from
+        their digest.
+    """
+    survey = _Survey(storage, step_key, manifest)
+    survey.compare(is_committed=True)
+    survey.check_bytes(progress or (lambda _: None))
+    survey.check_components()
+    return tuple(survey.findings)
+
+
+class _Survey:
+    """One look at one step, and what it found so far."""
+
+    def __init__(self, storage: Storage, step_key: str, manifest: Manifest) -> None:
+        self.findings: list[Finding] = []
+        self._storage = storage
+        self._step_key = step_key
+        self._manifest = manifest
+        self._reader = StepReader(storage, step_key, manifest)
+        self._files = CommittedFiles(storage, step_key, manifest.step)
+        self._unreadable: list[str] = []
+        """Participants whose part document says nothing, so that their files are not known."""
+        self._broken: set[str] = set()
+        """Paths that need no second finding."""
+
+    def compare(self, *, is_committed: bool) -> None:
+        """Compare names, kinds and sizes.
+
+        Args:
+            is_committed: the manifest's own file must be there, too.
+        """
+        expected = self._expected()
+        try:
+            found = dict(walk_files(self._storage, self._step_key))
+        except CheckpointError as error:
+            self._report("", error)
+            return
+        for path, size_bytes in expected.items():
+            entry = found.pop(path, None)
+            if entry is None:
+                if path == MANIFEST and not is_committed:
+                    continue
+                self._add(path, f"expected a file of {size_bytes} bytes, found {self._kind(path)}")
+            elif entry.kind != "file":
+                self._add(path, f"expected a regular file, found {_named(entry.kind)}")
+            elif entry.size_bytes != size_bytes:
+                self._add(path, f"expected {size_bytes} bytes, found {entry.size_bytes}")
+        for path, entry in found.items():
+            if not any(self._may_be_of(path, participant) for participant in self._unreadable):
+                message = f"expected nothing of this name, found {_named(entry.kind)}"
+                self.findings.append(Finding("extra", path, message))
+
+    def check_bytes(self, progress: Callable[[int], None]) -> None:
+        """Check the bytes of every file; those with the wrong size or kind were reported before."""
+        self._check_manifest()
+        progress(self._size_of_documents())
+        for entry in self._manifest.files:
+            self._check_digested(entry, progress)
+        for participant in self._readable():
+            for entry in self._reader.part(participant).files:
+                if entry.role != "payload":
+                    self._check_digested(entry, progress)
+        self._read_indexes()
+        for participant in self._readable():
+            self._check_payload(participant, progress)
+
+    def check_components(self) -> None:
+        """Check that every tensor is whole, and that every tree is there."""
+        self._read_indexes()
+        names = {component.name for component in self._manifest.components}
+        self._check_names(names)
+        self._check_trees()
+        if self._unreadable:
+            return  # damaged already, and nobody can say which boxes are missing with it
+        try:
+            stored = {name: self._reader.stored(name) for name in sorted(names)}
+        except CheckpointError as error:
+            self._report("parts", error)
+            return
+        for name, keys in stored.items():
+            for key, boxes in keys.items():
+                self._check_tensor(f"{name}.{key}", boxes)
+
+    def _read_indexes(self) -> None:
+        """Note every participant whose part document or index cannot be used; once."""
+        for participant in self._readable():
+            path = part_document_path(participant)
+            try:
+                part = self._reader.part(participant)
+                path = part.index.path if part.index is not None else path
+                self._reader.index(participant)
+            except CheckpointError as error:
+                self._report(path, error)
+                self._unreadable.append(participant)
+
+    def _expected(self) -> dict[str, int]:
+        """Return path and size of every file that the step names, as far as they can be known."""
+        expected = {MANIFEST: len(encode_manifest(self._manifest))}
+        for entry in self._manifest.files:
+            self._expect(expected, entry.path, entry.size_bytes)
+        for reference in self._manifest.parts:
+            document = reference.document
+            self._expect(expected, document.path, document.size_bytes)
+            try:
+                part = self._reader.part(reference.participant)
+            except CheckpointError as error:
+                self._report(document.path, error)
+                self._unreadable.append(reference.participant)
+                continue
+            for entry in part.files:
+                self._expect(expected, entry.path, entry.size_bytes)
+            if part.index is not None:
+                self._expect(expected, part.index.path, part.index.size_bytes)
+        return expected
+
+    def _expect(self, expected: dict[str, int], path: str, size_bytes: int) -> None:
+        if path in expected:
+            self._add(path, "expected to be named once, found it named twice")
+        expected[path] = size_bytes
+
+    def _kind(self, path: str) -> str:
+        """Say what is at a path that is no file."""
+        try:
+            return _named(self._storage.stat(self._files.key(path)).kind)
+        except KeyNotFound:
+            return "nothing"
+        except CheckpointError as error:
+            return str(error)
+
+    def _may_be_of(self, path: str, participant: str) -> bool:
+        ordinal = self._manifest.participants.index(participant)
+        return (
+            path in (payload_path(ordinal), part_index_path(participant))
+            or path.startswith("external/")
+            or (path.startswith("components/") and f"/{participant}." in path)
+        )
+
+    def _readable(self) -> list[str]:
+        unreadable = set(self._unreadable)
+        return [name for name in self._manifest.participants if name not in unreadable]
+
+    def _size_of_documents(self) -> int:
+        return sum(part.document.size_bytes for part in self._manifest.parts)
+
+    def _check_manifest(self) -> None:
+        if MANIFEST in self._broken:
+            return
+        try:
+            found = read_bytes(self._storage, self._files.key(MANIFEST), MAX_MANIFEST_BYTES)
+        except CheckpointError as error:
+            self._report(MANIFEST, error)
+            return
+        if found != encode_manifest(self._manifest):
+            self._add(MANIFEST, "expected the manifest that was given, found other bytes")
+
+    def _check_digested(self, entry: FileEntry, progress: Callable[[int], None]) -> None:
+        if entry.path not in self._broken:
+            for message in check_digested(self._files, entry, progress):
+                self._add(entry.path, message)
+
+    def _check_payload(self, participant: str, progress: Callable[[int], None]) -> None:
+        part, index = self._reader.part(participant), self._reader.index(participant)
+        progress(part.index.size_bytes if part.index is not None else 0)
+        sizes = {entry.path: entry.size_bytes for entry in part.files}
+        for number, path in enumerate(index.payloads):
+            if path not in self._broken:
+                for message in check_payload(self._files, index, number, sizes[path], progress):
+                    self._add(path, message)
+
+    def _check_tensor(self, name: str, stored: tuple[StoredBox, ...]) -> None:
+        first = stored[0]
+        boxes = [box.tensor.box for box in stored]
+        for problem in coverage_problems(first.tensor.shape, boxes):
+            self._add(first.path, f"{name}: expected each element once, found {problem}")
+        known: dict[object, StoredBox] = {}
+        for box in stored:
+            other = known.setdefault(box.tensor.box, box)
+            if other.tensor.chunk_digests != box.tensor.chunk_digests:
+                message = f"{name}: expected the same bytes as in {other.path}, found other digests"
+                self._add(box.path, message)
+
+    def _check_names(self, names: set[str]) -> None:
+        for participant in self._readable():
+            index = self._reader.index(participant)
+            found = {tensor.component for tensor in index.tensors}
+            found.update(name for item in index.bytes_items for name, _ in item.entries)
+            for name in sorted(found - names):
+                message = f"expected components of the manifest, found {name!r:.80}"
+                self._add(part_index_path(participant), message)
+
+    def _check_trees(self) -> None:
+        readable = set(self._readable())
+        for component in self._manifest.components:
+            if component.kind != "tree":
+                continue
+            for owner in sorted(set(component.payloads.values()) & readable):
+                try:
+                    self._reader.tree_files(component.name, owner)
+                except CheckpointError as error:
+                    self._report(f"components/{component.name}", error)
+
+    def _report(self, path: str, error: CheckpointError) -> None:
+        """Turn an error into a finding."""
+        self._add(path, explain(error))
+
+    def _add(self, path: str, message: str) -> None:
+        if path in self._broken and "expected a file of" in message:
+            return
+        self._broken.add(path)
+        self.findings.append(Finding("damage", path, message))
+
+
+def _named(kind: str) -> str:
+    return {"file": "a file", "directory": "a directory", "symlink": "a symlink"}.get(
+        kind, "a FIFO, socket or device"
+    )

@@ -1,0 +1,161 @@
+"""Writes what one participant contributes to a step, so that PREPARED may be said afterwards.
+
+Order: payload, tree documents and segments, index, part document; each file synced and closed
+before the next; then the directories, deepest first. The part document names all the others by
+digest, and is written last.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal.errors import InvalidInput
+from stepseal.layout import (
+    DocumentRef,
+    FileEntry,
+    Part,
+    check_participant,
+    encode_index,
+    encode_part,
+    hex_digests,
+    part_document_path,
+    part_index_path,
+    payload_path,
+    sha256_hex,
+    tree_document_path,
+    tree_segment_path,
+)
+from stepseal.transfer._payload import PayloadWriter
+from stepseal.transfer._pieces import (
+    PIECE_BYTES,
+    DigestedWriter,
+    FileWriter,
+    StagedFiles,
+    allocate,
+)
+from stepseal.transfer._trees import encode_tree_document, segment_header, segments_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stepseal.layout import Buffer, PartContents, PartIndex, TreeSource
+    from stepseal.storage import Storage
+
+__all__ = ["write_part"]
+
+
+def write_part(
+    storage: Storage,
+    staging_key: str,
+    *,
+    step: int,
+    attempt: str,
+    participant: str,
+    ordinal: int,
+    contents: PartContents,
+    check_cancelled: Callable[[], None],
+) -> DocumentRef:
+    """Store everything one participant contributes to a step, durably and under digests.
+
+    Every participant, once per attempt. Blocks. Not repeatable: an attempt that failed is given up.
+
+    Args:
+        storage: where.
+        staging_key: the attempt's staging folder; it exists, and other participants write into it
+            too.
+        step: training step.
+        attempt: id of the save call, 32 hex digits.
+        participant: who writes; owner of all trees in `contents`.
+        ordinal: position of the participant in the manifest's list.
+        contents: buffers that nobody changes before this returns.
+        check_cancelled: called before every write of up to 8 MiB; raises to give up.
+
+    Returns:
+        Path (inside the step folder), size and SHA-256 of the part document.
+
+    Raises:
+        InvalidInput: contents that could not be read back.
+        StorageUnavailable: the storage refused; nothing of this attempt may be used.
+
+    Durability: on return every file is closed, and survives power loss with its name.
+    """
+    check_participant(participant)
+    files = StagedFiles(storage, staging_key)
+    writer = _PartWriter(files, check_cancelled)
+    index = writer.write_payload(payload_path(ordinal), contents)
+    for tree in _own_trees(contents.trees, participant):
+        writer.write_tree(tree)
+    index_ref = None
+    if index is not None:
+        index_ref = writer.write_document(part_index_path(participant), encode_index(index))
+    part = Part(
+        step=step,
+        attempt=attempt,
+        participant=participant,
+        files=tuple(writer.entries),
+        index=index_ref,
+    )
+    document = writer.write_document(part_document_path(participant), encode_part(part))
+    files.sync_directories()
+    return document
+
+
+def _own_trees(trees: Sequence[TreeSource], participant: str) -> Sequence[TreeSource]:
+    """Return the trees; refuse those of others, whose files the owner may be writing too."""
+    for tree in trees:
+        if tree.owner != participant:
+            raise InvalidInput(
+                f"tree of component {tree.component!r} is not writable here: expected owner "
+                f"{participant}, "
+                f"found {tree.owner}. Let the owner write it.",
+                component=tree.component,
+                participant=participant,
+                expected=participant,
+                found=tree.owner,
+            )
+    return trees
+
+
+class _PartWriter:
+    """Writes the files of one part and collects their entries."""
+
+    __slots__ = ("_check", "_files", "_scratch", "entries")
+
+    def __init__(self, files: StagedFiles, check_cancelled: Callable[[], None]) -> None:
+        self._files = files
+        self._check = check_cancelled
+        self._scratch = allocate(PIECE_BYTES)
+        self.entries: list[FileEntry] = []
+
+    def write_payload(self, path: str, contents: PartContents) -> PartIndex | None:
+        """Write the payload file; return its index, or None where there is nothing to write."""
+        if not contents.tensors and not contents.bytes_copies:
+            return None
+        with self._files.create(path) as handle:
+            writer = FileWriter(handle, self._scratch, self._check)
+            index = PayloadWriter(writer).write(path, contents.tensors, contents.bytes_copies)
+        self.entries.append(FileEntry(path, writer.offset, "payload", ()))
+        return index
+
+    def write_tree(self, tree: TreeSource) -> None:
+        """Write a tree's document and segments."""
+        path = tree_document_path(tree.component, tree.owner)
+        self._write_digested(path, [encode_tree_document(tree)])
+        for number, arrays in enumerate(segments_of(tree)):
+            buffers: list[Buffer] = [segment_header(arrays), *(array.data for array in arrays)]
+            path = tree_segment_path(tree.component, tree.owner, number)
+            self._write_digested(path, buffers)
+
+    def write_document(self, path: str, data: bytes) -> DocumentRef:
+        """Write a document that another one names by SHA-256."""
+        with self._files.create(path) as handle:
+            FileWriter(handle, self._scratch, self._check).write_straight(memoryview(data))
+        return DocumentRef(path, len(data), sha256_hex(data))
+
+    def _write_digested(self, path: str, buffers: Sequence[Buffer]) -> None:
+        with self._files.create(path) as handle:
+            writer = DigestedWriter(handle, self._scratch, self._check)
+            for data in buffers:
+                writer.append(data)
+            size_bytes, digests = writer.finish()
+        self.entries.append(FileEntry(path, size_bytes, "tree", hex_digests(digests)))

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import io
+from collections import OrderedDict
+from typing import Any
+
+import pytest
+import torch
+
+from stepseal.components._staging import Arena
+from stepseal.components._tensors import TensorDictComponent
+from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
+from tests.components._memory import ALONE, Sharing, keys_of, restore, saved_of, world
+
+
+def nested(value: float) -> dict[str, Any]:
+    return {
+        "ema": {"weight": torch.full((3, 4), value), 7: torch.full((), value)},
+        "count": int(value),
+        "history": [value, "text"],
+        "empty": torch.empty(0, 2),
+    }
+
+
+class Average:
+    """An object whose state dict holds copies, so that loading it matters."""
+
+    def __init__(self, value: float) -> None:
+        self.shadow = torch.full((2, 3), value)
+        self.decay = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return OrderedDict(shadow=self.shadow.clone(), meta={"decay": self.decay})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert type(state) is OrderedDict
+        self.shadow = state["shadow"]
+        self.decay = state["meta"]["decay"]
+
+
+@pytest.mark.parametrize("staged", [True, False])
+def test_a_nested_dict_comes_back_in_place(staged: bool) -> None:  # noqa: FBT001
+    source, target = nested(3.0), nested(0.0)
+    capture = TensorDictComponent("ema", source).capture(ALONE, Arena() if staged else None)
+    assert keys_of(capture) == ["ema.weight", "ema.7", "empty"]
+    assert capture.payloads == {"trainer/0": "trainer/0"}
+    live = target["ema"]["weight"]
+
+    restore(TensorDictComponent("ema", target), [capture])
+
+    assert target["ema"]["weight"] is live
+    assert torch.equal(live, source["ema"]["weight"])
+    assert target["ema"][7].item() == 3.0
+    assert (target["count"], target["history"]) == (3, [3.0, "text"])
+
+
+def test_an_object_gets_its_filled_state_dict_back() -> None:
+    capture = TensorDictComponent("average", Average(5.0)).capture(ALONE, None)
+    target = Average(0.0)
+    restore(TensorDictComponent("average", target), [capture])
+    assert torch.equal(target.shadow, torch.full((2, 3), 5.0))
+    assert target.decay == 5.0
+
+
+def test_planning_changes_nothing() -> None:
+    capture = TensorDictComponent("average", Average(5.0)).capture(ALONE, None)
+    target = Average(0.0)
+    TensorDictComponent("average", target).plan(saved_of([capture], ALONE), ALONE)
+    assert target.decay == 0.0
+    assert not target.shadow.any()
+
+
+def test_every_difference_is_listed() -> None:
+    capture = TensorDictComponent("ema", nested(1.0)).capture(ALONE, None)
+    other = nested(1.0)
+    other["ema"]["weight"] = torch.zeros(4, 3, dtype=torch.float64)
+    other["ema"]["new"] = torch.zeros(1)
+    del other["count"], other["empty"]
+    with pytest.raises(StateMismatch) as caught:
+        TensorDictComponent("ema", other).plan(saved_of([capture], ALONE), ALONE)
+    assert caught.value.problems == (
+        "ema.weight: shape: expected (live) [4, 3], found [3, 4]",
+        "ema.weight: dtype: expected (live) float64, found float32",
+        "ema.new: missing in the checkpoint",
+        "empty: unexpected in the checkpoint",
+        "count: unexpected in the checkpoint",
+    )
+    assert "and 2 more" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"a": {"b": torch.zeros(1)}, "a.b": torch.zeros(1)},
+        {1: torch.zeros(1), "1": 2},
+        {(1, 2): torch.zeros(1)},
+    ],
+)
+def test_keys_that_do_not_stay_distinct_are_refused(state: dict[Any, Any]) -> None:
+    with pytest.raises(UnsupportedState) as caught:
+        TensorDictComponent("ema", state).capture(ALONE, None)
+    assert caught.value.component == "ema"
+    assert caught.value.path
+
+
+def test_a_dict_that_contains_itself_is_refused() -> None:
+    state: dict[str, Any] = {}
+    state["self"] = state
+    with pytest.raises(UnsupportedState, match="deep"):
+        TensorDictComponent("ema", state).capture(ALONE, None)
+
+
+def test_an_object_without_state_dict_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="state_dict"):
+        TensorDictComponent("ema", 3)  # type: ignore[arg-type]
+
+
+def test_sharing_follows_the_number_of_participants() -> None:
+    component = TensorDictComponent("ema", nested(0.0))
+    assert component.sharing(ALONE) is Sharing.GLOBAL
+    assert component.sharing(world(2)[1]) is Sharing.REPLICATED
+    declared = TensorDictComponent("ema", nested(0.0), sharing=Sharing.GLOBAL)
+    assert declared.sharing(world(2)[1]) is Sharing.GLOBAL
+
+
+def test_replicas_are_written_by_the_first_participant_alone() -> None:
+    first, second = (
+        TensorDictComponent("ema", nested(float(rank))).capture(topology, None)
+        for rank, topology in enumerate(world(2))
+    )
+    assert keys_of(first) == ["ema.weight", "ema.7", "empty"]
+    assert len(first.trees) == 1
+    assert [copy.entries for copy in first.bytes_copies] == [
+        (("ema", "count"),),
+        (("ema", "history"),),
+    ]
+    assert (second.tensors, second.trees, second.bytes_copies) == ((), (), ())
+    assert second.payloads == {"trainer/0": "trainer/0", "trainer/1": "trainer/0"}
+    assert first.fingerprint == second.fingerprint
+
+
+def test_the_fingerprint_tells_keys_shapes_and_dtypes_but_not_values() -> None:
+    def fingerprint(state: dict[str, Any]) -> str:
+        return TensorDictComponent("a", state).capture(ALONE, None).fingerprint
+
+    base = fingerprint({"a": torch.zeros(2), "b": 1})
+    assert fingerprint({"b": 2, "a": torch.ones(2)}) == base
+    assert fingerprint({"a": torch.zeros(3), "b": 1}) != base
+    assert fingerprint({"a": torch.zeros(2, dtype=torch.int8), "b": 1}) != base
+    assert fingerprint({"a": torch.zeros(2)}) != base
+
+
+def test_copies_for_stock_readers_are_torch_save_records() -> None:
+    capture = TensorDictComponent("ema", nested(3.0)).capture(ALONE, None)
+    values = [torch.load(io.BytesIO(copy.data)) for copy in capture.bytes_copies]
+    assert values == [3, [3.0, "text"]]
+
+
+def test_per_rank_tensors_become_a_tree_of_each_participant() -> None:
+    captures = [
+        TensorDictComponent("noise", nested(rank + 1.0), sharing=Sharing.PER_RANK).capture(top, None)
+        for rank, top in enumerate(world(2))
+    ]
+    assert {capture.kind for capture in captures} == {"tree"}
+    assert all(capture.tensors == () for capture in captures)
+    assert [capture.trees[0].owner for capture in captures] == ["trainer/0", "trainer/1"]
+    for rank, topology in enumerate(world(2)):
+        target = nested(0.0)
+        live = target["ema"]["weight"]
+        component = TensorDictComponent("noise", target, sharing=Sharing.PER_RANK)
+        assert component.kind == "tree"
+        restore(component, captures, topology)
+        assert target["ema"]["weight"] is live
+        assert live[0, 0].item() == rank + 1
+        assert target["count"] == rank + 1
+
+
+def test_per_rank_state_refuses_another_world() -> None:
+    capture = TensorDictComponent("noise", nested(1.0), sharing=Sharing.PER_RANK).capture(
+        ALONE, None
+    )
+    saved = saved_of([capture], ALONE)
+    component = TensorDictComponent("noise", nested(1.0), sharing=Sharing.PER_RANK)
+    with pytest.raises(StateMismatch, match=r"expected \(live\) 2, found 1"):
+        component.plan(saved, world(2)[0])
+
+
+def test_per_rank_and_shared_state_do_not_mix() -> None:
+    capture = TensorDictComponent("noise", nested(1.0)).capture(ALONE, None)
+    component = TensorDictComponent("noise", nested(1.0), sharing=Sharing.PER_RANK)
+    with pytest.raises(StateMismatch, match="per_rank, found global"):
+        component.plan(saved_of([capture], ALONE), ALONE)
+
+
+def test_global_state_restores_as_replicated() -> None:
+    capture = TensorDictComponent("ema", nested(2.0)).capture(ALONE, None)
+    saved = saved_of([capture], ALONE)
+    plan = TensorDictComponent("ema", nested(0.0)).plan(saved, world(2)[1])
+    assert set(plan.sinks) == {"ema.weight", "ema.7"}

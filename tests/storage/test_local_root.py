@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stepseal.errors import Corrupt, InvalidInput, RootNotFound, StorageUnavailable
+from stepseal.storage import (
+    LocalStorage,
+    create_durable,
+    make_dirs,
+    put_if_absent,
+    remove_tree,
+    replace_durable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.storage.conftest import FakeCalls
+
+
+def test_a_missing_root_is_not_made_by_open(tmp_path: Path) -> None:
+    with pytest.raises(RootNotFound) as caught:
+        LocalStorage.open(tmp_path / "no")
+    assert caught.value.path == str(tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("make", [LocalStorage.open, LocalStorage.create])
+@pytest.mark.parametrize("kind", ["file", "fifo", "below a file", "empty", "nul"])
+def test_a_root_that_is_no_directory_is_refused(
+    tmp_path: Path, kind: str, make: Callable[[str], LocalStorage]
+) -> None:
+    place = tmp_path / "x"
+    if kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.write_bytes(b"")
+    path = {"below a file": str(place / "y"), "empty": "", "nul": "a\0b"}.get(kind, str(place))
+    with pytest.raises(InvalidInput):
+        make(path)
+
+
+def test_create_refuses_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InvalidInput):
+        LocalStorage.create(tmp_path / "link")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_create_makes_parents_and_may_be_repeated(tmp_path: Path) -> None:
+    for _ in range(2):
+        with LocalStorage.create(tmp_path / "a" / "b" / "c/") as storage:
+            assert storage.list_dir("") == ()
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o700
+
+
+def test_a_relative_root_is_named_absolutely(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with LocalStorage.create("runs/a") as storage:
+        assert storage.root == str(tmp_path / "runs" / "a")
+        assert str(tmp_path) in repr(storage)
+
+
+def test_create_surfaces_a_parent_that_cannot_be_synced(tmp_path: Path, calls: FakeCalls) -> None:
+    calls.fsync_dir_error = calls.error(errno.EIO)
+    with pytest.raises(StorageUnavailable) as caught:
+        LocalStorage.create(tmp_path / "a", calls=calls)
+    assert (caught.value.errno, caught.value.path) == (errno.EIO, str(tmp_path / "a"))
+
+
+def test_a_root_stays_the_same_directory_when_its_path_changes(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "other").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    with LocalStorage.open(link) as storage:
+        link.unlink()
+        link.symlink_to(tmp_path / "other")
+        create_durable(storage, "a", b"1")
+        (tmp_path / "real").rename(tmp_path / "moved")
+        create_durable(storage, "b", b"2")
+    assert sorted(os.listdir(tmp_path / "moved")) == ["a", "b"]
+    assert os.listdir(tmp_path / "other") == []
+
+
+def test_a_closed_storage_refuses(root: Path) -> None:
+    storage = LocalStorage.open(root)
+    storage.close()
+    storage.close()
+    with pytest.raises(StorageUnavailable) as caught:
+        storage.list_dir("")
+    assert caught.value.errno == errno.EBADF
+
+
+def test_no_descriptor_is_left_open(storage: LocalStorage, root: Path) -> None:
+    os.mkfifo(root / "fifo")
+    (root / "link").symlink_to(root)
+    before = os.listdir("/proc/self/fd")
+    make_dirs(storage, "a/b")
+    put_if_absent(storage, "a/b/c", b"1")
+    replace_durable(storage, "a/d", b"2")
+    for verb in (storage.open_read, storage.create_file, storage.list_dir):
+        for key in ("no", "no/x", "fifo", "link", "link/x", "a"):
+            try:
+                handle = verb(key)
+            except (StorageUnavailable, Corrupt):
+                continue
+            if not isinstance(handle, tuple):
+                handle.close()
+    remove_tree(storage, "a")
+    assert os.listdir("/proc/self/fd") == before

@@ -1,0 +1,203 @@
+"""The house keeps its plan, and the checker that says so fails on a bad example of each rule."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests._architecture import ARROWS, EXEMPT, UNSAFE_MODULES, findings, reachable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SRC = Path(__file__).resolve().parent.parent / "src"
+
+
+@functools.cache
+def house() -> dict[str, str]:
+    files = sorted((SRC / "stepseal").rglob("*.py"))
+    return {path.relative_to(SRC).as_posix(): path.read_text("utf-8") for path in files}
+
+
+def is_there(module: str) -> bool:
+    path = module.replace(".", "/")
+    return f"{path}.py" in house() or f"{path}/__init__.py" in house()
+
+
+def test_house_keeps_its_plan() -> None:
+    found = findings(house())
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_plan_has_no_circle() -> None:
+    graph = {wing: set(below) for wing, below in ARROWS.items()}
+    assert not [wing for wing in graph if wing in reachable(graph, wing)]
+
+
+def test_plan_lets_nobody_import_the_outermost_wings() -> None:
+    importers = {
+        wing: {other for other, below in ARROWS.items() if wing in below}
+        for wing in ("cli", "testing", "integrations", "__main__")
+    }
+    assert importers == {
+        "cli": {"__main__"},
+        "testing": set(),
+        "integrations": set(),
+        "__main__": set(),
+    }
+
+
+def test_exemptions_give_reasons_and_are_needed() -> None:
+    for (path, what), reason in EXEMPT.items():
+        assert reason
+        is_lazy_face = what == "importlib" and path.endswith("__init__.py")
+        if path in house() and not is_lazy_face:
+            assert what in house()[path], f"{path} needs no exemption for {what} any more"
+
+
+def test_cli_and_the_wings_below_start_without_torch() -> None:
+    faces = [f"stepseal.{wing}" for wing in sorted(ARROWS["cli"] | {"cli"})]
+    missing = [face for face in faces if not is_there(face)]
+    if missing:
+        pytest.skip(f"not built yet: {', '.join(missing)}")
+    program = f"import sys, {', '.join(faces)}; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={"PYTHONPATH": str(SRC)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def in_layout(text: str) -> dict[str, str]:
+    return {"stepseal/layout/_a.py": text}
+
+
+def in_commit(text: str) -> dict[str, str]:
+    return {"stepseal/commit/_a.py": text}
+
+
+def in_session(text: str) -> dict[str, str]:
+    return {"stepseal/session/_a.py": text}
+
+
+def in_components(text: str) -> dict[str, str]:
+    return {"stepseal/components/_a.py": text}
+
+
+LONG_FUNCTION = "def f():\n" + "    x = 1\n" * 60
+BAD: Mapping[str, tuple[str, dict[str, str]]] = {
+    "unknown wing": ("plan", {"stepseal/utils/__init__.py": ""}),
+    "unknown top-level file": ("plan", {"stepseal/helpers.py": ""}),
+    "sideways": ("arrow", in_layout("import stepseal.storage")),
+    "sideways, from the root": ("arrow", in_layout("from stepseal import storage")),
+    "commit to transfer": ("arrow", in_commit("from stepseal.transfer import X")),
+    "components to storage": ("arrow", in_components("from stepseal.storage import X")),
+    "up, in a function": ("arrow", in_commit("def f():\n    import stepseal.session")),
+    "up, async": ("arrow", in_commit("async def f():\n    import stepseal.session")),
+    "up, for types": ("arrow", in_commit("if TYPE_CHECKING:\n    import stepseal.session")),
+    "up, unless types": ("arrow", in_commit("if TYPE_CHECKING: ...\nelse: import stepseal.cli")),
+    "up, relative": ("arrow", in_layout("from ..commit import X")),
+    "up, relative to the root": ("arrow", in_layout("from .. import commit")),
+    "up, in a class": ("arrow", in_layout("class A:\n    from stepseal.transfer import X")),
+    "up, in a lazy table": ("arrow", in_session("T = {'X': 'stepseal.integrations.ray:X'}")),
+    "up, through the root's face": ("arrow", in_session("import stepseal")),
+    "cli to session": ("arrow", {"stepseal/cli/_a.py": "from stepseal.session import Run"}),
+    "errors to a wing": ("arrow", {"stepseal/errors.py": "from stepseal.layout import Box"}),
+    "testing to cli": ("arrow", {"stepseal/testing/_a.py": "from stepseal.cli import main"}),
+    "private module": ("private", in_commit("from stepseal.layout._boxes import Box")),
+    "private module, whole": ("private", in_commit("import stepseal.layout._boxes")),
+    "private module, as a name": ("private", in_commit("from stepseal.layout import _boxes")),
+    "public module, no face": ("private", in_commit("from stepseal.layout.boxes import Box")),
+    "private name": ("private", in_commit("from stepseal.errors import _rebuild")),
+    "torch in commit": ("torch", in_commit("import torch.distributed as dist")),
+    "torch in a function": ("torch", in_layout("def f():\n    from torch import Tensor")),
+    "torch for types": ("torch", in_commit("if TYPE_CHECKING:\n    import torch")),
+    "torch in the root's face": ("torch", {"stepseal/__init__.py": "import torch"}),
+    "numpy": ("numpy", in_components("import numpy as np")),
+    "numpy behind try": ("numpy", in_components("try:\n    import numpy\nfinally: ...")),
+    "new dependency": ("foreign", in_commit("def f():\n    import requests")),
+    "click outside cli": ("foreign", in_commit("import click")),
+    "typing_extensions at run time": ("foreign", in_commit("import typing_extensions")),
+    "pickle": ("unsafe", in_commit("def f():\n    import pickle")),
+    "marshal": ("unsafe", in_layout("from marshal import loads")),
+    "shelve": ("unsafe", in_layout("import shelve")),
+    "importlib": ("unsafe", in_layout("from importlib import import_module")),
+    "importlib in another face": ("unsafe", {"stepseal/layout/__init__.py": "import importlib"}),
+    "eval": ("unsafe", in_layout("x = eval('1')")),
+    "exec by another name": ("unsafe", in_layout("run = exec")),
+    "exec as attribute": ("unsafe", in_layout("import builtins\nbuiltins.exec('')")),
+    "import by name": ("unsafe", in_layout("__import__('os')")),
+    "torch.load": ("unsafe", in_components("import torch\ntorch.load('x')")),
+    "torch.load by name": ("unsafe", in_components("from torch import load")),
+    "circle of two": (
+        "circle",
+        {
+            "stepseal/layout/_a.py": "from ._b import x",
+            "stepseal/layout/_b.py": "def f():\n    from . import _a",
+        },
+    ),
+    "circle through types": (
+        "circle",
+        {
+            "stepseal/layout/_a.py": "if TYPE_CHECKING:\n    from stepseal.layout._b import X",
+            "stepseal/layout/_b.py": "import stepseal.layout._c",
+            "stepseal/layout/_c.py": "from stepseal.layout import _a",
+        },
+    ),
+    "circle through the own face": (
+        "circle",
+        {
+            "stepseal/layout/__init__.py": "from stepseal.layout._a import x",
+            "stepseal/layout/_a.py": "from stepseal.layout import y",
+        },
+    ),
+    "long file": ("file-length", in_layout("x = 1\n" * 401)),
+    "long face": ("face-length", {"stepseal/layout/__init__.py": "x = 1\n" * 61}),
+    "long function": ("function-length", in_layout(LONG_FUNCTION)),
+    "long async function": ("function-length", in_layout("async " + LONG_FUNCTION)),
+    "long method": (
+        "function-length",
+        in_layout("if x:\n  class A:\n    def f(self):\n" + "     x\n" * 60),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_checker_finds(case: str) -> None:
+    rule, sources = BAD[case]
+    found = findings(sources)
+    assert {finding.split(": ")[1] for finding in found} == {rule}, found
+
+
+def test_checker_finds_every_unsafe_module() -> None:
+    for module in UNSAFE_MODULES:
+        assert "unsafe" in findings(in_components(f"import {module}"))[0]
+
+
+def test_checker_accepts_the_plan_as_drawn() -> None:
+    tree = {
+        "stepseal/errors.py": "import enum",
+        "stepseal/_version.py": "__version__ = '0'",
+        "stepseal/session/_b.py": "from stepseal._version import __version__",
+        "stepseal/layout/_b.py": "import xxhash, json\nx = 1\n" + "x = 1\n" * 398,
+        "stepseal/layout/_a.py": "from ._b import f\nfrom stepseal.errors import Corrupt",
+        "stepseal/layout/__init__.py": "'A docstring: stepseal.session.'\nM = 'stepseal.json'",
+        "stepseal/storage/_a.py": "if TYPE_CHECKING:\n    from typing_extensions import Self",
+        "stepseal/transfer/_a.py": "from stepseal import layout, storage\nmodel.eval()",
+        "stepseal/components/_a.py": "import torch\ndef f():\n    import numpy",
+        "stepseal/components/_b.py": "if TYPE_CHECKING:\n    import numpy",
+        "stepseal/components/_dcp_index.py": "import pickle",
+        "stepseal/session/_a.py": "import stepseal.commit, stepseal.transfer, stepseal.components",
+        "stepseal/__init__.py": "import importlib\nT = {'Run': 'stepseal.session'}",
+        "stepseal/cli/_a.py": "import click\nfrom stepseal.transfer import verify_step",
+        "stepseal/integrations/ray.py": "import ray\nimport stepseal as ss",
+        "stepseal/testing/_a.py": "def f():\n    '''" + "prose\n" * 100 + "'''\n" + "    x\n" * 59,
+    }
+    assert findings(tree) == []
