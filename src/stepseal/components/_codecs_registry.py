@@ -63,7 +63,7 @@ def register(
     if cls is None:
         return lambda decorated: register(decorated, name=name)
     label = _checked_name(cls, name)
-    if isinstance(cls, enum.EnumMeta):
+    if issubclass(cls, enum.Enum):
         entry = _Entry(cls, label, _encode_enum, _enum_decoder(cls), key=True)
     elif dataclasses.is_dataclass(cls) and not issubclass(cls, _BUILTIN_DATA):
         entry = _Entry(cls, label, _encode_dataclass, _dataclass_decoder(cls), key=True)

@@ -6,12 +6,11 @@ all ranks.
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -24,6 +23,13 @@ if TYPE_CHECKING:
     from stepseal.components._types import Topology
 
 __all__ = ["Leaf", "is_dtensor", "leaf_of", "owns_plain_tensors"]
+
+
+_SizesOffsets: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+
+# Torch counts every coordinate of a split dim, so its answers are kept from save to save.
+_MAX_BOXES = 4096
+_boxes: dict[Any, _SizesOffsets] = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,24 +165,30 @@ def _box(
     return Box(offsets, sizes) if math.prod(sizes) else None
 
 
-@functools.lru_cache(maxsize=4096)
 def _torch_box(
     shape: tuple[int, ...],
     mesh: Any,  # noqa: ANN401 - DeviceMesh
     placements: tuple[Any, ...],
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+) -> _SizesOffsets:
     """Return torch's own sizes and offsets of this rank's local tensor."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    sizes, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
-    return tuple(map(int, sizes)), tuple(map(int, offsets))
+    # Everything that the answer depends on, and not the mesh: meshes of other ranks compare equal.
+    key = (shape, tuple(mesh.shape), tuple(mesh.get_coordinate()), placements)
+    found = _boxes.get(key)
+    if found is None:
+        sizes, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
+        if len(_boxes) >= _MAX_BOXES:
+            _boxes.clear()
+        found = _boxes[key] = (tuple(map(int, sizes)), tuple(map(int, offsets)))
+    return found
 
 
 def _cut_in_order(
     shape: tuple[int, ...],
     mesh: Any,  # noqa: ANN401 - DeviceMesh
     placements: tuple[Any, ...],
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+) -> _SizesOffsets | None:
     """Return sizes and offsets if ordinary splits come first, then strided ones, right to left.
 
     Returns:

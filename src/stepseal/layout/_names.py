@@ -10,6 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
+from stepseal.layout._validate import show
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +59,6 @@ MAX_STEP = 2**53 - 1
 _MAX_SEGMENT_BYTES = 255
 _MAX_PATH_BYTES = 1024
 _MAX_PARTICIPANT_SEGMENTS = 3
-_SHOWN = 80
 _STEP = re.compile(r"step-(0|[1-9][0-9]{0,15})")
 _PAYLOAD = re.compile(r"__(0|[1-9][0-9]{0,8})_(0|[1-9][0-9]{0,8})\.distcp")
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
@@ -76,9 +76,9 @@ def check_step(step: object) -> int:
     if type(step) is int and 0 <= step <= MAX_STEP:
         return step
     raise InvalidInput(
-        f"step is not usable: expected an int from 0 to {MAX_STEP}, found {_show(step)}",
+        f"step is not usable: expected an int from 0 to {MAX_STEP}, found {show(step)}",
         expected=f"0..{MAX_STEP}",
-        found=_show(step),
+        found=show(step),
     )
 
 
@@ -98,7 +98,7 @@ def component_problem(name: object) -> str | None:
     """Say why `name` cannot name a component, or None."""
     if isinstance(name, str) and _COMPONENT.fullmatch(name):
         return None
-    return f"expected a component name such as `model`, found {_show(name)}"
+    return f"expected a component name such as `model`, found {show(name)}"
 
 
 def participant_problem(participant: object) -> str | None:
@@ -108,7 +108,7 @@ def participant_problem(participant: object) -> str | None:
         _PARTICIPANT_SEGMENT.fullmatch(segment) for segment in segments
     ):
         return None
-    return f"expected a participant such as `trainer/3`, found {_show(participant)}"
+    return f"expected a participant such as `trainer/3`, found {show(participant)}"
 
 
 def check_component_name(name: object) -> str:
@@ -122,7 +122,7 @@ def check_component_name(name: object) -> str:
     if problem := component_problem(name):
         raise InvalidInput(
             f"component name is not usable: {problem}. Use letters, digits, `_`, `.` and `-`.",
-            component=_show(name),
+            component=show(name),
         )
     assert isinstance(name, str)
     return name
@@ -140,7 +140,7 @@ def check_participant(participant: object) -> str:
     if problem := participant_problem(participant):
         raise InvalidInput(
             f"participant is not usable: {problem}. Use letters, digits, `_` and `-`.",
-            participant=_show(participant),
+            participant=show(participant),
         )
     assert isinstance(participant, str)
     return participant
@@ -154,19 +154,19 @@ def path_problem(path: object) -> str | None:
     `external/<component>/`.
     """
     if not isinstance(path, str):
-        return f"expected a path, found {_show(path)}"
+        return f"expected a path, found {show(path)}"
     if len(path) > _MAX_PATH_BYTES:
         return f"expected at most {_MAX_PATH_BYTES} bytes, found {len(path)}"
     segments = path.split("/")
     foreign = segments[0] == "external" and len(segments) > 2
     for number, segment in enumerate(segments):
         if not _SEGMENT.fullmatch(segment):
-            return f"expected segments of letters, digits, `.`, `_` and `-`, found {_show(path)}"
+            return f"expected segments of letters, digits, `.`, `_` and `-`, found {show(path)}"
         if len(segment) > _MAX_SEGMENT_BYTES:
             return f"expected segments of at most {_MAX_SEGMENT_BYTES} bytes, found {len(segment)}"
         index_name = segment == DCP_INDEX and number == len(segments) - 1
         if segment.startswith(".") and not (index_name and (number == 0 or foreign)):
-            return f"expected no segment that begins with a dot, found {_show(path)}"
+            return f"expected no segment that begins with a dot, found {show(path)}"
     return None
 
 
@@ -182,13 +182,13 @@ def path_set_problems(paths: Iterable[str]) -> list[str]:
     for path in paths:
         folded = path.casefold()
         if folded in seen:
-            problems.append(f"{_show(path)} and {_show(seen[folded])} are the same file")
+            problems.append(f"{show(path)} and {show(seen[folded])} are the same file")
         seen.setdefault(folded, path)
     for folded, path in seen.items():
         end = folded.rfind("/")
         while end > 0:
             if (other_file := seen.get(folded[:end])) is not None:
-                problems.append(f"{_show(other_file)} is a file and the folder of {_show(path)}")
+                problems.append(f"{show(other_file)} is a file and the folder of {show(path)}")
             end = folded.rfind("/", 0, end)
     return problems
 
@@ -242,8 +242,3 @@ def tree_segment_path(component: str, owner: str, number: int) -> str:
 
 def _is_str(value: object) -> TypeGuard[str]:
     return isinstance(value, str)
-
-
-def _show(value: object) -> str:
-    text = repr(value) if not isinstance(value, int) or abs(value) < 1 << 256 else "a huge int"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -6,6 +6,7 @@ It holds no protocol logic: the coordinator decides, `_saving` and `_restoring` 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from dataclasses import dataclass
@@ -15,21 +16,20 @@ from stepseal import errors
 from stepseal.commit import Captured, Deadlines, RestoreCalled, resolve_save
 from stepseal.components import Arena, Registry
 from stepseal.layout import check_step, step_name
-from stepseal.session._job import discover
 from stepseal.session._pending import PendingSave
 from stepseal.session._restoring import Restored, take_part
 from stepseal.session._saving import PartWriter, capture_all, facts_of
-from stepseal.session._wiring import wire
+from stepseal.session._wiring import join_process_group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
     from stepseal.components import CapturedComponent, Sharing
     from stepseal.session._rules import SaveRule
-    from stepseal.storage import Storage
+    from stepseal.session._wiring import Join
 
 __all__ = ["Checkpointer"]
 
@@ -88,26 +88,20 @@ class Checkpointer:
         role: str = "trainer",
         max_staging_bytes: int | None = None,
         control_host: str | None = None,
-        _wrap: Callable[[Storage], Storage] = lambda storage: storage,
+        _join: Join | None = None,
     ) -> None:
         _check_arguments(save, mode)
         self._root = os.path.abspath(os.fspath(root))
         self._rule = save
         self._mode = mode
         self._deadlines = deadlines or Deadlines()
-        self._topology = discover(role)
         self._registry = Registry()
         self._arena = Arena(max_staging_bytes=max_staging_bytes)
         self._max_staging_bytes = max_staging_bytes
         self._progress = _Progress()
         self._closed = False
-        self._wiring = wire(
-            self._root,
-            self._topology,
-            self._deadlines,
-            control_host=control_host,
-            wrap=_wrap,
-        )
+        join = _join or functools.partial(join_process_group, role, control_host=control_host)
+        self._topology, self._wiring = join(self._root, self._deadlines)
 
     def add(
         self,

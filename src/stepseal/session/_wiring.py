@@ -6,36 +6,34 @@ The only place that knows how the wings are put together in an SPMD job or a sin
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from stepseal._version import __version__
-from stepseal.commit import CoordinatorDriver, InProcessHub, JobFacts, ParticipantDriver
+from stepseal.commit import CoordinatorDriver, Deadlines, InProcessHub, JobFacts, ParticipantDriver
+from stepseal.components import Topology
 from stepseal.errors import CheckpointError
 from stepseal.session._finisher import StepFinisher
-from stepseal.session._job import Rendezvous
-from stepseal.storage import LocalStorage
+from stepseal.session._job import Rendezvous, discover
+from stepseal.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from stepseal.commit import Hub
 
-    from stepseal.commit import Deadlines, Hub
-    from stepseal.components import Topology
-    from stepseal.storage import Storage
-
-__all__ = ["Wiring", "wire"]
+__all__ = ["Join", "Wiring", "coordinate", "join_process_group"]
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """What one process needs to take part."""
+    """What one participant needs to take part."""
 
     storage: Storage
     driver: ParticipantDriver
     coordinator: CoordinatorDriver | None
-    """Only in the process that hosts it (rank 0)."""
+    """Only with the participant that hosts it (rank 0)."""
 
     def close(self) -> None:
         """Say goodbye; the coordinator lingers for the goodbye of the others. Idempotent."""
@@ -44,54 +42,65 @@ class Wiring:
             self.coordinator.close()
 
 
-def wire(
-    root: str,
-    topology: Topology,
-    deadlines: Deadlines,
-    *,
-    control_host: str | None,
-    wrap: Callable[[Storage], Storage],
-) -> Wiring:
-    """Connect this process.
+Join = Callable[[str, Deadlines], tuple[Topology, Wiring]]
+"""Connects one participant with its job: absolute path of the root, limits -> topology, wiring."""
+
+
+def join_process_group(
+    role: str, root: str, deadlines: Deadlines, *, control_host: str | None
+) -> tuple[Topology, Wiring]:
+    """Connect this process with all ranks of the default process group, or with itself alone.
 
     Args:
+        role: first part of the participant ids.
         root: absolute path of the root.
-        topology: who takes part.
         deadlines: connection limits and all others.
         control_host: interface of rank 0 for the control plane, or None.
-        wrap: put around the storage; the identity, or a fault injector.
 
     Raises:
-        CheckpointError: the root or the coordinator cannot be reached or used; the same on all
-        ranks.
+        CheckpointError: the root or the coordinator cannot be reached or used; alike on all ranks.
     """
+    topology = discover(role)
     if topology.world_size == 1:
-        storage = wrap(LocalStorage.create(root))
-        hub = InProcessHub()
-        coordinator = _coordinate(storage, topology, deadlines, hub)
-        driver = ParticipantDriver(topology.me, hub.link(topology.me), deadlines)
-        return Wiring(storage, driver, coordinator)
+        return topology, _alone(root, topology, deadlines)
     rendezvous = Rendezvous(topology, deadlines, control_host)
-    if topology.rank > 0:
-        link = rendezvous.connect(__version__)
-        storage = wrap(LocalStorage.open(root))
-        return Wiring(storage, ParticipantDriver(topology.me, link, deadlines), None)
-    try:
-        storage = wrap(LocalStorage.create(root))
-        sockets = rendezvous.listen()
-        own = sockets.link(topology.me)
-        coordinator = _coordinate(storage, topology, deadlines, sockets)
-    except (CheckpointError, OSError) as error:
-        rendezvous.refuse(error)
-        raise
-    driver = ParticipantDriver(topology.me, own, deadlines)
-    rendezvous.publish(sockets.address)
+    if topology.rank == 0:
+        return topology, _host(root, topology, deadlines, rendezvous)
+    link = rendezvous.connect(__version__)
+    driver = ParticipantDriver(topology.me, link, deadlines)
+    return topology, Wiring(LocalStorage.open(root), driver, None)
+
+
+def _alone(root: str, topology: Topology, deadlines: Deadlines) -> Wiring:
+    storage = LocalStorage.create(root)
+    hub = InProcessHub()
+    coordinator = coordinate(storage, topology, deadlines, hub)
+    driver = ParticipantDriver(topology.me, hub.link(topology.me), deadlines)
     return Wiring(storage, driver, coordinator)
 
 
-def _coordinate(
+def _host(root: str, topology: Topology, deadlines: Deadlines, rendezvous: Rendezvous) -> Wiring:
+    try:
+        storage = LocalStorage.create(root)
+        hub = rendezvous.listen()
+        link = hub.link(topology.me)
+        coordinator = coordinate(storage, topology, deadlines, hub)
+    except (CheckpointError, OSError) as error:
+        rendezvous.refuse(error)
+        raise
+    driver = ParticipantDriver(topology.me, link, deadlines)
+    rendezvous.publish(hub.address)
+    return Wiring(storage, driver, coordinator)
+
+
+def coordinate(
     storage: Storage, topology: Topology, deadlines: Deadlines, hub: Hub
 ) -> CoordinatorDriver:
+    """Start the coordinator of a job.
+
+    Raises:
+        CheckpointError: the root cannot be initialised.
+    """
     versions = {
         "stepseal": __version__,
         "torch": str(torch.__version__),

@@ -1,0 +1,69 @@
+"""A whole job in one process: N participants on threads with real checkpointers, and any storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from stepseal.commit import Deadlines, InProcessHub, ParticipantDriver
+from stepseal.components import Topology
+from stepseal.session import Checkpointer, Wiring, coordinate
+
+if TYPE_CHECKING:
+    from stepseal.commit import CoordinatorDriver
+    from stepseal.storage import Storage
+
+__all__ = ["World"]
+
+T = TypeVar("T")
+
+
+class World:
+    """One incarnation of a job whose participants share a process and an in-process control plane.
+
+    Args:
+        num_participants: how many; participant 0 hosts the coordinator.
+        storage: returns the storage of one participant; called once per participant, in order.
+        deadlines: limits of the job.
+    """
+
+    def __init__(
+        self,
+        num_participants: int,
+        storage: Callable[[int], Storage],
+        *,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self.participants = tuple(f"trainer/{rank}" for rank in range(num_participants))
+        self._deadlines = deadlines or Deadlines()
+        self._hub = InProcessHub()
+        self._storages = [storage(rank) for rank in range(num_participants)]
+        self._coordinator: CoordinatorDriver = coordinate(
+            self._storages[0], Topology(0, self.participants), self._deadlines, self._hub
+        )
+
+    def checkpointer(self, rank: int, **options: Any) -> Checkpointer:  # noqa: ANN401 - its own
+        """Return the checkpointer of one participant; `options` as for `Checkpointer`."""
+
+        def join(root: str, deadlines: Deadlines) -> tuple[Topology, Wiring]:
+            topology = Topology(rank, self.participants)
+            driver = ParticipantDriver(topology.me, self._hub.link(topology.me), deadlines)
+            coordinator = self._coordinator if rank == 0 else None
+            return topology, Wiring(self._storages[rank], driver, coordinator)
+
+        return Checkpointer("/world", deadlines=self._deadlines, _join=join, **options)
+
+    def run(self, work: Callable[[int, Checkpointer], T], **options: Any) -> list[T]:  # noqa: ANN401
+        """Run `work(rank, checkpointer)` for all participants at once, each on a thread of its own.
+
+        Returns:
+            What each returned, in rank order.
+
+        Raises:
+            BaseException: the first failure in rank order, after all have ended.
+        """
+        checkpointers = [self.checkpointer(r, **options) for r in range(len(self.participants))]
+        with ThreadPoolExecutor(len(checkpointers), thread_name_prefix="participant") as pool:
+            futures = [pool.submit(work, rank, ckpt) for rank, ckpt in enumerate(checkpointers)]
+        return [future.result() for future in futures]
