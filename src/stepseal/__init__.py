@@ -1,5 +1,4 @@
-"""stepseal: one step folder is one agreed cut of a training job - complete, durable and verified,
-or not a step.
+"""stepseal: one step folder is one agreed cut of a job, whole and verified, or not a step.
 
 Names are loaded on first use, so that importing stepseal costs nothing and metadata tools never
 load torch.

@@ -85,7 +85,7 @@ class CheckpointError(Exception):
     failures: dict[str, str]
     tainted: bool
 
-    def __init__(self, message: str, **context: Any) -> None:  # noqa: ANN401 - context values differ per attribute
+    def __init__(self, message: str, **context: Any) -> None:  # noqa: ANN401 - differs by key
         super().__init__(message)
         self.message = message
         self._context = context
@@ -154,7 +154,7 @@ class RootNotFound(CheckpointError, FileNotFoundError):
 
 
 class StepNotFound(CheckpointError, FileNotFoundError):
-    """No committed step of that number exists; not raised for a damaged step (that is `Corrupt`)."""
+    """No committed step of that number; not raised for a damaged one (that is `Corrupt`)."""
 
     kind = "step_not_found"
     exit_code = 4

@@ -31,6 +31,8 @@ def saved_of(captures: Sequence[CapturedComponent], topology: Topology) -> Saved
     """Return what a committed step would hold for one participant."""
     first = captures[0]
     owner = first.payloads.get(topology.me)
+    if owner is None and first.sharing is not Sharing.PER_RANK:  # a participant that is new
+        owner = next(iter(first.payloads.values()), None)
     trees = {tree.owner: tree for capture in captures for tree in capture.trees}
     tree = trees.get(owner) if owner is not None else None
     contents = None

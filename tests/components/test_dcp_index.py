@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from stepseal.components._dcp_index import build_dcp_index
 from stepseal.components._frames import frame_for
@@ -99,7 +99,10 @@ def parts() -> list[Part]:
     first, second = Part(0), Part(1)
     first.add("model", "layer.weight", WEIGHT, Box((0, 0), (4, 2)))
     first.add_bytes(
-        (("optimizer", "param_groups.layer.weight.lr"), ("optimizer", "param_groups.layer.bias.lr")),
+        (
+            ("optimizer", "param_groups.layer.weight.lr"),
+            ("optimizer", "param_groups.layer.bias.lr"),
+        ),
         0.25,
     )
     first.add("optimizer", "state.layer.weight.step", torch.tensor(3.0))
@@ -133,7 +136,7 @@ def test_dcp_load_reads_a_step_folder(tmp_path: Path) -> None:
             "param_groups.layer.bias.lr": 0.0,
         },
     }
-    dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
+    load(state, checkpoint_id=tmp_path, no_dist=True)
     assert torch.equal(state["layer.weight"], WEIGHT)
     assert state["_extra_state"] == {"calls": 3}
     optimizer = state["optimizer"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 import torch.distributed as dist
+from tests.components._memory import ALONE, Sharing, world
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
@@ -17,7 +18,6 @@ from stepseal.components._dtensors import Leaf, leaf_of, owns_plain_tensors
 from stepseal.components._tensors import TensorDictComponent
 from stepseal.errors import UnsupportedState
 from stepseal.layout import Box, coverage_problems, whole
-from tests.components._memory import ALONE, Sharing, world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import pytest
 import torch
+from tests.components._memory import world
 
 from stepseal.components._dtensors import Leaf, is_dtensor, leaf_of, owns_plain_tensors
 from stepseal.errors import UnsupportedState
 from stepseal.layout import whole
-from tests.components._memory import world
 
 
 def leaf(tensor: torch.Tensor) -> Leaf:
@@ -40,11 +39,7 @@ class Tagged(torch.Tensor):
 class Wrapper(torch.Tensor):
     """A subclass that holds its data in another tensor."""
 
-    @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        return func(*args, **(kwargs or {}))
+    __torch_dispatch__ = torch._C._disabled_torch_function_impl
 
 
 class ShardedTensor(torch.Tensor):
@@ -58,9 +53,7 @@ def unsupported() -> dict[str, torch.Tensor]:
         "quantized": quantized,
         "meta": torch.empty(2, device="meta"),
         "nested": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
-        "jagged": torch.nested.nested_tensor(
-            [torch.ones(1), torch.ones(2)], layout=torch.jagged
-        ),
+        "jagged": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
         "lazy": torch.nn.UninitializedParameter(),
         "ShardedTensor": torch.ones(2).as_subclass(ShardedTensor),
         "Wrapper": torch.ones(2).as_subclass(Wrapper),

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.components._memory import ALONE, keys_of, restore, saved_of, world
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from stepseal.components._modules import ModuleComponent, parameter_names, unwrap
 from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
-from tests.components._memory import ALONE, keys_of, restore, saved_of, world
 
 
 class Tied(nn.Module):
@@ -39,16 +39,17 @@ class Rescaled(nn.Linear):
 
     def __init__(self, factor: float) -> None:
         super().__init__(2, 2)
-        self.register_state_dict_post_hook(self._double)
-        self.register_load_state_dict_pre_hook(self._halve)
+        hooks: Any = self
+        hooks.register_state_dict_post_hook(self._double)
+        hooks.register_load_state_dict_pre_hook(self._halve)
         nn.init.constant_(self.weight, factor)
 
     @staticmethod
-    def _double(module: nn.Module, state: dict[str, Any], prefix: str, _meta: Any) -> None:
+    def _double(module: nn.Module, state: dict[str, Any], prefix: str, _meta: object) -> None:
         state[prefix + "weight"] = state[prefix + "weight"] * 2
 
     @staticmethod
-    def _halve(module: nn.Module, state: dict[str, Any], prefix: str, *_rest: Any) -> None:
+    def _halve(module: nn.Module, state: dict[str, Any], prefix: str, *_rest: object) -> None:
         state[prefix + "weight"] = state[prefix + "weight"] / 2
 
 
@@ -122,7 +123,7 @@ def test_wrappers_leave_no_trace_in_keys() -> None:
     assert set(parameter_names(component.module).values()) == names
     capture = component.capture(ALONE, None)
     restore(ModuleComponent("model", plain), [capture])
-    assert torch.equal(plain[0][0].weight, unwrap(inner[0])[0].weight)  # type: ignore[index,union-attr,arg-type]
+    assert torch.equal(plain[0][0].weight, unwrap(inner[0])[0].weight)  # type: ignore[index]
     restore(component, [capture])
 
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tests.components._memory import ALONE, Sharing, keys_of, restore, saved_of, world
 from torch import nn
 
 from stepseal.components._optimizers import OptimizerComponent
 from stepseal.components._staging import Arena
 from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
-from tests.components._memory import ALONE, Sharing, keys_of, restore, saved_of, world
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
     from stepseal.components._types import CapturedComponent
 
@@ -118,7 +118,9 @@ def test_keys_are_those_of_torchtitan() -> None:
         "state.0.bias.step",
     ]
     copies = {
-        key: torch.load(io.BytesIO(item.data)) for item in capture.bytes_copies for key in item.entries
+        key: torch.load(io.BytesIO(item.data))
+        for item in capture.bytes_copies
+        for key in item.entries
     }
     assert copies["optimizer", "param_groups.2.bias.lr"] == 0.1
     assert copies["optimizer", "param_groups.0.weight.betas"] == (0.9, 0.999)

@@ -18,7 +18,12 @@ def cut(box: Box) -> torch.Tensor:
 
 
 STORED = [Box((0, 0, 0), (2, 5, 4)), Box((2, 0, 0), (4, 2, 4)), Box((2, 2, 0), (4, 3, 4))]
-WANTED = [whole((6, 5, 4)), Box((1, 1, 1), (4, 3, 2)), Box((2, 0, 0), (4, 2, 4)), Box((5, 4, 3), (1, 1, 1))]
+WANTED = [
+    whole((6, 5, 4)),
+    Box((1, 1, 1), (4, 3, 2)),
+    Box((2, 0, 0), (4, 2, 4)),
+    Box((5, 4, 3), (1, 1, 1)),
+]
 
 
 def pour(sink: DenseSink, num_elements: int, *, readonly: bool = False) -> None:

@@ -85,7 +85,7 @@ def odd_tensors() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("staged", [True, False])
-def test_copies_have_the_elements_in_c_order(staged: bool) -> None:  # noqa: FBT001
+def test_copies_have_the_elements_in_c_order(staged: bool) -> None:
     tensors = odd_tensors()
     views = copy_out(tensors, Arena() if staged else None)
     for tensor, view in zip(tensors, views, strict=True):

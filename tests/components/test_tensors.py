@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.components._memory import ALONE, Sharing, keys_of, restore, saved_of, world
 
 from stepseal.components._staging import Arena
 from stepseal.components._tensors import TensorDictComponent
 from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
-from tests.components._memory import ALONE, Sharing, keys_of, restore, saved_of, world
 
 
 def nested(value: float) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Average:
 
 
 @pytest.mark.parametrize("staged", [True, False])
-def test_a_nested_dict_comes_back_in_place(staged: bool) -> None:  # noqa: FBT001
+def test_a_nested_dict_comes_back_in_place(staged: bool) -> None:
     source, target = nested(3.0), nested(0.0)
     capture = TensorDictComponent("ema", source).capture(ALONE, Arena() if staged else None)
     assert keys_of(capture) == ["ema.weight", "ema.7", "empty"]
@@ -158,7 +158,9 @@ def test_copies_for_stock_readers_are_torch_save_records() -> None:
 
 def test_per_rank_tensors_become_a_tree_of_each_participant() -> None:
     captures = [
-        TensorDictComponent("noise", nested(rank + 1.0), sharing=Sharing.PER_RANK).capture(top, None)
+        TensorDictComponent("noise", nested(rank + 1.0), sharing=Sharing.PER_RANK).capture(
+            top, None
+        )
         for rank, top in enumerate(world(2))
     ]
     assert {capture.kind for capture in captures} == {"tree"}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
+
+from stepseal.errors import Corrupt, IncompatibleFormat
 from stepseal.layout import (
     Box,
     ComponentEntry,
@@ -118,26 +120,44 @@ def index(**changes: Any) -> PartIndex:
     return replace(sound, **changes)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What a block took."""
 
-    seconds: float = 0.0
-    peak_bytes: int = 0
+    seconds: float
+    peak_bytes: int
 
 
-@contextmanager
-def measured() -> Iterator[Cost]:
-    """Measure processor time and peak memory of Python's allocators in a block."""
-    cost = Cost()
+def cost_of(call: Callable[[], object]) -> Cost:
+    """Return the processor time and, measured apart, the peak memory of Python's allocators."""
     start = time.process_time()
+    call()
+    seconds = time.process_time() - start
     tracemalloc.start()
-    try:
-        yield cost
-    finally:
-        cost.peak_bytes = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        cost.seconds = time.process_time() - start
+    call()
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return Cost(seconds, peak_bytes)
+
+
+def refusal_of(decode: Callable[[bytes], object], data: bytes) -> Corrupt:
+    """Return the error that refuses some bytes, after checking that it is short and was cheap."""
+    caught: list[Corrupt] = []
+
+    def attempt() -> None:
+        with pytest.raises(Corrupt) as info:
+            decode(data)
+        caught.append(info.value)
+
+    if len(data) < 1 << 16:
+        attempt()
+    else:
+        cost = cost_of(attempt)
+        assert cost.seconds < 2
+        assert cost.peak_bytes < 2 * len(data) + (200 << 20)
+    assert len(str(caught[0])) < 500
+    assert caught[0].problems
+    return caught[0]
 
 
 def flips(data: bytes) -> Iterator[bytes]:
@@ -150,8 +170,6 @@ def flips(data: bytes) -> Iterator[bytes]:
 
 def survivors(variants: Iterator[bytes], decode: Callable[[bytes], object]) -> list[bytes]:
     """Return the variants that are not refused with a typed error."""
-    from stepseal.errors import Corrupt, IncompatibleFormat
-
     accepted = []
     for data in variants:
         try:

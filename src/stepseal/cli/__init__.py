@@ -1,4 +1,7 @@
-"""The command line: `stepseal ls`, `show`, `verify`. Reads metadata without torch; data on stdout, progress on stderr."""
+"""The command line: `stepseal ls`, `show`, `verify`.
+
+Reads metadata without torch; data on stdout, progress on stderr.
+"""
 
 from stepseal.cli._main import main
 

@@ -1,4 +1,7 @@
-"""The verbs and their arguments. Exit codes: 0 ok, 1 failure, 2 usage, 3 damage, 4 nothing matched, 10 no such root."""
+"""The verbs and their arguments.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 damage, 4 nothing matched, 10 no such root.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +34,14 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="stepseal")
 def main() -> None:
-    """Look at checkpoints: what a root holds, what a step holds, and whether its bytes are whole."""
+    """Look at checkpoints: what a root and a step hold, and whether the bytes are whole."""
 
 
 @main.command()
 @_root
 @_json
 def ls(root: str, *, as_json: bool) -> None:
-    """List the steps of ROOT with their state; foreign folders are listed as such and left alone."""
+    """List the steps of ROOT with their state; foreign folders are only named."""
     from stepseal.cli._listing import list_root, print_listing
 
     found = list_root(root)
@@ -71,7 +74,7 @@ def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
 @click.argument("steps", type=str, nargs=-1)
 @_json
 def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
-    """Check every byte of STEPS of ROOT (default: all steps) against its digest. Exit code 3 means damage."""
+    """Check every byte of STEPS of ROOT (default: all) against its digest; exit code 3: damage."""
     from stepseal.cli._verifying import print_report, verify_root
 
     found = verify_root(root, steps)

@@ -37,7 +37,7 @@ def size_text(size_bytes: int) -> str:
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns aligned to their widest cell, plain text, so that `grep` and `awk` work on it."""
+    """Print columns aligned to their widest cell; plain text, for `grep` and `awk`."""
     cells = [list(headers), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     for row in cells:

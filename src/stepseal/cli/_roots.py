@@ -62,14 +62,15 @@ def _latest(root: OpenRoot) -> StepEntry:
     limits = lineage_limits(read_claims(root.storage))
     for entry in reversed(list_steps(root.storage, root.run_id)):
         manifest = entry.manifest
-        if entry.state == "committed" and manifest is not None:
-            if in_lineage(limits, manifest.incarnation, entry.step):
-                return entry
+        if manifest is None or entry.state != "committed":
+            continue
+        if in_lineage(limits, manifest.incarnation, entry.step):
+            return entry
     raise StepNotFound(f"{root.path}: no committed step yet")
 
 
 def step_size_bytes(storage: Storage, name: str, manifest: Manifest) -> int | None:
-    """Return the bytes of all files of a step as its part documents say, or None when one cannot be read."""
+    """Return the bytes of all files as the part documents say, or None if one is unreadable."""
     reader = StepReader(storage, name, manifest)
     total = sum(entry.size_bytes for entry in manifest.files)
     try:

@@ -13,6 +13,8 @@ from stepseal.transfer import verify_step
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from typing_extensions import Self
+
     from stepseal.commit import StepEntry
 
 __all__ = ["print_report", "verify_root"]
@@ -52,7 +54,7 @@ class _Progress:
         self._total_bytes = total_bytes
         self._shown = sys.stderr.isatty()
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,7 @@
-"""Who is saved: live objects to frozen buffers and back. The home of torch; knows no storage and no commit."""
+"""Who is saved: live objects to frozen buffers and back.
+
+The home of torch; knows no storage and no commit.
+"""
 
 from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._codecs_registry import register, register_codec

@@ -153,7 +153,9 @@ def _decode_tensor(decoder: Decoder, payload: object) -> torch.Tensor:
     tensor = tensor_from_bytes(name, shape, data)
     if "order" in fields:
         order, inverse = decode_order(decoder, fields["order"], tensor.ndim)
-        tensor = tensor.permute(order).contiguous().permute(inverse)
+        carrier = _SAME_SIZE.get(tensor.element_size(), tensor.dtype)
+        dense = tensor.view(carrier).permute(order).contiguous()
+        tensor = dense.view(tensor.dtype).permute(inverse)
     grad = fields.get("requires_grad", False)
     if grad and not (tensor.is_floating_point() or tensor.is_complex()):
         raise decoder.corrupt("a floating dtype where requires_grad is set", name)

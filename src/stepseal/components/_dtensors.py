@@ -116,7 +116,7 @@ def leaf_of(component: str, key: str, tensor: torch.Tensor, *, owns_plain: bool)
 
 
 def _mesh_of(tensor: torch.Tensor) -> Any:  # noqa: ANN401 - DeviceMesh, or None for a plain tensor
-    return tensor.device_mesh if is_dtensor(tensor) else None
+    return getattr(tensor, "device_mesh", None) if is_dtensor(tensor) else None
 
 
 def _is_writer(key: str, mesh: Any, replicas: tuple[int, ...]) -> bool:  # noqa: ANN401 - DeviceMesh

@@ -12,7 +12,7 @@ import functools
 import io
 import math
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.serialization import config as serialization_config
@@ -86,10 +86,12 @@ def _frame(dtype: torch.dtype, shape: tuple[int, ...]) -> Frame:
     size_bytes = math.prod(shape) * dtype.itemsize
     # Memory that is never touched is never backed by pages. `torch.empty` could fill it
     # (deterministic mode).
-    storage = torch.UntypedStorage(size_bytes, device="cpu")
-    tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape)
-    sink = _HoleSink()
-    with _lock, serialization_config.patch({"save.storage_alignment": _ALIGNMENT}):
+    storage = torch.UntypedStorage(size_bytes, device="cpu")  # type: ignore[no-untyped-call]
+    strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+    tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, strides)
+    sink: Any = _HoleSink()  # torch wants a file, and needs write, seek and tell of it
+    settings: Any = serialization_config
+    with _lock, settings.patch({"save.storage_alignment": _ALIGNMENT}):
         crc32 = torch.serialization.get_crc32_options()
         torch.serialization.set_crc32_options(False)
         try:

@@ -62,7 +62,8 @@ def clean_key(root: nn.Module, key: str) -> str:
 
 def parameter_names(module: nn.Module) -> dict[int, str]:
     """Return the clean name of each parameter, by identity; a tied parameter has its first name."""
-    root, names = unwrap(module), {}
+    root = unwrap(module)
+    names: dict[int, str] = {}
     for key, parameter in root.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), clean_key(root, key))
     return names

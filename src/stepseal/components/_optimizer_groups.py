@@ -165,9 +165,10 @@ def to_device(value: object, device: torch.device) -> Any:  # noqa: ANN401 - the
     """Return a decoded value with the tensors in it on `device`."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
-    if type(value) in (list, tuple):
-        sequence: Any = value
-        return type(value)(to_device(item, device) for item in sequence)
+    if type(value) is list:
+        return [to_device(item, device) for item in value]
+    if type(value) is tuple:
+        return tuple(to_device(item, device) for item in value)
     if type(value) is dict:
         return {key: to_device(item, device) for key, item in value.items()}
     return value

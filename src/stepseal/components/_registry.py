@@ -97,7 +97,11 @@ class Registry:
             )
 
     def _adapt(
-        self, name: str, state: Any, sharing: Sharing | None, kind: Kind | None
+        self,
+        name: str,
+        state: Any,  # noqa: ANN401 - told apart here
+        sharing: Sharing | None,
+        kind: Kind | None,
     ) -> Component:
         if isinstance(state, RNG):
             return RNGComponent(name, state, sharing)

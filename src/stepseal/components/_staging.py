@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import mmap
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,11 +54,11 @@ class _Block:
         whole = torch.frombuffer(self.view, dtype=torch.uint8)
         whole.zero_()  # touch every page now, on all threads, and not during a save
         # A CUDA context must not come to life only because of a save.
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             self._pin(whole.data_ptr(), size_bytes)
 
     def _pin(self, address: int, size_bytes: int) -> None:
-        runtime = torch.cuda.cudart()
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(runtime.cudaHostRegister(address, size_bytes, _PORTABLE)) == 0:
             release = weakref.finalize(self, runtime.cudaHostUnregister, address)
             release.atexit = False  # the CUDA runtime may be gone by then
@@ -185,6 +185,8 @@ def copy_out(tensors: Sequence[torch.Tensor], staging: Staging | None) -> list[m
     """
     views: list[memoryview] = []
     busy: set[torch.device] = set()
+    if isinstance(staging, Arena):  # one block at most, also for the first save
+        staging.reserve(sum(map(_slot_bytes, tensors)))
     with torch.no_grad():
         for tensor in tensors:
             plain = _is_plain(tensor)
@@ -209,6 +211,10 @@ def copy_out(tensors: Sequence[torch.Tensor], staging: Staging | None) -> list[m
         for device in busy:
             torch.cuda.current_stream(device).synchronize()
     return views
+
+
+def _slot_bytes(tensor: torch.Tensor) -> int:
+    return _round_up(tensor.numel() * tensor.element_size(), _ALIGNMENT)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

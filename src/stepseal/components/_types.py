@@ -1,5 +1,4 @@
-"""The words that every kind of component shares: sharing, topology, what is captured, what is
-planned.
+"""The words that all components share: sharing, topology, what is captured and planned.
 
 A component turns one object of the user into buffers (`capture`) and back (`plan`, then sinks, then
 `apply`). It knows no storage and no commit.
@@ -8,11 +7,12 @@ A component turns one object of the user into buffers (`capture`) and back (`pla
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stepseal.layout import BytesSource, TensorSink, TensorSource, TreeSource
 
 __all__ = [
@@ -79,7 +79,7 @@ class CapturedComponent:
     sharing: Sharing
     """The sharing that was used, after defaults."""
     fingerprint: str
-    """Digest of key set, global shapes and dtypes; equal on all participants unless the sharing is PER_RANK."""
+    """Digest of keys, global shapes and dtypes; equal on all participants unless PER_RANK."""
     payloads: Mapping[str, str]
     """Participant to the owner of its non-tensor payload (itself when PER_RANK)."""
     tensors: tuple[TensorSource, ...] = ()
@@ -114,7 +114,7 @@ class SavedComponent:
     sharing: Sharing
     tensors: Mapping[str, SavedTensor]
     tree: TreeContents | None
-    """The payload that belongs to this participant, or None where the component has only tensors."""
+    """This participant's payload, or None where the component has only tensors."""
     num_participants: int
     """Number of participants at the save."""
 
@@ -122,11 +122,13 @@ class SavedComponent:
 class RestorePlan(Protocol):
     """How one component takes a saved state; making it changed nothing."""
 
-    sinks: Mapping[str, TensorSink]
-    """Key to the sink of each tensor that this participant needs; empty boxes have none."""
+    @property
+    def sinks(self) -> Mapping[str, TensorSink]:
+        """Key to the sink of each tensor that this participant needs; empty boxes have none."""
+        ...
 
     def apply(self) -> None:
-        """Finish after all sinks were filled: install scalars, trees and new optimizer state. Changes live state."""
+        """Finish after all sinks were filled: install scalars, trees and new optimizer state."""
         ...
 
 
@@ -137,7 +139,7 @@ class Component(Protocol):
     kind: str
 
     def sharing(self, topology: Topology) -> Sharing:
-        """Return the declared sharing or the default for `topology`; InvalidInput when it must be declared."""
+        """Return the declared sharing or the default; InvalidInput when it must be declared."""
         ...
 
     def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:

@@ -53,7 +53,7 @@ class TensorSource:
 
 @dataclass(frozen=True, slots=True)
 class BytesSource:
-    """A write-only copy of a non-tensor leaf for stock DCP readers; stepseal never reads it back."""
+    """A copy of a non-tensor leaf for stock DCP readers; stepseal never reads it back."""
 
     entries: tuple[tuple[str, str], ...]
     """`(component, key)` of every leaf that has exactly this value."""
@@ -99,8 +99,10 @@ class TensorSink(Protocol):
     succeeds.
     """
 
-    wanted: Box
-    """The box of the global tensor that this participant holds."""
+    @property
+    def wanted(self) -> Box:
+        """The box of the global tensor that this participant holds."""
+        ...
 
     def write(self, stored: Box, start: int, data: memoryview) -> None:
         """Copy the part of `data` that lies inside `wanted`.

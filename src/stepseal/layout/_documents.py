@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -42,6 +43,7 @@ MAX_DOCUMENT_BYTES = 64 << 20
 
 _WINDOW_BYTES = 1 << 20
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_DEPTH_STEP = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,10 @@ def outline(text: bytes, limits: DocumentLimits) -> Outline:
         num_values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
         if num_values > limits.max_values:
             break
-        for bracket in outside.translate(None, _NOT_BRACKETS):
-            depth += 1 if bracket in b"[{" else -1
-            deepest = max(deepest, depth)
+        steps = map(_DEPTH_STEP.__getitem__, outside.translate(None, _NOT_BRACKETS))
+        depths = list(accumulate(steps, initial=depth))
+        depth = depths[-1]
+        deepest = max(deepest, *depths)
         if deepest > limits.max_depth:
             break
     return Outline(num_values, num_pairs, deepest)
@@ -148,7 +151,7 @@ def decode_document(
         raise refuse(what, [f"expected JSON, found {error}"]) from error
     if problem := _Search(limits).problem(value, 0):
         raise refuse(what, [problem])
-    if _canonical(value) != text:
+    if not _is_canonical(text, value):
         raise refuse(what, ["expected canonical JSON: unique sorted keys, one value per line"])
     return value
 
@@ -202,8 +205,18 @@ def _sealed(limits: DocumentLimits) -> DocumentLimits:
 
 
 def _canonical(value: object) -> bytes:
-    text: bytes = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
-    return text + b"\n"
+    return _lines(value) + b"\n"
+
+
+def _is_canonical(text: bytes, value: object) -> bool:
+    # Compared in two steps, because adding the newline would copy a large document.
+    lines = _lines(value)
+    return len(text) == len(lines) + 1 and text.startswith(lines) and text.endswith(b"\n")
+
+
+def _lines(value: object) -> bytes:
+    lines: bytes = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
+    return lines
 
 
 @dataclass(slots=True)

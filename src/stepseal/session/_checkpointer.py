@@ -1,5 +1,4 @@
-"""The facade of a training job: one object per process that saves and restores all of its
-components together.
+"""The facade of a training job: one object per process saves and restores all components.
 
 It holds no protocol logic: the coordinator decides, `_saving` and `_restoring` move bytes.
 """
@@ -35,7 +34,7 @@ __all__ = ["Checkpointer"]
 
 _log = logging.getLogger("stepseal")
 _IDLE_S = 5.0
-"""How long a save that was given up may go on reading its buffers before they are abandoned to it."""
+"""How long a save that was given up may read its buffers before they are left to it."""
 
 
 @dataclass(slots=True)
@@ -156,9 +155,9 @@ class Checkpointer:
             StepNotFound: `step` is not there.
             Corrupt: `step` is damaged.
             StateMismatch: saved and live state differ; `.problems` lists all differences, nothing
-            was changed. ParticipantFailed: a rank failed or did not answer; if live state was
-            touched, `save` and `step` refuse
-                until a restore succeeds.
+                was changed.
+            ParticipantFailed: a rank failed or did not answer; if live state was touched, `save`
+                and `step` refuse until a restore succeeds.
         """
         self._check_open()
         if step is not None:
@@ -191,8 +190,7 @@ class Checkpointer:
         return restored
 
     def step(self, step: int, *, metrics: Mapping[str, float] | None = None) -> PendingSave | None:
-        """Tell that training step `step` is done: saves if the rule says so, and raises what failed
-        behind.
+        """Tell that a training step is done: save if the rule says so, raise what failed behind.
 
         Every rank calls it once per training step, with the same number.
 
@@ -242,7 +240,8 @@ class Checkpointer:
             NotRestored: the root has steps and `restore` was not called.
             UnsupportedState: a component holds a value that no codec knows.
             ParticipantFailed: a rank failed (this save, or an earlier one in the background);
-            nothing was committed. CommitTimeout: a rank did not answer in time.
+                nothing was committed.
+            CommitTimeout: a rank did not answer in time.
         """
         check_step(step)
         self._check_open()
@@ -280,8 +279,7 @@ class Checkpointer:
         return pending
 
     def prewarm(self) -> int:
-        """Allocate and touch the private memory that asynchronous saves need, before training;
-        return its bytes.
+        """Allocate and touch the private memory of asynchronous saves; return its bytes.
 
         Optional: without it the first save pays for fresh memory. Optimizer state that does not
         exist yet is not counted.
@@ -338,7 +336,7 @@ class Checkpointer:
             raise
 
     def _await_abort(self, call: int, step: int) -> None:
-        """Let the abort of our own failure arrive, so that the next call starts from the same point everywhere."""
+        """Let the abort of our own failure arrive, so that all start the next call alike."""
         driver = self._wiring.driver
         state = driver.wait_outcome(call, None)
         if state is not None:
@@ -364,12 +362,11 @@ class Checkpointer:
     def _reuse_memory(self) -> None:
         writer, self._progress.writer = self._progress.writer, None
         if writer is not None and not writer.wait_idle(_IDLE_S):
-            self._arena = Arena(
-                self._max_staging_bytes
-            )  # the blocked writer keeps the old one alive
+            # The blocked writer keeps the old memory alive; the next save gets its own.
+            self._arena = Arena(max_staging_bytes=self._max_staging_bytes)
 
     def _poll_previous(self, step: int) -> None:
-        """Raise a background failure, at the same step on all ranks: rank 0 asks, the coordinator answers all."""
+        """Raise a background failure at the same step on all ranks: rank 0 asks, all are told."""
         pending = self._progress.pending
         if pending is None:
             return

@@ -1,4 +1,4 @@
-"""The coordinator's own share of a step: the index for stock DCP readers, and the inspection of all files."""
+"""The coordinator's own share of a step: the index for stock DCP readers, and inspection."""
 
 from __future__ import annotations
 

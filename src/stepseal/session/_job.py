@@ -27,7 +27,7 @@ _numbers = itertools.count()
 
 
 def discover(role: str) -> Topology:
-    """Return the topology of this process: all ranks of the default process group, or just itself."""
+    """Return the topology: all ranks of the default process group, or this process alone."""
     if dist.is_available() and dist.is_initialized():
         world, rank = dist.get_world_size(), dist.get_rank()
     else:

@@ -67,8 +67,9 @@ class PendingSave:
 
         Raises:
             ParticipantFailed: some participant failed; nothing was committed. Other errors of the
-            tree likewise. OutcomeUnknown: `timeout_s` passed, or the coordinator is gone and
-            storage does not tell.
+                tree likewise.
+            OutcomeUnknown: `timeout_s` passed, or the coordinator is gone and storage does not
+                tell.
 
         Durability: on return the step survives power loss, where the file system honours fsync.
         """

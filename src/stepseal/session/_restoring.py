@@ -1,5 +1,4 @@
-"""One participant's share of a restore: check a candidate without touching anything, then stream it
-in.
+"""One participant's share of a restore: check a candidate, touch nothing, then stream it in.
 
 Invariants: nothing live changes before the coordinator's `Apply`; no byte reaches a sink before its
 digest matched; the RNG comes last, so that nothing that loads can disturb it.
@@ -61,8 +60,7 @@ class CheckedStep:
         }
 
     def apply(self) -> None:
-        """Stream every tensor this participant needs, then finish each component. Changes live
-        state.
+        """Stream every tensor needed here, then finish each component; changes live state.
 
         Raises:
             Corrupt: a digest did not match; live state may hold a mix of old and new by now.
@@ -84,12 +82,12 @@ def check_candidate(
     components: Sequence[Component],
     topology: Topology,
 ) -> CheckedStep:
-    """Verify a candidate's manifest, indexes and trees, and plan how live state takes it; touch
-    nothing.
+    """Verify manifest, indexes and trees, and plan how live state takes them; touch nothing.
 
     Raises:
         Corrupt: bytes do not match their digest, or the manifest is not the one the coordinator
-        chose. StateMismatch: saved and live state differ; `.problems` lists every difference.
+        chose.
+        StateMismatch: saved and live state differ; `.problems` lists every difference.
     """
     manifest = _read_manifest(storage, candidate)
     reader = StepReader(storage, step_name(candidate.step), manifest)

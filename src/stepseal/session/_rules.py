@@ -1,4 +1,4 @@
-"""When to save: rules as small values that combine with `|`. Every participant must come to the same answer."""
+"""When to save: rules as small values that combine with `|`; all ranks come to one answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["SaveRule", "every"]
 
 
 class SaveRule(Protocol):
-    """Says whether a step is to be saved; a function of the step alone, so that all ranks agree without talking."""
+    """Says whether a step is to be saved; depends on the step alone, so that all ranks agree."""
 
     def due(self, step: int) -> bool:
         """Return True when `step` is to be saved."""

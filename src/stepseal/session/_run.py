@@ -1,4 +1,4 @@
-"""The read side: what a run's root holds, offline. Creates nothing, claims nothing, joins no job."""
+"""The read side: what a run's root holds, offline; creates, claims and joins nothing."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Step:
         reader.stream(requests, check_cancelled=lambda: None)
         return found
 
-    def value(self, component: str, participant: str | None = None) -> Any:  # noqa: ANN401 - whatever was saved
+    def value(self, component: str, participant: str | None = None) -> Any:  # noqa: ANN401
         """Return the non-tensor state of a component as it was saved.
 
         Args:

@@ -1,5 +1,4 @@
-"""One participant's share of a save: capture on the caller's thread, then write on a thread of its
-own.
+"""One participant's share of a save: capture on the caller's thread, write on another.
 
 Invariants: the writer reads only buffers that nobody changes (private memory, or live memory while
 the caller is blocked in a synchronous save); it reports `Prepared` only after everything is durable
@@ -112,7 +111,7 @@ class PartWriter:
         self._thread.start()
 
     def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until the buffers are not read any more; False when the storage blocks for longer."""
+        """Wait until the buffers are not read any more; False if storage blocks for longer."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 

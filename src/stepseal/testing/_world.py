@@ -1,8 +1,7 @@
-"""A whole job in one process: N participants on threads with real checkpointers, and any storage."""
+"""A whole job in one process: participants on threads, real checkpointers, any storage."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +10,8 @@ from stepseal.components import Topology
 from stepseal.session import Checkpointer, Wiring, coordinate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stepseal.commit import CoordinatorDriver
     from stepseal.storage import Storage
 

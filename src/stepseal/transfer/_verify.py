@@ -130,11 +130,13 @@ class _Survey:
             if entry is None:
                 if path == MANIFEST and not is_committed:
                     continue
-                self._add(path, f"expected a file of {size_bytes} bytes, found {self._kind(path)}")
+                self._add_once(
+                    path, f"expected a file of {size_bytes} bytes, found {self._kind(path)}"
+                )
             elif entry.kind != "file":
-                self._add(path, f"expected a regular file, found {_named(entry.kind)}")
+                self._add_once(path, f"expected a regular file, found {_named(entry.kind)}")
             elif entry.size_bytes != size_bytes:
-                self._add(path, f"expected {size_bytes} bytes, found {entry.size_bytes}")
+                self._add_once(path, f"expected {size_bytes} bytes, found {entry.size_bytes}")
         for path, entry in found.items():
             if not any(self._may_be_of(path, participant) for participant in self._unreadable):
                 message = f"expected nothing of this name, found {_named(entry.kind)}"
@@ -291,11 +293,14 @@ class _Survey:
 
     def _report(self, path: str, error: CheckpointError) -> None:
         """Turn an error into a finding."""
-        self._add(path, explain(error))
+        self._add_once(path, explain(error))
+
+    def _add_once(self, path: str, message: str) -> None:
+        """Add damage that keeps a file from being read, unless that is known already."""
+        if path not in self._broken:
+            self._add(path, message)
 
     def _add(self, path: str, message: str) -> None:
-        if path in self._broken and "expected a file of" in message:
-            return
         self._broken.add(path)
         self.findings.append(Finding("damage", path, message))
 

@@ -1,0 +1,1 @@
+"""Programs that use stepseal; see README.md."""

@@ -1,0 +1,120 @@
+"""The way of a value into a stored document and back, and an equality that is stricter than `==`."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import random
+import struct
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf
+from stepseal.components._types import (
+    CapturedComponent,
+    SavedComponent,
+    Topology,
+    TreeContents,
+)
+from stepseal.layout import ArraySource, decode_document, encode_document
+
+
+def new_memory(size_bytes: int) -> memoryview:
+    return memoryview(bytearray(size_bytes))
+
+
+def stored(document: object, arrays: tuple[ArraySource, ...] = ()) -> TreeContents:
+    """Return what a reader gets of a document and its leaves."""
+    data = encode_document(document)
+    found = decode_document(data, what="tree", max_bytes=1 << 28)
+    leaves = {one.name: (one.dtype, one.shape, one.data) for one in arrays}
+    return TreeContents(found, leaves)
+
+
+def freeze(value: object) -> TreeContents:
+    encoded = encode_tree(value, component="c")
+    return stored(
+        encoded.document,
+        tuple(freeze_leaf(name, leaf, new_memory) for name, leaf in encoded.arrays),
+    )
+
+
+def round_trip(value: object) -> Any:
+    return decode_tree(freeze(value))
+
+
+def world(size: int, rank: int = 0) -> Topology:
+    return Topology(rank, tuple(f"trainer/{index}" for index in range(size)))
+
+
+def saved(captured: CapturedComponent, num_participants: int = 1) -> SavedComponent:
+    """Return what a restore finds of a captured tree."""
+    tree = captured.trees[0] if captured.trees else None
+    contents = None if tree is None else stored(tree.document, tree.arrays)
+    return SavedComponent(
+        captured.name, captured.kind, captured.sharing, {}, contents, num_participants
+    )
+
+
+def same(left: Any, right: Any) -> bool:
+    """Return whether two values are equal bit for bit, with equal types and equal order."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, torch.Tensor):
+        return _same_tensors(left, right)
+    if isinstance(left, (np.ndarray, np.generic)):
+        layout = (
+            not isinstance(left, np.ndarray) or left.flags.f_contiguous == right.flags.f_contiguous
+        )
+        return bool(left.dtype == right.dtype and left.shape == right.shape and layout) and (
+            left.tobytes() == right.tobytes()
+        )
+    if isinstance(left, float):
+        return struct.pack("<d", left) == struct.pack("<d", right)
+    if isinstance(left, complex):
+        return same(left.real, right.real) and same(left.imag, right.imag)
+    if isinstance(left, Mapping):
+        factories = (
+            not isinstance(left, defaultdict) or left.default_factory is right.default_factory
+        )
+        return factories and _same_items(list(left.items()), list(right.items()))
+    if isinstance(left, (list, tuple)):
+        return _same_items(list(left), list(right))
+    if isinstance(left, deque):
+        return left.maxlen == right.maxlen and _same_items(list(left), list(right))
+    if isinstance(left, (set, frozenset)):
+        return left == right and {type(one) for one in left} == {type(one) for one in right}
+    return _same_objects(left, right)
+
+
+def _same_items(left: list[Any], right: list[Any]) -> bool:
+    return len(left) == len(right) and all(same(*pair) for pair in zip(left, right, strict=True))
+
+
+def _same_tensors(left: torch.Tensor, right: torch.Tensor) -> bool:
+    facts = [(one.dtype, one.shape, one.requires_grad) for one in (left, right)]
+    data = [
+        one.detach().contiguous().reshape(-1).view(torch.uint8).tolist() for one in (left, right)
+    ]
+    return facts[0] == facts[1] and data[0] == data[1]
+
+
+def _same_objects(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Generator):
+        return left.device == right.device and torch.equal(left.get_state(), right.get_state())
+    if isinstance(left, np.random.Generator):
+        return same(left.bit_generator.state, right.bit_generator.state)
+    if isinstance(left, np.random.RandomState):
+        return same(left.get_state(legacy=False), right.get_state(legacy=False))
+    if isinstance(left, random.Random):
+        return left.getstate() == right.getstate()
+    if dataclasses.is_dataclass(left) and not isinstance(left, enum.Enum):
+        return all(
+            same(getattr(left, field.name), getattr(right, field.name))
+            for field in dataclasses.fields(left)
+        )
+    return bool(left == right)
