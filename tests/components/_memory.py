@@ -1,4 +1,4 @@
-"""Round trips of components through memory: what the other wings do, without storage and without commit."""
+"""Round trips of components through memory: what the other wings do, without storage."""
 
 from __future__ import annotations
 

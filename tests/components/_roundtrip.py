@@ -1,4 +1,4 @@
-"""The way of a value into a stored document and back, and an equality that is stricter than `==`."""
+"""The way of a value into a stored document and back, and an equality stricter than `==`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def freeze(value: object) -> TreeContents:
     )
 
 
-def round_trip(value: object) -> Any:
+def round_trip(value: object) -> Any:  # noqa: ANN401 - of the type of the value
     return decode_tree(freeze(value))
 
 
@@ -60,19 +60,15 @@ def saved(captured: CapturedComponent, num_participants: int = 1) -> SavedCompon
     )
 
 
-def same(left: Any, right: Any) -> bool:
+def same(left: Any, right: Any) -> bool:  # noqa: ANN401 - narrowed by type
     """Return whether two values are equal bit for bit, with equal types and equal order."""
     if type(left) is not type(right):
         return False
     if isinstance(left, torch.Tensor):
         return _same_tensors(left, right)
     if isinstance(left, (np.ndarray, np.generic)):
-        layout = (
-            not isinstance(left, np.ndarray) or left.flags.f_contiguous == right.flags.f_contiguous
-        )
-        return bool(left.dtype == right.dtype and left.shape == right.shape and layout) and (
-            left.tobytes() == right.tobytes()
-        )
+        alike = left.dtype == right.dtype and left.shape == right.shape
+        return bool(alike and left.tobytes() == right.tobytes())
     if isinstance(left, float):
         return struct.pack("<d", left) == struct.pack("<d", right)
     if isinstance(left, complex):
@@ -97,21 +93,23 @@ def _same_items(left: list[Any], right: list[Any]) -> bool:
 
 def _same_tensors(left: torch.Tensor, right: torch.Tensor) -> bool:
     facts = [(one.dtype, one.shape, one.requires_grad) for one in (left, right)]
-    data = [
-        one.detach().contiguous().reshape(-1).view(torch.uint8).tolist() for one in (left, right)
-    ]
-    return facts[0] == facts[1] and data[0] == data[1]
+    return facts[0] == facts[1] and _bytes(left) == _bytes(right)
 
 
-def _same_objects(left: Any, right: Any) -> bool:
+def _bytes(tensor: torch.Tensor) -> list[int]:
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    return [int(one) for one in plain.reshape(-1).view(torch.uint8)]
+
+
+def _same_objects(left: Any, right: Any) -> bool:  # noqa: ANN401 - narrowed by type
     if isinstance(left, torch.Generator):
-        return left.device == right.device and torch.equal(left.get_state(), right.get_state())
+        return same([left.device, left.get_state()], [right.device, right.get_state()])
     if isinstance(left, np.random.Generator):
         return same(left.bit_generator.state, right.bit_generator.state)
     if isinstance(left, np.random.RandomState):
         return same(left.get_state(legacy=False), right.get_state(legacy=False))
     if isinstance(left, random.Random):
-        return left.getstate() == right.getstate()
+        return bool(left.getstate() == right.getstate())
     if dataclasses.is_dataclass(left) and not isinstance(left, enum.Enum):
         return all(
             same(getattr(left, field.name), getattr(right, field.name))

@@ -12,15 +12,15 @@ import random
 import struct
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.components._roundtrip import freeze, round_trip, same, stored
 
 from stepseal.components import _codecs
 from stepseal.components._codecs import decode_tree, encode_tree, register, register_codec
@@ -28,7 +28,9 @@ from stepseal.components._codecs_containers import LEAF_NUMBERS
 from stepseal.components._codecs_core import MAX_DEPTH
 from stepseal.errors import Corrupt, InvalidInput, StateMismatch, UnsupportedState
 from stepseal.layout import ITEMSIZE
-from tests.components._roundtrip import freeze, round_trip, same, stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @register
@@ -128,7 +130,7 @@ VALUES: dict[str, Any] = {
     "counter": Counter({"x": 3, 7: 1}),
     "set": [set(), {1, "a", (2, 3)}, {1, 2.5, None}],
     "frozenset": [frozenset(), frozenset({frozenset({1}), 2})],
-    "deque": [deque([1, [2]], maxlen=3), deque([]), deque([1])],
+    "deque": [deque([1, [2]], maxlen=3), deque(), deque([1])],
     "long deque": deque(range(LEAF_NUMBERS), maxlen=LEAF_NUMBERS),
     "size": torch.Size([2, 0, 3]),
     "dtype": [torch.bfloat16, torch.float32, torch.quint8],
@@ -464,11 +466,11 @@ def test_nesting_is_bounded_at_save_and_every_depth_below_can_be_stored(
     wrap: Callable[[Any], Any],
 ) -> None:
     inner: list[object] = [
-        deque([], maxlen=1),
+        deque(maxlen=1),
         torch.tensor(1, dtype=torch.complex128),
         np.float32(1),
     ]
-    value: Any = inner + [np.zeros(1, [("a", [("b", "u1", (2,))])]), defaultdict(int), Mode(3)]
+    value: Any = [*inner, np.zeros(1, [("a", [("b", "u1", (2,))])]), defaultdict(int), Mode(3)]
     with pytest.raises(UnsupportedState, match="levels of nesting"):
         for _ in range(MAX_DEPTH + 1):
             assert same(value, round_trip(value))

@@ -1,4 +1,4 @@
-"""DTensor leaves on every rank of a mesh, in one process: torch's fake process group plays the others."""
+"""DTensor leaves on every rank of a mesh, in one process with torch's fake process group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Components over real process groups: FSDP2, FSDP2 with tensor parallelism, DDP; saved and restored across them."""
+"""Components over real process groups: FSDP2, with tensor parallelism too, and DDP."""
 
 from __future__ import annotations
 

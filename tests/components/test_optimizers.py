@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from stepseal.components._types import CapturedComponent
 
-Make = "Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]"
-
 OPTIMIZERS: dict[str, Any] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),

@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from tests.components._roundtrip import freeze, saved, world
 
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._types import SavedComponent, Sharing, TreeContents
 from stepseal.errors import Corrupt, InvalidInput, StateMismatch
-from tests.components._roundtrip import freeze, saved, world
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)

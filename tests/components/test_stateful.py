@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tests.components._roundtrip import same, saved, world
 from torch.optim import lr_scheduler
 
 from stepseal.components._stateful import (
@@ -20,7 +20,9 @@ from stepseal.components._stateful import (
 )
 from stepseal.components._types import Sharing
 from stepseal.errors import InvalidInput, StateMismatch
-from tests.components._roundtrip import saved, same, world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Counter:

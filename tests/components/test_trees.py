@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.components._roundtrip import new_memory, saved, world
 
 from stepseal.components._stateful import PairComponent, ValueComponent
 from stepseal.components._types import SavedComponent, Sharing
 from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
-from tests.components._roundtrip import new_memory, saved, world
 
 
 class CountingStaging:

@@ -1,18 +1,22 @@
-"""What participants and the coordinator tell each other: small JSON messages, no bytes of state, no
-pickle.
+"""What participants and the coordinator tell each other: small JSON messages, never pickle.
 
 A call is one `save` or `restore`, numbered alike by every participant, because all make the same
 calls in the same order. Messages are hints: whether a step exists is decided by storage alone.
+Texts are cut to a bounded length and made encodable where they enter (`cause_of`), so that a
+failure can always be told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from stepseal import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "Aborted",
@@ -48,7 +52,15 @@ __all__ = [
     "decode_from_participant",
     "encode_message",
     "messages_of",
+    "shortened",
 ]
+
+MAX_TEXT = 2000
+"""Characters of one cause that travel; the rest is in the log of the process it came from."""
+MAX_FAILURES = 256
+"""Causes that travel in one answer; the text says how many there are."""
+
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -100,18 +112,19 @@ class Heartbeat(_Message, frozen=True):
 class Captured(_Message, frozen=True):
     """The participant holds a private copy of all its components for this call."""
 
-    call: int
-    step: int
+    call: _Number
+    step: _Number
     components: list[ComponentFacts]
     cut: dict[str, str | int | float | bool | None]
-    metrics: dict[str, float]
+    metrics: dict[str, float | Literal["nan", "inf", "-inf"]]
+    """Finite or not; JSON carries what is not finite as text."""
     tags: list[str]
 
 
 class Prepared(_Message, frozen=True):
     """Every file of the part is written, synced and closed."""
 
-    call: int
+    call: _Number
     attempt: str
     part: PartFacts
 
@@ -119,8 +132,8 @@ class Prepared(_Message, frozen=True):
 class Failed(_Message, frozen=True):
     """The participant cannot do its share of a save."""
 
-    call: int
-    step: int
+    call: _Number
+    step: _Number
     phase: str
     cause: Cause
 
@@ -128,8 +141,8 @@ class Failed(_Message, frozen=True):
 class RestoreCalled(_Message, frozen=True):
     """The participant called `restore`."""
 
-    call: int
-    step: int | None
+    call: _Number
+    step: _Number | None
     fresh: bool
     components: list[str]
 
@@ -137,22 +150,22 @@ class RestoreCalled(_Message, frozen=True):
 class Checked(_Message, frozen=True):
     """The candidate fits: everything but tensor bytes was verified, and nothing was touched."""
 
-    call: int
-    round: int
+    call: _Number
+    round: _Number
 
 
 class Applied(_Message, frozen=True):
     """All verified bytes arrived in live state."""
 
-    call: int
-    round: int
+    call: _Number
+    round: _Number
 
 
 class Rejected(_Message, frozen=True):
     """The candidate cannot be restored here."""
 
-    call: int
-    round: int
+    call: _Number
+    round: _Number
     touched: bool
     """Live state was already changed."""
     cause: Cause
@@ -161,8 +174,8 @@ class Rejected(_Message, frozen=True):
 class PostVerdict(_Message, frozen=True):
     """Sent by the coordinator's own participant once per step while a save is in flight."""
 
-    call: int
-    step: int
+    call: _Number
+    step: _Number
 
 
 class Goodbye(_Message, frozen=True):
@@ -176,27 +189,27 @@ class Welcome(_Message, frozen=True):
 class Write(_Message, frozen=True):
     """All participants captured: write your part into the attempt's staging folder."""
 
-    call: int
+    call: _Number
     attempt: str
     staging: str
     nonce: str
-    ordinal: int
+    ordinal: _Number
 
 
 class Committed(_Message, frozen=True):
     """The step exists and is durable."""
 
-    call: int
+    call: _Number
     attempt: str
-    step: int
+    step: _Number
     manifest_sha256: str
 
 
 class Aborted(_Message, frozen=True):
     """The attempt will never be committed."""
 
-    call: int
-    step: int
+    call: _Number
+    step: _Number
     kind: str
     message: str
     failures: dict[str, Cause]
@@ -205,18 +218,18 @@ class Aborted(_Message, frozen=True):
 class Unresolved(_Message, frozen=True):
     """The coordinator itself cannot tell whether the step is durable; storage will."""
 
-    call: int
+    call: _Number
     attempt: str
-    step: int
+    step: _Number
     message: str
 
 
 class Candidate(_Message, frozen=True):
     """Check this committed step against your live state; touch nothing yet."""
 
-    call: int
-    round: int
-    step: int
+    call: _Number
+    round: _Number
+    step: _Number
     attempt: str
     manifest_sha256: str
 
@@ -224,30 +237,30 @@ class Candidate(_Message, frozen=True):
 class Apply(_Message, frozen=True):
     """Every participant checked the candidate: stream it into live state now."""
 
-    call: int
-    round: int
+    call: _Number
+    round: _Number
 
 
 class Restored(_Message, frozen=True):
     """Every participant applied the candidate; the incarnation is claimed."""
 
-    call: int
-    step: int
-    incarnation: int
+    call: _Number
+    step: _Number
+    incarnation: _Number
     skipped: dict[str, str]
 
 
 class Fresh(_Message, frozen=True):
     """There is nothing to restore (or a fresh start was asked for); the incarnation is claimed."""
 
-    call: int
-    incarnation: int
+    call: _Number
+    incarnation: _Number
 
 
 class RestoreFailed(_Message, frozen=True):
     """No participant may go on with this restore."""
 
-    call: int
+    call: _Number
     kind: str
     message: str
     reasons: dict[str, str]
@@ -258,8 +271,8 @@ class RestoreFailed(_Message, frozen=True):
 class Verdict(_Message, frozen=True):
     """For `step`, all participants act alike: was the save `call` decided before it?"""
 
-    call: int
-    step: int
+    call: _Number
+    step: _Number
     decided: bool
 
 
@@ -292,6 +305,7 @@ FromCoordinator = (
     | Verdict
 )
 
+_KINDS = frozenset(getattr(errors, name).kind for name in errors.__all__)
 _encoder = msgspec.json.Encoder()
 _participant_decoder = msgspec.json.Decoder(FromParticipant)
 _coordinator_decoder = msgspec.json.Decoder(FromCoordinator)
@@ -299,7 +313,17 @@ _coordinator_decoder = msgspec.json.Decoder(FromCoordinator)
 
 def encode_message(message: FromParticipant | FromCoordinator) -> bytes:
     """Return the message as JSON."""
+    if isinstance(message, Captured):
+        metrics = {name: _jsonable(value) for name, value in message.metrics.items()}
+        message = msgspec.structs.replace(message, metrics=metrics)
     return _encoder.encode(message)
+
+
+def _jsonable(value: float | str) -> float | str:
+    if isinstance(value, str):
+        return value
+    number = float(value)  # any number type, NumPy's too
+    return number if math.isfinite(number) else str(number)
 
 
 def decode_from_participant(data: bytes) -> FromParticipant:
@@ -323,25 +347,47 @@ def decode_from_coordinator(data: bytes) -> FromCoordinator:
 def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:  # noqa: ANN401 - typed by the two callers
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         message = f"control plane: {len(data)} bytes are no message of this protocol: {error}"
         raise errors.InvalidInput(message) from error
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Describe any exception so that other participants can report it."""
+    """Describe any exception so that other participants can report it.
+
+    The kind is always one that a receiver knows: a wing's own refinement, such as a missing key, is
+    told as the class of `stepseal.errors` that it refines.
+    """
     if isinstance(error, errors.CheckpointError):
-        return Cause(error.kind, str(error), error.path, error.errno, error.component)
+        return Cause(
+            _public_kind(error), _text(str(error)), _path(error.path), error.errno, error.component
+        )
     if isinstance(error, OSError):
         kind = errors.StorageUnavailable.kind
-        return Cause(kind, str(error), _text(error.filename), error.errno)
-    return Cause(type(error).__name__, f"{type(error).__name__}: {error}")
+        return Cause(kind, _text(str(error)), _path(error.filename), error.errno)
+    return Cause(type(error).__name__, _text(f"{type(error).__name__}: {error}"))
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+def _public_kind(error: errors.CheckpointError) -> str:
+    kinds = (getattr(cls, "kind", None) for cls in type(error).__mro__)
+    return next(kind for kind in kinds if kind in _KINDS)
+
+
+def _text(value: str) -> str:
+    """Return text that JSON can carry (a file name may hold bytes that are no text), cut short."""
+    plain = value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return plain if len(plain) <= MAX_TEXT else f"{plain[:MAX_TEXT]}... (cut)"
+
+
+def _path(value: object) -> str | None:
+    return None if value is None else _text(str(value))
 
 
 def messages_of(failures: Mapping[str, Cause]) -> dict[str, str]:
     """Return participant to message, as errors carry it."""
     return {participant: cause.message for participant, cause in failures.items()}
+
+
+def shortened(failures: Mapping[str, Cause]) -> dict[str, Cause]:
+    """Return at most `MAX_FAILURES` of the failures, so that an answer stays small."""
+    return dict(sorted(failures.items())[:MAX_FAILURES])

@@ -243,7 +243,7 @@ class _StateBuilder:
         entry: Mapping[str, Any],
         options: Mapping[str, Any],
     ) -> None:
-        """Add the state of one parameter; `entry` has all names and the values that are no tensors."""
+        """Add the state of one parameter; `entry` has all names, and the values of non-tensors."""
         state: dict[str, Any] = {}
         for key in entry["names"]:
             if key in entry["values"]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from stepseal import errors
 from stepseal.commit import Captured, Deadlines, RestoreCalled, resolve_save
-from stepseal.components import Arena, Registry
+from stepseal.components import Registry
 from stepseal.layout import check_step, step_name
+from stepseal.session._inflight import InFlight
 from stepseal.session._pending import PendingSave
 from stepseal.session._restoring import Restored, take_part
 from stepseal.session._saving import PartWriter, capture_all, facts_of
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["Checkpointer"]
 
 _log = logging.getLogger("stepseal")
-_IDLE_S = 5.0
-"""How long a save that was given up may read its buffers before they are left to it."""
 
 
 @dataclass(slots=True)
@@ -46,8 +45,6 @@ class _Progress:
     started: bool = False
     """A save or restore was called: no more components may be added."""
     tainted: bool = False
-    pending: PendingSave | None = None
-    writer: PartWriter | None = None
 
 
 class Checkpointer:
@@ -95,8 +92,7 @@ class Checkpointer:
         self._mode = mode
         self._deadlines = deadlines or Deadlines()
         self._registry = Registry()
-        self._arena = Arena(max_staging_bytes=max_staging_bytes)
-        self._max_staging_bytes = max_staging_bytes
+        self._flight = InFlight(max_staging_bytes)
         self._progress = _Progress()
         self._closed = False
         join = _join or functools.partial(join_process_group, role, control_host=control_host)
@@ -271,9 +267,7 @@ class Checkpointer:
             pending.wait()
             raise errors.InternalError(f"save of step {step}: ended without an order to write")
         writer = PartWriter(captured, write, step, driver, self._wiring.storage)
-        writer.start()
-        self._progress.pending = pending
-        self._progress.writer = writer
+        self._flight.start(pending, writer)
         if self._mode == "sync":
             self._settle_previous()
         return pending
@@ -285,10 +279,10 @@ class Checkpointer:
         exist yet is not counted.
         """
         self._check_open()
-        self._arena.reset()
-        capture_all(self._registry.components(), self._topology, self._arena, step=0)
-        self._arena.reset()
-        return self._arena.held_bytes
+        self._settle_previous()
+        staging = self._flight.staging()
+        capture_all(self._registry.components(), self._topology, staging, step=0)
+        return staging.held_bytes
 
     def close(self) -> None:
         """Wait for the save in flight, say goodbye to the others, and free everything. Idempotent.
@@ -304,7 +298,7 @@ class Checkpointer:
             self._settle_previous()
         finally:
             self._wiring.close()
-            self._arena.release()
+            self._flight.release()
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -324,10 +318,7 @@ class Checkpointer:
             _log.error("stepseal: while leaving after %s: %s", exc_type, error)
 
     def _capture(self, call: int, step: int) -> tuple[CapturedComponent, ...]:
-        staging = None
-        if self._mode == "async":
-            self._arena.reset()
-            staging = self._arena
+        staging = self._flight.staging() if self._mode == "async" else None
         try:
             return capture_all(self._registry.components(), self._topology, staging, step)
         except errors.CheckpointError as error:
@@ -348,26 +339,13 @@ class Checkpointer:
 
     def _settle_previous(self) -> None:
         """Wait for the save in flight; raise its failure unless it was seen."""
-        pending = self._progress.pending
-        if pending is None:
-            return
-        self._progress.pending = None
-        try:
-            pending.raise_unobserved()
-            self._progress.newest = pending.step
-        finally:
-            self._reuse_memory()
-            pending.forget()
-
-    def _reuse_memory(self) -> None:
-        writer, self._progress.writer = self._progress.writer, None
-        if writer is not None and not writer.wait_idle(_IDLE_S):
-            # The blocked writer keeps the old memory alive; the next save gets its own.
-            self._arena = Arena(max_staging_bytes=self._max_staging_bytes)
+        committed = self._flight.settle()
+        if committed is not None:
+            self._progress.newest = committed
 
     def _poll_previous(self, step: int) -> None:
         """Raise a background failure at the same step on all ranks: rank 0 asks, all are told."""
-        pending = self._progress.pending
+        pending = self._flight.pending
         if pending is None:
             return
         if self._topology.world_size == 1:

@@ -50,6 +50,10 @@ class PendingSave:
         """Number of the call, for the control plane."""
         return self._call
 
+    def committed(self) -> bool:
+        """Return True when the step is known to be committed; does not block."""
+        return self._saved is not None
+
     def forget(self) -> None:
         """Let the control plane drop the call once its outcome is known for good; it stays here."""
         if self._saved is not None or self._final_error():

@@ -1,0 +1,71 @@
+"""The one save in flight of a participant: its handle, its writer, and the private memory it reads.
+
+Invariant: memory that a writer may still read is never handed out again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal.components import Arena
+
+if TYPE_CHECKING:
+    from stepseal.session._pending import PendingSave
+    from stepseal.session._saving import PartWriter
+
+__all__ = ["InFlight"]
+
+_IDLE_S = 5.0
+"""How long a save that was given up may read its buffers before they are left to it."""
+
+
+class InFlight:
+    """Holds the save in flight and the staging memory of a participant.
+
+    Args:
+        max_staging_bytes: bound of the private memory; None for no bound.
+    """
+
+    def __init__(self, max_staging_bytes: int | None) -> None:
+        self._max_staging_bytes = max_staging_bytes
+        self._arena = Arena(max_staging_bytes=max_staging_bytes)
+        self._writer: PartWriter | None = None
+        self.pending: PendingSave | None = None
+
+    def staging(self) -> Arena:
+        """Return the private memory, empty; only after `settle`."""
+        assert self.pending is None
+        self._arena.reset()
+        return self._arena
+
+    def start(self, pending: PendingSave, writer: PartWriter) -> None:
+        """Let the writer go on behind."""
+        self.pending = pending
+        self._writer = writer
+        writer.start()
+
+    def settle(self) -> int | None:
+        """Wait for the save in flight; raise its failure unless it was seen.
+
+        Returns:
+            The step, if there was a save and it is committed.
+        """
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return None
+        try:
+            pending.raise_unobserved()
+        finally:
+            self._reuse_memory()
+            pending.forget()
+        return pending.step if pending.committed() else None
+
+    def release(self) -> None:
+        """Free the private memory."""
+        self._arena.release()
+
+    def _reuse_memory(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None and not writer.wait_idle(_IDLE_S):
+            # The blocked writer keeps the old memory alive; the next save gets its own.
+            self._arena = Arena(max_staging_bytes=self._max_staging_bytes)
