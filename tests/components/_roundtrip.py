@@ -97,8 +97,10 @@ def _same_tensors(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _bytes(tensor: torch.Tensor) -> list[int]:
-    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    return [int(one) for one in plain.reshape(-1).view(torch.uint8)]
+    plain = tensor.detach().resolve_conj().resolve_neg().reshape(-1)
+    return [
+        int(one) for one in plain.clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    ]
 
 
 def _same_objects(left: Any, right: Any) -> bool:  # noqa: ANN401 - narrowed by type

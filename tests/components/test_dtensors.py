@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from tests.components._memory import world
 from stepseal.components._dtensors import Leaf, is_dtensor, leaf_of, owns_plain_tensors
 from stepseal.errors import UnsupportedState
 from stepseal.layout import whole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def leaf(tensor: torch.Tensor) -> Leaf:
@@ -40,7 +44,7 @@ class Wrapper(torch.Tensor):
     """A subclass that holds its data in another tensor."""
 
     @classmethod
-    def __torch_dispatch__(cls, *_args: object) -> object:  # type: ignore[override]
+    def __torch_dispatch__(cls, *_args: object) -> object:
         raise NotImplementedError
 
 
@@ -48,27 +52,27 @@ class ShardedTensor(torch.Tensor):
     """Stands for torch's own class of this name, which needs a process group."""
 
 
-def unsupported() -> dict[str, torch.Tensor]:
-    quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
-    return {
-        "sparse": torch.eye(2).to_sparse(),
-        "quantized": quantized,
-        "meta": torch.empty(2, device="meta"),
-        "nested": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
-        "jagged": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
-        "lazy": torch.nn.UninitializedParameter(),
-        "ShardedTensor": torch.ones(2).as_subclass(ShardedTensor),
-        "Wrapper": torch.ones(2).as_subclass(Wrapper),
-    }
+def ragged(layout: torch.layout) -> torch.Tensor:
+    return torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=layout)
+
+
+UNSUPPORTED: dict[str, Callable[[], torch.Tensor]] = {
+    "sparse": lambda: torch.eye(2).to_sparse(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    "meta": lambda: torch.empty(2, device="meta"),
+    "nested": lambda: ragged(torch.strided),
+    "jagged": lambda: ragged(torch.jagged),
+    "lazy": torch.nn.UninitializedParameter,
+    "ShardedTensor": lambda: torch.ones(2).as_subclass(ShardedTensor),
+    "Wrapper": lambda: torch.ones(2).as_subclass(Wrapper),
+}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize(
-    "kind", ["sparse", "quantized", "meta", "nested", "jagged", "lazy", "ShardedTensor", "Wrapper"]
-)
+@pytest.mark.parametrize("kind", UNSUPPORTED)
 def test_tensors_whose_bytes_are_not_their_state_are_refused(kind: str) -> None:
     with pytest.raises(UnsupportedState) as caught:
-        leaf(unsupported()[kind])
+        leaf(UNSUPPORTED[kind]())
     assert (caught.value.component, caught.value.path) == ("model", "weight")
     word = "nested" if kind == "jagged" else kind
     assert word in str(caught.value)

@@ -3,10 +3,11 @@ from __future__ import annotations
 import io
 import math
 import zipfile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.utils.serialization import config as serialization_config
 
 from stepseal.components._frames import _frame, frame_for
 from stepseal.components._staging import byte_view
@@ -73,7 +74,7 @@ def records(data: bytes) -> list[tuple[str, int, int]]:
         return [(info.filename, info.header_offset, info.file_size) for info in file.infolist()]
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (4097,)], ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (4097,)], ids=str)
 def test_a_frame_has_the_records_that_torch_save_writes(
     shape: tuple[int, ...],
 ) -> None:
@@ -112,16 +113,15 @@ def test_a_frame_beyond_4_gib_loads_and_costs_no_memory(tmp_path: Path) -> None:
     assert loaded[-1].item() == 1.0
 
 
-def test_torch_settings_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch.utils.serialization import config
-
+def test_torch_settings_are_as_before() -> None:
+    config: Any = serialization_config
     _frame.cache_clear()
-    monkeypatch.setattr(config.save, "storage_alignment", 4096)
     crc32 = torch.serialization.get_crc32_options()
     rng = torch.get_rng_state()
-    frame = frame_for(torch.float32, (11, 2))
+    with config.patch({"save.storage_alignment": 4096}):
+        frame = frame_for(torch.float32, (11, 2))
+        assert config.save.storage_alignment == 4096
     assert len(frame.head) < 4096
-    assert config.save.storage_alignment == 4096
     assert torch.serialization.get_crc32_options() is crc32
     assert torch.equal(torch.get_rng_state(), rng)
 

@@ -1,4 +1,4 @@
-"""Random streams go on exactly, a capture moves none of them, and what cannot be restored is said first."""
+"""Random streams go on exactly, and a capture moves none of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests.components._roundtrip import freeze, saved, world
 
+from stepseal.components._codecs import decode_tree
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._types import SavedComponent, Sharing, TreeContents
 from stepseal.errors import Corrupt, InvalidInput, StateMismatch
@@ -101,6 +102,7 @@ def test_streams_are_per_rank_in_every_world_unless_declared() -> None:
     assert RNGComponent("rng", RNG(), Sharing.GLOBAL).sharing(world(8)) is Sharing.GLOBAL
 
 
+@pytest.mark.slow
 def test_numpy_is_neither_imported_nor_saved_before_it_is_in_use() -> None:
     # A fresh interpreter, because this one imported numpy long ago; torch may import it by itself.
     code = (
@@ -111,11 +113,6 @@ def test_numpy_is_neither_imported_nor_saved_before_it_is_in_use() -> None:
         "assert ('numpy' in state) == used == ('numpy.random' in sys.modules), used\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
-
-
-test_numpy_is_neither_imported_nor_saved_before_it_is_in_use = pytest.mark.slow(
-    test_numpy_is_neither_imported_nor_saved_before_it_is_in_use
-)
 
 
 def _changed(**changes: object) -> SavedComponent:
@@ -200,15 +197,11 @@ def test_a_hostile_generator_state_is_corrupt(bits: str, changes: dict[str, int]
     frozen = freeze({"state": state})
     node: Any = frozen.document
     hostile = {"$numpy_generator": {"state": node["state"]}}
-    from stepseal.components._codecs import decode_tree
-
     with pytest.raises(Corrupt):
         decode_tree(TreeContents(hostile, frozen.arrays))
 
 
 def test_a_hostile_buffer_position_of_philox_is_corrupt() -> None:
-    from stepseal.components._codecs import decode_tree
-
     state: Any = dict(np.random.Philox(1).state)
     for position in (-1, 5, True):
         frozen = freeze({**state, "buffer_pos": position})
@@ -230,8 +223,6 @@ def test_a_hostile_buffer_position_of_philox_is_corrupt() -> None:
     ],
 )
 def test_a_hostile_seed_is_corrupt(seed: object) -> None:
-    from stepseal.components._codecs import decode_tree
-
     frozen = freeze(np.random.PCG64(1).state)
     hostile = {"$numpy_generator": {"state": frozen.document, "seed": seed}}
     with pytest.raises(Corrupt):

@@ -5,8 +5,11 @@ import mmap
 import pytest
 import torch
 
+from stepseal.components._frames import frame_for
+from stepseal.components._sinks import DenseSink
 from stepseal.components._staging import Arena, byte_view, copy_out, tensor_over
 from stepseal.errors import InvalidInput
+from stepseal.layout import whole
 
 
 def address(view: memoryview) -> int:
@@ -130,6 +133,18 @@ def test_copying_leaves_autograd_and_rng_alone() -> None:
     assert torch.equal(torch.get_rng_state(), rng)
     loss.backward()  # type: ignore[no-untyped-call]
     assert weight.grad is not None
+
+
+def test_a_default_device_does_not_matter() -> None:
+    tensors = odd_tensors()
+    with torch.device("meta"):
+        views = copy_out(tensors, Arena())
+        plain = copy_out(tensors, None)
+        frame = frame_for(torch.float64, (31, 7))
+        sink = DenseSink(torch.zeros(4, device="cpu"), whole((4,)), torch.float32)
+        sink.write(whole((4,)), 0, memoryview(bytearray(16)))
+    assert [bytes(view) for view in views] == [bytes(view) for view in plain]
+    assert frame == frame_for(torch.float64, (31, 7))
 
 
 @pytest.mark.gpu

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from tests.components._roundtrip import new_memory, saved, world
@@ -24,7 +26,7 @@ class CountingStaging:
 def test_one_payload_is_written_by_rank_0_and_only_it_is_asked(sharing: Sharing) -> None:
     calls: list[int] = []
     for rank in range(3):
-        component = PairComponent("c", (lambda rank=rank: calls.append(rank), print), sharing)
+        component = PairComponent("c", (functools.partial(calls.append, rank), print), sharing)
         captured = component.capture(world(3, rank), None)
         assert set(captured.payloads.values()) == {"trainer/0"}
         assert [tree.owner for tree in captured.trees] == (["trainer/0"] if rank == 0 else [])

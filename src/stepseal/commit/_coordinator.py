@@ -1,13 +1,14 @@
-"""The coordinator's protocol without I/O: messages, losses, time and driver answers in, actions
-out.
+"""The coordinator's protocol without I/O: messages, losses, time and driver answers to actions.
 
 One instance per incarnation. It dispatches to one round per call and remembers who is lost and what
-was decided. The same code runs under threads, actors and a simulator.
+was decided. The same code runs under threads, actors and a simulator. Invariants: a participant
+that was lost stays lost, because a restarted one does not know the calls; each call has exactly one
+round, and messages for a decided call change nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
 from stepseal.commit import _actions as actions
@@ -39,10 +40,11 @@ class Coordinator:
         new_attempt: Callable[[], str],
     ) -> None:
         self.participants = participants
+        self._known = frozenset(participants)
         self._deadlines = deadlines
         self._new_attempt = new_attempt
         self._rounds: dict[int, SaveRound | RestoreRound] = {}
-        self._decided: set[int] = set()
+        self._decided: dict[int, Literal["save", "restore"]] = {}
         self._lost: dict[str, messages.Cause] = {}
         self._gone: set[str] = set()
 
@@ -63,8 +65,8 @@ class Coordinator:
     def on_message(
         self, participant: str, message: messages.FromParticipant, now: float
     ) -> list[actions.Action]:
-        """Take a message of a known participant."""
-        if participant not in self.participants:
+        """Take a message; one from somebody unknown or lost changes nothing."""
+        if participant not in self._known or participant in self._lost:
             return []
         todo = self._dispatch(participant, message, now)
         return todo + self._settle()
@@ -74,7 +76,6 @@ class Coordinator:
     ) -> list[actions.Action]:
         match message:
             case messages.Hello():
-                self._lost.pop(participant, None)
                 return [actions.Send(participant, messages.Welcome())]
             case messages.Goodbye():
                 self._gone.add(participant)
@@ -85,22 +86,70 @@ class Coordinator:
                 return [actions.Send(p, verdict) for p in self.participants]
             case messages.Heartbeat():
                 return []
-            case messages.RestoreCalled():
-                restore = self._restore(message.call, now)
-                return restore.on_called(participant, message, now) if restore else []
             case messages.Captured() | messages.Failed():
-                save = self._save(message.call, now)
+                return self._on_save(participant, message, now)
+            case messages.RestoreCalled():
+                return self._on_restore(participant, message, now)
             case messages.Prepared():
-                save = self._known_save(message.call)
+                save = self._rounds.get(message.call)
+                if not isinstance(save, SaveRound):
+                    return []
+                return save.on_prepared(participant, message, now)
             case messages.Checked() | messages.Applied() | messages.Rejected():
                 return self._on_vote(participant, message, now)
-        if save is None:
+
+    def _on_save(
+        self, participant: str, message: messages.Captured | messages.Failed, now: float
+    ) -> list[actions.Action]:
+        call = message.call
+        if self._kind(call) == "restore":
+            text = f"call {call}: {participant} called save, but others called restore"
+            cause = messages.Cause(errors.StateMismatch.kind, text)
+            kind, failures = errors.ParticipantFailed.kind, {participant: cause}
+            aborted = messages.Aborted(call, message.step, kind, text, failures)
+            return [actions.Send(participant, aborted), *self._mix_up(call, participant, cause)]
+        if call in self._decided:
             return []
+        found = self._rounds.get(call)
+        if not isinstance(found, SaveRound):
+            attempt = self._new_attempt()
+            found = SaveRound(call, self.participants, attempt, self._deadlines, now)
+            self._rounds[call] = found
         if isinstance(message, messages.Captured):
-            return save.on_captured(participant, message, now)
-        if isinstance(message, messages.Failed):
-            return save.on_failed(participant, message)
-        return save.on_prepared(participant, message, now)
+            return found.on_captured(participant, message, now)
+        return found.on_failed(participant, message)
+
+    def _on_restore(
+        self, participant: str, message: messages.RestoreCalled, now: float
+    ) -> list[actions.Action]:
+        call = message.call
+        if self._kind(call) == "save":
+            text = f"call {call}: {participant} called restore, but others called save"
+            cause = messages.Cause(errors.StateMismatch.kind, text)
+            kind, failures = errors.ParticipantFailed.kind, {participant: cause}
+            failed = messages.RestoreFailed(call, kind, text, {}, failures, tainted=False)
+            return [actions.Send(participant, failed), *self._mix_up(call, participant, cause)]
+        if call in self._decided:
+            return []
+        found = self._rounds.get(call)
+        if not isinstance(found, RestoreRound):
+            found = RestoreRound(call, self.participants, self._deadlines, now)
+            self._rounds[call] = found
+        return found.on_called(participant, message, now)
+
+    def _kind(self, call: int) -> Literal["save", "restore"] | None:
+        """Return what kind of call this number is, if anybody made it before."""
+        found = self._rounds.get(call)
+        if found is None:
+            return self._decided.get(call)
+        return "save" if isinstance(found, SaveRound) else "restore"
+
+    def _mix_up(self, call: int, participant: str, cause: messages.Cause) -> list[actions.Action]:
+        """Fail the round that waits for somebody who made another call instead."""
+        found = self._rounds.get(call)
+        if found is None or participant not in found.missing():
+            return []
+        return found.on_lost({participant: cause})
 
     def _on_vote(
         self,
@@ -116,13 +165,13 @@ class Coordinator:
         return restore.on_vote(participant, message, now)
 
     def on_lost(self, participant: str, cause: messages.Cause) -> list[actions.Action]:
-        """A participant's connection ended, or it fell silent, without a goodbye."""
+        """Take the end of a connection, or silence, that came without a goodbye."""
         if participant not in self._gone:
-            self._lost[participant] = cause
+            self._lost.setdefault(participant, cause)
         return self._settle()
 
     def on_driver(self, event: actions.DriverEvent, now: float) -> list[actions.Action]:
-        """Take the driver's answer to an earlier action."""
+        """Take the driver's answer to an earlier action; one that nobody waits for is dropped."""
         found = self._rounds.get(event.call)
         todo: list[actions.Action] = []
         match event:
@@ -141,7 +190,7 @@ class Coordinator:
             case actions.IoFailed() if found is not None:
                 todo = found.on_io_failed(event)
             case _:
-                pass
+                pass  # the round ended meanwhile, at its deadline or by a failure
         return todo + self._settle()
 
     def on_time(self, now: float) -> list[actions.Action]:
@@ -156,40 +205,19 @@ class Coordinator:
         """Fail rounds that wait for someone who cannot answer; forget rounds that are done."""
         todo: list[actions.Action] = []
         for call, found in list(self._rounds.items()):
-            for participant in found.missing():
-                cause = self._absence(participant)
-                if cause is not None and not found.done:
-                    todo += found.on_lost(participant, cause)
+            absent = self._absent(found)
+            if absent:
+                todo += found.on_lost(absent)
             if found.done:
                 del self._rounds[call]
-                self._decided.add(call)
+                self._decided[call] = "save" if isinstance(found, SaveRound) else "restore"
         return todo
 
-    def _absence(self, participant: str) -> messages.Cause | None:
-        if participant in self._lost:
-            return self._lost[participant]
-        if participant in self._gone:
-            kind = errors.ParticipantFailed.kind
-            return messages.Cause(kind, "closed its checkpointer before this call")
-        return None
-
-    def _save(self, call: int, now: float) -> SaveRound | None:
-        if call in self._decided:
-            return None
-        if call not in self._rounds:
-            self._rounds[call] = SaveRound(
-                call, self.participants, self._new_attempt(), self._deadlines, now
-            )
-        return self._known_save(call)
-
-    def _known_save(self, call: int) -> SaveRound | None:
-        found = self._rounds.get(call)
-        return found if isinstance(found, SaveRound) else None
-
-    def _restore(self, call: int, now: float) -> RestoreRound | None:
-        if call in self._decided:
-            return None
-        if call not in self._rounds:
-            self._rounds[call] = RestoreRound(call, self.participants, self._deadlines, now)
-        found = self._rounds[call]
-        return found if isinstance(found, RestoreRound) else None
+    def _absent(self, found: SaveRound | RestoreRound) -> dict[str, messages.Cause]:
+        """Return who owes this round a report and cannot give it any more."""
+        if not self._lost and not self._gone:
+            return {}
+        kind = errors.ParticipantFailed.kind
+        gone = messages.Cause(kind, "closed its checkpointer before this call")
+        causes = {**dict.fromkeys(self._gone, gone), **self._lost}
+        return {p: causes[p] for p in found.missing() if p in causes}

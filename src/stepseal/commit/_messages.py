@@ -344,7 +344,7 @@ def decode_from_coordinator(data: bytes) -> FromCoordinator:
     return _decode(_coordinator_decoder, data)
 
 
-def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:  # noqa: ANN401 - typed by the two callers
+def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:  # noqa: ANN401 - see callers
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

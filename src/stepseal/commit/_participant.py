@@ -2,7 +2,7 @@
 
 Outcomes of a save are COMMITTED and ABORTED (both only when the coordinator said so), NOT COMMITTED
 (we never prepared, so nobody can have committed) and UNKNOWN (we prepared and heard nothing:
-storage decides).
+storage decides). The first outcome of a call counts; repeated and late messages change nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stepseal.commit import _messages as messages
 if TYPE_CHECKING:
     from stepseal.commit._deadlines import Deadlines
 
-__all__ = ["Participant", "RestoreState", "SaveState"]
+__all__ = ["Participant", "RestoreAnswer", "RestoreState", "SaveState"]
 
 RestoreAnswer = messages.Restored | messages.Fresh | messages.RestoreFailed
 
@@ -48,11 +48,17 @@ class RestoreState:
     """What a participant knows of one restore call."""
 
     call: int
-    deadline: float = float("inf")
     inbox: list[messages.Candidate | messages.Apply] = field(default_factory=list)
     """Orders that were not taken yet, oldest first."""
+    ordered: set[tuple[str, int]] = field(default_factory=set)
+    """Orders that came, by type and round, so that a repeated one is not carried out twice."""
     answer: RestoreAnswer | None = None
     lost: messages.Cause | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """True when there is an order, an answer, or a loss to take."""
+        return bool(self.inbox) or self.answer is not None or self.lost is not None
 
 
 class Participant:
@@ -66,13 +72,14 @@ class Participant:
         self._deadlines = deadlines
         self._saves: dict[int, SaveState] = {}
         self._restores: dict[int, RestoreState] = {}
-        self._verdicts: dict[int, bool] = {}
+        self._verdicts: dict[tuple[int, int], bool] = {}
+        self._forgotten: set[int] = set()
         self._num_calls = 0
         self.welcomed = False
         self.lost: messages.Cause | None = None
 
     def new_call(self) -> int:
-        """Return the number of the next call; equal on all participants that make the same calls."""
+        """Return the number of the next call, which is equal on all that make the same calls."""
         self._num_calls += 1
         return self._num_calls
 
@@ -85,13 +92,16 @@ class Participant:
         return self._restores.setdefault(call, RestoreState(call, lost=self.lost))
 
     def forget(self, call: int) -> None:
-        """Drop a call whose outcome was taken."""
+        """Drop a call whose outcome was taken; messages for it are dropped from now on."""
+        self._forgotten.add(call)
         self._saves.pop(call, None)
         self._restores.pop(call, None)
+        for key in [key for key in self._verdicts if key[0] == call]:
+            del self._verdicts[key]
 
-    def verdict(self, step: int) -> bool | None:
-        """Return and forget the verdict posted for `step`, or None while there is none."""
-        return self._verdicts.pop(step, None)
+    def verdict(self, call: int, step: int) -> bool | None:
+        """Return and forget the verdict on a call that was posted for `step`, or None."""
+        return self._verdicts.pop((call, step), None)
 
     def captured(self, call: int, now: float) -> None:
         """Start the clock of a save: from here on every wait ends."""
@@ -114,30 +124,42 @@ class Participant:
     def on_message(self, message: messages.FromCoordinator) -> None:
         """Take a message; orders and outcomes for calls not made yet are kept for them."""
         match message:
+            case messages.Heartbeat():
+                pass
+            case messages.Welcome():
+                self.welcomed = True
+            case _ if message.call in self._forgotten:
+                pass
             case messages.Write():
                 self.save(message.call).write = message
             case messages.Committed() | messages.Aborted() | messages.Unresolved():
-                self.save(message.call).outcome = message
+                save = self.save(message.call)
+                save.outcome = save.outcome or message
             case messages.Candidate() | messages.Apply():
-                self.restore(message.call).inbox.append(message)
+                self._on_order(self.restore(message.call), message)
             case messages.Restored() | messages.Fresh() | messages.RestoreFailed():
-                self.restore(message.call).answer = message
+                restore = self.restore(message.call)
+                restore.answer = restore.answer or message
             case messages.Verdict():
-                self._verdicts[message.step] = message.decided
-            case messages.Welcome():
-                self.welcomed = True
-            case messages.Heartbeat():
-                pass
+                self._verdicts[message.call, message.step] = message.decided
+
+    def _on_order(
+        self, restore: RestoreState, order: messages.Candidate | messages.Apply
+    ) -> None:
+        key = (type(order).__name__, order.round)
+        if key not in restore.ordered:
+            restore.ordered.add(key)
+            restore.inbox.append(order)
 
     def on_lost(self, cause: messages.Cause) -> None:
-        """The coordinator is gone: every undecided call ends now."""
-        self.lost = cause
+        """End every undecided call: the coordinator is gone."""
+        self.lost = self.lost or cause
         for state in (*self._saves.values(), *self._restores.values()):
-            state.lost = cause
+            state.lost = state.lost or cause
 
     def on_time(self, now: float) -> None:
         """End the waits whose deadline has passed."""
-        for state in (*self._saves.values(), *self._restores.values()):
-            if now >= state.deadline and state.lost is None:
+        for state in self._saves.values():
+            if now >= state.deadline and not state.settled:
                 text = "the coordinator did not decide by the deadline"
                 state.lost = messages.Cause(errors.CommitTimeout.kind, text)

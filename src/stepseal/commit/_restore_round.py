@@ -4,8 +4,8 @@ Invariants:
 - nobody applies before everybody checked the same candidate;
 - a damaged candidate sends all participants to the next older one together;
 - a candidate that does not fit the live state is an answer, not damage: the restore fails on all
-participants,
-  because an older step would not fit either and falling back in silence would lose work.
+  participants, because an older step would not fit either and falling back would lose work;
+- once `Apply` was sent, every failure says that live state was changed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from stepseal import errors
 from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
 from stepseal.commit._rules import kind_of, summary
+from stepseal.layout import step_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,7 +95,9 @@ class RestoreRound:
         return found
 
     def on_selected(self, event: actions.Selected, now: float) -> list[actions.Action]:
-        """Offer the candidate to everyone, or end: fresh start on an empty root, error otherwise."""
+        """Offer the candidate to everyone, or end: fresh start on an empty root, else an error."""
+        if self.phase != "select":
+            return []
         self._reasons.update(event.reasons)
         if event.lineage is None:
             if not event.has_commits and not self._reasons:
@@ -126,7 +129,7 @@ class RestoreRound:
     def on_rejected(
         self, participant: str, message: messages.Rejected, now: float
     ) -> list[actions.Action]:
-        """Take a negative vote; the round still waits for the others, so that all fall back together."""
+        """Take a negative vote; the others still vote, so that all fall back together."""
         if self.phase not in ("check", "apply") or message.round != self._round:
             return []
         self._tainted = self._tainted or message.touched
@@ -142,7 +145,6 @@ class RestoreRound:
             self._enter("apply", self._deadlines.apply_s, now)
             self._tainted = True
             return self._send(messages.Apply(self.call, self._round))
-        self._tainted = False
         self.restored = self._candidate
         return self._claim(now)
 
@@ -155,12 +157,14 @@ class RestoreRound:
         if asked is not None or not damage:
             return self._fail_with(f"restore of step {step}", failures)
         why = "; ".join(f"{p}: {c.message}" for p, c in sorted(failures.items())[:4])
-        self._reasons[f"step-{step}"] = why
+        self._reasons[step_name(step)] = why
         self._excluded.append(step)
         return self._select(now)
 
     def on_claimed(self, event: actions.Claimed) -> list[actions.Action]:
-        """The root is ours: tell everyone what was restored."""
+        """Tell everyone what was restored: the root is ours."""
+        if self.phase != "claim":
+            return []
         message: messages.Restored | messages.Fresh
         if self.restored is None:
             message = messages.Fresh(self.call, event.incarnation)
@@ -171,15 +175,14 @@ class RestoreRound:
         return self._finish(message)
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
-        """The coordinator could not read or claim the root."""
+        """Fail on all: the coordinator could not read or claim the root."""
         text = f"restore: {event.cause.message}"
         return self._fail(event.cause.kind, text, {})
 
-    def on_lost(self, participant: str, cause: messages.Cause) -> list[actions.Action]:
-        """A participant vanished; nobody can finish this restore."""
-        if self.done:
-            return []
-        return self._fail_with(f"restore, phase {self.phase}", {participant: cause})
+    def on_lost(self, absent: Mapping[str, messages.Cause]) -> list[actions.Action]:
+        """Fail on all, because some who still owe a report cannot give it any more."""
+        assert absent.keys() <= set(self.missing())
+        return self._fail_with(f"restore, phase {self.phase}", absent)
 
     def missing(self) -> tuple[str, ...]:
         """Return who still owes a report in this phase."""
@@ -191,10 +194,13 @@ class RestoreRound:
         return ()
 
     def on_deadline(self) -> list[actions.Action]:
-        """The phase took too long: fail on all, naming everyone who is missing."""
-        if self.phase not in ("join", "check", "apply"):
-            self.deadline = float("inf")
-            return []
+        """Fail on all, because the phase took too long, naming everyone who is missing."""
+        if self.phase in ("select", "claim"):
+            text = (
+                f"restore: the coordinator's storage did not answer within {self._limit_s:g} s in "
+                f"phase {self.phase}. No participant goes on."
+            )
+            return self._fail(errors.StorageUnavailable.kind, text, {})
         text = f"did not answer within {self._limit_s:g} s in phase {self.phase} of restore"
         cause = messages.Cause(errors.CommitTimeout.kind, text)
         return self._fail_with(f"restore, phase {self.phase}", dict.fromkeys(self.missing(), cause))
@@ -237,7 +243,12 @@ class RestoreRound:
     ) -> list[actions.Action]:
         return self._finish(
             messages.RestoreFailed(
-                self.call, kind, text, dict(self._reasons), dict(failures), self._tainted
+                self.call,
+                kind,
+                text,
+                dict(self._reasons),
+                messages.shortened(failures),
+                self._tainted,
             )
         )
 

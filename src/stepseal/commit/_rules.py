@@ -1,4 +1,4 @@
-"""Decisions of the protocol as pure functions over values: who disagrees, who is missing, which error it is."""
+"""Decisions of the protocol as pure functions over values: who disagrees, which error it is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ _ERRORS = {
 
 
 def disagreements(captured: Mapping[str, Captured]) -> dict[str, Cause]:
-    """Return, per participant, how it differs from the majority; empty when all captured the same
-    cut.
+    """Return, per participant, how it differs from the majority; empty if all captured one cut.
 
     Compared are the step, the cut, the component names, and per component kind, sharing and
     fingerprint.
@@ -50,7 +49,7 @@ def _comparable(facts: ComponentFacts) -> str:
 def _compare(
     found: dict[str, Cause], values: Mapping[str, str], what: str, component: str | None = None
 ) -> None:
-    """Add a cause for each participant whose value is not the most common one (first seen wins a tie)."""
+    """Add a cause for each participant whose value is not the usual one; the first wins a tie."""
     if len(set(values.values())) <= 1:
         return
     usual, _ = Counter(values.values()).most_common(1)[0]

@@ -1,9 +1,10 @@
-"""One save as the coordinator sees it, without I/O: capture reports, staging, part reports,
-publication.
+"""One save as the coordinator sees it, without I/O: captures, staging, parts, publication.
 
 Two-phase commit with presumed abort. Invariants:
+
 - `Publish` is asked for only when every participant of the call reported `Prepared` for this
-attempt; - after an abort was sent for a call, nothing of that call is ever published;
+  attempt;
+- after an abort was sent for a call, nothing of that call is ever published;
 - a participant that prepared may vanish without harm: its bytes are durable.
 """
 
@@ -80,9 +81,9 @@ class SaveRound:
 
     def on_staged(self, event: actions.Staged, now: float) -> list[actions.Action]:
         """Order everyone to write."""
-        self._staging = event.staging
         if self.phase != "staging":
-            return [actions.Discard(event.staging)]
+            return []
+        self._staging = event.staging
         self.phase = "write"
         self.deadline = now + self._deadlines.write_s
         return [
@@ -97,17 +98,15 @@ class SaveRound:
         self, participant: str, message: messages.Prepared, now: float
     ) -> list[actions.Action]:
         """Take a part report; when it is the last one, ask for publication."""
-        if (
-            self.phase != "write"
-            or message.attempt != self.attempt
-            or participant in self._prepared
-        ):
-            return []
-        self._prepared[participant] = message.part
-        if len(self._prepared) < len(self.participants) or self._staging is None:
+        current = self.phase == "write" and message.attempt == self.attempt
+        if not current or participant in self._prepared:
             return []
         if now > self.deadline:
-            return self.on_deadline()
+            return self.on_deadline()  # before it counts, so that the late one is named
+        self._prepared[participant] = message.part
+        if len(self._prepared) < len(self.participants):
+            return []
+        assert self._staging is not None
         self.phase = "publish"
         self.deadline = now + self._deadlines.commit_s
         return [
@@ -123,16 +122,16 @@ class SaveRound:
         ]
 
     def on_failed(self, participant: str, message: messages.Failed) -> list[actions.Action]:
-        """A participant gave up; nothing that was not published yet will be."""
+        """Abort, unless everybody prepared: then a later failure of one does no harm."""
         self.step = max(self.step, message.step)
         if self.phase in ("publish", "done"):
             return []
         return self._abort({participant: message.cause}, f"phase {message.phase}")
 
-    def on_lost(self, participant: str, cause: messages.Cause) -> list[actions.Action]:
-        """A participant that still owes a report of this phase vanished."""
-        assert participant in self.missing()
-        return self._abort({participant: cause}, f"phase {self.phase}")
+    def on_lost(self, absent: Mapping[str, messages.Cause]) -> list[actions.Action]:
+        """Abort, because some who still owe a report of this phase cannot give it any more."""
+        assert absent.keys() <= set(self.missing())
+        return self._abort(absent, f"phase {self.phase}")
 
     def missing(self) -> tuple[str, ...]:
         """Return who still owes a report in this phase."""
@@ -146,11 +145,13 @@ class SaveRound:
         return tuple(p for p in self.participants if p not in reported)
 
     def on_deadline(self) -> list[actions.Action]:
-        """The phase took too long: abort, naming everyone who is missing.
+        """Abort a phase that took too long, naming everyone who is missing.
 
-        A publication under way is not interrupted; it checks its own deadline right before the
-        commit point.
+        A publication under way is not interrupted, because it may have passed the commit point; it
+        checks its own deadline right before. Participants stop waiting at theirs.
         """
+        if self.phase == "staging":
+            return self._staging_took_too_long()
         limit = {"capture": self._deadlines.capture_s, "write": self._deadlines.write_s}
         if self.phase not in limit:
             self.deadline = float("inf")
@@ -159,19 +160,31 @@ class SaveRound:
         cause = messages.Cause(errors.CommitTimeout.kind, text)
         return self._abort(dict.fromkeys(self.missing(), cause), f"phase {self.phase}")
 
+    def _staging_took_too_long(self) -> list[actions.Action]:
+        text = (
+            f"save of step {self.step}: the coordinator's storage did not make the staging folder "
+            f"within {self._deadlines.commit_s:g} s. {_NEXT}"
+        )
+        kind = errors.StorageUnavailable.kind
+        return self._finish(messages.Aborted(self.call, self.step, kind, text, {}))
+
     def on_published(self, event: actions.Published) -> list[actions.Action]:
         """Tell everyone; only now does anybody hear of success."""
+        if self.phase != "publish":
+            return []
         return self._finish(
             messages.Committed(self.call, self.attempt, self.step, event.manifest_sha256)
         )
 
     def on_unknown(self, event: actions.PublishUnknown) -> list[actions.Action]:
-        """The commit point was passed, but not confirmed durable; delete nothing."""
+        """Tell everyone to ask storage: the commit point may be passed, so delete nothing."""
+        if self.phase != "publish":
+            return []
         text = f"save of step {self.step}: {event.cause.message}"
         return self._finish(messages.Unresolved(self.call, self.attempt, self.step, text))
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
-        """The coordinator's own work failed before the commit point."""
+        """Abort, because the coordinator's own work failed before the commit point."""
         text = f"save of step {self.step}: {event.cause.message}"
         sent = self._finish(messages.Aborted(self.call, self.step, event.cause.kind, text, {}))
         return sent + self._discards()
@@ -180,7 +193,8 @@ class SaveRound:
         what = f"save of step {self.step}, {where}"
         text = summary(what, failures, _NEXT)
         kind = kind_of(failures.values())
-        sent = self._finish(messages.Aborted(self.call, self.step, kind, text, dict(failures)))
+        told = messages.shortened(failures)
+        sent = self._finish(messages.Aborted(self.call, self.step, kind, text, told))
         return sent + self._discards()
 
     def _discards(self) -> list[actions.Action]:

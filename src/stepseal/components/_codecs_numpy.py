@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stepseal.components._codecs_arrays import decode_order, dense_order, own_memory
 from stepseal.components._codecs_core import Codec, Decoder, Encoder
@@ -174,8 +174,13 @@ def _decode_ndarray(decoder: Decoder, payload: object) -> np.ndarray[Any, Any]:
 
 def _encode_scalar(encoder: Encoder, value: np.generic[Any]) -> object:
     if value.dtype.kind in "SU":
-        # As str and bytes: bytes of an array's item would lose trailing zeros.
-        return {"$scalar": {"dtype": value.dtype.kind, "value": encoder.encode(value.item())}}
+        # NumPy's own conversions to str and bytes strip trailing zeros.
+        text = (
+            str.__str__(value)
+            if isinstance(value, str)
+            else bytes.__add__(b"", cast("bytes", value))
+        )
+        return {"$scalar": {"dtype": value.dtype.kind, "value": encoder.encode(text)}}
     dtype = _encode_dtype(encoder, value.dtype)
     if value.dtype.kind in "biu" or (
         value.dtype.str in ("<f2", "<f4", "<f8") and math.isfinite(float(value))

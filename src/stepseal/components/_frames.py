@@ -87,7 +87,7 @@ def _frame(dtype: torch.dtype, shape: tuple[int, ...]) -> Frame:
     # Memory that is never touched is never backed by pages. `torch.empty` could fill it
     # (deterministic mode).
     storage = torch.UntypedStorage(size_bytes, device="cpu")  # type: ignore[no-untyped-call]
-    strides = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
+    strides = [math.prod(max(size, 1) for size in shape[dim + 1 :]) for dim in range(len(shape))]
     tensor = torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, strides)
     sink: Any = _HoleSink()  # torch wants a file, and needs write, seek and tell of it
     settings: Any = serialization_config
@@ -100,16 +100,13 @@ def _frame(dtype: torch.dtype, shape: tuple[int, ...]) -> Frame:
         finally:
             torch.serialization.set_crc32_options(crc32)
     head, tail = bytes(sink.before), bytes(sink.after)
-    if (
-        size_bytes == 0
-    ):  # no hole: any cut is right, and ours keeps the promise about the head's length
+    if size_bytes == 0:  # no hole, so any cut is right; ours keeps the promise about the head
         cut = len(head) // _ALIGNMENT * _ALIGNMENT
         head, tail = head[:cut], head[cut:]
     if len(head) % _ALIGNMENT or (sink.hole or 0) != size_bytes:
         raise InternalError(
             f"frame of a tensor cannot be made: {dtype} {list(shape)}: expected a hole of "
-            f"{size_bytes} bytes at "
-            f"a multiple of {_ALIGNMENT}, found {sink.hole} at {len(head)}. Please report this "
-            "torch version."
+            f"{size_bytes} bytes at a multiple of {_ALIGNMENT}, found {sink.hole} at {len(head)}. "
+            "Please report this torch version."
         )
     return Frame(head, tail)

@@ -13,7 +13,7 @@ import torch
 from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf
 from stepseal.components._dtensors import is_dtensor, leaf_of
 from stepseal.components._frames import frame_for
-from stepseal.components._sinks import DenseSink, sinks_for
+from stepseal.components._sinks import sinks_for
 from stepseal.components._staging import copy_out
 from stepseal.components._types import CapturedComponent, SavedTensor, Sharing
 from stepseal.errors import StateMismatch, UnsupportedState
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from stepseal.components._dtensors import Leaf
     from stepseal.components._types import SavedComponent, Staging, Topology
-    from stepseal.layout import BytesSource
+    from stepseal.layout import BytesSource, TensorSink
 
 __all__ = [
     "LeafCapture",
@@ -202,7 +202,7 @@ class LeafPlan:
 
     __slots__ = ("_finish", "sinks")
 
-    def __init__(self, sinks: Mapping[str, DenseSink], finish: Callable[[], None]) -> None:
+    def __init__(self, sinks: Mapping[str, TensorSink], finish: Callable[[], None]) -> None:
         self.sinks = sinks
         self._finish = finish
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from stepseal.components._tensors import FlatState, capture_flat, plan_flat
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from stepseal.components._leaves import LeafPlan
     from stepseal.components._types import (
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
         Topology,
     )
 
-__all__ = ["ModuleComponent", "clean_key", "parameter_names", "unwrap"]
+__all__ = ["ModuleComponent", "key_cleaner", "parameter_names", "unwrap"]
 
 _EXTRA_STATE = "_extra_state"
 # Wrappers by class name, so that nothing is imported, and the attribute under which each holds the
@@ -39,23 +40,31 @@ _WRAPPERS = {
 
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside DDP and `torch.compile` wrappers."""
-    while (attribute := _wrapper_attribute(module)) is not None:
+    while (attribute := _wrapper_attribute(type(module))) is not None:
         inner = module._modules[attribute]
         assert inner is not None, "a wrapper holds a module"
         module = inner
     return module
 
 
-def clean_key(root: nn.Module, key: str) -> str:
-    """Return a key of `root`'s state dict or parameters without the names of wrappers inside it."""
+def key_cleaner(root: nn.Module) -> Callable[[str], str]:
+    """Return what takes the names of wrappers out of keys of `root`'s state dict or parameters."""
+    if any(_wrapper_attribute(type(module)) for module in root.modules()):
+        return lambda key: _clean_key(root, key)
+    return str
+
+
+def _clean_key(root: nn.Module, key: str) -> str:
+    """Walk down from `root` along `key`, dropping the steps from a wrapper to its module."""
     clean: list[str] = []
     module: nn.Module | None = root
     for part in key.split("."):
-        while module is not None and (attribute := _wrapper_attribute(module)) not in (None, part):
-            module = module._modules[attribute]
-        wrapped = module is not None and _wrapper_attribute(module) == part
+        attribute = None if module is None else _wrapper_attribute(type(module))
+        while module is not None and attribute is not None and attribute != part:
+            module = module._modules[attribute]  # a wrapper that hides its own name
+            attribute = None if module is None else _wrapper_attribute(type(module))
         module = None if module is None else module._modules.get(part)
-        if not wrapped:
+        if attribute is None:
             clean.append(part)
     return ".".join(clean)
 
@@ -64,8 +73,9 @@ def parameter_names(module: nn.Module) -> dict[int, str]:
     """Return the clean name of each parameter, by identity; a tied parameter has its first name."""
     root = unwrap(module)
     names: dict[int, str] = {}
+    clean = key_cleaner(root)
     for key, parameter in root.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), clean_key(root, key))
+        names.setdefault(id(parameter), clean(key))
     return names
 
 
@@ -135,8 +145,9 @@ class ModuleComponent:
         """Return the raw state dict, and its leaves under clean keys; extra state is a value."""
         root, flat = unwrap(self.module), FlatState(self.name)
         state: dict[str, Any] = root.state_dict()
+        clean = key_cleaner(root)
         for raw, value in state.items():
-            key = clean_key(root, raw)
+            key = clean(raw)
             if raw.rpartition(".")[2] == _EXTRA_STATE:
                 flat.add_value(key, value)
             else:
@@ -146,24 +157,22 @@ class ModuleComponent:
     def _load(self, state: dict[str, Any], values: Mapping[str, object]) -> None:
         """Hand the filled state dict to the module; tensors filled in place meet themselves."""
         root = unwrap(self.module)
+        clean = key_cleaner(root)
         for raw in state:
-            key = clean_key(root, raw)
-            if key in values:
-                state[raw] = values[key]
+            if clean(raw) in values:
+                state[raw] = values[clean(raw)]
         try:
             root.load_state_dict(state)
         except RuntimeError as error:
             raise mismatch(self.name, [f"load_state_dict: {error}"]) from error
 
 
-def _wrapper_attribute(module: nn.Module) -> str | None:
-    """Return the attribute under which a wrapper holds its module, None for any other module."""
-    for cls in type(module).__mro__:
-        if cls is nn.Module:
-            return None
-        attribute = _WRAPPERS.get(cls.__name__)
-        if attribute is not None and cls.__module__.startswith("torch."):
-            return attribute
+@functools.lru_cache(maxsize=1024)
+def _wrapper_attribute(cls: type) -> str | None:
+    """Return the attribute under which a wrapper class holds its module, None for other classes."""
+    for base in cls.__mro__:
+        if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
+            return _WRAPPERS[base.__name__]
     return None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stepseal.components import build_dcp_index
 from stepseal.layout import DCP_INDEX, FileEntry, chunk_digests, hex_digests
 from stepseal.storage import create_durable
-from stepseal.transfer import StepReader, check_files
+from stepseal.transfer import StepReader, check_coverage, check_files
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,11 +33,10 @@ class StepFinisher:
         """Write `.metadata` from all part indexes and return the manifest that lists it."""
         reader = StepReader(storage, staging, draft)
         indexes = [reader.index(participant) for participant in draft.participants]
-        present = [index for index in indexes if index is not None]
-        num_items = sum(len(index.tensors) + len(index.bytes_items) for index in present)
+        num_items = sum(len(index.tensors) + len(index.bytes_items) for index in indexes)
         if num_items == 0 or num_items > self._max_index_items:
             return draft
-        data = build_dcp_index(present)
+        data = build_dcp_index(indexes)
         create_durable(storage, f"{staging}/{DCP_INDEX}", data)
         entry = FileEntry(DCP_INDEX, len(data), "dcp-index", hex_digests(chunk_digests(data)))
         return dataclasses.replace(draft, files=(entry,))
@@ -45,8 +44,14 @@ class StepFinisher:
     def inspect(
         self, storage: Storage, key: str, manifest: Manifest, *, exact: bool
     ) -> Sequence[str]:
-        """Return what is wrong with the files, one line each; empty when all is well."""
+        """Return what is wrong, one line each; empty when all is well.
+
+        With `exact`, the coverage of every tensor is checked as well, and files that nobody lists
+        are wrong; without, only what a restore needs is looked at.
+        """
         findings = check_files(storage, key, manifest)
+        if exact:
+            findings += check_coverage(storage, key, manifest)
         return [
             f"{finding.path}: {finding.message}"
             for finding in findings

@@ -18,6 +18,7 @@ from stepseal.layout import (
     hull,
     intersect,
     linear_boxes,
+    num_chunks,
 )
 from stepseal.transfer._pieces import PIECE_BYTES
 
@@ -108,7 +109,7 @@ def _distinct(files: CommittedFiles, group: list[ReadRequest]) -> list[StoredBox
     found: dict[Box, StoredBox] = {}
     for request in group:
         stored = request.stored
-        if not intersect(stored.tensor.box, wanted):
+        if stored.tensor.box != wanted and not intersect(stored.tensor.box, wanted):
             continue
         known = found.setdefault(stored.tensor.box, stored)
         if known.tensor.chunk_digests != stored.tensor.chunk_digests:
@@ -161,6 +162,8 @@ def _pieces(stored: StoredBox, sink: TensorSink) -> Iterator[Piece]:
 
 def _chunk_runs(box: Box, wanted: Box, itemsize: int) -> Iterable[tuple[int, int]]:
     """Return half-open ranges of the box's chunks that hold every wanted element."""
+    if box == wanted:
+        return [(0, num_chunks(box.num_elements * itemsize))]
     shared_range = hull(box, wanted)
     if shared_range is None:
         return []

@@ -1,0 +1,162 @@
+"""Proof of exact resume: a run that stopped and started again equals one that never stopped.
+
+Everything is compared bit by bit: NaN equals itself, and 0.0 is not -0.0.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+
+from stepseal.session import Checkpointer
+from stepseal.testing._identical import find_difference, snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from stepseal.commit import Deadlines
+
+__all__ = ["ResumableJob", "assert_exact_resume"]
+
+_RNG = "rng"
+
+
+class ResumableJob(Protocol):
+    """A training job that is small enough to be run many times.
+
+    Each run has an object of its own, made by a function that builds everything anew and seeds the
+    random streams.
+    """
+
+    def add_to(self, checkpointer: Checkpointer) -> None:
+        """Add every component, as the real job does."""
+        ...
+
+    def train(self, step: int) -> object:
+        """Train one step and return what came out, for example the loss."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """Return all that a resume must bring back, by component, whether it was added or not.
+
+        The global random streams need not be in it: they are compared in any case.
+        """
+        ...
+
+
+def assert_exact_resume(
+    make_job: Callable[[], ResumableJob],
+    root: str | os.PathLike[str],
+    *,
+    num_steps: int,
+    save_at: Iterable[int] | None = None,
+    mode: Literal["async", "sync"] = "async",
+    deadlines: Deadlines | None = None,
+) -> None:
+    """Prove that `make_job`'s job resumes exactly, from every step of `save_at`.
+
+    The job runs straight through; again, with saves; and once more from each saved step, with new
+    objects and with random streams that were disturbed before the restore. Every rank calls it,
+    each with its own job. Blocks for about `num_steps * len(save_at) / 2` training steps.
+
+    Args:
+        make_job: builds everything anew, and seeds the random streams.
+        root: empty directory for the steps; left as it is for inspection.
+        num_steps: length of the straight run, steps 1 to `num_steps`.
+        save_at: steps to save at and resume from; None for all.
+        mode: of the saves.
+        deadlines: of the checkpointers.
+
+    Raises:
+        AssertionError: something differs; the message names where the run was resumed, at which
+            step it shows, and the first component, path and element that differ.
+        CheckpointError: a save or restore failed.
+    """
+    steps = sorted(range(1, num_steps + 1) if save_at is None else save_at)
+    straight = _Record()
+    straight.run(make_job(), range(1, num_steps + 1), steps)
+    with Checkpointer(root, mode=mode, deadlines=deadlines) as checkpointer:
+        saving, record = make_job(), _Record()
+        saving.add_to(checkpointer)
+        record.run(saving, range(1, num_steps + 1), steps, checkpointer.save)
+    _compare("saving", straight, record)
+    for step in steps:
+        resumed, record = make_job(), _Record()
+        _disturb_streams(step)
+        with Checkpointer(root, mode=mode, deadlines=deadlines) as checkpointer:
+            resumed.add_to(checkpointer)
+            checkpointer.restore(step)
+        record.states[step] = _state_of(resumed)
+        record.run(resumed, range(step + 1, num_steps + 1))
+        _compare(f"restored from step {step}", straight, record)
+
+
+class _Record:
+    """What one run went through."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[int, object] = {}
+        self.states: dict[int, dict[str, Any]] = {}
+
+    def run(
+        self,
+        job: ResumableJob,
+        steps: range,
+        save_at: Iterable[int] = (),
+        save: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """Train, note all outcomes, and the state at `save_at` and at the end."""
+        marked = {*save_at, *steps[-1:]}
+        for step in steps:
+            self.outcomes[step] = snapshot(job.train(step))
+            if step in marked:
+                if step in save_at:
+                    save(step)
+                self.states[step] = _state_of(job)
+
+
+def _state_of(job: ResumableJob) -> dict[str, Any]:
+    state: dict[str, Any] = snapshot(dict(job.state()))
+    return {**state, _RNG: {**_streams(), **({"own": state[_RNG]} if _RNG in state else {})}}
+
+
+def _streams() -> dict[str, Any]:
+    streams: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    if "numpy.random" in sys.modules:
+        streams["numpy"] = snapshot(_numpy_random().get_state(legacy=False))
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        streams["cuda"] = torch.cuda.get_rng_state_all()
+    return streams
+
+
+def _disturb_streams(seed: int) -> None:
+    """Leave the streams where no run would be, so that only a restore can bring them back."""
+    random.seed(-1 - seed)
+    torch.manual_seed(-1 - seed)
+    if "numpy.random" in sys.modules:
+        _numpy_random().seed(2**32 - 1 - seed % 2**31)
+
+
+def _numpy_random() -> Any:  # noqa: ANN401 - a module
+    return sys.modules["numpy.random"]
+
+
+def _compare(what: str, straight: _Record, other: _Record) -> None:
+    """Raise at the first step that differs; of one step the state first, which names a component."""
+    for step in sorted(other.states.keys() | other.outcomes.keys()):
+        for kind, expected, found in (
+            ("outcome", straight.outcomes, other.outcomes),
+            ("state", straight.states, other.states),
+        ):
+            if step not in found:
+                continue
+            difference = find_difference(expected[step], found[step])
+            if difference is not None:
+                raise AssertionError(
+                    f"{what}: {kind} after step {step}: {difference}: expected as in the run that "
+                    "never stopped."
+                )
