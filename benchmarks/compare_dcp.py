@@ -1,8 +1,9 @@
-"""stepseal beside `torch.distributed.checkpoint` in one run: the same state, the same disk, the same durability.
+"""stepseal beside `torch.distributed.checkpoint`: the same state, disk and durability in one run.
 
-Repetitions are interleaved in random order; ratios are taken repetition by repetition, so that a machine whose
-speed drifts does not favour anybody. DCP syncs its files (its default) but no directory, and verifies nothing on
-load; stepseal syncs both and verifies every byte. Both load into preallocated tensors from a warm page cache.
+Repetitions are interleaved in random order; ratios are taken repetition by repetition, so that a
+machine whose speed drifts favours nobody. DCP syncs its files (its default) but no directory, and
+verifies nothing on load; stepseal syncs both and verifies every byte. Both load into preallocated
+tensors from a warm page cache.
 
     python benchmarks/compare_dcp.py --workload llama --gigabytes 1 --repetitions 5
     python benchmarks/compare_dcp.py --workload small --tensors 10000
@@ -12,20 +13,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import async_save as dcp_async_save
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 import stepseal as ss
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 State = dict[str, torch.Tensor]
 Samples = dict[str, list[float]]
@@ -81,13 +87,13 @@ class Dcp:
         return self._root / f"dcp-{self._number}"
 
     def save(self) -> float:
-        return timed(lambda: dcp.save(self._state, checkpoint_id=self._next(), no_dist=True))
+        return timed(lambda: dcp_save(self._state, checkpoint_id=self._next(), no_dist=True))
 
     def save_async(self) -> float:
         futures: list[object] = []
         seconds = timed(
             lambda: futures.append(
-                dcp.async_save(self._state, checkpoint_id=self._next(), no_dist=True)
+                dcp_async_save(self._state, checkpoint_id=self._next(), no_dist=True)
             )
         )
         futures[0].result()  # type: ignore[attr-defined]
@@ -95,7 +101,7 @@ class Dcp:
 
     def load(self) -> float:
         path = self._root / f"dcp-{self._number}"
-        return timed(lambda: dcp.load(self._state, checkpoint_id=path, no_dist=True))
+        return timed(lambda: dcp_load(self._state, checkpoint_id=path, no_dist=True))
 
     def clean(self) -> None:
         for path in self._root.glob("dcp-*"):
@@ -149,14 +155,13 @@ def ceilings(root: Path, size_bytes: int) -> dict[str, float]:
     """Return seconds for a buffered write with fsync, and for a memcpy into touched memory."""
     block = torch.randint(0, 255, (min(size_bytes, 1 << 28),), dtype=torch.uint8)
     target = torch.zeros_like(block)
+    data = block.numpy().data
     repeats = max(1, round(size_bytes / block.nbytes))
 
     def write() -> None:
         with (root / "raw").open("wb", buffering=0) as file:
             for _ in range(repeats):
-                file.write(memoryview(block.numpy()))
-            import os
-
+                file.write(data)
             os.fsync(file.fileno())
 
     seconds = {"write_fsync": timed(write)}
@@ -201,7 +206,8 @@ def report(samples: Samples, limits: Samples, size_bytes: int) -> dict[str, obje
         ratios = sorted(a / b for a, b in zip(theirs, ours, strict=True))
         middle = statistics.median(ratios)
         print(
-            f"{label:16} {statistics.median(theirs) * 1e3:9.1f} ms {statistics.median(ours) * 1e3:9.1f} ms "
+            f"{label:16} {statistics.median(theirs) * 1e3:9.1f} ms "
+            f"{statistics.median(ours) * 1e3:9.1f} ms "
             f"{middle:7.2f}x  {ratios[0]:.2f}-{ratios[-1]:.2f}"
         )
         rows[action] = {"dcp_s": theirs, "stepseal_s": ours, "median_ratio": middle}
@@ -217,7 +223,7 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--tensors", type=int, default=10_000)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--root", type=Path, help="folder on the disk to measure (default: a temporary one)")
+    parser.add_argument("--root", type=Path, help="folder on the disk to measure")
     parser.add_argument("--json", type=Path, help="write all samples here")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="torch.distributed")
@@ -234,4 +240,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

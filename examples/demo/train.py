@@ -1,6 +1,6 @@
 """The training job, as you would write it: a GPT under FSDP2, and a few lines of stepseal.
 
-    torchrun --standalone --nproc-per-node 2 -m examples.demo.train --root runs/mine --log mine.jsonl
+    torchrun --standalone --nproc-per-node 2 -m examples.demo.train --root runs/mine --history mine.jsonl
 
 Start it again with the same root, and it goes on from the newest committed step.
 """
@@ -57,7 +57,7 @@ def main() -> None:
     ckpt.add("counters", counters, sharing=ss.REPLICATED)
     ckpt.add("rng", ss.RNG())
 
-    with Log(arguments.log if rank == 0 else None) as log, ckpt:
+    with Log(arguments.history if rank == 0 else None) as log, ckpt:
         started = time.perf_counter()
         resumed = ckpt.restore()
         log.write(pid=os.getpid(), **facts_of(resumed, time.perf_counter() - started))
@@ -136,7 +136,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--root", type=Path, required=True, help="where the steps are saved")
-    parser.add_argument("--log", type=Path, required=True, help="JSON lines, written by rank 0")
+    parser.add_argument("--history", type=Path, required=True, help="JSON lines, written by rank 0")
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
     return parser.parse_args()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import datetime
 import enum
 import functools
 import math
+import random
 import threading
 from collections import defaultdict, deque
 from dataclasses import dataclass
@@ -14,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from tests.components._roundtrip import round_trip, same, stored
+from tests.components._roundtrip import freeze, round_trip, same, stored
 
-from stepseal.components._codecs import decode_tree, encode_tree, register, register_codec
+from stepseal.components._codecs import BY_TAG, decode_tree, encode_tree, register, register_codec
 from stepseal.components._codecs_core import MAX_DEPTH
 from stepseal.components._types import TreeContents
 from stepseal.errors import Corrupt, InvalidInput, StateMismatch, UnsupportedState
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-from tests.components._values import Config, Mode
+from tests.components._values import VALUES, Config, Mode
 
 
 class Opaque:
@@ -346,3 +349,47 @@ def test_a_class_defined_again_takes_over_its_name() -> None:
     define()
     later = define()
     assert type(round_trip(later(3))) is later
+
+
+def test_a_codec_that_cannot_take_a_state_is_a_mismatch_with_its_path() -> None:
+    node = {"$object": {"type": "Clock", "state": [1]}}
+    with pytest.raises(StateMismatch, match=r"Clock takes.*TypeError") as caught:
+        decode_tree(stored({"a": node}), component="c")
+    assert caught.value.path == '["a"]'
+
+
+ATOMS: list[object] = [None, True, -1, 1.5, 2**62, "x", "cpu", "|O8", "complex128", [], {}, [[1]]]
+
+
+def _places(node: object) -> list[tuple[Any, Any]]:
+    """Return each place in a document as its container and key."""
+    keys: list[Any] = list(node) if isinstance(node, dict) else []
+    keys = list(range(len(node))) if isinstance(node, list) else keys
+    inner: Any = node
+    return [(inner, key) for key in keys] + [at for key in keys for at in _places(inner[key])]
+
+
+def _damage(document: object, choices: random.Random) -> object:
+    box = [copy.deepcopy(document)]
+    for _ in range(choices.randint(1, 3)):
+        holder, key = choices.choice(_places(box))
+        action = choices.randrange(3)
+        if action == 0:
+            holder[key] = copy.deepcopy(choices.choice(ATOMS))
+        elif action == 1 and isinstance(holder, dict):
+            holder[choices.choice([*BY_TAG, "$keys", "leaf", "shape"])] = holder.pop(key)
+        else:
+            holder[key] = {choices.choice([*BY_TAG]): holder[key]}
+    return box[0]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_damaged_document_is_a_value_or_a_typed_error(name: str) -> None:
+    frozen, choices = freeze(VALUES[name]), random.Random(name)
+    for _ in range(60):
+        leaves = {
+            leaf: (dtype, shape, memoryview(bytearray(data)))
+            for leaf, (dtype, shape, data) in frozen.arrays.items()
+        }
+        with contextlib.suppress(Corrupt, StateMismatch):
+            decode_tree(TreeContents(_damage(frozen.document, choices), leaves))

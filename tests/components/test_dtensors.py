@@ -69,7 +69,11 @@ UNSUPPORTED: dict[str, Callable[[], torch.Tensor]] = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", UNSUPPORTED)
+@pytest.mark.parametrize(
+    "kind",
+    # jagged tensors import a compiler
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind == "jagged")) for kind in UNSUPPORTED],
+)
 def test_tensors_whose_bytes_are_not_their_state_are_refused(kind: str) -> None:
     with pytest.raises(UnsupportedState) as caught:
         leaf(UNSUPPORTED[kind]())

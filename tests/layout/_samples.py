@@ -1,4 +1,5 @@
 """Small sound values for the tests of this wing, and a meter for refusals."""
+# ruff: noqa: ANN401 - a change may be of any field's type
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,6 +122,10 @@ def index(**changes: Any) -> PartIndex:
     return replace(sound, **changes)
 
 
+GOLDEN = Path(__file__).parent / "golden"
+"""Files of format version 1; whoever must change them changes the format, and its version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
     """What a block took."""
@@ -128,11 +134,16 @@ class Cost:
     peak_bytes: int
 
 
-def cost_of(call: Callable[[], object]) -> Cost:
-    """Return the processor time and, measured apart, the peak memory of Python's allocators."""
+def seconds_of(call: Callable[[], object]) -> float:
+    """Return the processor time of a call."""
     start = time.process_time()
     call()
-    seconds = time.process_time() - start
+    return time.process_time() - start
+
+
+def cost_of(call: Callable[[], object]) -> Cost:
+    """Return the processor time and, measured apart, the peak memory of Python's allocators."""
+    seconds = seconds_of(call)
     tracemalloc.start()
     call()
     peak_bytes = tracemalloc.get_traced_memory()[1]

@@ -30,14 +30,12 @@ def elements(box: Box) -> list[Element]:
 
 
 def box_inside(shape: tuple[int, ...], *, min_size: int = 0) -> st.SearchStrategy[Box]:
-    dims = [
-        st.integers(0, extent - min_size).flatmap(
-            lambda offset, extent=extent: st.tuples(
-                st.just(offset), st.integers(min_size, extent - offset)
-            )
+    def dim(extent: int) -> st.SearchStrategy[tuple[int, int]]:
+        return st.integers(0, extent - min_size).flatmap(
+            lambda offset: st.tuples(st.just(offset), st.integers(min_size, extent - offset))
         )
-        for extent in shape
-    ]
+
+    dims = [dim(extent) for extent in shape]
     return st.tuples(*dims).map(
         lambda pairs: Box(tuple(p[0] for p in pairs), tuple(p[1] for p in pairs))
     )

@@ -1,3 +1,5 @@
+# ruff: noqa: ANN401 - a change may be of any field's type
+
 from __future__ import annotations
 
 import json
@@ -10,6 +12,7 @@ import safetensors
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.layout._samples import cost_of, flips, refusal_of, survivors
 
 from stepseal.errors import Corrupt, InvalidInput
 from stepseal.layout import (
@@ -20,8 +23,8 @@ from stepseal.layout import (
     header_size,
     parse_header,
 )
-from tests.layout._samples import cost_of, flips, refusal_of, survivors
 
+deserialize: Any = safetensors.deserialize
 Entries = list[tuple[str, str, tuple[int, ...], int]]
 NUMPY = [
     "bool",
@@ -124,7 +127,7 @@ def test_every_dtype_with_a_name_is_known_to_safetensors() -> None:
         if name is not None:
             size = 2 * ITEMSIZE[dtype]
             data = build_header([("a", dtype, (2,), size)], {}) + bytes(size)
-            ((_, found),) = safetensors.deserialize(data)
+            ((_, found),) = deserialize(data)
             assert found["dtype"] == name
 
 
@@ -180,18 +183,26 @@ def test_length_is_bounded(length: int) -> None:
     "header",
     [
         [], 1, "x", {"a": 1}, {"a": []}, {"a": {}}, {"__metadata__": 1}, {"__metadata__": {"a": 1}},
-        {"__metadata__": {"a": ["b"]}}, {"a": entry(more=1)}, {"a": entry(dtype="F31")}, {"a": entry(dtype=4)},
-        {"a": entry(dtype=["F32"])}, {"a": entry(shape=2)}, {"a": entry(shape=[2.0])}, {"a": entry(shape=["2"])},
-        {"a": entry(shape=[True, 2])}, {"a": entry(shape=[-2])}, {"a": entry(shape=[[2]])}, {"a": entry(shape={})},
+        {"__metadata__": {"a": ["b"]}}, {"a": entry(more=1)}, {"a": entry(dtype="F31")},
+        {"a": entry(dtype=4)},
+        {"a": entry(dtype=["F32"])}, {"a": entry(shape=2)}, {"a": entry(shape=[2.0])},
+        {"a": entry(shape=["2"])},
+        {"a": entry(shape=[True, 2])}, {"a": entry(shape=[-2])}, {"a": entry(shape=[[2]])},
+        {"a": entry(shape={})},
         {"a": entry(shape=[3])}, {"a": entry(shape=[2**62, 4])}, {"a": entry(shape=[2**62] * 60)},
         {"a": entry(shape=[0, 2**62], data_offsets=[0, 0])}, {"a": entry(shape=[1] * 65)},
-        {"a": entry(data_offsets=[0])}, {"a": entry(data_offsets=[0, 8, 8])}, {"a": entry(data_offsets=8)},
-        {"a": entry(data_offsets=[0.0, 8])}, {"a": entry(data_offsets=[False, 8])}, {"a": entry(data_offsets=[8, 0])},
-        {"a": entry(data_offsets=[-8, 0])}, {"a": entry(data_offsets=[1, 9])}, {"a": entry(data_offsets=[0, 7])},
+        {"a": entry(data_offsets=[0])}, {"a": entry(data_offsets=[0, 8, 8])},
+        {"a": entry(data_offsets=8)},
+        {"a": entry(data_offsets=[0.0, 8])}, {"a": entry(data_offsets=[False, 8])},
+        {"a": entry(data_offsets=[8, 0])},
+        {"a": entry(data_offsets=[-8, 0])}, {"a": entry(data_offsets=[1, 9])},
+        {"a": entry(data_offsets=[0, 7])},
         {"a": entry(data_offsets=[2**64, 2**64 + 8])}, {"a": entry(data_offsets=[8, 16])},
         {"a": entry(), "b": entry()}, {"a": entry(), "b": entry(data_offsets=[4, 12])},
-        {"a": entry(), "b": entry(data_offsets=[9, 17])}, {"a": entry(shape=[0], data_offsets=[4, 4])},
-        b'{"a":1,"a":1}', b'{"__metadata__":{"a":"b","a":"b"}}', b' {"a":1}', b"{", b"{}}", b"{}x", b"\xff\xff",
+        {"a": entry(), "b": entry(data_offsets=[9, 17])}, {"a": entry(shape=[0], data_offsets=[4,
+        4])},
+        b'{"a":1,"a":1}', b'{"__metadata__":{"a":"b","a":"b"}}', b' {"a":1}', b"{", b"{}}", b"{}x",
+        b"\xff\xff",
         b'{"\\ud800":1}', b'{"a":NaN}', b"nu", b'{"a":' + b"9" * 1_000_000 + b"}",
         b'{"a":{"dtype":"F32","shape":[2],"shape":[2],"data_offsets":[0,8]}}',
     ],
@@ -257,4 +268,4 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     for found in survivors(
         iter([wrap(data), data]), lambda d: parse_header(d, what="f", file_size=len(d))
     ):
-        assert safetensors.deserialize(found) is not None
+        assert deserialize(found) is not None

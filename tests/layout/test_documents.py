@@ -1,3 +1,5 @@
+# ruff: noqa: ANN401 - a change may be of any field's type
+
 from __future__ import annotations
 
 import hashlib
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.layout._samples import flips, refusal_of, survivors
 
 from stepseal.errors import Corrupt, InvalidInput
 from stepseal.layout import (
@@ -19,7 +22,6 @@ from stepseal.layout import (
     unseal,
 )
 from stepseal.layout._documents import DEFAULT_LIMITS, outline
-from tests.layout._samples import flips, refusal_of, survivors
 
 json_values = st.recursive(
     st.none()
@@ -100,7 +102,7 @@ def test_outline_sees_through_strings_across_windows(monkeypatch: pytest.MonkeyP
 
 
 def test_golden_bytes() -> None:
-    body = {"b": [1, 2.5, None, True, {}], "a": {"text": 'x"\n\u00e9'}, "c": []}
+    body: dict[str, object] = {"b": [1, 2.5, None, True, {}], "a": {"text": 'x"\n\u00e9'}, "c": []}
     assert encode_document(body) == (
         b'{\n "a": {\n  "text": "x\\"\\n\xc3\xa9"\n },\n "b": [\n  1,\n  2.5,\n  null,\n  true,\n  {}\n ],'
         b'\n "c": []\n}\n'
@@ -175,12 +177,18 @@ def test_larger_ints_need_permission() -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\n", b"1", b"1\n\n", b" 1\n", b"\xef\xbb\xbf1\n", b"NaN\n", b"Infinity\n", b"-Infinity\n", b"nul\n",
-        b"-0\n", b"01\n", b"+1\n", b"1.\n", b".5\n", b"1.50\n", b"1e5\n", b"1E5\n", b"1e999\n", b"0x1\n", b"1_0\n",
-        b'"\\u0041"\n', b'"\\/"\n', b'"\\ud800"\n', b'"\\ud83d\\ude00"\n', b'"\xff"\n', b'"\xed\xa0\x80"\n',
-        b'"\xc0\x80"\n', b'"a\n', b'"\x00"\n', b'"\t"\n', b"'a'\n", b"[1,]\n", b"[1 2]\n", b"[1]\n", b"[\n 1\n]",
-        b"[\n  1\n]\n", b"[\r\n 1\r\n]\n", b"[\n]\n", b"{}{}\n", b'{"a":1}\n', b'{\n "a": 1,\n "a": 1\n}\n',
-        b'{\n "b": 1,\n "a": 1\n}\n', b"{\n 1: 1\n}\n", b"[\n 1, // x\n 2\n]\n", b"]\n", b"}{\n", b'\\"\n', b"\\\n",
+        b"", b"\n", b"1", b"1\n\n", b" 1\n", b"\xef\xbb\xbf1\n", b"NaN\n", b"Infinity\n",
+        b"-Infinity\n", b"nul\n",
+        b"-0\n", b"01\n", b"+1\n", b"1.\n", b".5\n", b"1.50\n", b"1e5\n", b"1E5\n", b"1e999\n",
+        b"0x1\n", b"1_0\n",
+        b'"\\u0041"\n', b'"\\/"\n', b'"\\ud800"\n', b'"\\ud83d\\ude00"\n', b'"\xff"\n',
+        b'"\xed\xa0\x80"\n',
+        b'"\xc0\x80"\n', b'"a\n', b'"\x00"\n', b'"\t"\n', b"'a'\n", b"[1,]\n", b"[1 2]\n",
+        b"[1]\n", b"[\n 1\n]",
+        b"[\n  1\n]\n", b"[\r\n 1\r\n]\n", b"[\n]\n", b"{}{}\n", b'{"a":1}\n',
+        b'{\n "a": 1,\n "a": 1\n}\n',
+        b'{\n "b": 1,\n "a": 1\n}\n', b"{\n 1: 1\n}\n", b"[\n 1, // x\n 2\n]\n", b"]\n", b"}{\n",
+        b'\\"\n', b"\\\n",
         b"18446744073709551616\n", b"9223372036854775808\n", b"-9223372036854775808\n",
     ],
     ids=ascii,
@@ -236,7 +244,8 @@ def test_flipped_bits_and_cuts_of_a_sealed_document_are_refused() -> None:
 @pytest.mark.parametrize(
     "document",
     [
-        [], 1, {}, {"body": 1}, {"sha256": "x"}, {"body": 1, "sha256": 1}, {"body": 1, "sha256": "0" * 64},
+        [], 1, {}, {"body": 1}, {"sha256": "x"}, {"body": 1, "sha256": 1}, {"body": 1,
+        "sha256": "0" * 64},
         {"body": 1, "sha256": hashlib.sha256(b"1\n").hexdigest(), "more": 1},
         {"body": 1, "sha256": hashlib.sha256(b"1\n").hexdigest().upper()},
     ],

@@ -12,27 +12,37 @@ from stepseal.layout import _names
 
 BAD_PATHS: list[object] = [
     "", "/", ".", "..", "./a", "../a", "a/.", "a/..", "a/../b", "a/./b", "a//b", "/a", "a/", "//a",
-    "/etc/passwd", "..\\a", "a\\b", "C:", "C:/a", "c:a", "a:b", "~", "~/a", "a b", " a", "a ", "a\n",
-    "\na", "a\t", "a\0", "\0", "a\0.json", "a\r", "a\x1b[31m", "a\x7f", "\u00e9", "e\u0301", "\u2024",
-    "\u2025", "\uff0e\uff0e/a", "\uff0f", "\u2215", "a\u200b", "\u202ea", "\ud800", "a\udcff", "\U0001f600",
+    "/etc/passwd", "..\\a", "a\\b", "C:", "C:/a", "c:a", "a:b", "~", "~/a", "a b", " a", "a ",
+    "a\n",
+    "\na", "a\t", "a\0", "\0", "a\0.json", "a\r", "a\x1b[31m", "a\x7f", "\u00e9", "e\u0301",
+    "\u2024",
+    "\u2025", "\uff0e\uff0e/a", "\uff0f", "\u2215", "a\u200b", "\u202ea", "\ud800", "a\udcff",
+    "\U0001f600",
     "\u0130", "\u017f", "\u212a", "\u0661", ".hidden", "a/.hidden", ".metadata/a", "a/.metadata",
-    "parts/.metadata", "external/.metadata", "external/a/.metadata/b", "external/a/.stepseal", ".stepseal",
-    ".stepseal/x", "...", "a/...", ".METADATA", "..metadata", "%2e%2e/a", "a*", "a?", "a|b", "<a>", '"a"',
+    "parts/.metadata", "external/.metadata", "external/a/.metadata/b", "external/a/.stepseal",
+    ".stepseal",
+    ".stepseal/x", "...", "a/...", ".METADATA", "..metadata", "%2e%2e/a", "a*", "a?", "a|b", "<a>",
+    '"a"',
     "'a'", "$a", "`a`", "a;b", "a&b", "a(b", "{a}", "a#b", "a@b", "a,b", "a+b", "a=b", "!", "[a]",
-    "file://a", "a" * 256, "b/" + "a" * 256, "/".join(["a" * 200] * 6), "a/" * 513, "a/" * 512 + "a",
+    "file://a", "a" * 256, "b/" + "a" * 256, "/".join(["a" * 200] * 6), "a/" * 513,
+    "a/" * 512 + "a",
     None, 3, b"a", ["a"], 1 << 20000,
 ]  # fmt: skip
 GOOD_PATHS = [
-    "manifest.json", ".metadata", "__0_0.distcp", "parts/trainer/3.json", "components/rng/trainer/3.1.safetensors",
-    "external/a/b", "external/a/.metadata", "external/a/b/c/.metadata", "a", "A", "0", "-", "_", "a.", "a..b", "-rf",
+    "manifest.json", ".metadata", "__0_0.distcp", "parts/trainer/3.json",
+    "components/rng/trainer/3.1.safetensors",
+    "external/a/b", "external/a/.metadata", "external/a/b/c/.metadata", "a", "A", "0", "-", "_",
+    "a.", "a..b", "-rf",
     "CON", "a" * 255, "/".join(["a" * 200] * 5) + "/" + "a" * 19,
 ]  # fmt: skip
 BAD_COMPONENTS: list[object] = [
     "", ".", "..", ".a", "-a", "a/b", "a b", "a\n", "\u00e9", "a" * 65, "a\0", "a:b", None, 1, b"a",
 ]  # fmt: skip
 BAD_PARTICIPANTS: list[object] = [
-    "", "/", "a/", "/a", "a//b", "a/b/c/d", ".", "..", "a/..", ".a", "a.b", "node1.cluster/0", "-a", "a/-b",
-    "a b", "a\n", "a/b\n", "\u00e9", "a" * 65, "a/" + "b" * 65, "a\\b", "a:0", None, 3, b"a", "a/" * 100000,
+    "", "/", "a/", "/a", "a//b", "a/b/c/d", ".", "..", "a/..", ".a", "a.b", "node1.cluster/0",
+    "-a", "a/-b",
+    "a b", "a\n", "a/b\n", "\u00e9", "a" * 65, "a/" + "b" * 65, "a\\b", "a:0", None, 3, b"a",
+    "a/" * 100000,
 ]  # fmt: skip
 
 
@@ -103,8 +113,10 @@ def test_step_names_round_trip(step: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["step-", "step-01", "step--1", "step-+1", "step-1 ", " step-1", "step-1\n", "Step-1", "step-1.0", "step_1",
-     "xstep-1", "step-\u0661", "step-9007199254740992", "step-" + "9" * 100, "step-1_0", "step-1.2.abc", ""],
+    ["step-", "step-01", "step--1", "step-+1", "step-1 ", " step-1", "step-1\n", "Step-1",
+    "step-1.0", "step_1",
+     "xstep-1", "step-\u0661", "step-9007199254740992", "step-" + "9" * 100, "step-1_0",
+     "step-1.2.abc", ""],
 )  # fmt: skip
 def test_only_canonical_step_names_count(name: str) -> None:
     assert layout.parse_step_name(name) is None

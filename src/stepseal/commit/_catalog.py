@@ -1,5 +1,4 @@
-"""What a root holds: its format marker, its steps and what is wrong with them. Reads only, creates
-nothing.
+"""What a root holds: its format marker, its steps and what is wrong with them; creates nothing.
 
 Discovery looks at canonical step names and at manifests. Nothing else makes a step: not a folder,
 not an index file, not `latest`.
@@ -30,7 +29,16 @@ from stepseal.storage import KeyNotFound, read_bytes
 if TYPE_CHECKING:
     from stepseal.storage import Entry, Storage
 
-__all__ = ["FORMAT_VERSION", "StepEntry", "list_foreign", "list_steps", "read_marker", "read_step"]
+__all__ = [
+    "FORMAT_VERSION",
+    "StepEntry",
+    "list_foreign",
+    "list_steps",
+    "read_folder",
+    "read_marker",
+    "read_step",
+    "step_numbers",
+]
 
 FORMAT_VERSION = 1
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -45,11 +53,16 @@ class StepEntry:
     step: int
     state: Literal["committed", "damaged", "foreign"]
     """`damaged`: stepseal wrote it, but its manifest is missing, unreadable or not its own.
-    `foreign`: somebody else wrote it, or another run did."""
+    `foreign`: somebody else wrote it, or another run did (then the manifest is there)."""
     problem: str = ""
     """Why it is not `committed`."""
     manifest: Manifest | None = None
     manifest_sha256: str = ""
+
+    @property
+    def is_commit(self) -> bool:
+        """True for what stepseal committed, of whatever run and in whatever state now."""
+        return self.state != "foreign" or self.manifest is not None
 
     @property
     def name(self) -> str:
@@ -92,9 +105,8 @@ def read_marker(storage: Storage) -> str:
     if version != FORMAT_VERSION or not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
         raise Corrupt(
             f"{MARKER}: expected format_version {FORMAT_VERSION} and a 32-digit run_id, found "
-            f"{value!r:.200}. "
-            "Steps are not touched; restore the marker from a backup or from any manifest's "
-            "run_id.",
+            f"{value!r:.200}. Steps are not touched; restore the marker from a backup or from any "
+            "manifest's run_id.",
             path=MARKER,
         )
     return run_id
@@ -114,25 +126,49 @@ def read_step(storage: Storage, step: int, run_id: str | None) -> StepEntry:
     """
     name = step_name(step)
     try:
-        entry = storage.stat(name)
+        return read_folder(storage, name, step, run_id)
     except KeyNotFound as error:
-        raise StepNotFound(f"step {step}: not in this root", step=step, path=name) from error
+        raise StepNotFound(
+            f"step {step}: expected {name} in this root, found nothing of this name. "
+            "`stepseal ls` shows the steps that are there.",
+            step=step,
+            path=name,
+        ) from error
+
+
+def read_folder(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
+    """Say what a folder holds that stands, or stood, in the place of a step.
+
+    Args:
+        storage: the root.
+        key: the folder.
+        step: step number that the manifest must name.
+        run_id: run that the manifest must name; None accepts any.
+
+    Raises:
+        KeyNotFound: there is no folder of that name.
+        StorageUnavailable: the storage refused for a reason other than absence.
+    """
+    entry = storage.stat(key)
     if entry.kind != "directory":
         return StepEntry(step, "foreign", f"expected a directory, found a {entry.kind}")
     try:
-        data = read_bytes(storage, f"{name}/{MANIFEST}", MAX_MANIFEST_BYTES)
+        data = read_bytes(storage, f"{key}/{MANIFEST}", MAX_MANIFEST_BYTES)
     except KeyNotFound:
-        return _without_manifest(storage, step)
+        return _without_manifest(storage, key, step)
     except Corrupt as error:
         return StepEntry(step, "damaged", str(error))
     return _judge(step, data, run_id)
 
 
-def _without_manifest(storage: Storage, step: int) -> StepEntry:
+def _without_manifest(storage: Storage, key: str, step: int) -> StepEntry:
     try:
-        ours = storage.stat(f"{step_name(step)}/parts").kind == "directory"
+        ours = storage.stat(f"{key}/parts").kind == "directory"
     except KeyNotFound:
+        storage.stat(key)  # raises if the folder was moved away meanwhile
         ours = False
+    except Corrupt as error:  # the folder was swapped for something else meanwhile
+        return StepEntry(step, "foreign", str(error))
     if ours:
         return StepEntry(step, "damaged", f"{MANIFEST} is missing")
     return StepEntry(step, "foreign", "not written by stepseal (no manifest, no parts)")
@@ -153,28 +189,33 @@ def _judge(step: int, data: bytes, run_id: str | None) -> StepEntry:
     return StepEntry(step, "committed", "", manifest, manifest_digest(data))
 
 
+def step_numbers(storage: Storage) -> list[int]:
+    """Return the number of every entry with a canonical step name, ascending; reads no manifest."""
+    found = (parse_step_name(entry.name) for entry in storage.list_dir(""))
+    return sorted(step for step in found if step is not None)
+
+
 def list_steps(storage: Storage, run_id: str | None = None) -> tuple[StepEntry, ...]:
-    """Return every folder with a canonical step name, in step order.
+    """Return every entry with a canonical step name, in step order.
+
+    Args:
+        storage: the root.
+        run_id: run that the manifests must name; None accepts any.
 
     Raises:
         StorageUnavailable: the storage refused to list or read.
     """
-    found = [parse_step_name(entry.name) for entry in storage.list_dir("")]
-    return tuple(_read_listed(storage, sorted(s for s in found if s is not None), run_id))
-
-
-def _read_listed(storage: Storage, steps: list[int], run_id: str | None) -> list[StepEntry]:
     entries = []
-    for step in steps:
+    for step in step_numbers(storage):
         try:
             entries.append(read_step(storage, step, run_id))
         except StepNotFound:
             continue  # removed between the listing and the look
-    return entries
+    return tuple(entries)
 
 
 def list_foreign(storage: Storage) -> tuple[Entry, ...]:
-    """Return the entries of the root that look like checkpoints of somebody else; never touched, never resumed."""
+    """Return what looks like checkpoints of somebody else; never touched, never resumed."""
     return tuple(
         entry
         for entry in storage.list_dir("")

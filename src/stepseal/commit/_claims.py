@@ -52,12 +52,16 @@ class ClaimRecord:
 
 def read_claims(storage: Storage) -> tuple[ClaimRecord, ...]:
     """Return all claims, oldest first; empty when nobody ever claimed."""
+    return tuple(_read_claim(storage, number) for number in _numbers(storage))
+
+
+def _numbers(storage: Storage) -> list[int]:
+    """Return every claimed number, ascending, whatever its record says; other names are skipped."""
     try:
         entries = storage.list_dir(INCARNATIONS)
     except KeyNotFound:
-        return ()
-    numbers = sorted(int(m[1]) for e in entries if (m := _NAME.fullmatch(e.name)))
-    return tuple(_read_claim(storage, number) for number in numbers)
+        return []
+    return sorted(int(m[1]) for e in entries if (m := _NAME.fullmatch(e.name)))
 
 
 def _read_claim(storage: Storage, number: int) -> ClaimRecord:
@@ -65,17 +69,20 @@ def _read_claim(storage: Storage, number: int) -> ClaimRecord:
         data = read_bytes(storage, f"{INCARNATIONS}/{number}.json", _MAX_CLAIM_BYTES)
         body = unseal(data, what=f"{INCARNATIONS}/{number}.json", max_bytes=_MAX_CLAIM_BYTES)
         return ClaimRecord(number, _parent_of(body, number))
-    except (Corrupt, KeyError, TypeError):
+    except Corrupt:
         return ClaimRecord(number, None, damaged=True)
 
 
 def _parent_of(body: object, number: int) -> Lineage | None:
-    if not isinstance(body, dict) or body["incarnation"] != number:
-        raise Corrupt(f"{INCARNATIONS}/{number}.json: not the record of incarnation {number}")
-    parent = body["parent"]
-    if parent is None:
-        return None
-    return Lineage(int(parent["step"]), str(parent["manifest_sha256"]), int(parent["incarnation"]))
+    match body:
+        case {"incarnation": int(found), "parent": None} if found == number:
+            return None
+        case {
+            "incarnation": int(found),
+            "parent": {"step": int(step), "manifest_sha256": str(sha256), "incarnation": int(by)},
+        } if found == number:
+            return Lineage(step, sha256, by)
+    raise Corrupt(f"{INCARNATIONS}/{number}.json: not the record of incarnation {number}")
 
 
 def claim(storage: Storage, parent: Lineage | None) -> int:
@@ -89,17 +96,18 @@ def claim(storage: Storage, parent: Lineage | None) -> int:
 
     Raises:
         NotCurrent: other jobs kept claiming at the same time.
+        StorageUnavailable: refused; a record may have been left, which harms nothing.
 
     Durability: on return the claim survives power loss.
     """
-    number = max((record.incarnation for record in read_claims(storage)), default=0)
+    number = max(_numbers(storage), default=0)
     for _ in range(_ATTEMPTS):
         number += 1
         if put_if_absent(storage, f"{INCARNATIONS}/{number}.json", _record(number, parent)):
             return number
     raise NotCurrent(
         f"claim: {_ATTEMPTS} incarnations up to {number} were taken by others meanwhile. "
-        "Are several jobs started on one root?",
+        "Are several jobs started on one root? Stop all but one.",
         found=number,
     )
 
@@ -130,19 +138,19 @@ def check_current(storage: Storage, incarnation: int) -> None:
     Raises:
         NotCurrent: a newer incarnation owns the root; `found` is its number.
     """
-    try:
-        entries = storage.list_dir(INCARNATIONS)
-    except KeyNotFound:
-        entries = ()
-    highest = max((int(m[1]) for e in entries if (m := _NAME.fullmatch(e.name))), default=0)
-    if highest != incarnation:
-        raise NotCurrent(
-            f"commit: incarnation {highest} has claimed this root after ours ({incarnation}): "
-            "another start of "
-            "the job is running. This one must stop; nothing was committed.",
-            expected=incarnation,
-            found=highest,
-        )
+    highest = max(_numbers(storage), default=0)
+    if highest == incarnation:
+        return
+    if highest > incarnation:
+        why = f"incarnation {highest} claimed this root after ours: another start of the job runs"
+    else:
+        why = f"our claim is gone, the highest is {highest}: somebody removed it"
+    raise NotCurrent(
+        f"commit: expected incarnation {incarnation} to own this root, but {why}. "
+        "This job must stop; nothing was committed.",
+        expected=incarnation,
+        found=highest,
+    )
 
 
 def lineage_limits(claims: Iterable[ClaimRecord]) -> dict[int, int | None]:
@@ -150,7 +158,7 @@ def lineage_limits(claims: Iterable[ClaimRecord]) -> dict[int, int | None]:
 
     Walks from the newest claim to its parent's incarnation and so on. A damaged record hides what
     its incarnation resumed from: all older incarnations then count, because losing them would
-        strand the job.
+    strand the job.
     """
     by_number = {record.incarnation: record for record in claims}
     if not by_number:

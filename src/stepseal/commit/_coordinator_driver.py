@@ -99,6 +99,7 @@ class CoordinatorDriver:
         """Linger until every participant said goodbye, is lost, or `close_s` passed; then stop. Idempotent."""
         self._left.wait(self._deadlines.close_s)
         self._stop.set()
+        self._inbox.put(("", messages.Heartbeat()))  # wakes the thread; nobody has that name
         self._thread.join(2 * _IDLE_S + 1.0)
         self._hub.close()
 

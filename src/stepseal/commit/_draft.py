@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stepseal.layout import (
-    CHUNK_BYTES,
     ComponentEntry,
     DocumentRef,
     Lineage,
@@ -17,11 +15,11 @@ from stepseal.layout import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stepseal.commit._actions import Publish
 
 __all__ = ["JobFacts", "draft_manifest"]
-
-DIGEST_ALGORITHM = "xxh3-128"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,11 @@ def draft_manifest(
     durability: str,
     facts: JobFacts,
 ) -> Manifest:
-    """Return the manifest of an attempt, still without the coordinator's own files."""
+    """Return the manifest of an attempt, still without the coordinator's own files.
+
+    What is one for all (cut, metrics, tags, kinds of components) is taken from the first
+    participant; that they agree was checked when they captured.
+    """
     first = publish.captured[participants[0]]
     components = tuple(
         ComponentEntry(
@@ -73,7 +75,7 @@ def draft_manifest(
         resumable=True,
         cut=dict(first.cut),
         created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
-        metrics=dict(first.metrics),
+        metrics={name: float(value) for name, value in first.metrics.items()},
         tags=tuple(first.tags),
         participants=participants,
         topology=dict(facts.topology),
@@ -82,6 +84,4 @@ def draft_manifest(
         files=(),
         versions=dict(facts.versions),
         durability=durability,
-        digest_algorithm=DIGEST_ALGORITHM,
-        chunk_bytes=CHUNK_BYTES,
     )

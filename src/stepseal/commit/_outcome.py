@@ -1,4 +1,8 @@
-"""What came of a save, as one participant can know it: the coordinator's word, else storage's, else UNKNOWN."""
+"""What came of a save, as one participant can know it: the coordinator's word, else storage's.
+
+Where neither tells, the outcome is UNKNOWN, which is an error of its own and never a failure: the
+step may exist.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,9 @@ def resolve_save(state: SaveState, step: int, storage: Storage) -> messages.Comm
         ParticipantFailed: and every other error of the tree, as the coordinator named it.
         CoordinatorLost: the coordinator is gone and the step was not committed.
         CommitTimeout: the coordinator did not decide in time, and this participant had not
-        prepared. OutcomeUnknown: the coordinator is gone and storage does not tell yet.
+            prepared.
+        OutcomeUnknown: the coordinator is gone and storage does not tell yet, or the coordinator
+            could not confirm the commit itself.
     """
     if isinstance(state.outcome, messages.Committed):
         return state.outcome
@@ -45,8 +51,7 @@ def resolve_save(state: SaveState, step: int, storage: Storage) -> messages.Comm
     raise error_from(
         state.lost.kind,
         f"save of step {step}: {state.lost.message}. This participant had not prepared, so the "
-        "step was not "
-        "committed; older steps are untouched.",
+        "step was not committed; older steps are untouched.",
         step=step,
     )
 
@@ -66,24 +71,55 @@ def _aborted(outcome: messages.Aborted) -> errors.CheckpointError:
 def _from_storage(
     write: messages.Write, lost: messages.Cause, step: int, storage: Storage
 ) -> messages.Committed:
+    """Read the outcome. Staging is looked at between two looks at the step's place.
+
+    A commit moves the one to the other, and the coordinator may be doing so right now: only if
+    staging is gone, and the step still does not stand in its place, it was not committed.
+
+    Durability: a step that is found is synced here too, because the coordinator may have died
+    before it did.
+    """
+    text = f"save of step {step}: {lost.message}"
+    try:
+        found = _find(storage, step, write.attempt)
+        if found is None and not _exists(storage, write.staging):
+            found = _find(storage, step, write.attempt)
+            if found is None:
+                raise errors.CoordinatorLost(
+                    f"{text}. Storage shows that this attempt was not committed; older steps are "
+                    "untouched. Restart the job.",
+                    step=step,
+                )
+        if found is not None:
+            storage.sync_dir("")
+            return found
+    except errors.StorageUnavailable as error:
+        raise errors.OutcomeUnknown(
+            f"{text}. This participant had prepared, and storage does not answer: {error} Nothing "
+            "was deleted. Call wait() again, or restart the job: restore() finds out.",
+            step=step,
+        ) from error
+    raise errors.OutcomeUnknown(
+        f"{text}. This participant had prepared, and storage does not show yet whether the step "
+        "was committed; nothing was deleted. Call wait() again, or restart the job: restore() "
+        "finds out.",
+        step=step,
+    )
+
+
+def _find(storage: Storage, step: int, attempt: str) -> messages.Committed | None:
     try:
         entry = read_step(storage, step, None)
     except errors.StepNotFound:
-        entry = None
-    if entry is not None and entry.manifest is not None and entry.manifest.attempt == write.attempt:
-        return messages.Committed(0, write.attempt, step, entry.manifest_sha256)
-    text = f"save of step {step}: {lost.message}"
+        return None
+    if entry.manifest is None or entry.manifest.attempt != attempt:
+        return None
+    return messages.Committed(0, attempt, step, entry.manifest_sha256)
+
+
+def _exists(storage: Storage, key: str) -> bool:
     try:
-        storage.stat(write.staging)
+        storage.stat(key)
     except KeyNotFound:
-        raise errors.CoordinatorLost(
-            f"{text}. Storage shows that this attempt was not committed; older steps are "
-            "untouched. Restart the job.",
-            step=step,
-        ) from None
-    raise errors.OutcomeUnknown(
-        f"{text}. This participant had prepared, and storage does not show yet whether the step "
-        "was committed; "
-        "nothing was deleted. Call wait() again, or restart the job: restore() finds out.",
-        step=step,
-    )
+        return False
+    return True

@@ -149,7 +149,7 @@ class ParticipantDriver:
         posted: list[bool] = []
 
         def arrived() -> bool:
-            found = self._protocol.verdict(step)
+            found = self._protocol.verdict(call, step)
             if found is not None:
                 posted.append(found)
             return bool(posted) or state.lost is not None

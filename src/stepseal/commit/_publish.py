@@ -1,23 +1,22 @@
-"""One attempt on POSIX storage: staging, the commit point, and what happens to whatever stood there
-before.
+"""The commit of one attempt on POSIX storage, and what becomes of whatever stood in its place.
 
-Order of a commit: all parts checked -> index and manifest written and synced -> staging synced ->
-still the current incarnation, deadline not passed -> rename (or exchange) -> root synced. The
-rename is the commit point. Nothing is overwritten in place and nothing that was committed is
-deleted here.
+Order: all parts checked -> index and manifest written and synced -> staging synced -> still the
+current incarnation, deadline not passed -> rename (or exchange) -> root synced. The rename is the
+commit point. Nothing is overwritten in place and nothing that was committed is deleted here. An
+answer that is an error is never believed: storage is read, and where it does not tell, the outcome
+is unknown.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from stepseal.commit._catalog import StepEntry, read_step
+from stepseal.commit._catalog import read_folder
 from stepseal.commit._claims import check_current, in_lineage, lineage_limits, read_claims
-from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
-from stepseal.errors import CommitTimeout, Corrupt, StepExists, StepNotFound, StorageUnavailable
+from stepseal.commit._roots import STAGING
+from stepseal.commit._staging import NONCE, attempt_at, put_aside, to_trash
+from stepseal.errors import CommitTimeout, Corrupt, StepExists, StorageUnavailable
 from stepseal.layout import MANIFEST, encode_manifest, manifest_digest, step_name
 from stepseal.storage import KeyExists, KeyNotFound, create_durable, remove_tree
 
@@ -27,24 +26,13 @@ if TYPE_CHECKING:
     from stepseal.layout import Manifest
     from stepseal.storage import Storage
 
-__all__ = [
-    "NONCE",
-    "Finisher",
-    "PublishUnconfirmed",
-    "begin",
-    "discard",
-    "publish",
-    "supersedable",
-    "sweep",
-]
-
-NONCE = ".nonce"
+__all__ = ["Finisher", "PublishUnconfirmed", "check_place", "publish"]
 
 
 class PublishUnconfirmed(StorageUnavailable):
-    """The step was renamed into place, but the root could not be synced: whether it survives power loss is open."""
+    """The commit point may have been passed, and whether the step survives cannot be told."""
 
-    kind = "publish_unconfirmed"
+    kind: ClassVar[str] = "publish_unconfirmed"
 
 
 class Finisher(Protocol):
@@ -57,8 +45,7 @@ class Finisher(Protocol):
     def inspect(
         self, storage: Storage, key: str, manifest: Manifest, *, exact: bool
     ) -> Sequence[str]:
-        """Return what is wrong with the step's files (sizes, kinds, coverage); empty when all is
-        well.
+        """Return what is wrong with a step's files (sizes, kinds, coverage), one line each.
 
         Args:
             storage: the root.
@@ -68,32 +55,6 @@ class Finisher(Protocol):
                 readers).
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Staging:
-    """A new attempt's folder."""
-
-    key: str
-    nonce: str
-
-
-def staging_key(step: int, incarnation: int, attempt: str) -> str:
-    """Return the key of an attempt's staging folder."""
-    return f"{STAGING}/{step_name(step)}.{incarnation}.{attempt}"
-
-
-def begin(storage: Storage, step: int, incarnation: int, attempt: str) -> Staging:
-    """Make an attempt's staging folder with a nonce by which participants recognise the same root.
-
-    Durability: the folder's name is durable; the nonce need not be.
-    """
-    key = staging_key(step, incarnation, attempt)
-    nonce = secrets.token_hex(16)
-    storage.make_dir(key)
-    storage.sync_dir(STAGING)
-    create_durable(storage, f"{key}/{NONCE}", nonce.encode())
-    return Staging(key, nonce)
 
 
 def publish(
@@ -110,7 +71,7 @@ def publish(
 
     Args:
         storage: the root.
-        staging: the attempt's folder, holding exactly the parts.
+        staging: the attempt's folder, holding exactly the parts and the nonce.
         draft: the manifest without the coordinator's own files.
         finisher: writes the index and inspects the files.
         deadline_passed: asked right before the commit point.
@@ -120,11 +81,12 @@ def publish(
         StepExists: a good step of our lineage, or a foreign folder, has this number.
         NotCurrent: a newer incarnation owns the root.
         CommitTimeout: the deadline passed before the commit point.
-        PublishUnconfirmed: the commit point was passed, but not confirmed durable.
+        PublishUnconfirmed: the commit point may have been passed, but is not confirmed durable.
         StorageUnavailable: the storage refused before the commit point.
 
     Durability: on return the step survives power loss, where the storage honours sync.
     """
+    check_current(storage, draft.incarnation)  # a newer one may have swept staging: say so first
     storage.remove_file(f"{staging}/{NONCE}")
     manifest = finisher.finish(storage, staging, draft)
     problems = tuple(finisher.inspect(storage, staging, manifest, exact=True))
@@ -150,140 +112,126 @@ def publish(
     return manifest_digest(data)
 
 
+def check_place(storage: Storage, step: int, run_id: str, *, key: str | None = None) -> None:
+    """Raise if what has the number of a new step must stay there.
+
+    May be put aside: a step outside the lineage, or one of ours that is damaged.
+
+    Args:
+        storage: the root.
+        step: number of the new step.
+        run_id: run of the new step.
+        key: look here instead, at what was just put out of that place.
+
+    Raises:
+        StepExists: a good step of our own lineage, or a folder that stepseal did not write.
+    """
+    name = step_name(step)
+    try:
+        entry = read_folder(storage, key or name, step, run_id)
+    except KeyNotFound:
+        return
+    if entry.state == "foreign":
+        raise StepExists(
+            f"save of step {step}: {name} is in the way: {entry.problem}. It is left alone: move "
+            "it away, or save into another root.",
+            step=step,
+            path=name,
+        )
+    if entry.state == "damaged" or entry.manifest is None:
+        return
+    if in_lineage(lineage_limits(read_claims(storage)), entry.manifest.incarnation, step):
+        raise StepExists(
+            f"save of step {step}: already committed (incarnation {entry.manifest.incarnation}, "
+            f"attempt {entry.manifest.attempt}). Steps are never overwritten.",
+            step=step,
+            path=name,
+        )
+
+
 def _commit(storage: Storage, staging: str, manifest: Manifest) -> None:
     target = step_name(manifest.step)
     superseding = False
     try:
         storage.rename(staging, target)
     except KeyExists:
-        superseding = not _is_ours(storage, manifest)
-    except StorageUnavailable:
-        if not _is_ours(storage, manifest):
-            raise
+        superseding = not _is_ours(storage, staging, manifest)
+    except StorageUnavailable as error:
+        _require_happened(storage, staging, manifest, error)
     if superseding:
-        supersedable(storage, manifest)
+        check_place(storage, manifest.step, manifest.run_id)
         try:
             storage.exchange(staging, target)
-        except StorageUnavailable:
-            if not _is_ours(storage, manifest):
-                raise
+        except StorageUnavailable as error:
+            _require_happened(storage, staging, manifest, error)
+        _check_displaced(storage, staging, manifest)
     try:
         storage.sync_dir("")
         storage.sync_dir(STAGING)
     except StorageUnavailable as error:
-        raise PublishUnconfirmed(
-            f"step {manifest.step}: renamed into place, but the root could not be synced: {error}. "
-            "The step is visible; whether it survives power loss is not known.",
-            step=manifest.step,
-            path=target,
-            errno=error.errno,
-        ) from error
+        raise _unconfirmed(manifest, "it stands in its place, but the root", error) from error
     if superseding:
-        _put_aside(storage, staging)
+        with contextlib.suppress(StorageUnavailable):  # then `sweep` does it
+            put_aside(storage, staging)
 
 
-def _is_ours(storage: Storage, manifest: Manifest) -> bool:
-    """A rename whose answer was lost did happen if the target carries our attempt."""
+def _is_ours(storage: Storage, staging: str, manifest: Manifest) -> bool:
+    """Tell whether our attempt stands in its step's place: an answer may come from a retry."""
     try:
-        entry = read_step(storage, manifest.step, None)
-    except StepNotFound:
-        return False
-    return entry.manifest is not None and entry.manifest.attempt == manifest.attempt
+        return attempt_at(storage, step_name(manifest.step)) == manifest.attempt
+    except StorageUnavailable as error:
+        raise _unconfirmed(manifest, f"whether it left {staging}", error) from error
 
 
-def supersedable(storage: Storage, manifest: Manifest) -> StepEntry:
-    """Return what stands in the place of a new step, if it may be put aside.
+def _require_happened(
+    storage: Storage, staging: str, manifest: Manifest, error: StorageUnavailable
+) -> None:
+    """Return if the rename or exchange did happen; raise its error if it never will.
 
-    May be put aside: a step outside the lineage, or one of ours that is damaged.
+    The server may still carry out a call that was given up. So where it has not happened, our
+    folder is first moved away from the name that the call knows.
 
     Raises:
-        StepExists: a good step of our own lineage, or a folder that stepseal did not write.
+        PublishUnconfirmed: storage does not tell.
+        StorageUnavailable: `error`, and the folder is gone.
     """
-    entry = read_step(storage, manifest.step, manifest.run_id)
-    if entry.state == "foreign":
-        raise StepExists(
-            f"save of step {manifest.step}: {entry.name} is in the way: {entry.problem}. "
-            "It is left alone: move it away, or save into another root.",
-            step=manifest.step,
-            path=entry.name,
-        )
-    if entry.state == "committed" and entry.manifest is not None:
-        limits = lineage_limits(read_claims(storage))
-        if in_lineage(limits, entry.manifest.incarnation, manifest.step):
-            raise StepExists(
-                f"save of step {manifest.step}: already committed (incarnation "
-                f"{entry.manifest.incarnation}, "
-                f"attempt {entry.manifest.attempt}). Steps are never overwritten.",
-                step=manifest.step,
-                path=entry.name,
-            )
-    return entry
-
-
-def _put_aside(storage: Storage, staging: str) -> None:
-    """Move what was exchanged out of a step's place from staging to the superseded area; best
-    effort.
-
-    If this fails or never runs, `sweep` does it later: it recognises the folder by the committed
-    attempt.
-    """
-    name = staging.rsplit("/", 1)[-1]
+    if _is_ours(storage, staging, manifest):
+        return
+    try:
+        trash = to_trash(storage, staging)
+        held = attempt_at(storage, trash)
+    except StorageUnavailable as refusal:
+        if _is_ours(storage, staging, manifest):
+            return
+        raise _unconfirmed(manifest, f"whether it left {staging}", refusal) from error
+    if held != manifest.attempt:  # exchanged meanwhile: this is what stood there before
+        raise _unconfirmed(manifest, f"what it was exchanged for, now {trash},", error) from error
     with contextlib.suppress(StorageUnavailable):
-        storage.rename(staging, f"{SUPERSEDED}/{name}")
-        storage.sync_dir(SUPERSEDED)
-        storage.sync_dir(STAGING)
+        remove_tree(storage, trash)
+    raise error
 
 
-def discard(storage: Storage, staging: str) -> None:
-    """Remove an aborted attempt's folder: first out of sight, then for good.
-
-    Raises:
-        StorageUnavailable: something could not be removed; it lies in the trash or in staging,
-        harmless.
-    """
-    trash = f"{TRASH}/{staging.rsplit('/', 1)[-1]}.{secrets.token_hex(4)}"
+def _check_displaced(storage: Storage, staging: str, manifest: Manifest) -> None:
+    """Undo an exchange that took out a good step, committed between the look and the exchange."""
     try:
-        storage.rename(staging, trash)
-    except KeyNotFound:
-        return  # never made, or removed by an earlier try
-    remove_tree(storage, trash)
+        check_place(storage, manifest.step, manifest.run_id, key=staging)
+    except StepExists:
+        try:
+            storage.exchange(staging, step_name(manifest.step))
+            storage.sync_dir("")
+            storage.sync_dir(STAGING)
+        except StorageUnavailable as error:
+            raise _unconfirmed(manifest, f"the step it displaced, now {staging},", error) from error
+        raise
+    except StorageUnavailable as error:
+        raise _unconfirmed(manifest, f"what it displaced, now {staging},", error) from error
 
 
-def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
-    """Remove what older incarnations left in staging; return the names that were removed.
-
-    Coordinator only, after its first commit. A folder whose attempt is the one committed under its
-    step number holds what that commit superseded (the job died between exchange and putting aside):
-    it is kept.
-
-    Raises:
-        StorageUnavailable: something could not be listed or removed.
-    """
-    removed = []
-    for entry in storage.list_dir(STAGING):
-        step, owner, attempt = _parse_staging(entry.name)
-        if owner is None or owner >= incarnation or entry.kind != "directory":
-            continue
-        key = f"{STAGING}/{entry.name}"
-        if _committed_attempt(storage, step) == attempt:
-            _put_aside(storage, key)
-        else:
-            discard(storage, key)
-            removed.append(entry.name)
-    return tuple(removed)
-
-
-def _parse_staging(name: str) -> tuple[int, int | None, str]:
-    parts = name.split(".")
-    if len(parts) != 3 or not parts[1].isdecimal() or not parts[0].startswith("step-"):
-        return 0, None, ""
-    number = parts[0].removeprefix("step-")
-    return (int(number), int(parts[1]), parts[2]) if number.isdecimal() else (0, None, "")
-
-
-def _committed_attempt(storage: Storage, step: int) -> str | None:
-    try:
-        entry = read_step(storage, step, None)
-    except StepNotFound:
-        return None
-    return None if entry.manifest is None else entry.manifest.attempt
+def _unconfirmed(manifest: Manifest, what: str, error: StorageUnavailable) -> PublishUnconfirmed:
+    return PublishUnconfirmed(
+        f"step {manifest.step}: {what} could not be confirmed: {error} The step may be visible; "
+        "whether it survives power loss is not known.",
+        step=manifest.step,
+        path=step_name(manifest.step),
+        errno=error.errno,
+    )

@@ -1,16 +1,21 @@
-"""Which step a job resumes from: selection by the coordinator alone, newest first, with a reason for each step passed over."""
+"""Which step a job resumes from: chosen by the coordinator alone, newest first, with reasons.
+
+Every step that is passed over is named with its reason. A step that cannot be read now is passed
+over like a damaged one; none of this ever deletes anything.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stepseal.commit._catalog import StepEntry, list_steps, read_step
+from stepseal.commit._catalog import StepEntry, read_step, step_numbers
 from stepseal.commit._claims import in_lineage, lineage_limits, read_claims
-from stepseal.errors import Corrupt, StepNotFound
+from stepseal.errors import Corrupt, NoResumableStep, StepNotFound, StorageUnavailable
+from stepseal.layout import step_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from stepseal.layout import Manifest
     from stepseal.storage import Storage
@@ -26,7 +31,7 @@ class Selection:
 
     entry: StepEntry | None
     has_commits: bool
-    """At least one step of this run is committed or damaged."""
+    """At least one step was committed here by stepseal, by this run or another, sound or not."""
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -46,30 +51,38 @@ def select(
         step: restore exactly this one, whatever its lineage; None for the newest resumable step of
             the lineage.
         exclude: steps that were tried and failed.
-        inspect: level-1 check of a step's files (types, sizes, exact set).
+        inspect: level-1 check of a step's files (types, sizes).
 
     Raises:
         StepNotFound: `step` was given and is not there.
+        NoResumableStep: `step` was given and is no resume point.
         Corrupt: `step` was given and is damaged.
+        StorageUnavailable: the root cannot be listed, or `step` was given and cannot be read.
     """
     if step is not None:
         return _exactly(storage, run_id, step, inspect)
     limits = lineage_limits(read_claims(storage))
-    entries = list_steps(storage, run_id)
     reasons: dict[str, str] = {}
-    for entry in reversed(entries):
-        if entry.step in exclude:
+    has_commits = bool(exclude)
+    for number in reversed(step_numbers(storage)):
+        if number in exclude:
             continue
-        reason = _reason_against(storage, entry, limits, inspect)
+        try:
+            entry = read_step(storage, number, run_id)
+            reason = _reason_against(storage, entry, limits, inspect)
+            has_commits = has_commits or entry.is_commit
+        except StepNotFound:
+            continue  # removed since it was listed
+        except (Corrupt, StorageUnavailable) as error:
+            reason, has_commits = f"cannot be read: {error}", True
         if reason is None:
-            return Selection(entry, True, reasons)
-        reasons[entry.name] = reason
-    ours = any(entry.state != "foreign" for entry in entries)
-    return Selection(None, ours, {} if not ours else reasons)
+            return Selection(entry, has_commits=True, reasons=reasons)
+        reasons[step_name(number)] = reason
+    return Selection(None, has_commits, reasons if has_commits else {})
 
 
 def _reason_against(
-    storage: Storage, entry: StepEntry, limits: dict[int, int | None], inspect: Inspect
+    storage: Storage, entry: StepEntry, limits: Mapping[int, int | None], inspect: Inspect
 ) -> str | None:
     if entry.manifest is None or entry.state != "committed":
         return f"{entry.state}: {entry.problem}"
@@ -77,8 +90,7 @@ def _reason_against(
     if not in_lineage(limits, manifest.incarnation, entry.step):
         return (
             f"outside the lineage: incarnation {manifest.incarnation} went on after a newer one "
-            "had resumed "
-            "elsewhere"
+            "had resumed elsewhere"
         )
     if not manifest.resumable:
         return f"not resumable (kind {manifest.kind})"
@@ -90,21 +102,29 @@ def _exactly(storage: Storage, run_id: str, step: int, inspect: Inspect) -> Sele
     entry = read_step(storage, step, run_id)
     if entry.state == "foreign":
         raise StepNotFound(
-            f"restore(step={step}): {entry.name} is {entry.problem}. Only steps of this run are "
-            "restored.",
+            f"restore(step={step}): {entry.name} is foreign: {entry.problem}. Only steps of this "
+            "run are restored.",
             step=step,
             path=entry.name,
         )
     problems: Sequence[str] = (entry.problem,)
     if entry.manifest is not None and entry.state == "committed":
+        if not entry.manifest.resumable:
+            reason = f"not resumable (kind {entry.manifest.kind})"
+            raise NoResumableStep(
+                f"restore(step={step}): {entry.name} is {reason}: it holds no full state. "
+                "Restore a full step.",
+                step=step,
+                path=entry.name,
+                reasons={entry.name: reason},
+            )
         problems = inspect(storage, entry.name, entry.manifest)
     if problems:
         raise Corrupt(
             f"restore(step={step}): {'; '.join(problems[:5])}. A step that was asked for is never "
-            "replaced by "
-            "another; restore() without a number falls back to an older one.",
+            "replaced by another; restore() without a number falls back to an older one.",
             step=step,
             path=entry.name,
             problems=tuple(problems),
         )
-    return Selection(entry, True)
+    return Selection(entry, has_commits=True)

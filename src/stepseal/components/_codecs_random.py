@@ -71,9 +71,10 @@ def bit_state_problem(state: object, *, legacy: bool = False) -> str | None:
         state: as `BitGenerator.state` or, when `legacy`, as `RandomState.get_state(legacy=False)`.
         legacy: whether the fields of the legacy Gaussian are there too.
     """
-    if not isinstance(state, dict) or state.get("bit_generator") not in _BIT_STATES:
+    name = state.get("bit_generator") if isinstance(state, dict) else None
+    if not isinstance(state, dict) or not isinstance(name, str) or name not in _BIT_STATES:
         return f"expected the state of one of {sorted(_BIT_STATES)}"
-    known = _BIT_STATES[state["bit_generator"]]
+    known = _BIT_STATES[name]
     outer = {key: value for key, value in state.items() if key not in ("bit_generator", "state")}
     gauss = outer.pop("gauss", None) if legacy else 0.0
     if type(gauss) is not float:
@@ -223,7 +224,7 @@ def _set_or_corrupt(
 ) -> T:
     try:
         put(state)
-    except (RuntimeError, TypeError, ValueError, OverflowError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError, LookupError) as error:
         raise decoder.corrupt("the state of a generator", str(error)) from None
     return generator
 

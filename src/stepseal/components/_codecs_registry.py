@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from stepseal.components._codecs_core import Codec, Decoder, Encoder, describe, qualified
-from stepseal.errors import InvalidInput
+from stepseal.errors import CheckpointError, InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,7 +104,17 @@ def register_codec(
         return encoder.child(encode(value), (".", "state"), 2)
 
     def decode_node(decoder: Decoder, node: object) -> T:
-        return decode(decoder.child(node, (".", "state")))
+        state = decoder.child(node, (".", "state"))
+        try:
+            return decode(state)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise decoder.mismatch(
+                f"a state that the codec of {qualified(cls)} takes",
+                f"{type(error).__name__}: {error}",
+                "Use the code that saved this step",
+            ) from error
 
     _add(_Entry(cls, _checked_name(cls, name), encode_node, decode_node, key=False))
 
@@ -130,8 +140,7 @@ def _checked_name(cls: type, name: str | None) -> str:
     if not label or len(label) > _MAX_NAME or not label.isprintable():
         raise InvalidInput(
             f"cannot register {qualified(cls)}: expected a printable name of 1 to {_MAX_NAME} "
-            "characters, "
-            f"found {describe(label)}.",
+            f"characters, found {describe(label)}.",
             found=label,
         )
     return label

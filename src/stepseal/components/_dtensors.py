@@ -6,6 +6,7 @@ all ranks.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import zlib
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from stepseal.components._types import Topology
 
 __all__ = ["Leaf", "is_dtensor", "leaf_of", "owns_plain_tensors"]
-
 
 _SizesOffsets: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -72,8 +72,8 @@ def owns_plain_tensors(topology: Topology, neighbours: Iterable[torch.Tensor]) -
     meshes = {id(mesh): mesh for mesh in map(_mesh_of, neighbours) if mesh is not None}
     if not meshes:
         return topology.rank == 0
-    ranks = {rank for mesh in meshes.values() for rank in mesh.mesh.flatten().tolist()}
-    return bool(torch.distributed.get_rank() == min(ranks))
+    lowest = min(int(mesh.mesh.min()) for mesh in meshes.values())
+    return bool(torch.distributed.get_rank() == lowest)
 
 
 def leaf_of(component: str, key: str, tensor: torch.Tensor, *, owns_plain: bool) -> Leaf:
@@ -261,5 +261,6 @@ def _unsupported(component: str, key: str, found: str, advice: str) -> Unsupport
     )
 
 
+@functools.cache  # there are few, and torch spells them slowly
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

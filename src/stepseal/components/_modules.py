@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from stepseal.components._leaves import default_sharing, kind_of, mismatch
 from stepseal.components._tensors import FlatState, capture_flat, plan_flat
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import torch
+    from torch import nn
 
     from stepseal.components._leaves import LeafPlan
     from stepseal.components._types import (
@@ -40,7 +40,7 @@ _WRAPPERS = {
 
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the module inside DDP and `torch.compile` wrappers."""
-    while (attribute := _wrapper_attribute(type(module))) is not None:
+    while (attribute := _wrapper_attribute(module)) is not None:
         inner = module._modules[attribute]
         assert inner is not None, "a wrapper holds a module"
         module = inner
@@ -49,7 +49,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def key_cleaner(root: nn.Module) -> Callable[[str], str]:
     """Return what takes the names of wrappers out of keys of `root`'s state dict or parameters."""
-    if any(_wrapper_attribute(type(module)) for module in root.modules()):
+    if any(_wrapper_attribute(module) for module in root.modules()):
         return lambda key: _clean_key(root, key)
     return str
 
@@ -59,10 +59,10 @@ def _clean_key(root: nn.Module, key: str) -> str:
     clean: list[str] = []
     module: nn.Module | None = root
     for part in key.split("."):
-        attribute = None if module is None else _wrapper_attribute(type(module))
+        attribute = None if module is None else _wrapper_attribute(module)
         while module is not None and attribute is not None and attribute != part:
             module = module._modules[attribute]  # a wrapper that hides its own name
-            attribute = None if module is None else _wrapper_attribute(type(module))
+            attribute = None if module is None else _wrapper_attribute(module)
         module = None if module is None else module._modules.get(part)
         if attribute is None:
             clean.append(part)
@@ -167,9 +167,14 @@ class ModuleComponent:
             raise mismatch(self.name, [f"load_state_dict: {error}"]) from error
 
 
+def _wrapper_attribute(module: nn.Module) -> str | None:
+    """Return the attribute under which a wrapper holds its module, None for other modules."""
+    cls: Any = type(module)
+    return _wrapper_class(cls)
+
+
 @functools.lru_cache(maxsize=1024)
-def _wrapper_attribute(cls: type) -> str | None:
-    """Return the attribute under which a wrapper class holds its module, None for other classes."""
+def _wrapper_class(cls: type) -> str | None:
     for base in cls.__mro__:
         if base.__name__ in _WRAPPERS and base.__module__.startswith("torch."):
             return _WRAPPERS[base.__name__]

@@ -97,15 +97,18 @@ class OptimizerComponent:
         names, sharing = self._names(), self.sharing(topology)
         leaves: list[Leaf] = []
         state: dict[str, Any] = {}
+        owners: dict[Any, bool] = {}  # by mesh: most parameters share one
         for fqn, parameter in names.items():
             live = self._live_state(fqn, parameter)
             if not live:
                 continue
             tensors = {k: v for k, v in live.items() if isinstance(v, torch.Tensor)}
             scalars = {k: v for k, v in live.items() if k not in tensors}
-            owns_plain = owns_plain_tensors(topology, [parameter])
+            mesh = getattr(parameter, "device_mesh", None)
+            if mesh not in owners:
+                owners[mesh] = owns_plain_tensors(topology, [parameter])
             keyed = {f"state.{fqn}.{key}": tensor for key, tensor in tensors.items()}
-            leaves += leaves_of(self.name, keyed, sharing, owns_plain=owns_plain)
+            leaves += leaves_of(self.name, keyed, sharing, owns_plain=owners[mesh])
             state[fqn] = {"names": list(live), "values": scalars}
         self._check_distinct(leaves, state)
         groups = options_of(self.optimizer, names)

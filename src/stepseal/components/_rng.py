@@ -142,7 +142,7 @@ def _count(value: object) -> object:
 def _tried(stream: str, put: Callable[[Any], object], state: object) -> list[str]:
     try:
         put(state)
-    except (RuntimeError, TypeError, ValueError, OverflowError, IndexError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError, LookupError) as error:
         return [f"{stream}: the saved state does not fit: {error}"]
     return []
 

@@ -58,8 +58,7 @@ class TreeComponent:
         if declared is Sharing.SHARDED:
             raise InvalidInput(
                 f"component {name!r}: expected a sharing of a tree, found SHARDED, which only "
-                "tensors have. "
-                "Declare sharing=ss.PER_RANK, ss.REPLICATED or ss.GLOBAL.",
+                "tensors have. Declare sharing=ss.PER_RANK, ss.REPLICATED or ss.GLOBAL.",
                 component=name,
                 found=declared.value,
             )

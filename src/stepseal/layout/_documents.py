@@ -91,7 +91,8 @@ def outline(text: bytes, limits: DocumentLimits) -> Outline:
         depths = list(accumulate(steps, initial=depth))
         depth = depths[-1]
         deepest = max(deepest, *depths)
-        if deepest > limits.max_depth:
+        # Below zero the text is malformed, which the decoder says better.
+        if deepest > limits.max_depth or min(depths) < 0:
             break
     return Outline(num_values, num_pairs, deepest)
 

@@ -1,6 +1,6 @@
-"""The public test kit: storage that fails on purpose, conformance suites, a job in one process.
+"""The public test kit: storage that fails on purpose, conformance suites, jobs, and proofs.
 
-Names are imported on first use: `StorageSuite` needs pytest, `World` needs torch, the rest neither.
+Names are imported on first use: `StorageSuite` needs pytest, the rest torch or neither.
 Nothing of stepseal imports this.
 """
 
@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stepseal.testing._counters import Count, FileCount, Operation, ThreadCount
+    from stepseal.testing._exact import ResumableJob, assert_exact_resume
     from stepseal.testing._faults import Delay, Fail, Fault, FaultyStorage, Kill, Lose, Tear
+    from stepseal.testing._identical import (
+        Difference,
+        assert_identical,
+        find_difference,
+        snapshot,
+    )
+    from stepseal.testing._ranks import RanksFailed, run_ranks
     from stepseal.testing._storage_suite import StorageSuite
     from stepseal.testing._world import World
 
@@ -19,7 +27,9 @@ __all__ = [
     "FaultyStorage", "Fault", "Fail", "Delay", "Tear", "Lose", "Kill",
     "Operation", "Count", "ThreadCount", "FileCount",
     "StorageSuite",
-    "World",
+    "World", "run_ranks", "RanksFailed",
+    "assert_exact_resume", "ResumableJob",
+    "assert_identical", "find_difference", "Difference", "snapshot",
 ]  # fmt: skip
 
 _HOMES = {
@@ -27,6 +37,9 @@ _HOMES = {
     "_counters": ("Operation", "Count", "ThreadCount", "FileCount"),
     "_storage_suite": ("StorageSuite",),
     "_world": ("World",),
+    "_ranks": ("run_ranks", "RanksFailed"),
+    "_exact": ("assert_exact_resume", "ResumableJob"),
+    "_identical": ("assert_identical", "find_difference", "Difference", "snapshot"),
 }
 
 

@@ -146,7 +146,7 @@ def _numpy_random() -> Any:  # noqa: ANN401 - a module
 
 
 def _compare(what: str, straight: _Record, other: _Record) -> None:
-    """Raise at the first step that differs; of one step the state first, which names a component."""
+    """Raise at the first step after which outcome or state differ."""
     for step in sorted(other.states.keys() | other.outcomes.keys()):
         for kind, expected, found in (
             ("outcome", straight.outcomes, other.outcomes),
