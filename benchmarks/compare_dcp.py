@@ -38,7 +38,7 @@ Samples = dict[str, list[float]]
 
 
 def llama_like(gigabytes: float) -> State:
-    """Return bf16 parameters with fp32 master copies and Adam moments, shaped like a small Llama."""
+    """Return bf16 parameters with fp32 masters and Adam moments, shaped like a small Llama."""
     hidden, ffn = 1024, 2816
     per_layer = {
         "attention.wq": (hidden, hidden),

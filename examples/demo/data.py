@@ -1,5 +1,7 @@
-"""Real text that every machine with Python has: the sources and documents of its standard library,
-read as bytes, and a loader that knows where it stands."""
+"""Real text that every machine with Python has, and a loader that knows where it stands.
+
+The text is the sources and documents of Python's standard library, read as bytes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The two sizes in which the demo runs; everything that both the job and the conductor must know."""
+"""The two sizes in which the demo runs: what both the job and the conductor must know."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Settings:
 
 SIZES = {
     "full": Settings(
-        ModelSize(width=320, num_layers=8, num_heads=8, context=128),
+        ModelSize(width=320, num_layers=8, num_heads=8, context=96),
         batch=2,
-        num_steps=32,
-        save_every=8,
+        num_steps=30,
+        save_every=6,
         kill_from=24,
         learning_rate=1e-3,
         warmup_steps=6,

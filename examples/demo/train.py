@@ -1,6 +1,7 @@
-"""The training job, as you would write it: a GPT under FSDP2, and a few lines of stepseal.
+r"""The training job, as you would write it: a GPT under FSDP2, and a few lines of stepseal.
 
-    torchrun --standalone --nproc-per-node 2 -m examples.demo.train --root runs/mine --history mine.jsonl
+    torchrun --standalone --nproc-per-node 2 \
+        -m examples.demo.train --root runs/mine --history mine.jsonl
 
 Start it again with the same root, and it goes on from the newest committed step.
 """
@@ -8,11 +9,13 @@ Start it again with the same root, and it goes on from the newest committed step
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +28,9 @@ from examples.demo.data import ByteLoader, read_library
 from examples.demo.model import GPT
 from examples.demo.settings import SIZES, Settings
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 def main() -> None:
     """Train to the last step, from wherever the root stands."""
@@ -34,9 +40,9 @@ def main() -> None:
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
     torch.use_deterministic_algorithms(True)
 
-    torch.manual_seed(settings.seed)  # the same weights on all ranks ...
+    seed_everything(settings.seed)  # the same weights on all ranks ...
     model = shard(GPT(settings.model), num_ranks)
-    torch.manual_seed(settings.seed + 1 + rank)  # ... but not the same dropout
+    seed_everything(settings.seed + 1 + rank)  # ... but not the same dropout
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate)
     scheduler = cosine_with_warmup(optimizer, settings)
     loader = ByteLoader(
@@ -88,6 +94,16 @@ def train_step(
     return float(mean) / dist.get_world_size()
 
 
+def seed_everything(seed: int) -> None:
+    """Seed every global stream of this process."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    with contextlib.suppress(ImportError):  # torch works without NumPy
+        import numpy as np
+
+        np.random.seed(seed)
+
+
 def shard(model: GPT, num_ranks: int) -> GPT:
     """Split every parameter over the ranks."""
     mesh = init_device_mesh("cpu", (num_ranks,))
@@ -124,7 +140,7 @@ class Log:
         if self._file is not None:
             self._file.write(json.dumps(facts) + "\n")
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

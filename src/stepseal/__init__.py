@@ -13,7 +13,7 @@ from stepseal._version import __version__
 
 if TYPE_CHECKING:
     from stepseal.commit import Deadlines
-    from stepseal.components import RNG, Sharing
+    from stepseal.components import RNG, Sharing, register, register_codec
     from stepseal.session import Checkpointer, PendingSave, Restored, Run, Saved, Step, every
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
 
@@ -40,6 +40,8 @@ __all__ = [
     "errors",
     "every",
     "open",
+    "register",
+    "register_codec",
 ]
 
 

@@ -48,7 +48,7 @@ class Job:
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
-        return loss.item()
+        return float(loss.item())
 
     def checkpointer(self, root: Path, mode: str) -> ss.Checkpointer:
         """Return a checkpointer with all components added."""
@@ -70,7 +70,7 @@ class Job:
 
 
 def check_exact(root: Path, mode: str) -> dict[str, Any]:
-    """Save at step 5 while training goes on to 10; restore into fresh objects and train 6 to 10 again."""
+    """Save at step 5 while training goes on; restore into fresh objects and train 6 to 10."""
     job = Job()
     with job.checkpointer(root, mode) as ckpt:
         ckpt.restore()

@@ -50,6 +50,7 @@ def test_scalar_has_one_element() -> None:
     assert whole([2, 0]).num_elements == 0
 
 
+@pytest.mark.slow
 @given(shapes.flatmap(lambda s: st.tuples(box_inside(s), box_inside(s))))
 def test_intersect_is_the_shared_elements(pair: tuple[Box, Box]) -> None:
     a, b = pair
@@ -59,6 +60,7 @@ def test_intersect_is_the_shared_elements(pair: tuple[Box, Box]) -> None:
     assert found == intersect(b, a)
 
 
+@pytest.mark.slow
 @given(shapes.flatmap(lambda s: st.tuples(st.just(s), box_inside(s, min_size=1))))
 def test_linear_range_is_tight(case: tuple[tuple[int, ...], Box]) -> None:
     shape, box = case
@@ -67,6 +69,7 @@ def test_linear_range_is_tight(case: tuple[tuple[int, ...], Box]) -> None:
     assert linear_range(shape, box) == (min(positions), max(positions) + 1)
 
 
+@pytest.mark.slow
 @given(shapes.flatmap(lambda s: st.tuples(box_inside(s), box_inside(s))))
 def test_hull_is_tight_inside_stored(pair: tuple[Box, Box]) -> None:
     stored, wanted = pair
@@ -111,6 +114,7 @@ def is_exact(shape: tuple[int, ...], boxes: list[Box]) -> bool:
     return sorted(held) == sorted(elements(whole(shape)))
 
 
+@pytest.mark.slow
 @given(shapes.flatmap(lambda s: st.tuples(st.just(s), st.lists(box_inside(s), max_size=4))))
 def test_coverage_agrees_with_counting(case: tuple[tuple[int, ...], list[Box]]) -> None:
     shape, boxes = case
@@ -170,6 +174,7 @@ def test_coverage_accepts_any_tiling_with_replicas(
     assert coverage_problems(shape, [*boxes, empty, *replicas]) == []
 
 
+@pytest.mark.slow
 @given(tilings(), st.data())
 def test_coverage_finds_one_lost_or_moved_box(
     tiling: tuple[tuple[int, ...], list[Box]], data: st.DataObject

@@ -69,6 +69,7 @@ def entry_lists(draw: st.DrawFn) -> Entries:
     return found
 
 
+@pytest.mark.slow
 @given(
     entry_lists(),
     st.dictionaries(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"))),

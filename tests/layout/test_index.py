@@ -87,6 +87,7 @@ def indexes(draw: st.DrawFn) -> PartIndex:
     return PartIndex(payloads, tuple(tensors), tuple(copies))
 
 
+@pytest.mark.slow
 @given(indexes())
 def test_indexes_round_trip(value: PartIndex) -> None:
     data = encode_index(value)
@@ -122,6 +123,7 @@ def test_golden_bytes() -> None:
     assert header.metadata == {"format": "stepseal-index", "format_version": "1"}
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_escapes_as_another_error() -> None:
     data = encode_index(index())
     for found in survivors(flips(data), decode_index):

@@ -99,6 +99,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     )
 
 
+@pytest.mark.slow
 @given(manifests())
 def test_manifests_round_trip(value: Manifest) -> None:
     data = encode_manifest(value)
@@ -132,6 +133,7 @@ def test_golden_bytes() -> None:
     assert body["format_version"] == 1
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_refused() -> None:
     tiny = manifest(components=(), files=(), cut={}, metrics={}, topology={}, versions={}, tags=())
     assert survivors(flips(encode_manifest(tiny)), decode_manifest) == []
@@ -313,6 +315,7 @@ def test_any_bytes_are_refused(data: bytes) -> None:
         decode_manifest(data)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(sorted(body())), json_values, max_size=4))
 def test_any_values_in_any_fields_are_read_or_refused(changes: dict[str, Any]) -> None:
     data = seal(body(**changes))

@@ -155,6 +155,9 @@ def test_dcp_names_keep_the_model_bare() -> None:
 def test_paths_that_cannot_both_exist_are_named() -> None:
     assert layout.path_set_problems(["a/b", "a/c", "b", "ab"]) == []
     assert layout.path_set_problems(["a/b", "A/b"]) == ["'A/b' and 'a/b' are the same file"]
+    assert layout.path_set_problems(["a.b", "a", "a-b", "a/b"]) == [
+        "'a' is a file and the folder of 'a/b'"
+    ]
     twice = "a/b"
     assert len(layout.path_set_problems([twice, twice])) == 1
     assert layout.path_set_problems(["a/b/c", "A"]) == ["'A' is a file and the folder of 'a/b/c'"]
@@ -167,6 +170,7 @@ _segment = st.text(alphabet="aB0_-", min_size=1, max_size=2).filter(lambda s: s[
 _participant = st.lists(_segment, min_size=1, max_size=3).map("/".join)
 
 
+@pytest.mark.slow
 @given(st.lists(_participant, min_size=2, max_size=5, unique_by=str.casefold), st.integers(0, 3))
 def test_no_two_participants_share_a_path(participants: list[str], number: int) -> None:
     paths = [

@@ -37,6 +37,7 @@ def files(draw: st.DrawFn) -> tuple[FileEntry, ...]:
     return tuple(found)
 
 
+@pytest.mark.slow
 @given(files(), st.integers(0, 2**53 - 1))
 def test_parts_round_trip(entries: tuple[FileEntry, ...], step: int) -> None:
     value = part(files=entries, step=step)

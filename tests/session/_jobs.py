@@ -52,7 +52,7 @@ class Job:
         torch.manual_seed(7)
         self.model: nn.Module = nn.Sequential(nn.Linear(5, 7), nn.Dropout(0.3), nn.Linear(7, 3))
         if sharded:
-            fully_shard(self.model[0])  # type: ignore[index]
+            fully_shard(self.model[0])
             fully_shard(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=20)

@@ -6,10 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.session._jobs import make_job, make_sharded_job
 
 from stepseal.errors import CheckpointError
 from stepseal.testing import assert_exact_resume, run_ranks
-from tests.session._jobs import make_job, make_sharded_job
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -47,7 +47,7 @@ def other_nan() -> float:
         Point(1.0, torch.ones(2)),
     ],
 )
-def test_a_snapshot_is_identical(value: Any) -> None:
+def test_a_snapshot_is_identical(value: Any) -> None:  # noqa: ANN401
     assert find_difference(value, snapshot(value)) is None
 
 
@@ -88,7 +88,7 @@ def test_a_snapshot_is_identical(value: Any) -> None:
         (np.array([None, 1]), np.array([None, 2]), "[1]: expected 1, found 2"),
     ],
 )
-def test_the_first_difference_is_named(expected: Any, found: Any, told: str) -> None:
+def test_the_first_difference_is_named(expected: Any, found: Any, told: str) -> None:  # noqa: ANN401
     assert str(find_difference(expected, found)) == told
     with pytest.raises(AssertionError) as caught:
         assert_identical(expected, found)
@@ -96,10 +96,14 @@ def test_the_first_difference_is_named(expected: Any, found: Any, told: str) -> 
 
 
 def test_a_snapshot_keeps_what_training_overwrites() -> None:
-    live = {"t": torch.ones(2, requires_grad=True), "l": [np.ones(1)], "q": deque([[1]])}
+    live: dict[str, Any] = {
+        "t": torch.ones(2, requires_grad=True),
+        "l": [np.ones(1)],
+        "q": deque([[1]]),
+    }
     kept = snapshot(live)
     with torch.no_grad():
-        live["t"].zero_()  # type: ignore[attr-defined]
-    live["l"][0][0] = 0  # type: ignore[index]
-    live["q"][0].append(2)  # type: ignore[union-attr]
+        live["t"].zero_()
+    live["l"][0][0] = 0
+    live["q"][0].append(2)
     assert_identical(kept, {"t": torch.ones(2), "l": [np.ones(1)], "q": deque([[1]])})

@@ -57,3 +57,15 @@ def test_bounds_are_checked() -> None:
         run_ranks(0, _hang)
     with pytest.raises(InvalidInput):
         run_ranks(1, _hang, timeout_s=0)
+
+
+def _local_class(rank: int) -> object:
+    class Local:
+        pass
+
+    return Local()
+
+
+def test_a_result_that_does_not_pickle_is_a_failure() -> None:
+    with pytest.raises(RanksFailed, match="Local"):
+        run_ranks(1, _local_class)

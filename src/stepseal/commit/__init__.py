@@ -1,9 +1,10 @@
-"""When a step exists: the commit protocol, its control plane, the catalog of a root, and resume
-selection.
+"""When a step exists: the commit protocol, its control plane, the catalog of a root, and resume.
 
 Decisions are sans-IO (`Coordinator`, `Participant`: events in, actions out); drivers run them on
 threads. Knows storage and layout; knows neither torch nor what the bytes of a component mean.
 """
+# ruff: noqa: I001 - names side by side keep the face on one page
+# fmt: off
 
 from stepseal.commit._catalog import StepEntry, list_foreign, list_steps, read_marker, read_step
 from stepseal.commit._claims import in_lineage, lineage_limits, read_claims
@@ -11,71 +12,26 @@ from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._coordinator_driver import CoordinatorDriver
 from stepseal.commit._deadlines import Deadlines
 from stepseal.commit._draft import JobFacts
+from stepseal.commit._framing import Address
 from stepseal.commit._links import Hub, InProcessHub, Link
-from stepseal.commit._messages import (
-    Applied,
-    Apply,
-    Candidate,
-    Captured,
-    Checked,
-    Committed,
-    ComponentFacts,
-    Fresh,
-    PartFacts,
-    Rejected,
-    RestoreCalled,
-    Restored,
-    RestoreFailed,
-    Write,
-    cause_of,
-    messages_of,
-)
+from stepseal.commit._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
+    ComponentFacts, Fresh, PartFacts, Rejected, RestoreCalled, Restored, RestoreFailed, Write,
+    cause_of, messages_of)
 from stepseal.commit._outcome import resolve_save
 from stepseal.commit._participant import Participant
 from stepseal.commit._participant_driver import ParticipantDriver
-from stepseal.commit._publish import NONCE, Finisher
+from stepseal.commit._publish import Finisher
 from stepseal.commit._rules import error_from
-from stepseal.commit._sockets import Address, SocketHub, SocketLink
+from stepseal.commit._socket_hub import SocketHub
+from stepseal.commit._socket_link import SocketLink
+from stepseal.commit._attempts import NONCE
 
 __all__ = [
-    "NONCE",
-    "Address",
-    "Applied",
-    "Apply",
-    "Candidate",
-    "Captured",
-    "Checked",
-    "Committed",
-    "ComponentFacts",
-    "Coordinator",
-    "CoordinatorDriver",
-    "Deadlines",
-    "Finisher",
-    "Fresh",
-    "Hub",
-    "InProcessHub",
-    "JobFacts",
-    "Link",
-    "PartFacts",
-    "Participant",
-    "ParticipantDriver",
-    "Rejected",
-    "RestoreCalled",
-    "RestoreFailed",
-    "Restored",
-    "SocketHub",
-    "SocketLink",
-    "StepEntry",
-    "Write",
-    "cause_of",
-    "error_from",
-    "in_lineage",
-    "lineage_limits",
-    "list_foreign",
-    "list_steps",
-    "messages_of",
-    "read_claims",
-    "read_marker",
-    "read_step",
+    "Address", "Applied", "Apply", "Candidate", "Captured", "Checked", "Committed",
+    "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Finisher", "Fresh", "Hub",
+    "InProcessHub", "JobFacts", "Link", "NONCE", "PartFacts", "Participant", "ParticipantDriver",
+    "Rejected", "RestoreCalled", "RestoreFailed", "Restored", "SocketHub", "SocketLink",
+    "StepEntry", "Write", "cause_of", "error_from", "in_lineage", "lineage_limits",
+    "list_foreign", "list_steps", "messages_of", "read_claims", "read_marker", "read_step",
     "resolve_save",
 ]

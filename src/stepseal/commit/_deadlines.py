@@ -6,7 +6,10 @@ from dataclasses import dataclass, fields
 
 from stepseal.errors import InvalidInput
 
-__all__ = ["Deadlines"]
+__all__ = ["MAX_S", "Deadlines"]
+
+MAX_S = 1e8
+"""Three years: every wait ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +17,8 @@ class Deadlines:
     """How long anybody waits for anybody.
 
     Raises:
-        InvalidInput: a limit is not a positive number, or `lost_s` is below two heartbeats.
+        InvalidInput: a limit is not a positive number up to `MAX_S`, or `lost_s` is below two
+            heartbeats.
     """
 
     connect_s: float = 120.0
@@ -39,11 +43,12 @@ class Deadlines:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < value <= MAX_S:
                 raise InvalidInput(
-                    f"deadlines: {field.name}: expected a positive number of seconds, found "
-                    f"{value!r}",
-                    expected="> 0",
+                    f"deadlines: {field.name}: expected seconds above 0 and at most {MAX_S:g}, "
+                    f"found {value!r}",
+                    expected=f"0 < seconds <= {MAX_S:g}",
                     found=value,
                 )
         if self.lost_s < 2 * self.heartbeat_s:

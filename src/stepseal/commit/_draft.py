@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from stepseal.layout import (
     ComponentEntry,
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stepseal.commit._actions import Publish
+    from stepseal.layout import ComponentKind, Durability, SharingName
 
 __all__ = ["JobFacts", "draft_manifest"]
 
@@ -39,7 +40,7 @@ def draft_manifest(
     run_id: str,
     incarnation: int,
     parent: Lineage | None,
-    durability: str,
+    durability: Durability,
     facts: JobFacts,
 ) -> Manifest:
     """Return the manifest of an attempt, still without the coordinator's own files.
@@ -51,8 +52,8 @@ def draft_manifest(
     components = tuple(
         ComponentEntry(
             name=found.name,
-            kind=found.kind,
-            sharing=found.sharing,
+            kind=cast("ComponentKind", found.kind),  # checked when the manifest is encoded
+            sharing=cast("SharingName", found.sharing),
             payloads=dict(found.payloads),
             required=True,
             options={},

@@ -332,7 +332,8 @@ def decode_from_participant(data: bytes) -> FromParticipant:
     Raises:
         InvalidInput: the bytes are no message of this protocol.
     """
-    return _decode(_participant_decoder, data)
+    message: FromParticipant = _decode(_participant_decoder, data)
+    return message
 
 
 def decode_from_coordinator(data: bytes) -> FromCoordinator:
@@ -341,7 +342,8 @@ def decode_from_coordinator(data: bytes) -> FromCoordinator:
     Raises:
         InvalidInput: the bytes are no message of this protocol.
     """
-    return _decode(_coordinator_decoder, data)
+    message: FromCoordinator = _decode(_coordinator_decoder, data)
+    return message
 
 
 def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:  # noqa: ANN401 - see callers
@@ -369,8 +371,8 @@ def cause_of(error: BaseException) -> Cause:
 
 
 def _public_kind(error: errors.CheckpointError) -> str:
-    kinds = (getattr(cls, "kind", None) for cls in type(error).__mro__)
-    return next(kind for kind in kinds if kind in _KINDS)
+    classes = (cls for cls in type(error).__mro__ if issubclass(cls, errors.CheckpointError))
+    return next(cls.kind for cls in classes if cls.kind in _KINDS)
 
 
 def _text(value: str) -> str:

@@ -143,9 +143,7 @@ class Participant:
             case messages.Verdict():
                 self._verdicts[message.call, message.step] = message.decided
 
-    def _on_order(
-        self, restore: RestoreState, order: messages.Candidate | messages.Apply
-    ) -> None:
+    def _on_order(self, restore: RestoreState, order: messages.Candidate | messages.Apply) -> None:
         key = (type(order).__name__, order.round)
         if key not in restore.ordered:
             restore.ordered.add(key)
@@ -154,8 +152,10 @@ class Participant:
     def on_lost(self, cause: messages.Cause) -> None:
         """End every undecided call: the coordinator is gone."""
         self.lost = self.lost or cause
-        for state in (*self._saves.values(), *self._restores.values()):
-            state.lost = state.lost or cause
+        for save in self._saves.values():
+            save.lost = save.lost or cause
+        for restore in self._restores.values():
+            restore.lost = restore.lost or cause
 
     def on_time(self, now: float) -> None:
         """End the waits whose deadline has passed."""

@@ -35,7 +35,8 @@ class ParticipantDriver:
         deadlines: limits per phase.
 
     Raises:
-        CoordinatorLost: the coordinator did not answer within `connect_s`.
+        CoordinatorLost: the coordinator refused this participant, or did not answer within
+            `connect_s`; the link is closed.
     """
 
     def __init__(self, participant: str, link: Link, deadlines: Deadlines) -> None:
@@ -46,6 +47,16 @@ class ParticipantDriver:
         self._changed = threading.Condition()
         self._closed = False
         link.start(self._on_message)
+        self._wait(lambda: self._protocol.welcomed or self._is_lost(), deadlines.connect_s)
+        if not self._protocol.welcomed:
+            link.close()
+            lost = self._protocol.lost
+            why = f"no answer within {deadlines.connect_s:g} s" if lost is None else lost.message
+            raise errors.CoordinatorLost(
+                f"control plane: {participant} was not let in by the coordinator: {why}. Do all "
+                "participants belong to the same start of the job?",
+                participant=participant,
+            )
 
     def _on_message(self, message: messages.FromCoordinator | messages.Cause) -> None:
         with self._changed:
@@ -116,15 +127,12 @@ class ParticipantDriver:
             CommitTimeout: nothing came within `timeout_s`.
         """
         state = self._restore(call)
-        self._wait(
-            lambda: bool(state.inbox) or state.answer is not None or state.lost is not None,
-            timeout_s,
-        )
+        self._wait(lambda: state.has_news, timeout_s)
         with self._changed:
+            if state.answer is not None:  # whatever was ordered before is void
+                return state.answer
             if state.inbox:
                 return state.inbox.pop(0)
-            if state.answer is not None:
-                return state.answer
             lost = state.lost
         if lost is not None:
             text = f"restore: {self.participant}: {lost.message}. Restart the job."
@@ -144,7 +152,12 @@ class ParticipantDriver:
         self._link.send(messages.PostVerdict(call, step))
 
     def wait_verdict(self, call: int, step: int) -> bool:
-        """Wait for the verdict at `step`; True also when the coordinator is gone or silent (the save is settled)."""
+        """Wait for the verdict at `step`.
+
+        Returns:
+            Whether the save `call` was decided before `step`; True also when the coordinator is
+            gone or silent, because then this participant must look at the outcome.
+        """
         state = self._save(call)
         posted: list[bool] = []
 
@@ -163,7 +176,7 @@ class ParticipantDriver:
             self._protocol.forget(call)
 
     def close(self) -> None:
-        """Say goodbye, wait for the answer for at most `close_s`, and close the line. Idempotent."""
+        """Say goodbye, wait at most `close_s` for the answer, and close the line. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -171,10 +184,13 @@ class ParticipantDriver:
             self._protocol.welcomed = False
         self._link.send(messages.Goodbye())
         self._wait(
-            lambda: self._protocol.welcomed or self._protocol.lost is not None,
+            lambda: self._protocol.welcomed or self._is_lost(),
             self._deadlines.close_s,
         )
         self._link.close()
+
+    def _is_lost(self) -> bool:
+        return self._protocol.lost is not None
 
     def _save(self, call: int) -> SaveState:
         with self._changed:
@@ -185,7 +201,7 @@ class ParticipantDriver:
             return self._protocol.restore(call)
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Wait until `condition` holds; False at the timeout. Deadlines of calls are judged on the way."""
+        """Wait until `condition` holds, judging deadlines of calls; False at the timeout."""
         end = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not condition():

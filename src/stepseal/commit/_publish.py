@@ -10,12 +10,13 @@ is unknown.
 from __future__ import annotations
 
 import contextlib
+import errno
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from stepseal.commit._attempts import NONCE, attempt_at, put_aside, to_trash
 from stepseal.commit._catalog import read_folder
 from stepseal.commit._claims import check_current, in_lineage, lineage_limits, read_claims
 from stepseal.commit._roots import STAGING
-from stepseal.commit._staging import NONCE, attempt_at, put_aside, to_trash
 from stepseal.errors import CommitTimeout, Corrupt, StepExists, StorageUnavailable
 from stepseal.layout import MANIFEST, encode_manifest, manifest_digest, step_name
 from stepseal.storage import KeyExists, KeyNotFound, create_durable, remove_tree
@@ -27,6 +28,21 @@ if TYPE_CHECKING:
     from stepseal.storage import Storage
 
 __all__ = ["Finisher", "PublishUnconfirmed", "check_place", "publish"]
+
+_REFUSALS = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EINVAL,
+        errno.ENOSPC,
+        errno.ENOSYS,
+        errno.ENOTSUP,
+        errno.EPERM,
+        errno.EROFS,
+        errno.EXDEV,
+    }
+)
+"""Answers that say that a rename was not carried out and never will be."""
 
 
 class PublishUnconfirmed(StorageUnavailable):
@@ -193,10 +209,12 @@ def _require_happened(
 
     Raises:
         PublishUnconfirmed: storage does not tell.
-        StorageUnavailable: `error`, and the folder is gone.
+        StorageUnavailable: `error`; the folder still has its name only if that was a refusal.
     """
     if _is_ours(storage, staging, manifest):
         return
+    if error.errno in _REFUSALS:
+        raise error
     try:
         trash = to_trash(storage, staging)
         held = attempt_at(storage, trash)

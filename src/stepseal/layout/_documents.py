@@ -110,7 +110,7 @@ def encode_document(value: object, limits: DocumentLimits = DEFAULT_LIMITS) -> b
         InvalidInput: a value that JSON cannot hold exactly, or beyond a limit; `.problems` says
             where.
     """
-    problem = _Search(limits).problem(value, 0)
+    problem = _value_problem(value, limits)
     if problem is None:
         try:
             return _canonical(value)
@@ -150,7 +150,7 @@ def decode_document(
         value: object = msgspec.json.decode(text)
     except ValueError as error:  # malformed, not UTF-8, or a number out of range
         raise refuse(what, [f"expected JSON, found {error}"]) from error
-    if problem := _Search(limits).problem(value, 0):
+    if problem := _value_problem(value, limits):
         raise refuse(what, [problem])
     if not _is_canonical(text, value):
         raise refuse(what, ["expected canonical JSON: unique sorted keys, one value per line"])
@@ -218,6 +218,11 @@ def _is_canonical(text: bytes, value: object) -> bool:
 def _lines(value: object) -> bytes:
     lines: bytes = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
     return lines
+
+
+def _value_problem(value: object, limits: DocumentLimits) -> str | None:
+    problem = _Search(limits).problem(value, 0)
+    return problem.removeprefix(": ") if problem else None
 
 
 @dataclass(slots=True)

@@ -83,7 +83,8 @@ class StoredBytes:
     """Digest of all bytes of the item outside the data."""
 
 
-StoredItem: TypeAlias = "StoredTensor | StoredBytes"
+StoredItem: TypeAlias = StoredTensor | StoredBytes
+"""Anything that lies in a payload file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ rule here depends on the platform that runs it. Nothing here touches storage.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
@@ -178,18 +179,13 @@ def is_safe_path(path: object) -> bool:
 def path_set_problems(paths: Iterable[str]) -> list[str]:
     """Name every two paths that cannot both exist: equal after case-fold, or a file as a folder."""
     problems: list[str] = []
-    seen: dict[str, str] = {}
-    for path in paths:
-        folded = path.casefold()
-        if folded in seen:
-            problems.append(f"{show(path)} and {show(seen[folded])} are the same file")
-        seen.setdefault(folded, path)
-    for folded, path in seen.items():
-        end = folded.rfind("/")
-        while end > 0:
-            if (other_file := seen.get(folded[:end])) is not None:
-                problems.append(f"{show(other_file)} is a file and the folder of {show(path)}")
-            end = folded.rfind("/", 0, end)
+    # With `/` sorted before everything else, a folder is followed by what it holds.
+    ordered = sorted((path.casefold().replace("/", "\0"), path) for path in paths)
+    for (first, path), (second, other) in pairwise(ordered):
+        if first == second:
+            problems.append(f"{show(path)} and {show(other)} are the same file")
+        elif second.startswith(f"{first}\0"):
+            problems.append(f"{show(path)} is a file and the folder of {show(other)}")
     return problems
 
 

@@ -5,7 +5,6 @@ Everything is compared bit by bit: NaN equals itself, and 0.0 is not -0.0.
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +15,7 @@ from stepseal.session import Checkpointer
 from stepseal.testing._identical import find_difference, snapshot
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterable, Mapping
 
     from stepseal.commit import Deadlines

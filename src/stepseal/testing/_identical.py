@@ -7,14 +7,12 @@ import dataclasses
 import struct
 import sys
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["Difference", "assert_identical", "find_difference", "snapshot"]
 
@@ -119,7 +117,7 @@ def _children(value: object) -> dict[str, Any] | None:
     if isinstance(value, deque):
         return {".maxlen": value.maxlen, **_numbered(value)}
     if isinstance(value, (list, tuple)) or _is_object_array(value):
-        return _numbered(value)  # type: ignore[arg-type]
+        return _numbered(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f".{f.name}": getattr(value, f.name) for f in dataclasses.fields(value)}
     return None
@@ -130,7 +128,7 @@ def _is_object_array(value: object) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray) and value.ndim > 0
 
 
-def _numbered(values: Iterator[Any] | Any) -> dict[str, Any]:  # noqa: ANN401 - any sequence
+def _numbered(values: Any) -> dict[str, Any]:  # noqa: ANN401 - any sequence
     return {f"[{index}]": item for index, item in enumerate(values)}
 
 
@@ -144,7 +142,7 @@ def _bits(value: object) -> object:
         return struct.pack("<d", value)
     if isinstance(value, complex):
         return struct.pack("<dd", value.real, value.imag)
-    if isinstance(value, Set):
+    if isinstance(value, AbstractSet):
         return frozenset((type(item), item) for item in value)
     return value
 
@@ -153,7 +151,9 @@ def _tensor_difference(path: str, expected: torch.Tensor, found: Any) -> Differe
     described = [f"{list(one.shape)} of {one.dtype}" for one in (expected, found)]
     if described[0] != described[1]:
         return _differ(path, *described)
-    flat = [one.detach().cpu().resolve_conj().resolve_neg().reshape(-1) for one in (expected, found)]
+    flat = [
+        one.detach().cpu().resolve_conj().resolve_neg().reshape(-1) for one in (expected, found)
+    ]
     size = expected.element_size()
     mine, theirs = (one.view(torch.uint8).reshape(-1, size) for one in flat)
     if torch.equal(mine, theirs):
@@ -172,7 +172,9 @@ def _array_difference(path: str, expected: Any, found: Any) -> Difference | None
     if mine == theirs:
         return None
     size = expected.dtype.itemsize
-    index = next(i for i in range(expected.size) if mine[i * size :][:size] != theirs[i * size :][:size])
+    index = next(
+        i for i in range(expected.size) if mine[i * size :][:size] != theirs[i * size :][:size]
+    )
     shown = [repr(one.reshape(-1)[index].item()) for one in (expected, found)]
     return Difference(path, _unravel(index, expected.shape), *shown)
 

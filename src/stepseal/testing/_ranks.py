@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch._C._distributed_c10d import FileStore
 
 from stepseal.errors import InvalidInput
 
@@ -29,7 +30,7 @@ __all__ = ["RanksFailed", "run_ranks"]
 
 T = TypeVar("T")
 
-_PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "stepseal.session"]
+_PRELOAD = ["torch.distributed.checkpoint", "torch.distributed.fsdp"]
 _GRACE_S = 3.0
 """What the others have to end by themselves once one failed."""
 
@@ -48,7 +49,7 @@ class RanksFailed(AssertionError):
 
 
 def run_ranks(
-    num_ranks: int, work: Callable[..., T], *args: Any, timeout_s: float = 60.0
+    num_ranks: int, work: Callable[..., T], *args: object, timeout_s: float = 60.0
 ) -> list[T]:
     """Run `work(rank, *args)` in processes of their own that share a default gloo process group.
 
@@ -149,15 +150,19 @@ def _serve(
         try:
             dist.init_process_group(
                 "gloo",
-                store=dist.FileStore(f"{folder}/store", num_ranks),
+                store=FileStore(f"{folder}/store", num_ranks),
                 rank=rank,
                 world_size=num_ranks,
                 timeout=timedelta(seconds=timeout_s),
             )
-            outcome = (None, work(rank, *args))
-        except BaseException:  # noqa: BLE001 - carried to the caller, who raises it
+            outcome: tuple[str | None, object] = (None, work(rank, *args))
+        except BaseException:
             outcome = (traceback.format_exc(), None)
-        pipe.send(outcome)
+        try:
+            pipe.send(outcome)
+        except Exception:  # what was returned does not pickle
+            outcome = (traceback.format_exc(), None)
+            pipe.send(outcome)
         pipe.recv()  # tensors in it are shared memory of this process: wait until they arrived
         if outcome[0] is None:
             dist.destroy_process_group()

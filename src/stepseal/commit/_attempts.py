@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["NONCE", "Staging", "attempt_at", "begin", "discard", "put_aside", "sweep", "to_trash"]
 
 NONCE = ".nonce"
+"""File in a staging folder by which participants know that they see the coordinator's root."""
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,15})\.([1-9][0-9]{0,15})\.([0-9a-f]{32})")
 _TRASH_NAME = re.compile(_NAME.pattern + r"\.[0-9a-f]{8}")
 
@@ -151,10 +153,8 @@ def _delete(storage: Storage, trash: str) -> None:
         storage.rename(trash, f"{SUPERSEDED}/{_last(trash)}")
         storage.sync_dir(SUPERSEDED)
         return
-    try:
+    with suppress(KeyNotFound):  # somebody else finished it
         remove_tree(storage, trash)
-    except KeyNotFound:
-        pass  # somebody else finished it
 
 
 def _last(key: str) -> str:

@@ -1,0 +1,186 @@
+"""What the coordinator's protocol asks for, done on storage.
+
+Invariants: whatever goes wrong becomes an event, so that every participant hears of it; removing
+leftovers and moving `latest` never fail a save. Runs on one thread, so that nothing is discarded
+while something is swept.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepseal.commit import _actions as actions
+from stepseal.commit import _messages as messages
+from stepseal.commit._attempts import begin, discard, sweep
+from stepseal.commit._catalog import list_steps
+from stepseal.commit._claims import check_current, claim
+from stepseal.commit._draft import JobFacts, draft_manifest
+from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
+from stepseal.commit._resume import select
+from stepseal.commit._roots import initialise_root
+from stepseal.errors import CheckpointError, InternalError, NotRestored
+from stepseal.layout import LATEST, Lineage, step_name
+from stepseal.storage import replace_durable
+
+if TYPE_CHECKING:
+    from stepseal.storage import Storage
+
+__all__ = ["Performer"]
+
+_log = logging.getLogger("stepseal")
+
+
+@dataclass(slots=True)
+class _Incarnation:
+    """What the coordinator knows of its own life."""
+
+    run_id: str
+    number: int | None = None
+    head: Lineage | None = None
+    """Step that the next one names as its parent."""
+    swept: bool = False
+
+
+class Performer:
+    """Performs actions on one root, and remembers which incarnation this is.
+
+    Args:
+        storage: the root, existing and writable.
+        participants: everyone, in ordinal order.
+        finisher: writes the index and inspects files.
+        facts: what goes into each manifest.
+
+    Raises:
+        IncompatibleFormat: the root was made by a newer format version.
+        Corrupt: the root's marker is damaged, or missing although there are steps.
+        StorageUnavailable: the root cannot be written.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        participants: tuple[str, ...],
+        *,
+        finisher: Finisher,
+        facts: JobFacts,
+    ) -> None:
+        self._storage = storage
+        self._participants = participants
+        self._finisher = finisher
+        self._facts = facts
+        self._life = _Incarnation(initialise_root(storage))
+
+    def perform(
+        self, action: actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
+    ) -> actions.DriverEvent:
+        """Perform one action; whatever goes wrong becomes an event for all participants."""
+        try:
+            match action:
+                case actions.BeginStaging():
+                    return self._begin(action)
+                case actions.Publish():
+                    return self._publish(action)
+                case actions.Select():
+                    return self._select(action)
+                case actions.Claim():
+                    return self._claim(action)
+        except PublishUnconfirmed as error:
+            return actions.PublishUnknown(action.call, messages.cause_of(error))
+        except (CheckpointError, OSError) as error:
+            return actions.IoFailed(action.call, messages.cause_of(error))
+        except Exception as error:
+            _log.exception("stepseal: defect in the coordinator")
+            text = f"{type(error).__name__}: {error} (a defect; see the coordinator's log)"
+            cause = messages.cause_of(InternalError(text))
+            if isinstance(action, actions.Publish):  # where it stopped is not known
+                return actions.PublishUnknown(action.call, cause)
+            return actions.IoFailed(action.call, cause)
+
+    def discard(self, action: actions.Discard) -> None:
+        """Remove the folder of an aborted attempt; a failure is only logged."""
+        try:
+            discard(self._storage, action.staging)
+        except (CheckpointError, OSError) as error:
+            _log.warning(
+                "stepseal: leftovers of an aborted save stay for the next sweep: %s", error
+            )
+
+    def after_commit(self) -> None:
+        """Move `latest`, and sweep once; a failure is only logged."""
+        assert self._life.head is not None
+        assert self._life.number is not None
+        step = self._life.head.step
+        try:
+            replace_durable(self._storage, LATEST, f"{step_name(step)}\n".encode())
+            if not self._life.swept:
+                sweep(self._storage, self._life.number)
+                self._life.swept = True
+        except (CheckpointError, OSError) as error:
+            _log.warning("stepseal: after the commit of step %d: %s", step, error)
+
+    def _begin(self, action: actions.BeginStaging) -> actions.Staged:
+        number = self._life.number
+        if number is None:
+            number = self._life.number = self._claim_unrestored()
+        # both are judged again at the commit; here they spare a write that would be for nothing
+        check_current(self._storage, number)
+        check_place(self._storage, action.step, self._life.run_id)
+        staging = begin(self._storage, action.step, number, action.attempt)
+        return actions.Staged(action.call, staging.key, staging.nonce)
+
+    def _claim_unrestored(self) -> int:
+        commits = [entry for entry in list_steps(self._storage) if entry.is_commit]
+        if commits:
+            newest = commits[-1]
+            raise NotRestored(
+                f"save: the root already holds {len(commits)} steps up to {newest.name}, and "
+                "restore() was not called. Call restore() before training, or "
+                "restore(fresh=True) to start anew beside them.",
+                step=newest.step,
+            )
+        return claim(self._storage, None)
+
+    def _publish(self, action: actions.Publish) -> actions.Published:
+        life = self._life
+        assert life.number is not None
+        draft = draft_manifest(
+            action,
+            participants=self._participants,
+            run_id=life.run_id,
+            incarnation=life.number,
+            parent=life.head,
+            durability=self._storage.sync_support(),
+            facts=self._facts,
+        )
+        sha256 = publish(
+            self._storage,
+            action.staging,
+            draft,
+            finisher=self._finisher,
+            deadline_passed=lambda: time.monotonic() > action.deadline,
+        )
+        life.head = Lineage(action.step, sha256, life.number)
+        return actions.Published(action.call, sha256)
+
+    def _select(self, action: actions.Select) -> actions.Selected:
+        found = select(
+            self._storage,
+            self._life.run_id,
+            step=action.step,
+            exclude=action.exclude,
+            inspect=functools.partial(self._finisher.inspect, exact=False),
+        )
+        lineage = None if found.entry is None else found.entry.lineage()
+        manifest = None if found.entry is None else found.entry.manifest
+        attempt = "" if manifest is None else manifest.attempt
+        return actions.Selected(action.call, lineage, attempt, found.has_commits, found.reasons)
+
+    def _claim(self, action: actions.Claim) -> actions.Claimed:
+        self._life.number = claim(self._storage, action.parent)
+        self._life.head = action.parent
+        self._life.swept = False
+        return actions.Claimed(action.call, self._life.number)

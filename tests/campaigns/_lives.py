@@ -1,0 +1,207 @@
+"""Workloads of the crash campaigns: what a job does, life after life, until something kills it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import stepseal as ss
+from stepseal.testing import World
+from tests.campaigns._log import Event, Log
+from tests.campaigns._states import Replica, digest_of, expected_step
+
+if TYPE_CHECKING:
+    from stepseal.storage import Storage
+
+__all__ = ["DEADLINES", "WORKLOADS", "Life", "Player", "Workload"]
+
+DEADLINES = ss.Deadlines(
+    connect_s=20, capture_s=20, write_s=20, commit_s=20, check_s=20, apply_s=20, close_s=20
+)
+"""Far above what a healthy run needs, below the time after which a run counts as hanging."""
+
+Mode = Literal["sync", "async"]
+
+
+@dataclass(frozen=True)
+class Life:
+    """One incarnation of a job."""
+
+    number: int
+    """Part of every value it saves."""
+    root: Path
+    log: Log
+    storage: Callable[[int], Storage]
+    """Storage of a rank."""
+    num_participants: int = 2
+
+    def next(self) -> Life:
+        """Return the incarnation after this one."""
+        return replace(self, number=self.number + 1)
+
+    def run(self, script: Callable[[Player], None], mode: Mode) -> None:
+        """Let every participant follow the script, and close."""
+        world = World(self.num_participants, self.storage, deadlines=DEADLINES)
+
+        def work(rank: int, checkpointer: ss.Checkpointer) -> None:
+            player = Player(rank, checkpointer, self, world.participants)
+            with checkpointer:
+                script(player)
+            player.acknowledge()
+
+        world.run(work, mode=mode)
+
+
+class Player:
+    """One participant of one life: keeps its state, and the log of what it was told."""
+
+    def __init__(
+        self, rank: int, checkpointer: ss.Checkpointer, life: Life, participants: tuple[str, ...]
+    ) -> None:
+        self.rank = rank
+        self.replica = Replica(rank)
+        self._checkpointer = checkpointer
+        self._life = life
+        self._participants = participants
+        self._pending: ss.PendingSave | None = None
+        self.replica.add_to(checkpointer)
+
+    def restore(self) -> ss.Restored | None:
+        """Resume from the newest step."""
+        return self._checkpointer.restore()
+
+    def go_back(self, step: int) -> None:
+        """Resume from exactly this step, leaving newer ones outside the lineage."""
+        self._note("branching", step)
+        self._checkpointer.restore(step)
+        self._note("branched", step)
+
+    def save(self, step: int, *, wait: bool = True) -> None:
+        """Save; without `wait` the outcome is taken at the next save, or at the end."""
+        self.replica.fill(self._life.number, step)
+        self._note("begin", step)
+        pending = self._checkpointer.save(step, cut={"life": self._life.number})
+        self.acknowledge()  # the one before is settled
+        self._pending = pending
+        if wait:
+            self.acknowledge()
+
+    def acknowledge(self) -> None:
+        """Wait for the save in flight and log that it is committed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._note("acknowledged", pending.wait().step)
+
+    def _note(
+        self, kind: Literal["begin", "acknowledged", "branching", "branched"], step: int
+    ) -> None:
+        number = self._life.number
+        digest = digest_of(expected_step(number, step, self._participants))
+        self._life.log.add(Event(kind, number, step, digest))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a killed process did."""
+
+    run: Callable[[Life], None]
+    num_participants: int = 2
+    crashed_before: Callable[[str, str], bool] | None = None
+    """The job that `prelude` runs is killed at this operation, before the one under test begins."""
+    prelude: Callable[[Life], None] | None = None
+
+
+def _four(player: Player) -> None:
+    player.restore()
+    player.save(10, wait=False)
+    player.save(20)
+    player.save(30, wait=False)
+    player.save(40, wait=False)
+
+
+def _async(life: Life) -> None:
+    life.run(_four, "async")
+
+
+def _sync(life: Life) -> None:
+    life.run(_four, "sync")
+
+
+def _mixed(life: Life) -> None:
+    """Two asynchronous saves, then a restart, then two synchronous ones."""
+
+    def first(player: Player) -> None:
+        player.restore()
+        player.save(10, wait=False)
+        player.save(20)
+
+    def second(player: Player) -> None:
+        restored = player.restore()
+        assert restored is not None
+        player.save(restored.step + 10)
+        player.save(restored.step + 20)
+
+    life.run(first, "async")
+    life.next().run(second, "sync")
+
+
+def _superseding(life: Life) -> None:
+    """Go back behind two steps and save both again, in place of what is now outside the lineage."""
+
+    def first(player: Player) -> None:
+        player.restore()
+        for step in (10, 20, 30):
+            player.save(step)
+
+    def second(player: Player) -> None:
+        player.go_back(10)
+        player.save(20, wait=False)
+        player.save(30)
+
+    life.run(first, "async")
+    life.next().run(second, "async")
+
+
+def _first_of_two(life: Life) -> None:
+    def first(player: Player) -> None:
+        player.restore()
+        for step in (10, 20, 30):
+            player.save(step)
+
+    life.run(first, "async")
+
+
+def _second_of_two(life: Life) -> None:
+    def second(player: Player) -> None:
+        restored = player.restore()
+        assert restored is not None
+        for step in (10, 20):
+            player.save(restored.step + step)
+
+    life.next().run(second, "async")
+
+
+def _at_commit_of_30(operation: str, key: str) -> bool:
+    return operation == "rename" and key.endswith("-> step-30")
+
+
+def _at_unlink_of_30(operation: str, key: str) -> bool:
+    return operation == "remove_file" and ".stepseal/staging/step-30" in key
+
+
+WORKLOADS = {
+    "mixed": Workload(_mixed),
+    "async": Workload(_async),
+    "sync": Workload(_sync),
+    "alone": Workload(_mixed, num_participants=1),
+    "three": Workload(_mixed, num_participants=3),
+    "superseding": Workload(_superseding),
+    "after-commit-crash": Workload(
+        _second_of_two, crashed_before=_at_commit_of_30, prelude=_first_of_two
+    ),
+    "after-prepared-crash": Workload(
+        _second_of_two, crashed_before=_at_unlink_of_30, prelude=_first_of_two
+    ),
+}

@@ -1,0 +1,186 @@
+"""What must hold after a crash: reopen, verify, resume, save again; every deviation is reported."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import stepseal as ss
+from stepseal import errors
+from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest
+from stepseal.storage import KeyNotFound, LocalStorage, read_bytes
+from stepseal.transfer import verify_step
+from tests.campaigns._log import timelines_of
+from tests.campaigns._states import digest_of, expected_step, stored_step
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.campaigns._lives import Life, Player
+    from tests.campaigns._log import Event, Log, Timeline
+
+__all__ = ["Violation", "recover", "survey"]
+
+Kind = Literal[
+    "damaged",
+    "leftovers",
+    "values",
+    "lost",
+    "resume",
+    "save-again",
+    "not-swept",
+    "workload",
+    "hang",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One broken promise."""
+
+    kind: Kind
+    """`damaged`: a visible step is not whole; `leftovers`: it holds files that it does not name;
+    `values`: it is whole but not what was saved; `lost`: acknowledged and gone; `resume`: restore
+    chose or delivered something else; the others as they say."""
+    text: str
+
+
+def recover(life: Life) -> list[Violation]:
+    """Do what the next incarnation does, and check everything before and after.
+
+    Args:
+        life: the incarnation after all that were killed; its storage is not disturbed.
+    """
+    found = survey(life.root, life.log)
+    if not any(violation.kind == "damaged" for violation in found):
+        found += _resume_and_save(life)
+        found += survey(life.root, life.log)
+        found += _not_swept(life.root)
+    return list(dict.fromkeys(found))
+
+
+def survey(root: Path, log: Log) -> list[Violation]:
+    """Check all that a reader can see against what the job was told."""
+    events = log.events()
+    timelines = timelines_of(events)
+    try:
+        run = ss.open(root)
+    except errors.RootNotFound:
+        lost = [Violation("lost", f"no root, but {t.newest} acknowledged") for t in timelines[:1]]
+        return lost if all(t.acknowledged for t in timelines) else []
+    found: list[Violation] = []
+    for entry in run.entries():
+        if entry.state == "committed":
+            found += _check_step(run.step(entry.step), events)
+        else:
+            found.append(Violation("damaged", f"{entry.name} is {entry.state}: {entry.problem}"))
+    if found:
+        return found
+    found += _check_kept(run, events)
+    return found + _check_newest(run.latest(), timelines)
+
+
+def _check_step(step: ss.Step, events: list[Event]) -> list[Violation]:
+    """A visible step is whole, holds nothing else, and exactly what one save meant it to hold."""
+    found = []
+    for finding in step.verify():
+        kind: Kind = "damaged" if finding.severity == "damage" else "leftovers"
+        found.append(Violation(kind, f"step {step.step}: {finding.path}: {finding.message}"))
+    if found:
+        return found
+    life = step.manifest.cut.get("life")
+    begun = {event.digest for event in events if (event.life, event.step) == (life, step.step)}
+    values = stored_step(step)
+    if digest_of(values) not in begun:
+        return [Violation("values", f"step {step.step} of life {life}: never saved: {values}")]
+    return []
+
+
+def _check_kept(run: ss.Run, events: list[Event]) -> list[Violation]:
+    """Whatever was acknowledged is in its place, or was put aside whole."""
+    kept = {(step, run.step(step).manifest.cut.get("life")) for step in run.steps()}
+    kept |= _superseded(run.root)
+    told = {(event.step, event.life) for event in events if event.kind == "acknowledged"}
+    return [
+        Violation("lost", f"step {step} of life {life} was acknowledged and is nowhere")
+        for step, life in sorted(told - kept)
+    ]
+
+
+def _superseded(root: str) -> set[tuple[int, object]]:
+    """Return step and life of what lies whole where superseded steps are kept or pass through."""
+    storage = LocalStorage.open(root)
+    found = set()
+    for area in (".stepseal/superseded", ".stepseal/staging", ".stepseal/trash"):
+        try:
+            entries = storage.list_dir(area)
+        except KeyNotFound:
+            continue
+        for entry in entries:
+            key = f"{area}/{entry.name}"
+            try:
+                data = read_bytes(storage, f"{key}/{MANIFEST}", MAX_MANIFEST_BYTES)
+                manifest = decode_manifest(data)
+            except (KeyNotFound, errors.Corrupt):
+                continue
+            if not verify_step(storage, key, manifest):
+                found.add((manifest.step, manifest.cut.get("life")))
+    return found
+
+
+def _check_newest(latest: ss.Step | None, timelines: list[Timeline]) -> list[Violation]:
+    for timeline in timelines:
+        if latest is None and timeline.newest is None:
+            return []
+        if latest is None or (timeline.newest is not None and latest.step < timeline.newest):
+            continue
+        if (latest.manifest.cut.get("life"), latest.step) in timeline.begun:
+            return []
+    chosen = None if latest is None else (latest.step, latest.manifest.cut)
+    newest = " or ".join(str(timeline.newest) for timeline in timelines)
+    return [Violation("lost", f"newest is {chosen}, but {newest} was acknowledged")]
+
+
+def _resume_and_save(life: Life) -> list[Violation]:
+    found: list[Violation] = []
+    wanted = None
+    try:
+        wanted = ss.open(life.root).latest()
+    except errors.RootNotFound:
+        pass
+
+    def script(player: Player) -> None:
+        restored = player.restore()
+        found.extend(_check_resumed(player, restored, wanted))
+        newest = 0 if restored is None else restored.step
+        player.save(newest + 10, wait=False)  # the number of the step that was torn, if any was
+        player.save(newest + 20)
+
+    try:
+        life.run(script, "async")
+    except errors.CheckpointError as error:
+        found.append(Violation("save-again", f"{type(error).__name__}: {error}"))
+    return found
+
+
+def _check_resumed(
+    player: Player, restored: ss.Restored | None, wanted: ss.Step | None
+) -> list[Violation]:
+    if restored is None or wanted is None:
+        if restored is wanted:
+            return []
+        return [Violation("resume", f"expected {wanted}, restored {restored}")]
+    number = wanted.manifest.cut.get("life")
+    assert isinstance(number, int)
+    if restored.step != wanted.step or restored.skipped:
+        text = f"expected step {wanted.step}, restored {restored.step}; {restored.skipped}"
+        return [Violation("resume", text)]
+    difference = player.replica.differs_from(number, wanted.step)
+    return [Violation("resume", difference)] if difference else []
+
+
+def _not_swept(root: Path) -> list[Violation]:
+    areas = [root / ".stepseal" / name for name in ("staging", "trash")]
+    left = [str(path.relative_to(root)) for area in areas for path in area.iterdir()]
+    return [Violation("not-swept", f"after two commits: {', '.join(sorted(left))}")] if left else []

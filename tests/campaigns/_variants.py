@@ -1,0 +1,244 @@
+"""Broken commit protocols, each made by a small patch of one process: what the campaigns must catch.
+
+Each is a mistake that a checkpoint library in the wild has made. Where a second safeguard of
+stepseal would turn the mistake into a clean abort, the patch takes that away too and says so.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stepseal.commit import CoordinatorDriver, PartFacts, _performer, _publish, _staging
+from stepseal.commit._actions import Publish
+from stepseal.commit._messages import Committed, Prepared
+from stepseal.commit._save_round import SaveRound
+from stepseal.layout import MANIFEST, step_name
+from stepseal.session._finisher import StepFinisher
+from stepseal.session._saving import PartWriter
+from stepseal.storage import KeyExists, MemoryStorage, create_durable
+from stepseal.transfer import write_part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.layout import Buffer
+    from stepseal.storage import Storage, WriteHandle
+
+__all__ = ["VARIANTS", "Variant"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A protocol to run instead of the real one."""
+
+    patch: Callable[[], None]
+    """Break this process."""
+    wrap: Callable[[Storage], Storage] = lambda storage: storage
+    """Break the storage of one participant."""
+    caught_as: frozenset[str] = frozenset({"damaged", "values"})
+    """Kinds of violation of which at least one must be reported."""
+
+
+def _replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
+    assert hasattr(owner, name), f"{owner}.{name} is gone: this variant would break nothing"
+    setattr(owner, name, new)
+
+
+class _Wrapped:
+    """A storage of which single verbs are replaced."""
+
+    def __init__(self, inner: Storage) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the verb
+        return getattr(self.inner, name)
+
+
+# -- commit before all prepared --------------------------------------------------------------------
+
+
+def _commit_early() -> None:
+    """The first PREPARED counts for everybody; what the others will write is known beforehand.
+
+    The coordinator's own look at the files is taken away: it would refuse the step.
+    """
+    promised: dict[tuple[str, str], PartFacts] = {}
+    everybody = threading.Barrier(2)
+    run, on_prepared = PartWriter._run, SaveRound.on_prepared
+
+    def promise_and_run(self: PartWriter) -> None:
+        write, participant = self._write, self._driver.participant
+        scratch = MemoryStorage()
+        scratch.make_dir("dry")
+        ref = write_part(
+            scratch,
+            "dry",
+            step=self._step,
+            attempt=write.attempt,
+            participant=participant,
+            ordinal=write.ordinal,
+            contents=self._contents,
+            check_cancelled=lambda: None,
+        )
+        promised[write.attempt, participant] = PartFacts(ref.path, ref.size_bytes, ref.sha256)
+        everybody.wait()
+        run(self)
+
+    def on_first(self: SaveRound, participant: str, message: Prepared, now: float) -> list[Any]:
+        todo = on_prepared(self, participant, message, now)
+        for other in self.participants:
+            known = promised[message.attempt, other]
+            todo += on_prepared(self, other, Prepared(message.call, message.attempt, known), now)
+        return todo
+
+    _replace(PartWriter, "_run", promise_and_run)
+    _replace(SaveRound, "on_prepared", on_first)
+    _trust_reports()
+
+
+def _trust_reports() -> None:
+    _replace(StepFinisher, "finish", lambda _self, _storage, _staging, draft: draft)
+    _replace(StepFinisher, "inspect", lambda *_args, **_options: ())
+
+
+# -- names shared between attempts -----------------------------------------------------------------
+
+
+def _share_names() -> None:
+    """Every attempt of a step uses one folder, and goes on with the files that it finds there."""
+
+    def begin(storage: Storage, step: int, _incarnation: int, attempt: str) -> _staging.Staging:
+        key = f"{_staging.STAGING}/{step_name(step)}"
+        try:
+            storage.make_dir(key)
+        except KeyExists:
+            pass
+        storage.sync_dir(_staging.STAGING)
+        create_durable(storage, f"{key}/{_staging.NONCE}", attempt.encode())
+        return _staging.Staging(key, attempt)
+
+    _replace(_performer, "begin", begin)
+
+
+class _Reusing(_Wrapped):
+    """Documents are written anew, data that is there already is kept: the upload is resumed."""
+
+    def create_file(self, key: str) -> WriteHandle:
+        try:
+            return self.inner.create_file(key)
+        except KeyExists:
+            if ".stepseal/staging/" not in key:
+                raise
+            if "/components/" in key or key.endswith(".distcp"):
+                return _Nothing()
+            self.inner.remove_file(key)
+            return self.inner.create_file(key)
+
+
+class _Nothing:
+    """Takes everything and stores nothing."""
+
+    def write(self, data: Buffer, offset: int) -> None: ...
+    def sync(self) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> _Nothing:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+# -- prepared before close -------------------------------------------------------------------------
+
+
+class _Late(_Wrapped):
+    """Data files get their size at once, and their bytes only with `finish`."""
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self.unwritten: list[_LateFile] = []
+
+    def create_file(self, key: str) -> WriteHandle:
+        if "/components/" not in key and not key.endswith(".distcp"):
+            return self.inner.create_file(key)
+        self.unwritten.append(_LateFile(self.inner.create_file(key)))
+        return self.unwritten[-1]
+
+    def finish(self) -> None:
+        """Write, sync and close what is still open."""
+        for file in self.unwritten:
+            file.finish()
+        self.unwritten.clear()
+
+
+class _LateFile(_Nothing):
+    def __init__(self, inner: WriteHandle) -> None:
+        self._inner = inner
+        self._pieces: list[tuple[bytes, int]] = []
+
+    def write(self, data: Buffer, offset: int) -> None:
+        self._pieces.append((bytes(data), offset))
+        self._inner.write(bytes(len(bytes(data))), offset)
+
+    def finish(self) -> None:
+        for data, offset in self._pieces:
+            self._inner.write(data, offset)
+        self._inner.sync()
+        self._inner.close()
+
+
+def _prepare_early() -> None:
+    """PREPARED is said while files are open; the slowest writer finishes after the decision."""
+    run = PartWriter._run
+
+    def run_late(self: PartWriter) -> None:
+        run(self)
+        self._driver.wait_outcome(self._write.call, None)
+        assert isinstance(self._storage, _Late)
+        self._storage.finish()
+
+    _replace(PartWriter, "_run", run_late)
+
+
+# -- more ------------------------------------------------------------------------------------------
+
+
+def _acknowledge_early() -> None:
+    """Everybody is told of success when the commit begins."""
+    perform = CoordinatorDriver._perform
+
+    def tell_and_perform(self: CoordinatorDriver, todo: list[Any]) -> None:
+        for action in todo:
+            if isinstance(action, Publish):
+                for name in action.prepared if hasattr(action, "prepared") else action.parts:
+                    told = Committed(action.call, action.attempt, action.step, "0" * 64)
+                    self._hub.send(name, told)
+        perform(self, todo)
+
+    _replace(CoordinatorDriver, "_perform", tell_and_perform)
+
+
+def _publish_by_copying() -> None:
+    """The step's folder is made, then filled file by file, as a move between file systems does."""
+
+    def commit(storage: Storage, staging: str, manifest: Any) -> None:  # noqa: ANN401 - as patched
+        target = step_name(manifest.step)
+        storage.make_dir(target)
+        names = [entry.name for entry in storage.list_dir(staging)]
+        for name in sorted(names, key=lambda name: name != MANIFEST):
+            storage.rename(f"{staging}/{name}", f"{target}/{name}")
+        storage.sync_dir("")
+        storage.remove_dir(staging)
+
+    _replace(_publish, "_commit", commit)
+
+
+VARIANTS = {
+    "none": Variant(lambda: None),
+    "commit-before-all-prepared": Variant(_commit_early),
+    "names-shared-between-attempts": Variant(_share_names, _Reusing),
+    "prepared-before-close": Variant(_prepare_early, _Late),
+    "acknowledged-before-commit": Variant(_acknowledge_early, caught_as=frozenset({"lost"})),
+    "published-file-by-file": Variant(_publish_by_copying),
+}

@@ -1,0 +1,323 @@
+"""The job that the real-process campaigns run, one function per rank, and the gates it is hit at.
+
+A gate is a named point of a save, a restore or a close. The rank that is to be hit says on its pipe
+that it reached the gate and waits there; the test then signals it. Every call is written, with its
+time and what came of it, to a file outside the root.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+import stepseal as ss
+from stepseal import commit, errors
+from stepseal.session import Wiring, coordinate
+from stepseal.session._job import Rendezvous, discover
+from stepseal.storage import LocalStorage
+from stepseal.testing import FaultyStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+    from stepseal.commit import Deadlines
+    from stepseal.components import Topology
+
+T = TypeVar("T")
+
+DEADLINES = ss.Deadlines(
+    connect_s=20, capture_s=4, write_s=6, commit_s=4, check_s=4, apply_s=4, close_s=2,
+    heartbeat_s=0.3, lost_s=1.2,
+)  # fmt: skip
+ROWS, COLUMNS = 8, 4
+LIMIT_S = 60.0
+"""No life of the job takes longer, whatever happens; far above the sum of its deadlines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One start of the job."""
+
+    root: str
+    folder: str
+    """Where events and stacks go."""
+    name: str
+    world: int
+    gate: str | None = None
+    victim: int | None = None
+    """Who waits at the gate."""
+    in_flight: bool = False
+    """Close while the save is in flight."""
+    sharded: bool = False
+
+    def file(self, kind: str, rank: int) -> Path:
+        """Return the file of one rank's `kind` in this life."""
+        return Path(self.folder) / f"{kind}.{self.name}.{rank}"
+
+
+@dataclass(slots=True)
+class Gate:
+    """Where this rank stops once and waits to be hit; `hold` makes it wait for another's hit."""
+
+    pipe: Connection[Any, Any]
+    name: str | None
+    hold: str | None = None
+    passed: set[str] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def reach(self, name: str) -> None:
+        """Wait here for the test, if this is the gate."""
+        with self.lock:
+            if name not in (self.name, self.hold) or name in self.passed:
+                return
+            self.passed.add(name)
+        if name == self.name:
+            self.pipe.send(("reached", name))
+        try:
+            self.pipe.recv()
+        except EOFError:
+            os._exit(3)  # the test is gone
+
+
+class GatedHub:
+    """The coordinator's lines, with gates before what it tells."""
+
+    def __init__(self, inner: commit.SocketHub, gate: Gate, last: str) -> None:
+        self._inner = inner
+        self._gate = gate
+        self._last = last
+
+    def start(self, on_message: Callable[[str, Any], None]) -> None:
+        self._inner.start(on_message)
+
+    def send(self, participant: str, message: Any) -> None:  # noqa: ANN401 - any message
+        if isinstance(message, commit.Candidate):
+            self._gate.reach("coordinator/select")
+        if isinstance(message, commit.Restored):
+            self._gate.reach("coordinator/claimed")
+        if isinstance(message, commit.Committed):
+            self._gate.reach("coordinator/committed")
+            if participant == self._last:
+                self._gate.reach("coordinator/told")
+        self._inner.send(participant, message)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class GatedDriver(commit.ParticipantDriver):
+    """A participant with gates around what it reports."""
+
+    gate: Gate
+
+    def vote(self, message: commit.Checked | commit.Applied | commit.Rejected) -> None:
+        if isinstance(message, commit.Checked):
+            self.gate.reach("restore/check")
+        super().vote(message)
+        if isinstance(message, commit.Applied):
+            self.gate.reach("restore/applied")
+
+    def send_prepared(self, call: int, attempt: str, part: commit.PartFacts) -> bool:
+        sent = super().send_prepared(call, attempt, part)
+        self.gate.reach("save/prepared")
+        return sent
+
+
+def _gated_storage(root: str, gate: Gate) -> FaultyStorage:
+    renamed = threading.Event()
+
+    def before(_index: int, operation: str, key: str) -> None:
+        if threading.current_thread().name.startswith("stepseal-write"):
+            gate.reach("save/captured")
+            if operation == "sync":
+                gate.reach("save/write")
+        elif operation == "make_dir" and "/staging/step-" in key:
+            gate.reach("coordinator/begin")
+        elif operation == "remove_file" and key.endswith(commit.NONCE):
+            gate.reach("coordinator/publish")
+        elif operation == "rename" and "-> step-" in key:
+            gate.reach("coordinator/rename")
+            renamed.set()
+        elif operation == "sync_dir" and renamed.is_set():
+            gate.reach("coordinator/renamed")
+        elif operation == "rename" and key.endswith("-> latest"):
+            gate.reach("coordinator/latest")
+        elif operation == "link" and "-> .stepseal/incarnations/" in key:
+            gate.reach("coordinator/claim")
+
+    return FaultyStorage(LocalStorage.create(root), before=before)
+
+
+def gated_join(gate: Gate) -> Callable[[str, Deadlines], tuple[Topology, Wiring]]:
+    """Return what connects a rank as the process group join does, with gates in all parts."""
+
+    def join(root: str, deadlines: Deadlines) -> tuple[Topology, Wiring]:
+        topology = discover("trainer")
+        rendezvous = Rendezvous(topology, deadlines, None)
+        storage = _gated_storage(root, gate)
+        coordinator = None
+        link: Any
+        if topology.rank == 0:
+            hub = rendezvous.listen()
+            link = hub.link(topology.me)
+            gated = GatedHub(hub, gate, topology.participants[-1])
+            coordinator = coordinate(storage, topology, deadlines, gated)
+            rendezvous.publish(hub.address)
+        else:
+            link = rendezvous.connect(ss.__version__)
+        driver = GatedDriver(topology.me, link, deadlines)
+        driver.gate = gate
+        return topology, Wiring(storage, driver, coordinator)
+
+    return join
+
+
+class Data:
+    """A component that each rank has for itself, with gates where its state is taken and given."""
+
+    def __init__(self, rank: int, gate: Gate) -> None:
+        self.state = {"rank": rank, "step": 0}
+        self._gate = gate
+
+    def state_dict(self) -> dict[str, Any]:
+        self._gate.reach("save/capture")
+        return dict(self.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._gate.reach("restore/apply")
+        self.state = dict(state)
+
+
+class Log:
+    """Calls of one rank, with their times on the machine's monotonic clock."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", buffering=1)
+
+    def call(self, name: str, run: Callable[[], T]) -> T | None:
+        """Run a call and write what came of it; None when it raised."""
+        self.put(name, "started")
+        try:
+            result = run()
+        except Exception as error:
+            self._raised(name, error)
+            return None
+        facts: dict[str, Any] = {}
+        if isinstance(result, ss.Saved):
+            facts = {"step": result.step, "sha256": result.manifest_sha256}
+        if isinstance(result, ss.Restored):
+            facts = {"step": result.step, "incarnation": result.incarnation}
+        self.put(name, "returned", **facts)
+        return result
+
+    def _raised(self, name: str, error: Exception) -> None:
+        typed = isinstance(error, errors.CheckpointError)
+        kind = error.kind if isinstance(error, errors.CheckpointError) else type(error).__name__
+        failures = error.failures if isinstance(error, errors.CheckpointError) else {}
+        self.put(name, "raised", typed=typed, kind=kind, message=str(error), failures=failures)
+
+    def put(self, name: str, what: str, **facts: Any) -> None:  # noqa: ANN401 - JSON
+        event = {"at": time.monotonic(), "call": name, "what": what, **facts}
+        self._file.write(json.dumps(event) + "\n")
+
+
+def live(rank: int, life: Life, pipe: Connection[Any, Any]) -> None:
+    """Run one rank of one life of the job: restore, save, save again, close."""
+    errors_to = os.open(life.file("stderr", rank), os.O_WRONLY | os.O_CREAT, 0o600)
+    os.dup2(errors_to, 2)
+    stack = life.file("stack", rank).open("w")
+    faulthandler.dump_traceback_later(0.8 * LIMIT_S, file=stack)
+    torch.set_num_threads(1)
+    log = Log(life.file("events", rank))
+    log.call("job", lambda: _job(rank, life, pipe, log))
+    os._exit(0)  # a process group of which some are dead is not taken down
+
+
+def _job(rank: int, life: Life, pipe: Connection[Any, Any], log: Log) -> None:
+    _join_group(rank, life, pipe)
+    is_victim = rank == life.victim
+    gate = Gate(pipe, life.gate if is_victim else None)
+    if life.gate == "save/prepared" and rank == 0 and not is_victim:
+        gate.hold = "coordinator/publish"
+    model = nn.Linear(COLUMNS, ROWS)
+    if life.sharded:
+        fully_shard(model)
+    data = Data(rank, gate)
+    ckpt = log.call(
+        "construct",
+        lambda: ss.Checkpointer(life.root, deadlines=DEADLINES, _join=gated_join(gate)),
+    )
+    if ckpt is None:
+        return
+    ckpt.add("model", model)
+    ckpt.add("data", data, sharing=ss.PER_RANK)
+    gate.reach("restore/join")
+    restored = log.call("restore", ckpt.restore)
+    step = 0
+    if restored is not None:
+        step = restored.step
+        log.put("values", "right" if _values(model, data.state) == (rank, step) else "wrong")
+    _train(model, data, rank, life.world, step + 1)
+    gate.reach("save/before")
+    pending = log.call("save", lambda: ckpt.save(step + 1))
+    if pending is not None and not life.in_flight:
+        log.call("wait", pending.wait)
+    if not life.in_flight:
+        _train(model, data, rank, life.world, step + 2)
+        pending = log.call("next", lambda: ckpt.save(step + 2))
+        if pending is not None:
+            log.call("wait next", pending.wait)
+    gate.reach("close/before")
+    log.call("close", ckpt.close)
+
+
+def _join_group(rank: int, life: Life, pipe: Connection[Any, Any]) -> None:
+    """Join over a store that rank 0 serves, so that it goes silent when rank 0 does."""
+    timeout = timedelta(seconds=30)
+    if rank == 0:
+        store = dist.TCPStore("127.0.0.1", 0, life.world, is_master=True, wait_for_workers=False)
+        pipe.send(("port", store.port))
+    else:
+        port = int(pipe.recv())
+        store = dist.TCPStore("127.0.0.1", port, life.world, is_master=False, timeout=timeout)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=life.world, timeout=timeout
+    )
+
+
+def _expected(rank: int, world: int, step: int, *, sharded: bool) -> torch.Tensor:
+    whole = torch.arange(float(ROWS * COLUMNS)).view(ROWS, COLUMNS) + 1000.0 * step
+    return whole.chunk(world)[rank] if sharded else whole
+
+
+def _local(model: nn.Linear) -> torch.Tensor:
+    weight = model.weight.detach()
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def _train(model: nn.Linear, data: Data, rank: int, world: int, step: int) -> None:
+    sharded = isinstance(model.weight, DTensor)
+    _local(model).copy_(_expected(rank, world, step, sharded=sharded))
+    data.state = {"rank": rank, "step": step}
+
+
+def _values(model: nn.Linear, state: dict[str, int]) -> tuple[int, int] | None:
+    """Return rank and step that all state agrees on."""
+    rank, step = state["rank"], state["step"]
+    sharded = isinstance(model.weight, DTensor)
+    expected = _expected(rank, dist.get_world_size(), step, sharded=sharded)
+    return (rank, step) if torch.equal(_local(model), expected) else None
