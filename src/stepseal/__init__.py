@@ -23,26 +23,10 @@ if TYPE_CHECKING:
     PER_RANK = Sharing.PER_RANK
 
 __all__ = [
-    "GLOBAL",
-    "PER_RANK",
-    "REPLICATED",
-    "RNG",
-    "SHARDED",
-    "Checkpointer",
-    "Deadlines",
-    "PendingSave",
-    "Restored",
-    "Run",
-    "Saved",
-    "Sharing",
-    "Step",
-    "__version__",
-    "errors",
-    "every",
-    "open",
-    "register",
-    "register_codec",
-]
+    "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Deadlines",
+    "PendingSave", "Restored", "Run", "Saved", "Sharing", "Step", "__version__", "errors", "every",
+    "open", "register", "register_codec",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above

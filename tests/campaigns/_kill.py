@@ -5,6 +5,10 @@ that is killed, one for the incarnation after it.
 
     python -m tests.campaigns._kill mixed                   every kill point
     python -m tests.campaigns._kill mixed --kill-index 123  one of them, again
+    python -m tests.campaigns._kill mixed --kill-at 'sync_dir .stepseal/staging/step-20.1.*'
+
+Which operation has which index varies a little from run to run, because participants are threads;
+`--kill-at` names the operation itself.
 """
 
 from __future__ import annotations
@@ -16,105 +20,52 @@ import gc
 import itertools
 import json
 import os
-import re
+import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from tests.campaigns._kill_report import Broken, Options, Report, pattern_of
+from tests.campaigns._lives import WORKLOADS, Life
+from tests.campaigns._log import Log
+from tests.campaigns._recovery import Violation, recover
+from tests.campaigns._variants import VARIANTS
 
 from stepseal.storage import LocalStorage
 from stepseal.testing import Fault, FaultyStorage, Kill, Tear, ThreadCount
-from tests.campaigns._lives import WORKLOADS, Life, Workload
-from tests.campaigns._log import Log
-from tests.campaigns._recovery import Violation, recover
-from tests.campaigns._variants import VARIANTS, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.storage import Storage
 
-__all__ = ["Options", "Report", "run_campaign"]
-
 _HANG_S = 90.0
-_RANDOM_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{8})?")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to run."""
-
-    workload: str
-    variant: str = "none"
-    action: str = "kill"
-    """`kill`: die before the operation; `tear`: die in the middle of it, if it is a write."""
-    share: int = 0
-    """This process takes the kill points `share`, `share + num_shares`, and so on."""
-    num_shares: int = 1
-    kill_index: int | None = None
-    stop_after: int | None = None
-    """Stop when as many kill points had violations that the variant is to be caught by."""
-
-    def reproduction(self, index: int) -> str:
-        """Return the command that repeats one kill point."""
-        more = "" if self.variant == "none" else f" --variant {self.variant}"
-        more += "" if self.action == "kill" else f" --action {self.action}"
-        module = "python -m tests.campaigns._kill"
-        return f"{module} {self.workload}{more} --kill-index {index}"
-
-
-@dataclass
-class Report:
-    """What came out."""
-
-    num_kills: int = 0
-    num_torn: int = 0
-    """Kill points that left a step begun and not committed."""
-    untouched: bool = False
-    """The last run completed: there was no further operation."""
-    seconds: float = 0.0
-    struck: list[str] = field(default_factory=list)
-    """Operations before which the process died, without random names; each once."""
-    violations: list[tuple[int, str, str, str]] = field(default_factory=list)
-    """Index, operation, kind, and text."""
-
-    def add(self, other: Report) -> None:
-        """Take in what another share found at the same time."""
-        self.num_kills += other.num_kills
-        self.num_torn += other.num_torn
-        self.untouched = self.untouched and other.untouched
-        self.seconds = max(self.seconds, other.seconds)
-        self.struck = sorted({*self.struck, *other.struck})
-        self.violations += [(i, o, k, t) for i, o, k, t in other.violations]
-
-    def summary(self) -> str:
-        """Return the line that is printed."""
-        bad = len({index for index, *_ in self.violations})
-        rate = self.num_kills / max(self.seconds, 1e-9)
-        return (
-            f"{self.num_kills} kill points ({self.num_torn} left a torn step, {len(self.struck)} "
-            f"different operations), {bad} with violations, {rate:.1f}/s, {self.seconds:.1f} s"
-        )
+_SWITCH_INTERVALS_S = (1e-6, 1e-5, 1e-4, 1e-3, 5e-3)
 
 
 class _Trial:
-    """One kill point, in a directory of its own."""
+    """One kill point, in a directory of its own.
 
-    def __init__(self, folder: Path, options: Options, index: int) -> None:
-        self._workload: Workload = WORKLOADS[options.workload]
-        self._variant: Variant = VARIANTS[options.variant]
+    Args:
+        folder: empty.
+        options: which job.
+        at: index of the operation, or its pattern.
+    """
+
+    def __init__(self, folder: Path, options: Options, at: int | str) -> None:
+        self._workload = WORKLOADS[options.workload]
+        self._variant = VARIANTS[options.variant]
+        self._options = options
         self._folder = folder
-        self._fault = Tear(0.5, Kill()) if options.action == "tear" else Kill()
-        self._index = index
+        self._at = at
         self.log = Log(folder / "log")
-        self.struck = ""
         self.killed = False
 
     def run(self) -> list[Violation]:
@@ -125,8 +76,6 @@ class _Trial:
                 return found or [Violation("workload", "the prelude was not killed")]
         found = self._fork(self._job)
         self.killed = found is None
-        with contextlib.suppress(FileNotFoundError):
-            self.struck = (self._folder / "struck").read_text()
         if found:
             return found
         found = self._fork(self._recovery)
@@ -139,41 +88,71 @@ class _Trial:
         told = {(event.life, event.step) for event in events if event.kind == "acknowledged"}
         return any((e.life, e.step) not in told for e in events if e.kind == "begin")
 
+    @property
+    def struck(self) -> str:
+        """Pattern of the operation before which the job died; empty if it did not."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._folder / "struck").read_text()
+        return ""
+
+    @property
+    def performed(self) -> list[str]:
+        """Patterns of all operations, if the job completed."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._folder / "performed").read_text().splitlines()
+        return []
+
     def _prelude(self) -> list[Violation]:
         assert self._workload.prelude is not None
-        assert self._workload.crashed_before is not None
-        self._workload.prelude(self._life(1, [Fault(self._workload.crashed_before, Kill())]))
+        assert self._workload.crash is not None
+        plan = [Fault(self._workload.crash, Kill())]
+        count = ThreadCount()
+        life = self._life(1, lambda local: FaultyStorage(local, plan, count=count))
+        self._workload.prelude(life)
         return []
 
     def _job(self) -> list[Violation]:
+        self._disturb()
         self._variant.patch()
-        plan = [Fault(self._index, self._fault)]
-        self._workload.run(self._life(1, plan))
+        count = ThreadCount()
+        action = Tear(0.5, Kill()) if self._options.action == "tear" else Kill()
+        plan = [Fault(self._at if isinstance(self._at, int) else self._fits, action)]
+
+        def note(index: int, operation: str, key: str) -> None:
+            if index == self._at or self._fits(operation, key):
+                (self._folder / "struck").write_text(pattern_of(operation, key))
+
+        def storage(local: Storage) -> Storage:
+            return FaultyStorage(local, plan, count=count, before=note)
+
+        self._workload.run(self._life(1 if self._workload.prelude is None else 3, storage))
+        performed = [pattern_of(found.name, found.key) for found in count.operations()]
+        (self._folder / "performed").write_text("\n".join(performed))
         return []
 
     def _recovery(self) -> list[Violation]:
-        if self._variant.patch is not VARIANTS["none"].patch:
-            self._variant.patch()
-        return recover(self._life(5, []))
+        self._variant.patch()
+        return recover(self._life(6, lambda local: local))
 
-    def _life(self, number: int, plan: list[Fault]) -> Life:
+    def _fits(self, operation: str, key: str) -> bool:
+        return isinstance(self._at, str) and pattern_of(operation, key) == self._at
+
+    def _disturb(self) -> None:
+        """Choose another interleaving of the threads."""
+        if self._options.seed is not None:
+            chance = random.Random(f"{self._options.seed} {self._at}")
+            sys.setswitchinterval(chance.choice(_SWITCH_INTERVALS_S))
+
+    def _life(self, number: int, faults: Callable[[Storage], Storage]) -> Life:
         root = self._folder / "root"
-        count = ThreadCount()
-
-        def note(index: int, operation: str, key: str) -> None:
-            if index == self._index:
-                (self._folder / "struck").write_text(f"{operation} {key}")
 
         def storage(_rank: int) -> Storage:
-            local = LocalStorage.create(root)
-            if not plan:
-                return self._variant.wrap(local)
-            return self._variant.wrap(FaultyStorage(local, plan, count=count, before=note))
+            return self._variant.wrap(faults(LocalStorage.create(root)))
 
         return Life(number, root, self.log, storage, self._workload.num_participants)
 
     def _fork(self, work: Callable[[], list[Violation]]) -> list[Violation] | None:
-        """Run `work` in a child; return its findings, or None if it was killed as planned."""
+        """Run `work` in a child; return its findings, or None if it was killed."""
         answer = self._folder / "answer"
         answer.unlink(missing_ok=True)
         child = os.fork()
@@ -189,7 +168,7 @@ class _Trial:
 
 
 def _live(work: Callable[[], list[Violation]], answer: Path, hang: Path) -> None:
-    """Be the child: never returns."""
+    """Be the child; never returns."""
     with hang.open("w") as file:
         faulthandler.dump_traceback_later(_HANG_S, exit=True, file=file)
         try:
@@ -203,30 +182,25 @@ def _live(work: Callable[[], list[Violation]], answer: Path, hang: Path) -> None
 
 
 def run_campaign(options: Options) -> Report:
-    """Kill at one index after the other until a run completes untouched."""
-    torch.set_num_threads(1)
-    gc.collect()
-    gc.freeze()  # children that collect would copy every page
+    """Kill at one point after the other; without chosen points, until a run completes untouched."""
     report = Report()
     fatal = VARIANTS[options.variant].caught_as
     started = time.monotonic()
-    indices = itertools.count(options.share, options.num_shares)
-    for index in indices if options.kill_index is None else [options.kill_index]:
+    points: list[int | str] = [*options.kill_index, *options.kill_at]
+    for at in points or itertools.count(options.share, options.num_shares):
         folder = Path(tempfile.mkdtemp(prefix="stepseal-kill-", dir=_fast_directory()))
         try:
-            trial = _Trial(folder, options, index)
-            violations = trial.run()
-            report.num_kills += trial.killed
-            report.num_torn += trial.killed and trial.torn
+            trial = _Trial(folder, options, at)
+            for found in trial.run():
+                again = options.reproduction(at, trial.struck)
+                report.broken.append(Broken(str(at), trial.struck, found.kind, found.text, again))
+            report.note(trial.struck, killed=trial.killed, torn=trial.torn)
+            report.performed = trial.performed
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        struck = _RANDOM_NAME.sub("*", trial.struck)
-        report.struck = sorted({*report.struck, struck} - {""})
-        report.violations += [(index, struck, v.kind, v.text) for v in violations]
         report.seconds = time.monotonic() - started
-        report.untouched = not trial.killed
-        caught = {i for i, _, kind, _ in report.violations if kind in fatal}
-        if report.untouched or len(caught) == options.stop_after:
+        caught = {broken.point for broken in report.broken if broken.kind in fatal}
+        if (report.untouched and not points) or len(caught) == options.stop_after:
             break
     return report
 
@@ -237,27 +211,40 @@ def _fast_directory() -> str | None:
     return memory if os.path.isdir(memory) and os.access(memory, os.W_OK) else None
 
 
-def _main() -> int:
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("workload", choices=WORKLOADS)
-    parser.add_argument("--variant", choices=VARIANTS, default="none")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="broken protocol")
     parser.add_argument("--action", choices=["kill", "tear"], default="kill")
-    parser.add_argument("--kill-index", type=int)
+    parser.add_argument("--kill-index", type=int, action="append", default=[])
+    parser.add_argument("--kill-at", action="append", default=[], metavar="OPERATION")
     parser.add_argument("--share", type=int, default=0)
     parser.add_argument("--num-shares", type=int, default=1)
     parser.add_argument("--stop-after", type=int)
+    parser.add_argument("--seed", type=int)
     parser.add_argument("--json", action="store_true")
-    arguments = vars(parser.parse_args())
+    return parser
+
+
+def _main() -> int:
+    arguments = vars(_arguments().parse_args())
     as_json = arguments.pop("json")
-    options = Options(**arguments)
-    report = run_campaign(options)
-    if as_json:
-        json.dump(asdict(report), sys.stdout)
-        return 0
-    for index, struck, kind, text in report.violations:
-        print(f"{kind} at {index} ({struck}): {text}\n    {options.reproduction(index)}")
-    print(f"{options.workload}, {options.variant}: {report.summary()}")
-    return 1 if report.violations else 0
+    variants = arguments.pop("variant") or ["none"]
+    torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # children that collect would copy every page
+    gc.disable()
+    failed = False
+    for variant in variants:
+        options = Options(**arguments, variant=variant)
+        report = run_campaign(options)
+        failed = failed or bool(report.broken)
+        if as_json:
+            print(json.dumps(asdict(report)))
+        else:
+            print(report.text(f"{options.workload}, {variant}"))
+    return 1 if failed and not as_json else 0
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from tests.campaigns._log import Event, Kind, Log
+from tests.campaigns._states import Replica, digest_of, expected_step
 
 import stepseal as ss
 from stepseal.testing import World
-from tests.campaigns._log import Event, Log
-from tests.campaigns._states import Replica, digest_of, expected_step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from stepseal.storage import Storage
 
 __all__ = ["DEADLINES", "WORKLOADS", "Life", "Player", "Workload"]
@@ -94,9 +96,7 @@ class Player:
         if pending is not None:
             self._note("acknowledged", pending.wait().step)
 
-    def _note(
-        self, kind: Literal["begin", "acknowledged", "branching", "branched"], step: int
-    ) -> None:
+    def _note(self, kind: Kind, step: int) -> None:
         number = self._life.number
         digest = digest_of(expected_step(number, step, self._participants))
         self._life.log.add(Event(kind, number, step, digest))
@@ -108,9 +108,10 @@ class Workload:
 
     run: Callable[[Life], None]
     num_participants: int = 2
-    crashed_before: Callable[[str, str], bool] | None = None
-    """The job that `prelude` runs is killed at this operation, before the one under test begins."""
     prelude: Callable[[Life], None] | None = None
+    """What an earlier job did, which was killed too."""
+    crash: Callable[[str, str], bool] | None = None
+    """The operation before which the earlier job was killed."""
 
 
 def _four(player: Player) -> None:
@@ -164,31 +165,37 @@ def _superseding(life: Life) -> None:
     life.next().run(second, "async")
 
 
-def _first_of_two(life: Life) -> None:
-    def first(player: Player) -> None:
+def _three_saves(life: Life) -> None:
+    def script(player: Player) -> None:
         player.restore()
         for step in (10, 20, 30):
             player.save(step)
 
-    life.run(first, "async")
+    life.run(script, "async")
 
 
-def _second_of_two(life: Life) -> None:
-    def second(player: Player) -> None:
+def _resuming(life: Life) -> None:
+    """What the job under test does after an earlier one was killed."""
+
+    def script(player: Player) -> None:
         restored = player.restore()
         assert restored is not None
-        for step in (10, 20):
-            player.save(restored.step + step)
+        player.save(restored.step + 10)
+        player.save(restored.step + 20)
 
-    life.next().run(second, "async")
+    life.run(script, "async")
+
+
+def _in_part_of_30(operation: str, key: str) -> bool:
+    return operation == "write" and ".stepseal/staging/step-30." in key and "/components/" in key
 
 
 def _at_commit_of_30(operation: str, key: str) -> bool:
-    return operation == "rename" and key.endswith("-> step-30")
+    return operation == "rename" and key.endswith(" -> step-30")
 
 
-def _at_unlink_of_30(operation: str, key: str) -> bool:
-    return operation == "remove_file" and ".stepseal/staging/step-30" in key
+def _after_exchange(operation: str, key: str) -> bool:
+    return operation == "rename" and " -> .stepseal/superseded/" in key
 
 
 WORKLOADS = {
@@ -198,10 +205,7 @@ WORKLOADS = {
     "alone": Workload(_mixed, num_participants=1),
     "three": Workload(_mixed, num_participants=3),
     "superseding": Workload(_superseding),
-    "after-commit-crash": Workload(
-        _second_of_two, crashed_before=_at_commit_of_30, prelude=_first_of_two
-    ),
-    "after-prepared-crash": Workload(
-        _second_of_two, crashed_before=_at_unlink_of_30, prelude=_first_of_two
-    ),
+    "after-crash-in-part": Workload(_resuming, prelude=_three_saves, crash=_in_part_of_30),
+    "after-crash-at-commit": Workload(_resuming, prelude=_three_saves, crash=_at_commit_of_30),
+    "after-crash-in-exchange": Workload(_resuming, prelude=_superseding, crash=_after_exchange),
 }

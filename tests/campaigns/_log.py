@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Event", "Log", "Timeline", "timelines_of"]
+__all__ = ["Event", "Kind", "Log", "Timeline", "timelines_of"]
 
 Kind = Literal["begin", "acknowledged", "branching", "branched"]
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from tests.campaigns._log import timelines_of
+from tests.campaigns._states import digest_of, stored_step
 
 import stepseal as ss
 from stepseal import errors
 from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest
 from stepseal.storage import KeyNotFound, LocalStorage, read_bytes
 from stepseal.transfer import verify_step
-from tests.campaigns._log import timelines_of
-from tests.campaigns._states import digest_of, expected_step, stored_step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,16 +53,24 @@ def recover(life: Life) -> list[Violation]:
     Args:
         life: the incarnation after all that were killed; its storage is not disturbed.
     """
-    found = survey(life.root, life.log)
+    compared: set[str] = set()
+    found = survey(life.root, life.log, compared)
     if not any(violation.kind == "damaged" for violation in found):
         found += _resume_and_save(life)
-        found += survey(life.root, life.log)
+        found += survey(life.root, life.log, compared)
         found += _not_swept(life.root)
     return list(dict.fromkeys(found))
 
 
-def survey(root: Path, log: Log) -> list[Violation]:
-    """Check all that a reader can see against what the job was told."""
+def survey(root: Path, log: Log, compared: set[str]) -> list[Violation]:
+    """Check all that a reader can see against what the job was told.
+
+    Args:
+        root: of the run.
+        log: what it was told.
+        compared: attempts whose values were compared earlier, so that to verify them is enough;
+            those of this survey are added.
+    """
     events = log.events()
     timelines = timelines_of(events)
     try:
@@ -72,7 +81,7 @@ def survey(root: Path, log: Log) -> list[Violation]:
     found: list[Violation] = []
     for entry in run.entries():
         if entry.state == "committed":
-            found += _check_step(run.step(entry.step), events)
+            found += _check_step(run.step(entry.step), events, compared)
         else:
             found.append(Violation("damaged", f"{entry.name} is {entry.state}: {entry.problem}"))
     if found:
@@ -81,14 +90,16 @@ def survey(root: Path, log: Log) -> list[Violation]:
     return found + _check_newest(run.latest(), timelines)
 
 
-def _check_step(step: ss.Step, events: list[Event]) -> list[Violation]:
+def _check_step(step: ss.Step, events: list[Event], compared: set[str]) -> list[Violation]:
     """A visible step is whole, holds nothing else, and exactly what one save meant it to hold."""
     found = []
     for finding in step.verify():
         kind: Kind = "damaged" if finding.severity == "damage" else "leftovers"
         found.append(Violation(kind, f"step {step.step}: {finding.path}: {finding.message}"))
-    if found:
+    attempt = step.manifest.attempt
+    if found or attempt in compared:
         return found
+    compared.add(attempt)
     life = step.manifest.cut.get("life")
     begun = {event.digest for event in events if (event.life, event.step) == (life, step.step)}
     values = stored_step(step)
@@ -145,10 +156,8 @@ def _check_newest(latest: ss.Step | None, timelines: list[Timeline]) -> list[Vio
 def _resume_and_save(life: Life) -> list[Violation]:
     found: list[Violation] = []
     wanted = None
-    try:
+    with contextlib.suppress(errors.RootNotFound):
         wanted = ss.open(life.root).latest()
-    except errors.RootNotFound:
-        pass
 
     def script(player: Player) -> None:
         restored = player.restore()
@@ -168,7 +177,7 @@ def _check_resumed(
     player: Player, restored: ss.Restored | None, wanted: ss.Step | None
 ) -> list[Violation]:
     if restored is None or wanted is None:
-        if restored is wanted:
+        if restored is None and wanted is None:
             return []
         return [Violation("resume", f"expected {wanted}, restored {restored}")]
     number = wanted.manifest.cut.get("life")

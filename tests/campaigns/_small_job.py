@@ -20,7 +20,6 @@ from torch import nn
 import stepseal as ss
 from stepseal.commit import read_marker, read_step
 from stepseal.errors import CheckpointError
-from stepseal.session import Restored
 from stepseal.storage import LocalStorage
 from stepseal.testing import World, find_difference, snapshot
 from stepseal.transfer import StepReader, verify_step
@@ -28,6 +27,7 @@ from stepseal.transfer import StepReader, verify_step
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from stepseal.session import Restored
     from stepseal.storage import Storage
 
 T = TypeVar("T")
@@ -153,7 +153,8 @@ class Life:
 
     def all(self, call: Callable[[ss.Checkpointer], T]) -> T:
         """Return what the call returned for participant 0; raises if it failed for any."""
-        return list(self._pool.map(call, self._checkpointers))[0]
+        first, *_ = self._pool.map(call, self._checkpointers)
+        return first
 
     def restore(self, step: int | None = None) -> Restored:
         restored = self.all(lambda checkpointer: checkpointer.restore(step))

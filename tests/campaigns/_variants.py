@@ -1,4 +1,4 @@
-"""Broken commit protocols, each made by a small patch of one process: what the campaigns must catch.
+"""Broken commit protocols, each a small patch of one process: what the campaigns must catch.
 
 Each is a mistake that a checkpoint library in the wild has made. Where a second safeguard of
 stepseal would turn the mistake into a clean abort, the patch takes that away too and says so.
@@ -6,13 +6,15 @@ stepseal would turn the mistake into a clean abort, the patch takes that away to
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stepseal.commit import CoordinatorDriver, PartFacts, _performer, _publish, _staging
+from stepseal.commit import CoordinatorDriver, PartFacts, _attempts, _performer, _publish
 from stepseal.commit._actions import Publish
 from stepseal.commit._messages import Committed, Prepared
+from stepseal.commit._roots import STAGING
 from stepseal.commit._save_round import SaveRound
 from stepseal.layout import MANIFEST, step_name
 from stepseal.session._finisher import StepFinisher
@@ -22,8 +24,10 @@ from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
-    from stepseal.layout import Buffer
+    from typing_extensions import Buffer, Self
+
     from stepseal.storage import Storage, WriteHandle
 
 __all__ = ["VARIANTS", "Variant"]
@@ -109,15 +113,13 @@ def _trust_reports() -> None:
 def _share_names() -> None:
     """Every attempt of a step uses one folder, and goes on with the files that it finds there."""
 
-    def begin(storage: Storage, step: int, _incarnation: int, attempt: str) -> _staging.Staging:
-        key = f"{_staging.STAGING}/{step_name(step)}"
-        try:
+    def begin(storage: Storage, step: int, _incarnation: int, attempt: str) -> _attempts.Staging:
+        key = f"{STAGING}/{step_name(step)}"
+        with contextlib.suppress(KeyExists):
             storage.make_dir(key)
-        except KeyExists:
-            pass
-        storage.sync_dir(_staging.STAGING)
-        create_durable(storage, f"{key}/{_staging.NONCE}", attempt.encode())
-        return _staging.Staging(key, attempt)
+        storage.sync_dir(STAGING)
+        create_durable(storage, f"{key}/{_attempts.NONCE}", attempt.encode())
+        return _attempts.Staging(key, attempt)
 
     _replace(_performer, "begin", begin)
 
@@ -143,10 +145,15 @@ class _Nothing:
     def write(self, data: Buffer, offset: int) -> None: ...
     def sync(self) -> None: ...
     def close(self) -> None: ...
-    def __enter__(self) -> _Nothing:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
 
 
 # -- prepared before close -------------------------------------------------------------------------
@@ -178,8 +185,9 @@ class _LateFile(_Nothing):
         self._pieces: list[tuple[bytes, int]] = []
 
     def write(self, data: Buffer, offset: int) -> None:
-        self._pieces.append((bytes(data), offset))
-        self._inner.write(bytes(len(bytes(data))), offset)
+        piece = memoryview(data).tobytes()
+        self._pieces.append((piece, offset))
+        self._inner.write(bytes(len(piece)), offset)
 
     def finish(self) -> None:
         for data, offset in self._pieces:
@@ -211,7 +219,7 @@ def _acknowledge_early() -> None:
     def tell_and_perform(self: CoordinatorDriver, todo: list[Any]) -> None:
         for action in todo:
             if isinstance(action, Publish):
-                for name in action.prepared if hasattr(action, "prepared") else action.parts:
+                for name in action.parts:
                     told = Committed(action.call, action.attempt, action.step, "0" * 64)
                     self._hub.send(name, told)
         perform(self, todo)

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.campaigns._small_job import new_folder, save_small_job
 
 if TYPE_CHECKING:

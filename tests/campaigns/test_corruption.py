@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.campaigns._small_job import NEWEST, STEPS, Life, SavedRoot, flipped
 
 from stepseal.commit import read_step
 from stepseal.errors import CheckpointError
-from tests.campaigns._small_job import NEWEST, STEPS, Life, SavedRoot, flipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

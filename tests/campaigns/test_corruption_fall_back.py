@@ -10,6 +10,7 @@ import filecmp
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.campaigns._small_job import NEWEST, STEPS, flip, flipped
 
 from stepseal.errors import (
     Corrupt,
@@ -21,17 +22,16 @@ from stepseal.errors import (
 )
 from stepseal.session import Restored
 from stepseal.testing import FaultyStorage, assert_identical
-from tests.campaigns._small_job import NEWEST, STEPS, flip, flipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from typing_extensions import Self
+    from tests.campaigns._small_job import Life, SavedRoot
+    from typing_extensions import Buffer, Self
 
     import stepseal as ss
     from stepseal.storage import ReadHandle, Storage
-    from tests.campaigns._small_job import Life, SavedRoot
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(60)]
 
@@ -47,7 +47,9 @@ class _BadCable(FaultyStorage):
 
     def open_read(self, key: str) -> ReadHandle:
         handle = super().open_read(key)
-        return _BadHandle(handle, self.bad[key]) if key in self.bad else handle
+        if key not in self.bad:
+            return handle
+        return _BadHandle(handle, self.bad[key])
 
 
 class _BadHandle:
@@ -59,10 +61,11 @@ class _BadHandle:
     def size_bytes(self) -> int:
         return self._inner.size_bytes
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
+    def read_into(self, buffer: Buffer, offset: int) -> None:
         self._inner.read_into(buffer, offset)
-        if offset <= self._byte < offset + buffer.nbytes:
-            buffer[self._byte - offset] ^= 1
+        view = memoryview(buffer)
+        if offset <= self._byte < offset + view.nbytes:
+            view[self._byte - offset] ^= 1
 
     def close(self) -> None:
         self._inner.close()

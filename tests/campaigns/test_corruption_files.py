@@ -12,7 +12,6 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.campaigns._small_job import NEWEST, STEPS, new_folder, save_small_job
 
 if TYPE_CHECKING:

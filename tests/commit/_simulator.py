@@ -395,8 +395,11 @@ class _Simulation:
                 self.problem(f"{process.name}: call {process.call} never ended")
         for call in range(1, _CALLS + 1):
             ends = {p.ended[call] for p in self.processes.values() if call in p.ended}
-            if "committed" in ends and any(end.startswith("failed") for end in ends):
+            failed = any(end.startswith("failed") for end in ends)
+            if "committed" in ends and failed:
                 self.problem(f"call {call} ended differently: {sorted(ends)}")
+            if failed and self.stands(_STEP + call):
+                self.problem(f"call {call} ended {sorted(ends)}, but the step is there")
 
     def run(self) -> Outcome:
         for process in self.processes.values():

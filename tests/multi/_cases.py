@@ -29,6 +29,7 @@ __all__ = ["Case", "Report", "make_root", "matrix", "run_case"]
 How = Literal["kill", "stop", "zombie"]
 HOWS: tuple[How, ...] = ("kill", "stop", "zombie")
 OF_ANY = (
+    "construct/before",
     "restore/join", "restore/check", "restore/apply", "restore/applied",
     "save/before", "save/capture", "save/captured", "save/write",
     "close/before", "close/in-flight",
@@ -37,10 +38,13 @@ OF_ANY = (
 OF_OTHERS = ("save/prepared",)
 """Gates of every rank but the coordinator's, which publishes at its own gates."""
 OF_COORDINATOR = (
-    "coordinator/select", "coordinator/claim", "coordinator/claimed", "coordinator/begin",
-    "coordinator/publish", "coordinator/rename", "coordinator/renamed", "coordinator/committed",
-    "coordinator/told", "coordinator/latest",
+    "coordinator/listening", "coordinator/select", "coordinator/claim", "coordinator/claimed",
+    "coordinator/begin", "coordinator/publish", "coordinator/rename", "coordinator/renamed",
+    "coordinator/committed", "coordinator/told", "coordinator/latest",
 )  # fmt: skip
+OF_CONSTRUCTION = ("construct/before", "coordinator/listening")
+CONNECT_S = 3.0
+"""Deadline of the construction where that is what fails."""
 TOLERANCE_S = 5.0
 FIRST = 2
 """Newest step of the root that a case begins with."""
@@ -84,15 +88,21 @@ class Case:
         in_flight = self.gate == "close/in-flight"
         gate = "save/write" if in_flight else self.gate
         return Life(
-            str(root), folder, name, self.world, gate, self.victim, in_flight, sharded=sharded
-        )
+            str(root), folder, name, self.world, gate, self.victim, in_flight, sharded,
+            self.connect_s,
+        )  # fmt: skip
+
+    @property
+    def connect_s(self) -> float:
+        """Deadline of the construction."""
+        return CONNECT_S if self.gate in OF_CONSTRUCTION else DEADLINES.connect_s
 
     def bound_s(self, call: str) -> float:
         """Return the deadline of a survivor's call."""
         in_flight = self.gate == "close/in-flight"
         match call:
             case "construct":
-                return DEADLINES.connect_s
+                return self.connect_s
             case "restore" if self.gate.startswith(("restore", "coordinator")):
                 return _BOUNDS_S.get(self.gate, DEADLINES.check_s + DEADLINES.apply_s)
             case "restore":
@@ -249,6 +259,8 @@ def _names(case: Case, call: Call) -> bool:
     message = str(call.facts["message"])
     who = f"trainer/{case.victim}"
     by_name = who in message or who in call.facts["failures"]
+    if call.name == "construct" and f"rank {case.victim}" in message:
+        return True
     return by_name or (case.victim == 0 and "coordinator" in message) or call.kind == "tainted"
 
 

@@ -7,6 +7,7 @@ time and what came of it, to a file outside the root.
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import json
 import os
@@ -63,6 +64,7 @@ class Life:
     in_flight: bool = False
     """Close while the save is in flight."""
     sharded: bool = False
+    connect_s: float = DEADLINES.connect_s
 
     def file(self, kind: str, rank: int) -> Path:
         """Return the file of one rank's `kind` in this life."""
@@ -174,6 +176,7 @@ def gated_join(gate: Gate) -> Callable[[str, Deadlines], tuple[Topology, Wiring]
         if topology.rank == 0:
             hub = rendezvous.listen()
             link = hub.link(topology.me)
+            gate.reach("coordinator/listening")
             gated = GatedHub(hub, gate, topology.participants[-1])
             coordinator = coordinate(storage, topology, deadlines, gated)
             rendezvous.publish(hub.address)
@@ -257,9 +260,11 @@ def _job(rank: int, life: Life, pipe: Connection[Any, Any], log: Log) -> None:
     if life.sharded:
         fully_shard(model)
     data = Data(rank, gate)
+    deadlines = dataclasses.replace(DEADLINES, connect_s=life.connect_s)
+    gate.reach("construct/before")
     ckpt = log.call(
         "construct",
-        lambda: ss.Checkpointer(life.root, deadlines=DEADLINES, _join=gated_join(gate)),
+        lambda: ss.Checkpointer(life.root, deadlines=deadlines, _join=gated_join(gate)),
     )
     if ckpt is None:
         return

@@ -6,6 +6,7 @@ import errno
 import itertools
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from tests.session._states import Net, adamw, every_kind, train
 
 import stepseal as ss
+from stepseal.commit import ParticipantDriver, Write
+from stepseal.commit._messages import Aborted, Welcome
 from stepseal.session._saving import capture_all
 from stepseal.storage import LocalStorage, MemoryStorage
 from stepseal.testing import (
@@ -25,7 +28,7 @@ from stepseal.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 WAIT_S = 30.0
@@ -185,3 +188,73 @@ def test_a_failure_behind_raises_for_all_at_the_same_step(
     assert "Nothing was committed" in first.message
     names = [entry.name for entry in memory.list_dir("") if entry.name.startswith("step-")]
     assert names == [f"step-{first.seen[0]}"]
+
+
+class Line:
+    """A line over which everything arrived at once, before the participant looked."""
+
+    def __init__(self, *messages: Any) -> None:  # noqa: ANN401 - messages of any kind
+        self._messages = messages
+
+    def start(self, on_message: Callable[[Any], None]) -> None:
+        for message in self._messages:
+            on_message(message)
+
+    def send(self, message: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_order_counts_even_if_the_save_failed_before_it_was_seen() -> None:
+    """Else one participant would raise in this call, and the others in their next."""
+    order = Write(1, "a" * 32, ".stepseal/staging/step-1.1.a", "nonce", 0)
+    aborted = Aborted(1, 1, "participant_failed", "save of step 1: failed", {})
+    slow = ParticipantDriver("trainer/0", Line(Welcome(), order, aborted), ss.Deadlines())
+    assert slow.wait_write(slow.new_call()) == order
+    assert slow.ended(1)
+    never = ParticipantDriver("trainer/0", Line(Welcome(), aborted), ss.Deadlines())
+    assert never.wait_write(never.new_call()) is None
+
+
+def _outcomes(rank: int, checkpointer: ss.Checkpointer) -> list[str]:
+    """Save four steps and close; return what every call came to."""
+    checkpointer.add("mine", {"x": torch.ones(5), "rank": rank}, sharing=ss.PER_RANK)
+    checkpointer.add("model", {"w": torch.ones(7)})
+    calls: list[Callable[[], object]] = [partial(checkpointer.save, step) for step in range(1, 5)]
+    seen = []
+    for call in (*calls, checkpointer.close):
+        try:
+            call()
+        except ss.errors.CheckpointError as error:
+            seen.append(f"{type(error).__name__}: {error}")
+        else:
+            seen.append("")
+    return seen
+
+
+def faulty_world(broken: int, plan: Sequence[Fault]) -> tuple[World, FaultyStorage]:
+    memory = MemoryStorage()
+    faulty = FaultyStorage(memory, plan)
+    return World(2, lambda rank: faulty if rank == broken else memory), faulty
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [0, 1])
+def test_wherever_storage_fails_all_participants_see_the_same(broken: int) -> None:
+    """One fault at each operation of the job, one job after the other."""
+    world, counted = faulty_world(broken, [])
+    world.run(_outcomes)
+    num_failed = 0
+    for operation in counted.count.operations():
+        try:
+            world, _ = faulty_world(broken, [Fault(operation.index, Fail(errno.EIO))])
+        except ss.errors.StorageUnavailable:
+            continue  # the root could not even be made
+        first, second = world.run(_outcomes)
+        assert first == second, operation
+        failed = [text for text in first if text]
+        assert len(failed) <= 1, operation
+        num_failed += len(failed)
+    assert num_failed > 10

@@ -94,7 +94,8 @@ def read_marker(storage: Storage) -> str:
     value = unseal(data, what=MARKER, max_bytes=_MAX_MARKER_BYTES)
     version = value.get("format_version") if isinstance(value, dict) else None
     run_id = value.get("run_id") if isinstance(value, dict) else None
-    if type(version) is int and version > FORMAT_VERSION:
+    known = type(version) is int  # True == 1 == 1.0
+    if known and version > FORMAT_VERSION:
         raise IncompatibleFormat(
             f"{MARKER}: format version {version}: this release reads up to {FORMAT_VERSION}. "
             "Update stepseal to use this root.",
@@ -102,7 +103,12 @@ def read_marker(storage: Storage) -> str:
             expected=FORMAT_VERSION,
             found=version,
         )
-    if version != FORMAT_VERSION or not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+    if (
+        not known
+        or version != FORMAT_VERSION
+        or not isinstance(run_id, str)
+        or not _RUN_ID.fullmatch(run_id)
+    ):
         raise Corrupt(
             f"{MARKER}: expected format_version {FORMAT_VERSION} and a 32-digit run_id, found "
             f"{value!r:.200}. Steps are not touched; restore the marker from a backup or from any "

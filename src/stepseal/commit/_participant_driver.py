@@ -96,10 +96,14 @@ class ParticipantDriver:
         return True
 
     def wait_write(self, call: int) -> messages.Write | None:
-        """Wait for the order to write; None when the save ended before."""
+        """Wait for the order to write; None when the save ended without one.
+
+        Also an order for a save that failed meanwhile is returned: all participants got one or none
+        did, so that a failure behind is raised by the same call on all of them.
+        """
         state = self._save(call)
         self._wait(lambda: state.write is not None or state.settled, None)
-        return None if state.settled else state.write
+        return state.write
 
     def ended(self, call: int) -> bool:
         """Tell whether waiting or writing further makes no sense; judges the deadline too."""

@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
 from stepseal.commit import Captured, Deadlines, RestoreCalled, resolve_save
@@ -18,6 +18,7 @@ from stepseal.layout import check_step, step_name
 from stepseal.session._inflight import InFlight
 from stepseal.session._pending import PendingSave
 from stepseal.session._restoring import Restored, take_part
+from stepseal.session._rules import SaveRule, check_rule
 from stepseal.session._saving import PartWriter, capture_all, facts_of
 from stepseal.session._wiring import join_process_group
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from stepseal.components import CapturedComponent, Sharing
-    from stepseal.session._rules import SaveRule
     from stepseal.session._wiring import Join
 
 __all__ = ["Checkpointer"]
@@ -389,14 +389,10 @@ class Checkpointer:
             raise errors.InvalidInput("this Checkpointer is closed; make a new one")
 
 
-def _check_arguments(save: Any, mode: str) -> None:  # noqa: ANN401 - checked here
+def _check_arguments(save: SaveRule | None, mode: str) -> None:
     if mode not in ("async", "sync"):
         raise errors.InvalidInput(
             f"mode={mode!r}: expected 'async' or 'sync'", expected="async|sync", found=mode
         )
-    if save is not None and not callable(getattr(save, "due", None)):
-        raise errors.InvalidInput(
-            f"save={save!r}: expected a rule such as stepseal.every(steps=500)",
-            expected="a rule",
-            found=type(save).__name__,
-        )
+    if save is not None:
+        check_rule(save)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from stepseal.errors import InvalidInput
 
-__all__ = ["SaveRule", "every"]
+__all__ = ["SaveRule", "check_rule", "every"]
 
 
 class SaveRule(Protocol):
@@ -60,3 +60,17 @@ def every(*, steps: int) -> EverySteps:
             f"every(steps={steps!r}): expected an int of at least 1", expected=">= 1", found=steps
         )
     return EverySteps(steps)
+
+
+def check_rule(rule: object) -> None:
+    """Refuse what is no save rule.
+
+    Raises:
+        InvalidInput: `rule` has no `due`.
+    """
+    if not callable(getattr(rule, "due", None)):
+        raise InvalidInput(
+            f"save={rule!r}: expected a rule such as stepseal.every(steps=500)",
+            expected="a rule",
+            found=type(rule).__name__,
+        )

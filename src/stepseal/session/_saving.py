@@ -118,6 +118,7 @@ class PartWriter:
     def _run(self) -> None:
         call = self._write.call
         try:
+            self._check_given_up()
             self._check_same_root()
             ref = write_part(
                 self._storage,

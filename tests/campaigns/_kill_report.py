@@ -1,0 +1,173 @@
+"""What a crash campaign is asked for, and what came out; imports nothing of stepseal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["Broken", "Options", "Report", "campaign", "pattern_of", "run_program"]
+
+_MODULE = "tests.campaigns._kill"
+_RANDOM_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{8})?")
+_HOUSE = Path(__file__).resolve().parents[2]
+
+
+def pattern_of(operation: str, key: str) -> str:
+    """Return an operation with its random names blanked, as it is in every run."""
+    return f"{operation} {_RANDOM_NAME.sub('*', key)}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one process runs."""
+
+    workload: str
+    variant: str = "none"
+    action: str = "kill"
+    """`kill`: die before the operation; `tear`: die in the middle of it, if it is a write."""
+    kill_index: Sequence[int] = ()
+    """Only these; with `kill_at` empty too, all."""
+    kill_at: Sequence[str] = ()
+    """The first operation of each pattern."""
+    share: int = 0
+    """This process takes the kill points `share`, `share + num_shares`, and so on."""
+    num_shares: int = 1
+    stop_after: int | None = None
+    """Stop when the variant was caught at so many kill points."""
+    seed: int | None = None
+    """Choose other interleavings of the threads."""
+
+    def reproduction(self, at: int | str, struck: str) -> str:
+        """Return the command that repeats one kill point."""
+        point = f"--kill-at {shlex.quote(struck)}" if struck else f"--kill-index {at}"
+        more = "" if self.variant == "none" else f" --variant {self.variant}"
+        more += "" if self.action == "kill" else f" --action {self.action}"
+        return f"python -m {_MODULE} {self.workload}{more} {point}"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A violation, and how to see it again."""
+
+    point: str
+    struck: str
+    """Pattern of the operation before which the job died."""
+    kind: str
+    text: str
+    reproduction: str
+
+
+@dataclass
+class Report:
+    """What came out of one or more processes."""
+
+    num_kills: int = 0
+    num_torn: int = 0
+    """Kill points that left a step begun and not acknowledged."""
+    untouched: bool = False
+    """The last run completed: there was no further operation."""
+    seconds: float = 0.0
+    struck: list[str] = field(default_factory=list)
+    """Patterns of the operations before which a job died."""
+    performed: list[str] = field(default_factory=list)
+    """Patterns of all operations of the run that completed."""
+    broken: list[Broken] = field(default_factory=list)
+
+    def note(self, struck: str, *, killed: bool, torn: bool) -> None:
+        """Count one kill point."""
+        self.num_kills += killed
+        self.num_torn += killed and torn
+        self.untouched = not killed
+        self.struck = sorted({*self.struck, struck} - {""})
+
+    @property
+    def missed(self) -> list[str]:
+        """Operations that no job died before, because threads took turns differently."""
+        return sorted(set(self.performed) - set(self.struck))
+
+    @property
+    def kinds(self) -> set[str]:
+        """Kinds of violation."""
+        return {broken.kind for broken in self.broken}
+
+    def summary(self) -> str:
+        """Return the figures in one line."""
+        bad = len({broken.point for broken in self.broken})
+        rate = self.num_kills / max(self.seconds, 1e-9)
+        return (
+            f"{self.num_kills} kill points ({self.num_torn} left a torn step, {len(self.struck)} "
+            f"different operations), {bad} with violations, {rate:.1f}/s, {self.seconds:.1f} s"
+        )
+
+    def text(self, what: str) -> str:
+        """Return every violation with its reproduction, then the summary."""
+        lines = [
+            f"{broken.kind} at {broken.point} ({broken.struck}): {broken.text}\n"
+            f"    {broken.reproduction}"
+            for broken in self.broken
+        ]
+        return "\n".join([*lines, f"{what}: {self.summary()}"])
+
+
+def _merged(reports: Iterable[Report]) -> Report:
+    """Join what several processes found at the same time."""
+    whole = Report(untouched=True)
+    for report in reports:
+        whole.num_kills += report.num_kills
+        whole.num_torn += report.num_torn
+        whole.untouched = whole.untouched and report.untouched
+        whole.seconds = max(whole.seconds, report.seconds)
+        whole.struck = sorted({*whole.struck, *report.struck})
+        whole.performed = sorted({*whole.performed, *report.performed})
+        whole.broken += report.broken
+    return whole
+
+
+def run_program(*arguments: str) -> list[Report]:
+    """Run the campaign program; return a report per variant."""
+    path = os.pathsep.join([str(_HOUSE / "src"), str(_HOUSE)])
+    done = subprocess.run(
+        [sys.executable, "-m", _MODULE, *arguments, "--json"],
+        cwd=_HOUSE,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return [_report(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def _report(found: dict[str, Any]) -> Report:
+    broken = [Broken(**each) for each in found.pop("broken")]
+    return Report(**found, broken=broken)
+
+
+def campaign(workload: str, *arguments: str) -> Report:
+    """Kill at every index, one process per core; then at operations that no index hit."""
+    num_shares = len(os.sched_getaffinity(0))
+
+    def share(number: int) -> Report:
+        split = ["--share", str(number), "--num-shares", str(num_shares)]
+        return run_program(workload, *arguments, *split)[0]
+
+    with ThreadPoolExecutor(num_shares) as pool:
+        whole = _merged(pool.map(share, range(num_shares)))
+    if whole.missed:
+        points = [text for pattern in whole.missed for text in ("--kill-at", pattern)]
+        more = run_program(workload, *arguments, *points)[0]
+        seconds = whole.seconds + more.seconds
+        performed = whole.performed
+        more.untouched = True  # asked of the shares; here a pattern may not come up again
+        whole = _merged([whole, more])
+        whole.seconds, whole.performed = seconds, performed
+    return whole

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stepseal import errors
+from stepseal.commit import in_lineage, lineage_limits, read_claims
+from stepseal.commit._claims import INCARNATIONS, ClaimRecord, check_current, claim
+from stepseal.commit._roots import initialise_root
+from stepseal.layout import Lineage, seal
+from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from tests.commit._kit import overwrite
+
+if TYPE_CHECKING:
+    from stepseal.storage import Storage
+
+PARENT = Lineage(40, "a" * 64, 1)
+
+
+def ready(storage: Storage) -> Storage:
+    initialise_root(storage)
+    return storage
+
+
+def test_claims_grow_by_one(storage: Storage) -> None:
+    ready(storage)
+    assert read_claims(storage) == ()
+    assert [claim(storage, None), claim(storage, PARENT)] == [1, 2]
+    assert read_claims(storage) == (ClaimRecord(1, None), ClaimRecord(2, PARENT))
+
+
+def test_claims_of_a_root_that_is_none_are_empty(storage: Storage) -> None:
+    assert read_claims(storage) == ()
+    with pytest.raises(errors.NotCurrent):
+        check_current(storage, 1)
+
+
+def test_other_names_are_skipped(storage: Storage) -> None:
+    ready(storage)
+    for name in (".tmp-ab12", "0.json", "01.json", "9.json.bak", "x.json", "12345678901234567.json"):
+        create_durable(storage, f"{INCARNATIONS}/{name}", b"junk")
+    assert read_claims(storage) == ()
+    assert claim(storage, None) == 1
+
+
+def test_claim_of_many_at_once_is_unique() -> None:
+    storage = MemoryStorage()
+    ready(storage)
+    won: list[int] = []
+
+    class Racing(FaultyStorage):
+        def link(self, source: str, target: str) -> None:
+            if len(won) < 5:
+                won.append(0)
+                won[-1] = claim(self, None)
+            super().link(source, target)
+
+    last = claim(Racing(storage), None)
+    assert sorted([*won, last]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_claiming_gives_up_when_others_keep_winning() -> None:
+    storage = MemoryStorage()
+    ready(storage)
+
+    class Losing(FaultyStorage):
+        def link(self, source: str, target: str) -> None:
+            create_durable(storage, target, b"theirs")
+            super().link(source, target)
+
+    with pytest.raises(errors.NotCurrent, match="64 incarnations"):
+        claim(Losing(storage), None)
+
+
+def test_lost_answer_of_the_link_is_a_claim(storage: Storage) -> None:
+    ready(storage)
+    lossy = FaultyStorage(storage, [Fault(lambda verb, _: verb == "link", Lose(errno.EIO))])
+    assert claim(lossy, None) == 1
+    assert claim(storage, None) == 2
+
+
+def test_failed_claim_leaves_numbers_that_still_grow(storage: Storage) -> None:
+    ready(storage)
+    for at in range(8):
+        try:
+            claim(FaultyStorage(storage, [Fault(at, Fail(errno.EIO))]), None)
+        except errors.StorageUnavailable:
+            pass
+    before = read_claims(storage)
+    assert claim(storage, None) == len(before) + 1
+
+
+def test_check_current(storage: Storage) -> None:
+    ready(storage)
+    claim(storage, None)
+    check_current(storage, 1)
+    claim(storage, None)
+    check_current(storage, 2)
+    with pytest.raises(errors.NotCurrent, match="another start of the job") as caught:
+        check_current(storage, 1)
+    assert (caught.value.expected, caught.value.found) == (1, 2)
+    with pytest.raises(errors.NotCurrent, match="somebody removed it"):
+        check_current(storage, 3)
+
+
+def test_each_flipped_bit_of_a_claim_is_noticed() -> None:
+    storage = MemoryStorage()
+    ready(storage)
+    claim(storage, PARENT)
+    key = f"{INCARNATIONS}/1.json"
+    data = read_bytes(storage, key, 1 << 14)
+    for bit in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        overwrite(storage, key, bytes(flipped))
+        assert read_claims(storage) == (ClaimRecord(1, None, damaged=True),)
+    assert claim(storage, None) == 2
+    check_current(storage, 2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        {"incarnation": 2, "parent": None},
+        {"incarnation": "1", "parent": None},
+        {"incarnation": 1},
+        {"incarnation": 1, "parent": 5},
+        {"incarnation": 1, "parent": {}},
+        {"incarnation": 1, "parent": {"step": "x", "manifest_sha256": "", "incarnation": 0}},
+        {"incarnation": 2, "parent": {"step": 1, "manifest_sha256": "", "incarnation": 0}},
+    ],
+)
+def test_claim_of_another_shape_is_damaged(body: object) -> None:
+    storage = MemoryStorage()
+    ready(storage)
+    create_durable(storage, f"{INCARNATIONS}/1.json", seal(body))
+    assert read_claims(storage) == (ClaimRecord(1, None, damaged=True),)
+
+
+def test_claim_that_is_a_directory_is_damaged(storage: Storage) -> None:
+    ready(storage)
+    make_dirs(storage, f"{INCARNATIONS}/1.json")
+    assert read_claims(storage) == (ClaimRecord(1, None, damaged=True),)
+    assert claim(storage, None) == 2
+
+
+def record(number: int, step: int | None = None, parent: int = 0) -> ClaimRecord:
+    return ClaimRecord(number, None if step is None else Lineage(step, "a" * 64, parent))
+
+
+def test_lineage_without_claims_holds_everything() -> None:
+    assert lineage_limits([]) == {}
+    assert in_lineage({}, 7, 100)
+
+
+def test_lineage_ends_where_the_next_incarnation_resumed() -> None:
+    limits = lineage_limits([record(1), record(2, 40, 1), record(3, 20, 2)])
+    assert limits == {3: None, 2: 20, 1: 40}
+    assert in_lineage(limits, 1, 40)
+    assert not in_lineage(limits, 1, 41)
+    assert not in_lineage(limits, 2, 21)
+    assert in_lineage(limits, 3, 10_000)
+
+
+def test_lineage_leaves_out_incarnations_that_nobody_resumed_from() -> None:
+    limits = lineage_limits([record(1), record(2), record(3, 40, 1)])
+    assert limits == {3: None, 1: 40}
+    assert not in_lineage(limits, 2, 1)
+
+
+def test_fresh_start_begins_a_lineage() -> None:
+    assert lineage_limits([record(1), record(2)]) == {2: None}
+
+
+def test_damaged_claim_hides_its_parent_so_all_older_count() -> None:
+    damaged = ClaimRecord(3, None, damaged=True)
+    claims = [record(1), record(2), damaged, record(4, 50, 3)]
+    assert lineage_limits(claims) == {4: None, 3: 50, 2: None, 1: None}
+
+
+def test_missing_claim_is_treated_as_damaged() -> None:
+    assert lineage_limits([record(1), record(3, 50, 2)]) == {3: None, 2: 50, 1: None}
+
+
+@pytest.mark.parametrize("parent", [3, 4])
+def test_lineage_walk_ends_on_records_that_point_forward(parent: int) -> None:
+    assert lineage_limits([record(1), record(3, 50, parent)]) == {3: None}
