@@ -52,14 +52,16 @@ def test_claim_of_many_at_once_is_unique() -> None:
     won: list[int] = []
 
     class Racing(FaultyStorage):
+        num_rivals = 5
+
         def link(self, source: str, target: str) -> None:
-            if len(won) < 5:
-                won.append(0)
-                won[-1] = claim(self, None)
+            if self.num_rivals:
+                self.num_rivals -= 1
+                won.append(claim(self, None))
             super().link(source, target)
 
-    last = claim(Racing(storage), None)
-    assert sorted([*won, last]) == [1, 2, 3, 4, 5, 6]
+    won.append(claim(Racing(storage), None))
+    assert sorted(won) == [1, 2, 3, 4, 5, 6]
 
 
 def test_claiming_gives_up_when_others_keep_winning() -> None:

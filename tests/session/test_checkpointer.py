@@ -132,6 +132,7 @@ def test_restore_lists_all_differences_and_changes_nothing(tmp_path: Path) -> No
     assert_identical(before, other)
 
 
+@pytest.mark.slow
 def test_prewarm_touches_memory_once_and_changes_nothing(tmp_path: Path) -> None:
     model = Net(1)
     optimizer = adamw(model)

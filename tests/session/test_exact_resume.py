@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 NUM_STEPS = 20
 
-_RANDOM = ("python", "numpy", "torch")
-
 
 @pytest.mark.slow
 def test_resumes_exactly_from_every_step(tmp_path: Path) -> None:
@@ -28,6 +26,7 @@ def test_resumes_exactly_after_synchronous_saves(tmp_path: Path) -> None:
     assert_exact_resume(make_job, tmp_path / "r", num_steps=5, save_at=[2], mode="sync")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("forgotten", "named"),
     [
@@ -37,6 +36,7 @@ def test_resumes_exactly_after_synchronous_saves(tmp_path: Path) -> None:
         ("optimizer", r"restored from step 3: state after step 3: optimizer\.state\[0\]"),
         ("model", r"restored from step 3: state after step 3: model\.0\.weight, element \[0, 0\]"),
     ],
+    ids=["rng", "lr_scheduler", "loader", "optimizer", "model"],
 )
 def test_what_a_job_forgets_is_named(tmp_path: Path, forgotten: str, named: str) -> None:
     with pytest.raises(AssertionError, match=named):

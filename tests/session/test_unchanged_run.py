@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 NUM_STEPS = 8
 
+pytestmark = pytest.mark.slow
+
 
 class Odd(nn.Module):
     """Dropout, batch statistics, a branch that never gets a gradient, and a frozen parameter."""

@@ -94,8 +94,7 @@ def read_marker(storage: Storage) -> str:
     value = unseal(data, what=MARKER, max_bytes=_MAX_MARKER_BYTES)
     version = value.get("format_version") if isinstance(value, dict) else None
     run_id = value.get("run_id") if isinstance(value, dict) else None
-    known = type(version) is int  # True == 1 == 1.0
-    if known and version > FORMAT_VERSION:
+    if type(version) is int and version > FORMAT_VERSION:
         raise IncompatibleFormat(
             f"{MARKER}: format version {version}: this release reads up to {FORMAT_VERSION}. "
             "Update stepseal to use this root.",
@@ -104,7 +103,7 @@ def read_marker(storage: Storage) -> str:
             found=version,
         )
     if (
-        not known
+        type(version) is not int  # True == 1 == 1.0
         or version != FORMAT_VERSION
         or not isinstance(run_id, str)
         or not _RUN_ID.fullmatch(run_id)

@@ -1,18 +1,21 @@
 """Who takes part in this job, and how its ranks find the coordinator.
 
 The coordinator's address travels once through the process group's store; after that no collective
-and no store is used. Invariant: a coordinator that cannot start tells the others why, through the
-same store.
+and no store is used. Invariants: a coordinator that cannot start tells the others why, through the
+same store; no call of the store is waited for beyond `connect_s`, though a store whose server was
+stopped blocks far past its own timeout.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import queue
 import secrets
 import socket
+import threading
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
@@ -20,9 +23,14 @@ from stepseal.commit import Address, Deadlines, SocketHub, SocketLink, cause_of,
 from stepseal.components import Topology
 from stepseal.errors import CoordinatorLost
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["Rendezvous", "discover"]
 
 _LOOPBACK = "127.0.0.1"
+_GRACE_S = 1.0
+"""What a store gets beyond its own timeout to answer by itself."""
 _numbers = itertools.count()
 
 
@@ -46,6 +54,9 @@ class Rendezvous:
         deadlines: connection limits.
         control_host: interface of rank 0 to listen on; None takes loopback when all ranks share a
             host name, else the address of rank 0's host name.
+
+    Raises:
+        CoordinatorLost: the process group's store does not answer within `connect_s`.
     """
 
     def __init__(self, topology: Topology, deadlines: Deadlines, control_host: str | None) -> None:
@@ -54,7 +65,7 @@ class Rendezvous:
         self._control_host = control_host
         self._prefix = f"stepseal/{next(_numbers)}"
         self._store: Any = dist.distributed_c10d._get_default_store()
-        self._store.set(self._host_key(topology.rank), socket.gethostname())
+        self._set(self._host_key(topology.rank), socket.gethostname())
 
     def listen(self) -> SocketHub:
         """Open the coordinator's socket.
@@ -90,7 +101,7 @@ class Rendezvous:
         return SocketLink(address, self._topology.me, self._deadlines, version)
 
     def _tell(self, answer: dict[str, Any]) -> None:
-        self._store.set(f"{self._prefix}/address", json.dumps(answer))
+        self._set(f"{self._prefix}/address", json.dumps(answer))
 
     def _own_host(self) -> str:
         mine = socket.gethostname()
@@ -102,13 +113,41 @@ class Rendezvous:
         return f"{self._prefix}/host/{rank}"
 
     def _read(self, key: str, who: str) -> str:
-        try:
+        def read() -> bytes:
             self._store.wait([key], timedelta(seconds=self._deadlines.connect_s))
-            return bytes(self._store.get(key)).decode()
-        except (dist.DistError, RuntimeError) as error:
-            raise CoordinatorLost(
-                f"control plane: {who} did not make its Checkpointer within "
-                f"{self._deadlines.connect_s:g} s. "
-                "Every rank must construct it, in the same order.",
-                participant=self._topology.me,
-            ) from error
+            return bytes(self._store.get(key))
+
+        return self._within(read, f"{who} did not make its Checkpointer").decode()
+
+    def _set(self, key: str, value: str) -> None:
+        self._within(
+            lambda: self._store.set(key, value), "the process group's store did not answer"
+        )
+
+    def _within(self, use_store: Callable[[], Any], problem: str) -> Any:  # noqa: ANN401 - of any
+        """Use the store on a thread of its own, which is left behind if the store blocks."""
+        answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                answers.put((use_store(), None))
+            except Exception as error:
+                answers.put((None, error))
+
+        threading.Thread(target=run, name="stepseal-rendezvous", daemon=True).start()
+        try:
+            answer, failure = answers.get(timeout=self._deadlines.connect_s + _GRACE_S)
+        except queue.Empty as error:
+            raise self._lost(f"{problem}, and its store is silent") from error
+        if failure is None:
+            return answer
+        if isinstance(failure, (dist.DistError, RuntimeError)):
+            raise self._lost(problem) from failure
+        raise failure
+
+    def _lost(self, problem: str) -> CoordinatorLost:
+        return CoordinatorLost(
+            f"control plane: {problem} within {self._deadlines.connect_s:g} s. Every rank must "
+            "construct it, in the same order.",
+            participant=self._topology.me,
+        )

@@ -1,0 +1,452 @@
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stepseal import errors
+from stepseal.commit import list_steps, read_step
+from stepseal.commit._attempts import attempt_at, discard
+from stepseal.commit._publish import PublishUnconfirmed, check_place
+from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
+from stepseal.layout import MANIFEST, manifest_digest
+from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from tests.commit._kit import TWO, Root, damage, exists
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from stepseal.storage import LocalStorage, ReadHandle, Storage
+    from stepseal.testing import Operation
+
+
+def claimed(storage: Storage) -> Root:
+    root = Root(storage)
+    root.claim()
+    return root
+
+
+def forked(storage: Storage) -> Root:
+    """Return a root whose step 20 is outside the lineage: the job fell back to step 10."""
+    root = Root(storage)
+    head = root.commit(10)
+    root.commit(20)
+    root.claim(head)
+    return root
+
+
+def verb(name: str, part: str = "") -> Callable[[str, str], bool]:
+    return lambda operation, key: operation == name and part in key
+
+
+def with_faults(root: Root, *faults: Fault) -> FaultyStorage:
+    root.storage = FaultyStorage(root.storage, faults)
+    return root.storage
+
+
+def test_published_step_is_whole_and_staging_is_gone(storage: Storage) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10, metrics={"loss": float("inf")})
+    sha256 = root.publish(staging, manifest)
+    assert root.names(STAGING) == []
+    data = read_bytes(storage, f"step-10/{MANIFEST}", 1 << 20)
+    assert manifest_digest(data) == sha256
+    entry = read_step(storage, 10, root.run_id)
+    assert entry.manifest == manifest
+    assert root.finisher.finished == [staging]
+    assert not exists(storage, "step-10/.nonce")
+
+
+def test_commit_is_the_last_change_and_everything_before_is_durable() -> None:
+    storage = MemoryStorage()
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    faulty = with_faults(root)
+    root.publish(staging, manifest)
+    operations = faulty.count.operations()
+    assert [(o.name, o.key) for o in operations][-7:] == [
+        ("write", f"{staging}/{MANIFEST}"),
+        ("sync", f"{staging}/{MANIFEST}"),
+        ("close", f"{staging}/{MANIFEST}"),
+        ("sync_dir", staging),
+        ("rename", f"{staging} -> step-10"),
+        ("sync_dir", ""),
+        ("sync_dir", STAGING),
+    ]
+
+
+def operations_of_a_commit() -> tuple[Operation, ...]:
+    root = claimed(MemoryStorage())
+    staging, manifest = root.prepare(10)
+    faulty = with_faults(root)
+    root.publish(staging, manifest)
+    return faulty.count.operations()
+
+
+OPERATIONS = operations_of_a_commit()
+RENAME = next(o.index for o in OPERATIONS if o.name == "rename")
+
+
+@pytest.mark.parametrize("survives", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("at", range(len(OPERATIONS)))
+def test_power_loss_after_any_failure_leaves_the_step_whole_or_absent(
+    at: int, number: int, survives: float
+) -> None:
+    storage = MemoryStorage()
+    root = claimed(storage)
+    root.commit(5)
+    staging, manifest = root.prepare(10)
+    with_faults(root, Fault(at, Fail(number), sticky=True))
+    with pytest.raises(errors.StorageUnavailable):
+        root.publish(staging, manifest)
+    after = storage.after_power_loss(lambda *_: survives)
+    states = {entry.step: entry.state for entry in list_steps(after, root.run_id)}
+    assert states in ({5: "committed"}, {5: "committed", 10: "committed"})
+
+
+@pytest.mark.parametrize("at", range(RENAME))
+def test_failure_before_the_commit_point_is_plain(at: int) -> None:
+    root = claimed(MemoryStorage())
+    staging, manifest = root.prepare(10)
+    with_faults(root, Fault(at, Fail(errno.EIO)))
+    with pytest.raises(errors.StorageUnavailable) as caught:
+        root.publish(staging, manifest)
+    assert not isinstance(caught.value, PublishUnconfirmed)
+    assert not exists(root.storage, "step-10")
+
+
+@pytest.mark.parametrize("at", range(RENAME + 1, len(OPERATIONS)))
+def test_failed_sync_after_the_rename_is_unconfirmed_and_deletes_nothing(at: int) -> None:
+    root = claimed(MemoryStorage())
+    staging, manifest = root.prepare(10)
+    with_faults(root, Fault(at, Fail(errno.EIO)))
+    with pytest.raises(PublishUnconfirmed) as caught:
+        root.publish(staging, manifest)
+    assert caught.value.errno == errno.EIO
+    assert read_step(root.storage, 10, root.run_id).manifest == manifest
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, errno.EEXIST, errno.ENOSPC])
+def test_lost_answer_of_the_rename_is_a_commit(storage: Storage, number: int) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    with_faults(root, Fault(verb("rename"), Lose(number)))
+    root.publish(staging, manifest)
+    assert read_step(storage, 10, root.run_id).manifest == manifest
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EXDEV, errno.ENOSYS])
+def test_refused_rename_is_told_as_it_is(storage: Storage, number: int) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    with_faults(root, Fault(verb("rename"), Fail(number), sticky=True))
+    with pytest.raises(errors.StorageUnavailable) as caught:
+        root.publish(staging, manifest)
+    assert caught.value.errno == number
+    assert not isinstance(caught.value, PublishUnconfirmed)
+    assert exists(storage, staging)
+
+
+def test_rename_of_unknown_fate_is_made_impossible_before_it_is_called_failed(
+    storage: Storage,
+) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    with_faults(root, Fault(verb("rename", "-> step-10"), Fail(errno.EIO)))
+    with pytest.raises(errors.StorageUnavailable) as caught:
+        root.publish(staging, manifest)
+    assert not isinstance(caught.value, PublishUnconfirmed)
+    assert not exists(storage, staging)  # a server that carries it out later finds nothing
+    assert root.names(TRASH) == []
+    discard(storage, staging)
+
+
+def test_rename_that_cannot_be_judged_is_unconfirmed(storage: Storage) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    with_faults(root, Fault(verb("rename"), Fail(errno.EIO), sticky=True))
+    with pytest.raises(PublishUnconfirmed):
+        root.publish(staging, manifest)
+    assert exists(storage, staging)
+
+
+def test_rename_that_happens_late_is_a_commit(storage: Storage) -> None:
+    """The answer was an error; the server carries it out while we make sure that it did not."""
+
+    class Late(FaultyStorage):
+        def rename(self, source: str, target: str, *, replace: bool = False) -> None:
+            if TRASH in target:
+                storage.rename(staging, "step-10")
+            super().rename(source, target, replace=replace)
+
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    root.storage = Late(storage, [Fault(verb("rename"), Fail(errno.EIO))])
+    root.publish(staging, manifest)
+    assert read_step(storage, 10, root.run_id).manifest == manifest
+
+
+def test_target_that_cannot_be_read_after_a_lost_answer_is_unconfirmed() -> None:
+    class Blind(FaultyStorage):
+        def open_read(self, key: str) -> ReadHandle:
+            if key.startswith("step-10/"):
+                raise errors.StorageUnavailable("no", errno=errno.EIO)
+            return super().open_read(key)
+
+    for number in (errno.EIO, errno.EEXIST):
+        root = claimed(MemoryStorage())
+        staging, manifest = root.prepare(10)
+        root.storage = Blind(root.storage, [Fault(verb("rename"), Lose(number))])
+        with pytest.raises(PublishUnconfirmed):
+            root.publish(staging, manifest)
+
+
+def test_wrong_files_are_not_committed(storage: Storage) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    create_durable(storage, f"{staging}/extra", b"x")
+    with pytest.raises(errors.Corrupt, match="extra: not expected") as caught:
+        root.publish(staging, manifest)
+    assert caught.value.problems == ("extra: not expected",)
+    assert not exists(storage, "step-10")
+
+
+def test_left_temporary_is_an_extra_file(storage: Storage) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    create_durable(storage, f"{staging}/.tmp-{'0' * 32}", b"x")
+    with pytest.raises(errors.Corrupt, match=r"\.tmp-"):
+        root.publish(staging, manifest)
+
+
+def test_vanished_staging_is_plain_failure_or_a_newer_incarnation(storage: Storage) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    discard(storage, staging)
+    with pytest.raises(errors.StorageUnavailable):
+        root.publish(staging, manifest)
+    Root(storage).claim()
+    with pytest.raises(errors.NotCurrent):
+        root.publish(staging, manifest)
+
+
+def test_late_publication_is_refused_right_before_the_commit_point(storage: Storage) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    with pytest.raises(errors.CommitTimeout, match="commit_s"):
+        root.publish(staging, manifest, late=True)
+    assert not exists(storage, "step-10")
+
+
+def test_older_incarnation_does_not_commit(storage: Storage) -> None:
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+    newer = Root(storage)
+
+    def claim_meanwhile(operation: str, key: str) -> bool:
+        if operation == "sync_dir" and key == staging:
+            newer.claim()
+        return False
+
+    with_faults(root, Fault(claim_meanwhile, Fail(errno.EIO)))
+    with pytest.raises(errors.NotCurrent):
+        root.publish(staging, manifest)
+    assert not exists(storage, "step-10")
+
+
+def test_good_step_of_the_lineage_is_never_replaced(storage: Storage) -> None:
+    root = claimed(storage)
+    head = root.commit(10)
+    staging, manifest = root.prepare(10)
+    with pytest.raises(errors.StepExists, match="never overwritten") as caught:
+        root.publish(staging, manifest)
+    assert caught.value.path == "step-10"
+    assert read_step(storage, 10, root.run_id).lineage() == head
+
+
+@pytest.mark.parametrize("what", ["folder", "dcp", "file", "other run"])
+def test_foreign_things_are_left_alone(storage: Storage, what: str) -> None:
+    root = claimed(storage)
+    if what == "file":
+        create_durable(storage, "step-10", b"x")
+    elif what == "other run":
+        other = Root(storage)
+        other.claim()
+        other.run_id = "f" * 32
+        other.commit(10)
+        root.claim()
+    else:
+        make_dirs(storage, "step-10")
+        if what == "dcp":
+            create_durable(storage, "step-10/.metadata", b"x")
+    before = storage.stat("step-10")
+    staging, manifest = root.prepare(10)
+    with pytest.raises(errors.StepExists, match="in the way"):
+        root.publish(staging, manifest)
+    assert storage.stat("step-10") == before
+    assert exists(storage, staging)
+
+
+def test_symlink_is_left_alone(local: LocalStorage, tmp_path: Path) -> None:
+    root = claimed(local)
+    (tmp_path / "root" / "step-10").symlink_to(tmp_path)
+    staging, manifest = root.prepare(10)
+    with pytest.raises(errors.StepExists):
+        root.publish(staging, manifest)
+    assert (tmp_path / "root" / "step-10").is_symlink()
+
+
+@pytest.mark.parametrize("what", ["outside", "damaged", "no manifest"])
+def test_step_that_does_not_count_is_put_aside_and_kept(storage: Storage, what: str) -> None:
+    root = forked(storage)
+    step = 20 if what == "outside" else 10
+    old = attempt_at(storage, f"step-{step}")
+    if what == "damaged":
+        damage(storage, step)
+    elif what == "no manifest":
+        storage.remove_file(f"step-{step}/{MANIFEST}")
+    staging, manifest = root.prepare(step)
+    root.publish(staging, manifest)
+    assert read_step(storage, step, root.run_id).manifest == manifest
+    (kept,) = root.names(SUPERSEDED)
+    assert kept == staging.rpartition("/")[2]
+    assert exists(storage, f"{SUPERSEDED}/{kept}/parts")
+    assert attempt_at(storage, f"{SUPERSEDED}/{kept}") == (old if what == "outside" else None)
+    assert root.names(STAGING) == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, errno.ENOSPC])
+def test_lost_answer_of_the_exchange_is_a_commit(storage: Storage, number: int) -> None:
+    root = forked(storage)
+    staging, manifest = root.prepare(20)
+    with_faults(root, Fault(verb("exchange"), Lose(number)))
+    root.publish(staging, manifest)
+    assert read_step(storage, 20, root.run_id).manifest == manifest
+    assert len(root.names(SUPERSEDED)) == 1
+
+
+def test_failed_exchange_leaves_the_old_step(storage: Storage) -> None:
+    for number in (errno.EIO, errno.ENOSPC):
+        root = forked(MemoryStorage())
+        old = attempt_at(root.storage, "step-20")
+        staging, manifest = root.prepare(20)
+        with_faults(root, Fault(verb("exchange"), Fail(number)))
+        with pytest.raises(errors.StorageUnavailable) as caught:
+            root.publish(staging, manifest)
+        assert not isinstance(caught.value, PublishUnconfirmed)
+        assert attempt_at(root.storage, "step-20") == old
+
+
+def test_exchange_that_happens_late_is_unconfirmed_and_keeps_both(storage: Storage) -> None:
+    class Late(FaultyStorage):
+        def rename(self, source: str, target: str, *, replace: bool = False) -> None:
+            if TRASH in target:
+                storage.exchange(staging, "step-20")
+            super().rename(source, target, replace=replace)
+
+    root = forked(storage)
+    old = attempt_at(storage, "step-20")
+    staging, manifest = root.prepare(20)
+    root.storage = Late(storage, [Fault(verb("exchange"), Fail(errno.EIO))])
+    with pytest.raises(PublishUnconfirmed):
+        root.publish(staging, manifest)
+    assert attempt_at(storage, "step-20") == manifest.attempt
+    (kept,) = root.names(TRASH)
+    assert attempt_at(storage, f"{TRASH}/{kept}") == old
+
+
+def swap_in(storage: Storage, root: Root, hide: str) -> Callable[[str, str], bool]:
+    """Commit another good step 20 right before the exchange, as a rival of this incarnation."""
+    staging, manifest = root.prepare(20)
+    create_durable(storage, f"{staging}/{MANIFEST}", encoded(manifest))
+    storage.remove_file(f"{staging}/.nonce")
+
+    def strike(operation: str, key: str) -> bool:
+        if operation == "exchange" and not exists(storage, hide):
+            storage.rename("step-20", hide)
+            storage.rename(staging, "step-20")
+        return False
+
+    return strike
+
+
+def encoded(manifest: object) -> bytes:
+    from stepseal.layout import Manifest, encode_manifest
+
+    assert isinstance(manifest, Manifest)
+    return encode_manifest(manifest)
+
+
+def test_exchange_that_takes_out_a_good_step_is_undone(storage: Storage) -> None:
+    root = forked(storage)
+    strike = swap_in(storage, root, "moved")
+    staging, manifest = root.prepare(20)
+    with_faults(root, Fault(strike, Fail(errno.EIO)))
+    with pytest.raises(errors.StepExists):
+        root.publish(staging, manifest)
+    good = attempt_at(storage, "step-20")
+    assert good not in (None, manifest.attempt)
+    assert attempt_at(storage, staging) == manifest.attempt
+
+
+def test_undoing_that_fails_is_unconfirmed_and_deletes_nothing(storage: Storage) -> None:
+    root = forked(storage)
+    strike = swap_in(storage, root, "moved")
+    staging, manifest = root.prepare(20)
+    once: list[int] = []
+
+    def second_exchange(operation: str, key: str) -> bool:
+        strike(operation, key)
+        once.extend([1] * (operation == "exchange"))
+        return operation == "exchange" and len(once) > 1
+
+    with_faults(root, Fault(second_exchange, Fail(errno.EIO), sticky=True))
+    with pytest.raises(PublishUnconfirmed):
+        root.publish(staging, manifest)
+    assert attempt_at(storage, "step-20") == manifest.attempt
+    assert attempt_at(storage, staging) is not None
+
+
+def test_displaced_step_that_cannot_be_judged_is_unconfirmed() -> None:
+    class Blind(FaultyStorage):
+        exchanged = False
+
+        def exchange(self, first: str, second: str) -> None:
+            super().exchange(first, second)
+            self.exchanged = True
+
+        def stat(self, key: str):  # type: ignore[no-untyped-def] # noqa: ANN202
+            if self.exchanged and key.startswith(STAGING):
+                raise errors.StorageUnavailable("no", errno=errno.EIO)
+            return super().stat(key)
+
+    root = forked(MemoryStorage())
+    staging, manifest = root.prepare(20)
+    root.storage = Blind(root.storage)
+    with pytest.raises(PublishUnconfirmed):
+        root.publish(staging, manifest)
+
+
+def test_failure_to_put_aside_does_not_fail_the_commit(storage: Storage) -> None:
+    root = forked(storage)
+    old = attempt_at(storage, "step-20")
+    staging, manifest = root.prepare(20)
+    with_faults(root, Fault(verb("rename", SUPERSEDED), Fail(errno.EIO)))
+    root.publish(staging, manifest)
+    assert attempt_at(storage, "step-20") == manifest.attempt
+    assert attempt_at(storage, staging) == old
+
+
+def test_check_place_of_nothing(storage: Storage) -> None:
+    root = claimed(storage)
+    check_place(storage, 10, root.run_id)
+
+
+def test_parts_of_all_participants_are_named(storage: Storage) -> None:
+    root = claimed(storage)
+    _, manifest = root.prepare(10)
+    assert tuple(part.participant for part in manifest.parts) == TWO
