@@ -87,9 +87,10 @@ class Step:
         self.listed = {"manifest.json"}
         for entry in self.manifest["files"]:
             self._file(entry)
-        for number, reference in enumerate(self.manifest["parts"]):
-            assert reference["participant"] == self.manifest["participants"][number]
-            self._part(reference)
+        parts = {reference["participant"]: reference for reference in self.manifest["parts"]}
+        for participant in self.manifest["participants"]:
+            self._part(parts.pop(participant))
+        assert not parts
         for name, tensor in self.tensors.items():
             count = np.zeros(tensor.shape, np.int8)
             for offsets, sizes in self._boxes[name]:
@@ -205,6 +206,8 @@ class Tree:
                 return set(self._value(below))
             case "$deque":
                 return self._value(below["items"])
+            case "$numbers":
+                return self._arrays.pop(below["leaf"]).tolist()
             case "$int":
                 return int(below)
             case "$float":

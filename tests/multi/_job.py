@@ -302,6 +302,7 @@ def _join_group(rank: int, life: Life, pipe: Connection[Any, Any]) -> None:
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=life.world, timeout=timeout
     )
+    dist.barrier()  # nobody is hit while another one is still joining
 
 
 def _expected(rank: int, world: int, step: int, *, sharded: bool) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_table, size_text
+from stepseal.cli._output import print_line, print_table, size_text
 from stepseal.cli._roots import open_root, step_size_bytes
 from stepseal.commit import in_lineage, lineage_limits, list_foreign, list_steps, read_claims
 
@@ -58,7 +58,7 @@ def print_listing(found: dict[str, Any]) -> None:
     else:
         sys.stderr.write(f"stepseal: {found['root']}: no steps yet\n")
     for name in found["foreign"]:
-        sys.stdout.write(f"foreign, left alone: {name}\n")
+        print_line(f"foreign, left alone: {name}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -11,19 +12,41 @@ if TYPE_CHECKING:
 
     from stepseal.errors import CheckpointError
 
-__all__ = ["fail", "print_json", "print_table", "size_text"]
+__all__ = ["fail", "print_json", "print_line", "print_table", "size_text"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    """Print one JSON document on stdout; NaN and Inf stand as strings, as in a manifest."""
+    sys.stdout.write(json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def print_line(text: str) -> None:
+    """Print one line on stdout; what could drive a terminal or is no text stands escaped."""
+    sys.stdout.write(f"{_printable(text)}\n")
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def fail(error: CheckpointError) -> None:
     """Print an error on stderr."""
-    sys.stderr.write(f"stepseal: {error}\n")
+    lines = "\n".join(_printable(line) for line in str(error).splitlines())
+    sys.stderr.write(f"stepseal: {lines}\n")
 
 
 def size_text(size_bytes: int) -> str:
@@ -38,7 +61,7 @@ def size_text(size_bytes: int) -> str:
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns aligned to their widest cell; plain text, for `grep` and `awk`."""
-    cells = [list(headers), *[list(row) for row in rows]]
+    cells = [[_printable(cell) for cell in row] for row in (headers, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -48,14 +48,22 @@ def find_step(root: OpenRoot, wanted: str) -> StepEntry:
 
     Raises:
         InvalidInput: `wanted` is none of these.
-        StepNotFound: there is no such step.
+        StepNotFound: there is no such step, or it is foreign.
     """
     if wanted == "latest":
         return _latest(root)
     step = parse_step_name(wanted if wanted.startswith("step-") else f"step-{wanted}")
     if step is None:
         raise InvalidInput(f"step {wanted!r}: expected a number such as 200, step-200, or latest")
-    return read_step(root.storage, step, root.run_id)
+    entry = read_step(root.storage, step, root.run_id)
+    if entry.state == "foreign":
+        raise StepNotFound(
+            f"{entry.name} is no step of this run: {entry.problem}. `stepseal ls` shows the steps "
+            "that are there.",
+            step=step,
+            path=entry.name,
+        )
+    return entry
 
 
 def _latest(root: OpenRoot) -> StepEntry:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_table, size_text
+from stepseal.cli._output import print_line, print_table, size_text
 from stepseal.cli._roots import find_step, open_root, step_size_bytes
 from stepseal.errors import Corrupt
 from stepseal.layout import dcp_fqn
@@ -22,17 +21,13 @@ def describe_step(path: str, wanted: str, *, tensors: bool) -> dict[str, Any]:
     """Return what a step holds, as JSON-able values.
 
     Raises:
-        StepNotFound: there is no such step.
+        StepNotFound: there is no such step, or somebody else wrote it.
         Corrupt: its manifest or an index is damaged.
     """
     root = open_root(path)
     entry = find_step(root, wanted)
-    if entry.manifest is None or entry.state != "committed":
-        raise Corrupt(
-            f"{entry.name}: {entry.state}: {entry.problem}. `stepseal verify` says more.",
-            step=entry.step,
-            path=entry.name,
-        )
+    if entry.manifest is None or entry.state == "damaged":
+        raise Corrupt(f"{entry.name}: {entry.problem}", step=entry.step, path=entry.name)
     manifest = entry.manifest
     found: dict[str, Any] = dataclasses.asdict(manifest)
     found["manifest_sha256"] = entry.manifest_sha256
@@ -88,15 +83,15 @@ def print_step(found: dict[str, Any]) -> None:
     facts += [(f"cut {name}", str(value)) for name, value in sorted(found["cut"].items())]
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
-        sys.stdout.write(f"{name.ljust(width)}  {value}\n")
-    sys.stdout.write("\n")
+        print_line(f"{name.ljust(width)}  {value}")
+    print_line("")
     rows = [
         (c["name"], c["kind"], c["sharing"], str(len(set(c["payloads"].values()))))
         for c in found["components"]
     ]
     print_table(("COMPONENT", "KIND", "SHARING", "PAYLOADS"), rows)
     if "tensors" in found:
-        sys.stdout.write("\n")
+        print_line("")
         table = [
             (
                 t["name"],

@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import size_text
+from stepseal.cli._output import print_line, size_text
 from stepseal.cli._roots import OpenRoot, find_step, open_root, step_size_bytes
 from stepseal.commit import list_steps
+from stepseal.layout import MANIFEST
 from stepseal.transfer import verify_step
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def verify_root(path: str, wanted: Sequence[str]) -> dict[str, Any]:
 
 def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
     if entry.manifest is None or entry.state != "committed":
-        finding = {"severity": "damage", "path": entry.name, "message": entry.problem}
+        finding = {"severity": "damage", "path": MANIFEST, "message": entry.problem}
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
     with _Progress(entry.step, step_size_bytes(root.storage, entry.name, entry.manifest)) as bar:
         found = verify_step(root.storage, entry.name, entry.manifest, progress=bar.advance)
@@ -75,8 +76,8 @@ def print_report(found: dict[str, Any]) -> None:
     """Print one line per step and one per finding."""
     for step in found["steps"]:
         size = f" ({size_text(step['size_bytes'])} checked)" if step["size_bytes"] else ""
-        sys.stdout.write(f"step {step['step']}: {step['state']}{size}\n")
+        print_line(f"step {step['step']}: {step['state']}{size}")
         for finding in step["findings"]:
-            sys.stdout.write(f"  {finding['severity']}: {finding['path']}: {finding['message']}\n")
+            print_line(f"  {finding['severity']}: {finding['path']}: {finding['message']}")
     if not found["steps"]:
         sys.stderr.write(f"stepseal: {found['root']}: no steps to verify\n")

@@ -14,6 +14,7 @@ import queue
 import secrets
 import socket
 import threading
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,7 @@ class Rendezvous:
         self._topology = topology
         self._deadlines = deadlines
         self._control_host = control_host
+        self._end = time.monotonic() + deadlines.connect_s
         self._prefix = f"stepseal/{next(_numbers)}"
         self._store: Any = dist.distributed_c10d._get_default_store()
         self._set(self._host_key(topology.rank), socket.gethostname())
@@ -114,15 +116,19 @@ class Rendezvous:
 
     def _read(self, key: str, who: str) -> str:
         def read() -> bytes:
-            self._store.wait([key], timedelta(seconds=self._deadlines.connect_s))
+            self._store.wait([key], timedelta(seconds=self._left_s()))
             return bytes(self._store.get(key))
 
-        return self._within(read, f"{who} did not make its Checkpointer").decode()
+        found: bytes = self._within(read, f"{who} did not make its Checkpointer")
+        return found.decode()
 
     def _set(self, key: str, value: str) -> None:
         self._within(
             lambda: self._store.set(key, value), "the process group's store did not answer"
         )
+
+    def _left_s(self) -> float:
+        return max(0.1, self._end - time.monotonic())
 
     def _within(self, use_store: Callable[[], Any], problem: str) -> Any:  # noqa: ANN401 - of any
         """Use the store on a thread of its own, which is left behind if the store blocks."""
@@ -136,7 +142,7 @@ class Rendezvous:
 
         threading.Thread(target=run, name="stepseal-rendezvous", daemon=True).start()
         try:
-            answer, failure = answers.get(timeout=self._deadlines.connect_s + _GRACE_S)
+            answer, failure = answers.get(timeout=self._left_s() + _GRACE_S)
         except queue.Empty as error:
             raise self._lost(f"{problem}, and its store is silent") from error
         if failure is None:

@@ -66,6 +66,9 @@ class PendingSave:
     def wait(self, timeout_s: float | None = None) -> Saved:
         """Block until the step is committed and durable.
 
+        In a job of several ranks, call it on all of them or on none: a failure that one rank has
+        seen here is not raised there again, while the others still raise it at their next call.
+
         Args:
             timeout_s: seconds to wait at most; None waits until the save's own deadline.
 

@@ -241,12 +241,16 @@ def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep) -> Non
 
 
 def _failed(order: RestoreFailed, call: RestoreCalled) -> CheckpointError:
+    causes = order.failures.values()
     return error_from(
         order.kind,
         order.message,
         step=call.step,
+        component=next((c.component for c in causes if c.component), None),
+        path=next((c.path for c in causes if c.path), None),
+        errno=next((c.errno for c in causes if c.errno), None),
         reasons=order.reasons,
         failures=messages_of(order.failures),
         tainted=order.tainted,
-        problems=tuple(c.message for c in order.failures.values()),
+        problems=tuple(c.message for c in causes),
     )

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from stepseal.commit import Deadlines, SocketHub, _socket_hub
+from stepseal.commit import _messages as messages
+from stepseal.commit._framing import FrameReader, frame
+from tests.commit._conversations import PATIENT, QUICK, Inbox
+from tests.commit._kit import captured, component
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOKEN = "t" * 32
+NAMES = ("a", "b", "c")
+GOODBYE = messages.Goodbye()
+
+
+class Peer:
+    """Somebody who connected: speaks bytes, sees frames and the end."""
+
+    def __init__(self, hub: SocketHub) -> None:
+        self.socket = socket.create_connection((hub.address.host, hub.address.port), timeout=30)
+        self.reader = FrameReader(1 << 30)
+
+    def send(self, message: messages.FromParticipant) -> None:
+        self.socket.sendall(frame(messages.encode_message(message)))
+
+    def hello(self, name: str = "a", token: str = TOKEN) -> None:
+        self.send(messages.Hello(name, token, "0"))
+
+    def next(self) -> messages.FromCoordinator | None:
+        """Return the next message that is no heartbeat, or None at the end."""
+        while True:
+            while (body := self.reader.take()) is not None:
+                message = messages.decode_from_coordinator(body)
+                if not isinstance(message, messages.Heartbeat):
+                    return message
+            try:
+                data = self.socket.recv(1 << 16)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self.reader.feed(data)
+
+
+@contextmanager
+def running(deadlines: Deadlines = PATIENT) -> Iterator[tuple[SocketHub, Inbox]]:
+    inbox = Inbox()
+    hub = SocketHub("127.0.0.1", NAMES, TOKEN, deadlines)
+    hub.start(inbox)
+    try:
+        yield hub, inbox
+    finally:
+        hub.close()
+
+
+@contextmanager
+def connected(hub: SocketHub, name: str | None = None) -> Iterator[Peer]:
+    peer = Peer(hub)
+    with closing(peer.socket):
+        if name is not None:
+            peer.hello(name)
+        yield peer
+
+
+def lost(delivered: Any) -> messages.Cause:  # noqa: ANN401 - narrowed here
+    _, cause = delivered
+    assert isinstance(cause, messages.Cause), delivered
+    return cause
+
+
+def test_messages_go_both_ways() -> None:
+    with running() as (hub, inbox), connected(hub, "a") as peer:
+        assert inbox.next() == ("a", messages.Hello("a", TOKEN, "0"))
+        peer.send(messages.Heartbeat())  # not delivered: it only counts as a sign of life
+        peer.send(GOODBYE)
+        assert inbox.next() == ("a", GOODBYE)
+        hub.send("a", messages.Welcome())
+        hub.send("b", messages.Welcome())  # not connected: dropped
+        assert peer.next() == messages.Welcome()
+
+
+def test_long_message_right_behind_hello_is_taken() -> None:
+    long = captured(components=[component(f"c{n}") for n in range(100)])
+    with running() as (hub, inbox), connected(hub) as peer:
+        first = frame(messages.encode_message(messages.Hello("a", TOKEN, "0")))
+        peer.socket.sendall(first + frame(messages.encode_message(long)))
+        inbox.next()
+        assert inbox.next() == ("a", long)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(messages.encode_message(messages.Hello("a", "wrong", "0"))),
+        frame(messages.encode_message(messages.Hello("a", "", "0"))),
+        frame(messages.encode_message(messages.Hello("stranger", TOKEN, "0"))),
+        frame(messages.encode_message(GOODBYE)),
+        frame(b"garbage"),
+        b"GET / HTTP/1.1\r\n\r\n",
+        struct.pack(">I", 0xFFFFFFFF),
+        struct.pack(">I", 4097),
+        frame(b"{" * 4096),
+        os.urandom(64),
+    ],
+)
+def test_who_does_not_introduce_himself_is_shown_out(data: bytes) -> None:
+    with running() as (hub, inbox), connected(hub) as peer:
+        peer.socket.sendall(data)
+        if len(data) == 64:  # may announce a length that is still to come
+            peer.socket.shutdown(socket.SHUT_WR)
+        assert peer.next() is None
+        with connected(hub, "a"):
+            assert inbox.next() == ("a", messages.Hello("a", TOKEN, "0"))
+
+
+@pytest.mark.parametrize(
+    "data", [frame(b"garbage"), struct.pack(">I", 0xFFFFFFFF), frame(b"\x00" * 5000)]
+)
+def test_garbage_of_a_participant_ends_its_line_with_a_cause(data: bytes) -> None:
+    with running() as (hub, inbox), connected(hub, "a") as peer:
+        inbox.next()
+        peer.socket.sendall(data)
+        assert "control plane" in lost(inbox.next()).message
+        assert peer.next() is None
+
+
+def test_second_hello_on_one_line_ends_it() -> None:
+    with running() as (hub, inbox), connected(hub, "a") as peer:
+        inbox.next()
+        peer.hello("b")
+        assert "second" in lost(inbox.next()).message
+
+
+def test_second_line_of_a_participant_is_refused_and_the_first_lives(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with running() as (hub, inbox), connected(hub, "a") as first:
+        inbox.next()
+        with caplog.at_level(logging.WARNING), connected(hub, "a") as second:
+            assert second.next() is None
+        assert "connected twice" in caplog.text
+        first.send(GOODBYE)
+        assert inbox.next() == ("a", GOODBYE)
+
+
+def test_restarted_participant_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    with running() as (hub, inbox):
+        with connected(hub, "a"):
+            inbox.next()
+        assert "process ended" in lost(inbox.next()).message
+        with connected(hub, "a") as again:
+            assert again.next() is None
+    assert "connected twice" in caplog.text
+
+
+def test_name_of_a_local_participant_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    hub, inbox, own = SocketHub("127.0.0.1", NAMES, TOKEN, PATIENT), Inbox(), Inbox()
+    link = hub.link("a")
+    hub.start(inbox)
+    with closing(hub):
+        link.start(own)
+        assert inbox.next() == ("a", messages.Hello("a", "", ""))
+        with connected(hub, "a") as peer:
+            assert peer.next() is None
+        hub.send("a", messages.Welcome())
+        assert own.next() == messages.Welcome()
+
+
+def test_reset_connection_is_a_loss() -> None:
+    with running() as (hub, inbox), connected(hub, "a") as peer:
+        inbox.next()
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.socket.close()
+        assert "connection" in lost(inbox.next()).message
+
+
+def test_silence_is_a_loss() -> None:
+    with running(QUICK) as (hub, inbox), connected(hub, "a") as peer:
+        inbox.next()
+        assert "no sign of life" in lost(inbox.next()).message
+        assert peer.next() is None
+
+
+def test_hello_that_comes_in_drops_does_not_keep_a_line_open() -> None:
+    with running(QUICK) as (hub, _), connected(hub) as peer:
+        first = frame(messages.encode_message(messages.Hello("a", TOKEN, "0")))
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            for _ in range(10_000):
+                for byte in first[:-1]:
+                    peer.socket.sendall(bytes([byte]))
+                    peer.socket.settimeout(0.005)
+                    try:
+                        if not peer.socket.recv(10):
+                            raise BrokenPipeError
+                    except TimeoutError:
+                        pass
+
+
+def test_many_who_say_nothing_do_not_keep_a_participant_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_socket_hub, "_MAX_STRANGERS", 1)
+    with running() as (hub, inbox):
+        mute = [Peer(hub) for _ in range(10)]
+        with connected(hub, "a"):
+            assert inbox.next() == ("a", messages.Hello("a", TOKEN, "0"))
+            assert mute[0].next() is None
+            assert len(hub._strangers) <= hub._max_strangers
+        for peer in mute:
+            peer.socket.close()
+
+
+def test_lack_of_descriptors_costs_strangers_and_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_socket_hub, "_PAUSE_S", 0.001)
+    with running() as (hub, inbox), connected(hub) as mute:
+        while not hub._strangers:
+            hub.send("b", messages.Welcome())
+        listener = hub._listener
+        failures = [OSError(24, "Too many open files")]
+
+        class Failing:
+            def accept(self) -> Any:  # noqa: ANN401
+                raise failures.pop()
+
+        with connected(hub) as late:
+            hub._listener = Failing()  # type: ignore[assignment]
+            hub._accept()
+            hub._listener = listener
+            assert mute.next() is None
+            late.hello("a")
+            assert inbox.next() == ("a", messages.Hello("a", TOKEN, "0"))
+
+
+def test_participant_that_does_not_read_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_socket_hub, "_MAX_UNSENT_BYTES", 1 << 20)
+    big = messages.Unresolved(1, "a" * 32, 1, "x" * (1 << 18))
+    with running() as (hub, inbox), connected(hub, "a"):
+        inbox.next()
+        for _ in range(200):
+            hub.send("a", big)
+        assert "does not read" in lost(inbox.next()).message
+
+
+def test_long_messages_arrive_whole() -> None:
+    big = messages.Unresolved(1, "a" * 32, 1, "x" * (8 << 20))
+    with running() as (hub, inbox), connected(hub, "a") as peer:
+        inbox.next()
+        hub.send("a", big)
+        assert peer.next() == big
+
+
+def test_closing_flushes_and_ends_all_lines() -> None:
+    with running() as (hub, inbox), connected(hub, "a") as peer, connected(hub) as stranger:
+        inbox.next()
+        hub.send("a", messages.Welcome())
+        hub.close()
+        hub.close()
+        assert peer.next() == messages.Welcome()
+        assert peer.next() is None
+        assert stranger.next() is None
+        assert inbox.taken.empty()
+        hub.send("a", messages.Welcome())
+
+
+def test_hub_that_was_never_started_can_be_closed() -> None:
+    hub = SocketHub("127.0.0.1", NAMES, TOKEN, PATIENT)
+    hub.close()
+    hub.close()
+
+
+def test_closing_gives_up_on_a_line_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_socket_hub, "_FLUSH_S", 0.05)
+    with running() as (hub, inbox), connected(hub, "a"):
+        inbox.next()
+        hub.send("a", messages.Unresolved(1, "a" * 32, 1, "x" * (32 << 20)))
+        hub.close()
+
+
+def test_defect_of_the_hub_releases_all(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running() as (hub, inbox), connected(hub, "a") as peer, connected(hub) as stranger:
+        inbox.next()
+        monkeypatch.setattr(hub, "_watch_writes", lambda: 1 / 0)
+        peer.send(messages.Heartbeat())
+        assert "control plane failed" in lost(inbox.next()).message
+        assert peer.next() is None
+        assert stranger.next() is None
+    assert "defect" in caplog.text
+
+
+def test_interface_that_cannot_be_listened_on() -> None:
+    with pytest.raises(OSError, match=r".+"):
+        SocketHub("192.0.2.1", NAMES, TOKEN, PATIENT)
+
+
+def test_ipv6() -> None:
+    try:
+        hub = SocketHub("::1", NAMES, TOKEN, PATIENT)
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    hub.start(Inbox())
+    with closing(hub), connected(hub, "a"):
+        assert hub.address.host == "::1"
