@@ -107,7 +107,7 @@ def preamble(num_steps: int) -> dict[str, Any]:
         return 1 / loader.position
 
     return {
-        "__name__": "document",
+        "__name__": "__main__",
         "model": model,
         "optimizer": optimizer,
         "scheduler": scheduler,
@@ -138,7 +138,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def run_blocks(name: str, names: dict[str, Any]) -> None:
     """Run all Python blocks of a document, one after the other, in one namespace."""
     for number, code in enumerate(blocks_of(name, "python")):
-        exec(compile(code, f"{name}, Python block {number + 1}", "exec"), names)
+        place = f"{name}, Python block {number + 1}"
+        exec(compile(code, place, "exec", dont_inherit=True), names)
 
 
 def run_commands(name: str) -> None:

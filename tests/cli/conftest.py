@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 import stepseal as ss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 
 def save_run(root: Path, *steps: int, restore: int | None = None) -> None:
@@ -33,7 +32,7 @@ def save_run(root: Path, *steps: int, restore: int | None = None) -> None:
 
 
 @pytest.fixture(scope="session")
-def eventful_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def eventful_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a root: 10 and 30 good, 15 outside the lineage, 20 and 40 damaged, 50 to 52 foreign.
 
     Tests leave it as it is.
@@ -52,4 +51,4 @@ def eventful_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (root / "step-52").symlink_to("step-30")
     (root / "step-060").mkdir()
     (root / "my-checkpoint").mkdir()
-    yield root
+    return root

@@ -6,6 +6,8 @@ import queue
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
+from tests.commit._kit import TWO, FakeFinisher, captured, write_part
+
 from stepseal import errors
 from stepseal.commit import _messages as messages
 from stepseal.commit import resolve_save
@@ -15,7 +17,6 @@ from stepseal.commit._draft import JobFacts
 from stepseal.commit._links import InProcessHub
 from stepseal.commit._participant_driver import ParticipantDriver
 from stepseal.storage import MemoryStorage
-from tests.commit._kit import TWO, FakeFinisher, captured, write_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,24 +96,30 @@ class Job:
             driver.close()
         self.coordinator.close()
 
-    def save(self, participant: str, step: int) -> messages.Committed:
+    def save(self, participant: str, step: int, *, forget: bool = True) -> messages.Committed:
         """Save as one participant does, from capture to outcome."""
         driver = self.drivers[participant]
         call = driver.new_call()
         driver.send_captured(captured(call, step))
         write = driver.wait_write(call)
         if write is not None:
-            part = write_part(self.storage, write.staging, participant)
-            driver.send_prepared(call, write.attempt, part)
-        return self.outcome(participant, call, step)
+            try:
+                part = write_part(self.storage, write.staging, participant)
+                driver.send_prepared(call, write.attempt, part)
+            except errors.StorageUnavailable as error:  # staging of a save that was aborted
+                driver.send_failed(call, step, "write", error)
+        return self.outcome(participant, call, step, forget=forget)
 
-    def outcome(self, participant: str, call: int, step: int) -> messages.Committed:
+    def outcome(
+        self, participant: str, call: int, step: int, *, forget: bool = True
+    ) -> messages.Committed:
         state = self.drivers[participant].wait_outcome(call, None)
         assert state is not None
         try:
             return resolve_save(state, step, self.storage)
         finally:
-            self.drivers[participant].forget(call)
+            if forget:
+                self.drivers[participant].forget(call)
 
     def restore(
         self,

@@ -1,4 +1,4 @@
-"""What the tests of this wing share: facts, parts, a finisher that knows nothing of tensors, roots."""
+"""What the tests of this wing share: facts, parts, roots, a finisher that knows no tensors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
+from stepseal.commit._attempts import begin
 from stepseal.commit._claims import claim
 from stepseal.commit._deadlines import Deadlines
 from stepseal.commit._draft import JobFacts, draft_manifest
 from stepseal.commit._publish import publish
 from stepseal.commit._roots import initialise_root
-from stepseal.commit._attempts import begin
 from stepseal.layout import MANIFEST, Lineage, Manifest, part_document_path, step_name
 from stepseal.storage import KeyNotFound, create_durable, make_dirs, walk_files
 

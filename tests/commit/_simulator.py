@@ -14,6 +14,16 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.commit._kit import (
+    DEADLINES,
+    THREE,
+    FakeFinisher,
+    attempt_id,
+    captured,
+    part_facts,
+    write_part,
+)
+
 from stepseal import errors
 from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
@@ -25,15 +35,6 @@ from stepseal.commit._participant import Participant
 from stepseal.commit._performer import Performer
 from stepseal.commit._save_round import SaveRound
 from stepseal.storage import MemoryStorage
-from tests.commit._kit import (
-    DEADLINES,
-    THREE,
-    FakeFinisher,
-    attempt_id,
-    captured,
-    part_facts,
-    write_part,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,9 +114,7 @@ class _Simulation:
         self.outcome = Outcome()
         attempts = itertools.count(seed * 1000 + 1)
         self.coordinator = Coordinator(THREE, DEADLINES, lambda: attempt_id(next(attempts)))
-        self.performer = Performer(
-            self.storage, THREE, finisher=FakeFinisher(), facts=JobFacts()
-        )
+        self.performer = Performer(self.storage, THREE, finisher=FakeFinisher(), facts=JobFacts())
         self.coordinator_alive = True
         self.worker_free_at = 0.0
         self.processes = {name: _Process(name, Participant(DEADLINES)) for name in THREE}

@@ -4,13 +4,13 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.commit._kit import Root, damage, overwrite
 
 from stepseal import errors
 from stepseal.commit import list_foreign, list_steps, read_step
 from stepseal.commit._catalog import step_numbers
 from stepseal.layout import MANIFEST, MARKER, encode_manifest
 from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_dirs, read_bytes
-from tests.commit._kit import Root, damage, overwrite
 
 if TYPE_CHECKING:
     from pathlib import Path

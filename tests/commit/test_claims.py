@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.commit._kit import overwrite
 
 from stepseal import errors
 from stepseal.commit import in_lineage, lineage_limits, read_claims
@@ -12,7 +14,6 @@ from stepseal.commit._roots import initialise_root
 from stepseal.layout import Lineage, seal
 from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
 from stepseal.testing import Fail, Fault, FaultyStorage, Lose
-from tests.commit._kit import overwrite
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage
@@ -40,7 +41,14 @@ def test_claims_of_a_root_that_is_none_are_empty(storage: Storage) -> None:
 
 def test_other_names_are_skipped(storage: Storage) -> None:
     ready(storage)
-    for name in (".tmp-ab12", "0.json", "01.json", "9.json.bak", "x.json", "12345678901234567.json"):
+    for name in (
+        ".tmp-ab12",
+        "0.json",
+        "01.json",
+        "9.json.bak",
+        "x.json",
+        "12345678901234567.json",
+    ):
         create_durable(storage, f"{INCARNATIONS}/{name}", b"junk")
     assert read_claims(storage) == ()
     assert claim(storage, None) == 1
@@ -87,10 +95,8 @@ def test_lost_answer_of_the_link_is_a_claim(storage: Storage) -> None:
 def test_failed_claim_leaves_numbers_that_still_grow(storage: Storage) -> None:
     ready(storage)
     for at in range(8):
-        try:
+        with suppress(errors.StorageUnavailable):
             claim(FaultyStorage(storage, [Fault(at, Fail(errno.EIO))]), None)
-        except errors.StorageUnavailable:
-            pass
     before = read_claims(storage)
     assert claim(storage, None) == len(before) + 1
 

@@ -3,13 +3,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from tests.commit._kit import DEADLINES, TWO, attempt_id, captured, cause, part_facts, sent
 
-from stepseal import errors
 from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
 from stepseal.commit._coordinator import Coordinator
 from stepseal.layout import Lineage
-from tests.commit._kit import DEADLINES, TWO, attempt_id, captured, cause, part_facts, sent
 
 STAGED = actions.Staged(1, "staging", "nonce")
 
@@ -53,7 +52,6 @@ def test_save_from_capture_to_commit() -> None:
     assert found.next_deadline() == 1.0 + DEADLINES.commit_s
     todo = found.on_driver(actions.Published(1, "a" * 64), 2.0)
     assert kinds(todo) == [(name, "Committed") for name in TWO]
-    assert not found.busy
     assert found.next_deadline() == float("inf")
 
 

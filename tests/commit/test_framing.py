@@ -16,7 +16,9 @@ def all_of(reader: FrameReader) -> list[bytes]:
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6), st.integers(1, 9))
-def test_frames_come_out_as_they_went_in_however_they_are_cut(bodies: list[bytes], size: int) -> None:
+def test_frames_come_out_as_they_went_in_however_they_are_cut(
+    bodies: list[bytes], size: int
+) -> None:
     stream = b"".join(frame(body) for body in bodies)
     reader = FrameReader(100)
     found = []

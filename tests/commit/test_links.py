@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from tests.commit._conversations import Inbox
+
 from stepseal.commit import InProcessHub
 from stepseal.commit import _messages as messages
 from stepseal.errors import CoordinatorLost
-from tests.commit._conversations import Inbox
 
 HELLO = messages.Hello("a", "", "")
 

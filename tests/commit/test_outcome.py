@@ -4,6 +4,7 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.commit._kit import Root, attempt_id, cause
 
 from stepseal import errors
 from stepseal.commit import _messages as messages
@@ -11,7 +12,6 @@ from stepseal.commit import resolve_save
 from stepseal.commit._attempts import discard
 from stepseal.commit._participant import SaveState
 from stepseal.testing import Fail, Fault, FaultyStorage
-from tests.commit._kit import Root, attempt_id, cause
 
 if TYPE_CHECKING:
     from stepseal.layout import Manifest

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.commit._kit import DEADLINES, attempt_id, cause
 
 from stepseal import errors
 from stepseal.commit import _messages as messages
 from stepseal.commit._participant import Participant
-from tests.commit._kit import DEADLINES, attempt_id, cause
 
 WRITE = messages.Write(1, attempt_id(1), "staging", "nonce", 0)
 COMMITTED = messages.Committed(1, attempt_id(1), 10, "a" * 64)

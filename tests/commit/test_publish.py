@@ -4,6 +4,7 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.commit._kit import TWO, Root, damage, exists
 
 from stepseal import errors
 from stepseal.commit import list_steps, read_step
@@ -13,7 +14,6 @@ from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.layout import MANIFEST, manifest_digest
 from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
 from stepseal.testing import Fail, Fault, FaultyStorage, Lose
-from tests.commit._kit import TWO, Root, damage, exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -285,8 +285,10 @@ def test_foreign_things_are_left_alone(storage: Storage, what: str) -> None:
             create_durable(storage, "step-10/.metadata", b"x")
     before = storage.stat("step-10")
     staging, manifest = root.prepare(10)
+    watched = with_faults(root)
     with pytest.raises(errors.StepExists, match="in the way"):
         root.publish(staging, manifest)
+    assert "exchange" not in [o.name for o in watched.count.operations()]
     assert storage.stat("step-10") == before
     assert exists(storage, staging)
 

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
+from tests.commit._kit import DEADLINES, THREE, TWO, attempt_id, cause, sent
 
 from stepseal import errors
 from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
 from stepseal.commit._restore_round import RestoreRound
 from stepseal.layout import Lineage
-from tests.commit._kit import DEADLINES, THREE, TWO, attempt_id, cause, sent
 
 STEP_20 = Lineage(20, "a" * 64, 1)
 STEP_10 = Lineage(10, "b" * 64, 1)
@@ -27,20 +28,20 @@ def selected(lineage: Lineage | None, has_commits: bool = True) -> actions.Selec
     return actions.Selected(1, lineage, attempt_id(1), has_commits, {})
 
 
-def joined(names: tuple[str, ...] = TWO, **changes: object) -> RestoreRound:
+def joined(names: tuple[str, ...] = TWO, **changes: Any) -> RestoreRound:  # noqa: ANN401
     found = RestoreRound(1, names, DEADLINES, 0.0)
     for name in names:
         found.on_called(name, called(**changes), 0.0)
     return found
 
 
-def in_check(**changes: object) -> RestoreRound:
+def in_check(**changes: Any) -> RestoreRound:  # noqa: ANN401
     found = joined(**changes)
     found.on_selected(selected(STEP_20), 1.0)
     return found
 
 
-def in_apply(**changes: object) -> RestoreRound:
+def in_apply(**changes: Any) -> RestoreRound:  # noqa: ANN401
     found = in_check(**changes)
     for name in TWO:
         found.on_vote(name, messages.Checked(1, 1), 2.0)

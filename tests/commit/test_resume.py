@@ -5,6 +5,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.commit._kit import FakeFinisher, Root, damage
 
 from stepseal import errors
 from stepseal.commit._publish import publish
@@ -12,7 +13,6 @@ from stepseal.commit._resume import Selection, select
 from stepseal.layout import MANIFEST
 from stepseal.storage import MemoryStorage, create_durable, make_dirs
 from stepseal.testing import FaultyStorage
-from tests.commit._kit import FakeFinisher, Root, damage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,9 +92,7 @@ def test_fresh_start_leaves_older_steps_out(root: Root) -> None:
 def test_weights_are_no_resume_point(root: Root) -> None:
     staging, manifest = root.prepare(200)
     weights = dataclasses.replace(manifest, kind="weights", resumable=False)
-    publish(
-        root.storage, staging, weights, finisher=root.finisher, deadline_passed=lambda: False
-    )
+    publish(root.storage, staging, weights, finisher=root.finisher, deadline_passed=lambda: False)
     found = choose(root)
     assert chosen(found) == 100
     assert found.reasons == {"step-200": "not resumable (kind weights)"}

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.commit._kit import Root, damage, exists, overwrite
 
 from stepseal import errors
 from stepseal.commit import read_marker
@@ -11,7 +13,6 @@ from stepseal.commit._roots import initialise_root
 from stepseal.layout import MARKER, seal
 from stepseal.storage import MemoryStorage, create_durable, make_dirs
 from stepseal.testing import Fail, Fault, FaultyStorage
-from tests.commit._kit import Root, damage, exists, overwrite
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage
@@ -112,8 +113,6 @@ def test_two_that_initialise_at_once_agree(storage: Storage) -> None:
 @pytest.mark.parametrize("at", range(30))
 def test_failing_at_any_operation_leaves_a_root_that_can_be_made(at: int) -> None:
     storage = MemoryStorage()
-    try:
+    with suppress(errors.StorageUnavailable):
         initialise_root(FaultyStorage(storage, [Fault(at, Fail(errno.EIO))]))
-    except errors.StorageUnavailable:
-        pass
     assert initialise_root(storage) == read_marker(storage)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.commit._kit import THREE, captured, cause, component
 
 from stepseal import errors
 from stepseal.commit._rules import disagreements, error_from, kind_of, summary
-from tests.commit._kit import THREE, captured, cause, component
 
 USUAL = captured()
 

@@ -1,11 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
-from stepseal import errors
-from stepseal.commit import _actions as actions
-from stepseal.commit import _messages as messages
-from stepseal.commit._save_round import SaveRound
 from tests.commit._kit import (
     DEADLINES,
     TWO,
@@ -16,6 +11,11 @@ from tests.commit._kit import (
     part_facts,
     sent,
 )
+
+from stepseal import errors
+from stepseal.commit import _actions as actions
+from stepseal.commit import _messages as messages
+from stepseal.commit._save_round import SaveRound
 
 ATTEMPT = attempt_id(1)
 STAGED = actions.Staged(1, "staging", "nonce")

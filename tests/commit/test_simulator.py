@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-
 from tests.commit._simulator import Faults, simulate
 
 CALM = Faults(0, 0, 0, 0, 0, 0, 0, 0)

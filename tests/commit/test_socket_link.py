@@ -7,12 +7,12 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.commit._conversations import PATIENT, QUICK, Inbox
 
 from stepseal.commit import Address, Deadlines, SocketLink
 from stepseal.commit import _messages as messages
 from stepseal.commit._framing import FrameReader, frame
 from stepseal.errors import CoordinatorLost, InvalidInput
-from tests.commit._conversations import PATIENT, QUICK, Inbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

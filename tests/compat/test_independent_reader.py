@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis.strategies import floats
 from tests.compat.independent_reader import Step, Tree
 from tests.compat.make_v1 import COUNTERS, PARTICIPANTS, ROOT, STEPS, loader_state
 
 import stepseal as ss
-from stepseal.layout import dcp_fqn
+from stepseal.layout import dcp_fqn, encode_document
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.uint8}
 
@@ -116,6 +119,46 @@ def test_finds_a_flipped_bit(tmp_path: Path, offset: int) -> None:
     path.write_bytes(data)
     with pytest.raises(AssertionError):
         Step(tmp_path / "step-1")
+
+
+def spelled(value: float) -> str:
+    """Return a float as the specification spells it: the fewest digits, and then the form."""
+    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    assert isinstance(exponent, int)
+    text, point = "".join(map(str, digits)), len(digits) + exponent
+    minus = "-" if sign else ""
+    if text == "0":
+        return f"{minus}0.0"
+    if -5 < point <= 0:
+        return f"{minus}0.{'0' * -point}{text}"
+    if 0 < point <= 16:
+        whole = text[:point].ljust(point, "0")
+        return f"{minus}{whole}.{text[point:] or '0'}"
+    fraction = f".{text[1:]}" if len(text) > 1 else ""
+    return f"{minus}{text[0]}{fraction}e{point - 1}"
+
+
+@given(floats(allow_nan=False, allow_infinity=False))
+@example(1e-5)
+@example(9.9e-6)
+@example(1e16)
+@example(9999999999999998.0)
+@example(-0.0)
+@example(5e-324)
+def test_floats_are_spelled_as_specified(value: float) -> None:
+    assert encode_document(value).decode() == f"{spelled(value)}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('"\\\b\f\n\r\t', r'"\"\\\b\f\n\r\t"'),
+        ("\x00\x0b\x1f", r'"\u0000\u000b\u001f"'),
+        ("/\x7f\u2028\u00e9\U0001f600", '"/\x7f\u2028\u00e9\U0001f600"'),
+    ],
+)
+def test_strings_are_spelled_as_specified(text: str, expected: str) -> None:
+    assert encode_document(text).decode() == f"{expected}\n"
 
 
 def test_refuses_an_unknown_tag() -> None:

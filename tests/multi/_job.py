@@ -299,9 +299,7 @@ def _join_group(rank: int, life: Life, pipe: Connection[Any, Any]) -> None:
     else:
         port = int(pipe.recv())
         store = dist.TCPStore("127.0.0.1", port, life.world, is_master=False, timeout=timeout)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=life.world, timeout=timeout
-    )
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=life.world, timeout=timeout)
     dist.barrier()  # nobody is hit while another one is still joining
 
 

@@ -56,7 +56,7 @@ class InProcessHub:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a callback may send; one at a time keeps the order
         self._links: dict[str, InProcessLink] = {}
         self._early: list[tuple[str, messages.FromParticipant]] = []
         self._on_message: FromLinks | None = None

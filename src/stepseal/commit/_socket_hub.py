@@ -40,6 +40,8 @@ _RECEIVE_BYTES = 1 << 16
 _MAX_UNSENT_BYTES = 2 * MAX_FRAME_BYTES
 _MAX_STRANGERS = 64
 """Connections that may wait to say Hello, besides one per participant."""
+_BACKLOG = 64
+"""Connections that the kernel keeps until they are accepted, besides one per participant."""
 _FLUSH_S = 2.0
 _PAUSE_S = 0.05
 """Before the next accept after one that failed, so that a full process does not spin."""
@@ -92,7 +94,7 @@ class SocketHub:
         self._strangers: dict[_Line, None] = {}
         self._closing = threading.Event()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        backlog = min(4096, self._max_strangers)
+        backlog = min(4096, len(participants) + _BACKLOG)
         self._listener = socket.create_server((host, 0), family=family, backlog=backlog)
         self._listener.setblocking(False)
         self._wake_read, self._wake_write = socket.socketpair()

@@ -3,11 +3,13 @@
 The coordinator's address travels once through the process group's store; after that no collective
 and no store is used. Invariants: a coordinator that cannot start tells the others why, through the
 same store; no call of the store is waited for beyond `connect_s`, though a store whose server was
-stopped blocks far past its own timeout.
+stopped blocks far past its own timeout; nothing that an earlier life of the job left in the store
+is taken for this one's, though torchrun keeps one store for all restarts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import queue
@@ -25,13 +27,15 @@ from stepseal.components import Topology
 from stepseal.errors import CoordinatorLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Rendezvous", "discover"]
 
 _LOOPBACK = "127.0.0.1"
 _GRACE_S = 1.0
 """What a store gets beyond its own timeout to answer by itself."""
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.5, 5.0
+"""How long a rank waits for an answer until it looks whether another life has begun."""
 _numbers = itertools.count()
 
 
@@ -48,7 +52,9 @@ class Rendezvous:
     """One exchange of the coordinator's address between the ranks of the default process group.
 
     Every rank makes one, in the same order as its others. Rank 0 then calls `listen` and `publish`
-    (or `refuse`), the others call `connect`.
+    (or `refuse`), the others call `connect`. Rank 0 names this life of the job by a random word;
+    each other rank answers to it with a word of its own, under which it finds the address: so both
+    sides know that the other one is of this life.
 
     Args:
         topology: who takes part; more than one participant.
@@ -67,17 +73,25 @@ class Rendezvous:
         self._end = time.monotonic() + deadlines.connect_s
         self._prefix = f"stepseal/{next(_numbers)}"
         self._store: Any = dist.distributed_c10d._get_default_store()
-        self._set(self._host_key(topology.rank), socket.gethostname())
+        self._word = secrets.token_hex(8)
+        self._words: dict[int, str] = {}
+        self._hosts: set[str] = {socket.gethostname()}
+        self._met = False
+        if topology.rank == 0:
+            self._set({self._life_key: self._word})
 
     def listen(self) -> SocketHub:
-        """Open the coordinator's socket.
+        """Open the coordinator's socket, once every rank has shown up.
 
         Raises:
             CoordinatorLost: a rank did not show up within `connect_s`.
             OSError: the interface cannot be listened on.
         """
-        host = self._control_host or self._own_host()
+        self._meet()
+        mine = socket.gethostname()
+        own = _LOOPBACK if self._hosts == {mine} else socket.gethostbyname(mine)
         token = secrets.token_hex(16)
+        host = self._control_host or own
         return SocketHub(host, self._topology.participants, token, self._deadlines)
 
     def publish(self, address: Address) -> None:
@@ -87,7 +101,11 @@ class Rendezvous:
     def refuse(self, error: Exception) -> None:
         """Tell the others why there is no coordinator; each raises the same error."""
         cause = cause_of(error)
-        self._tell({"kind": cause.kind, "message": cause.message})
+        with contextlib.suppress(CoordinatorLost):
+            if not self._met:
+                self._meet()
+        with contextlib.suppress(CoordinatorLost):
+            self._tell({"kind": cause.kind, "message": cause.message})
 
     def connect(self, version: str) -> SocketLink:
         """Wait for the address and connect.
@@ -96,41 +114,84 @@ class Rendezvous:
             CoordinatorLost: rank 0 did not answer within `connect_s`.
             CheckpointError: what rank 0 refused with.
         """
-        found = json.loads(self._read(f"{self._prefix}/address", "rank 0"))
+        found = self._ask()
         if "kind" in found:
             raise error_from(found["kind"], f"rank 0 cannot coordinate: {found['message']}")
         address = Address(found["host"], found["port"], found["token"])
         return SocketLink(address, self._topology.me, self._deadlines, version)
 
+    def _meet(self) -> None:
+        """Take the word and the host of every other rank; raise for the first one missing."""
+        self._met = True
+        missing: CoordinatorLost | None = None
+        for rank in range(1, self._topology.world_size):
+            try:
+                found = json.loads(self._read(self._rank_key(self._word, rank), f"rank {rank}"))
+            except CoordinatorLost as error:
+                missing = missing or error
+                if time.monotonic() > self._end + _GRACE_S:
+                    break
+            else:
+                self._words[rank] = found["word"]
+                self._hosts.add(found["host"])
+        if missing is not None:
+            raise missing
+
     def _tell(self, answer: dict[str, Any]) -> None:
-        self._set(f"{self._prefix}/address", json.dumps(answer))
+        text = json.dumps(answer)
+        words = self._words.values()
+        self._set({self._answer_key(self._word, word): text for word in words})
 
-    def _own_host(self) -> str:
-        mine = socket.gethostname()
-        ranks = range(self._topology.world_size)
-        hosts = {self._read(self._host_key(rank), f"rank {rank}") for rank in ranks}
-        return _LOOPBACK if hosts == {mine} else socket.gethostbyname(mine)
+    def _ask(self) -> dict[str, Any]:
+        """Return rank 0's answer to our word; names of earlier lives are given up on the way."""
+        mine = json.dumps({"host": socket.gethostname(), "word": self._word})
+        limit_s = _FIRST_LOOK_S
+        while True:
+            life = self._read(self._life_key, "rank 0")
+            self._set({self._rank_key(life, self._topology.rank): mine})
+            begun = time.monotonic()
+            try:
+                answer = self._read(self._answer_key(life, self._word), "rank 0", limit_s)
+            except CoordinatorLost:
+                now = time.monotonic()
+                if now > self._end + _GRACE_S or now - begun < 0.5 * limit_s:
+                    raise  # time is up, or the store is gone
+                limit_s = min(2 * limit_s, _LONGEST_LOOK_S)
+            else:
+                found: dict[str, Any] = json.loads(answer)
+                return found
 
-    def _host_key(self, rank: int) -> str:
-        return f"{self._prefix}/host/{rank}"
+    @property
+    def _life_key(self) -> str:
+        return f"{self._prefix}/life"
 
-    def _read(self, key: str, who: str) -> str:
-        def read() -> bytes:
-            self._store.wait([key], timedelta(seconds=self._left_s()))
-            return bytes(self._store.get(key))
+    def _rank_key(self, life: str, rank: int) -> str:
+        return f"{self._prefix}/{life}/rank/{rank}"
 
-        found: bytes = self._within(read, f"{who} did not make its Checkpointer")
-        return found.decode()
-
-    def _set(self, key: str, value: str) -> None:
-        self._within(
-            lambda: self._store.set(key, value), "the process group's store did not answer"
-        )
+    def _answer_key(self, life: str, word: str) -> str:
+        return f"{self._prefix}/{life}/answer/{word}"
 
     def _left_s(self) -> float:
-        return max(0.1, self._end - time.monotonic())
+        return max(0.001, self._end - time.monotonic())
 
-    def _within(self, use_store: Callable[[], Any], problem: str) -> Any:  # noqa: ANN401 - of any
+    def _read(self, key: str, who: str, limit_s: float | None = None) -> str:
+        timeout_s = self._left_s() if limit_s is None else limit_s
+
+        def read() -> bytes:
+            self._store.wait([key], timedelta(seconds=timeout_s))
+            return bytes(self._store.get(key))
+
+        found: bytes = self._within(read, timeout_s, f"{who} did not make its Checkpointer")
+        return found.decode()
+
+    def _set(self, values: Mapping[str, str]) -> None:
+        def write() -> None:
+            for key, value in values.items():
+                self._store.set(key, value)
+
+        self._within(write, self._left_s(), "the process group's store did not answer")
+
+    def _within(self, use_store: Callable[[], Any], timeout_s: float, problem: str) -> Any:  # noqa: ANN401 - of any
         """Use the store on a thread of its own, which is left behind if the store blocks."""
         answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
@@ -142,7 +203,7 @@ class Rendezvous:
 
         threading.Thread(target=run, name="stepseal-rendezvous", daemon=True).start()
         try:
-            answer, failure = answers.get(timeout=self._left_s() + _GRACE_S)
+            answer, failure = answers.get(timeout=timeout_s + _GRACE_S)
         except queue.Empty as error:
             raise self._lost(f"{problem}, and its store is silent") from error
         if failure is None:

@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.commit._kit import (
+    TWO,
+    FakeFinisher,
+    Root,
+    attempt_id,
+    captured,
+    damage,
+    exists,
+    write_part,
+)
+
+from stepseal import errors
+from stepseal.commit import _actions as actions
+from stepseal.commit import list_steps, read_step
+from stepseal.commit._draft import JobFacts
+from stepseal.commit._performer import Performer
+from stepseal.commit._publish import PublishUnconfirmed
+from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
+from stepseal.storage import MemoryStorage, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage
+
+if TYPE_CHECKING:
+    from stepseal.layout import Lineage
+    from stepseal.storage import Storage
+
+
+class Life:
+    """One incarnation: performs whole saves as the protocol would ask for them."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.finisher = FakeFinisher()
+        facts = JobFacts({"stepseal": "0"}, {"world_size": 2})
+        self.performer = Performer(storage, TWO, finisher=self.finisher, facts=facts)
+        self.num = 0
+
+    def begin(self, step: int) -> actions.DriverEvent:
+        self.num += 1
+        return self.performer.perform(actions.BeginStaging(self.num, step, attempt_id(self.num)))
+
+    def publish(
+        self, step: int, staged: actions.DriverEvent, **changes: object
+    ) -> actions.DriverEvent:
+        assert isinstance(staged, actions.Staged)
+        parts = {p: write_part(self.storage, staged.staging, p) for p in TWO}
+        reports = dict.fromkeys(TWO, captured(step=step))
+        values: dict[str, object] = {"deadline": time.monotonic() + 60} | changes
+        return self.performer.perform(
+            actions.Publish(
+                self.num,
+                step,
+                attempt_id(self.num),
+                staged.staging,
+                reports,
+                parts,
+                **values,  # type: ignore[arg-type]
+            )
+        )
+
+    def save(self, step: int) -> actions.DriverEvent:
+        event = self.publish(step, self.begin(step))
+        if isinstance(event, actions.Published):
+            self.performer.after_commit()
+        return event
+
+    def claim(self, parent: Lineage | None = None) -> actions.DriverEvent:
+        return self.performer.perform(actions.Claim(1, parent))
+
+    def select(self, step: int | None = None) -> actions.DriverEvent:
+        return self.performer.perform(actions.Select(1, step, ()))
+
+
+def kind(event: actions.DriverEvent) -> str:
+    assert isinstance(event, actions.IoFailed), event
+    return event.cause.kind
+
+
+def manifest_of(storage: Storage, step: int) -> object:
+    manifest = read_step(storage, step, None).manifest
+    assert manifest is not None
+    return manifest
+
+
+def test_first_save_of_an_empty_root_claims_it(storage: Storage) -> None:
+    life = Life(storage)
+    assert isinstance(life.save(10), actions.Published)
+    entry = read_step(storage, 10, None)
+    assert entry.manifest is not None
+    assert (entry.manifest.incarnation, entry.manifest.parent) == (1, None)
+    assert read_bytes(storage, "latest", 100) == b"step-10\n"
+
+
+def test_each_step_names_the_one_before_as_its_parent(storage: Storage) -> None:
+    life = Life(storage)
+    life.save(10)
+    life.save(20)
+    first, second = (read_step(storage, step, None) for step in (10, 20))
+    assert second.manifest is not None
+    assert second.manifest.parent == first.lineage()
+
+
+def test_manifest_holds_the_facts_of_the_job(storage: Storage) -> None:
+    life = Life(storage)
+    life.save(10)
+    manifest = read_step(storage, 10, None).manifest
+    assert manifest is not None
+    assert manifest.versions == {"stepseal": "0"}
+    assert manifest.topology == {"world_size": 2}
+    assert manifest.participants == TWO
+    assert manifest.durability == storage.sync_support()
+    assert [c.name for c in manifest.components] == ["model"]
+
+
+@pytest.mark.parametrize("what", ["good", "damaged", "other run"])
+def test_save_without_restore_on_a_root_with_steps_is_refused(storage: Storage, what: str) -> None:
+    root = Root(storage)
+    root.commit(10)
+    if what == "damaged":
+        damage(storage, 10)
+    elif what == "other run":
+        root.run_id = "f" * 32
+        root.commit(11)
+    assert kind(Life(storage).begin(20)) == errors.NotRestored.kind
+
+
+def test_save_beside_foreign_folders_is_fine(storage: Storage) -> None:
+    make_dirs(storage, "step-5")
+    assert isinstance(Life(storage).save(10), actions.Published)
+
+
+def test_restore_then_save(storage: Storage) -> None:
+    Life(storage).save(10)
+    life = Life(storage)
+    selected = life.select()
+    assert isinstance(selected, actions.Selected)
+    assert selected.lineage is not None
+    assert selected.attempt == attempt_id(1)
+    assert life.claim(selected.lineage) == actions.Claimed(1, 2)
+    assert isinstance(life.save(20), actions.Published)
+    manifest = read_step(storage, 20, None).manifest
+    assert manifest is not None
+    assert (manifest.incarnation, manifest.parent) == (2, selected.lineage)
+
+
+def test_select_on_an_empty_root(storage: Storage) -> None:
+    assert Life(storage).select() == actions.Selected(1, None, "", False, {})
+
+
+def test_select_of_a_step_that_is_not_there(storage: Storage) -> None:
+    assert kind(Life(storage).select(7)) == errors.StepNotFound.kind
+
+
+def test_select_ignores_files_that_no_manifest_lists(storage: Storage) -> None:
+    Life(storage).save(10)
+    make_dirs(storage, "step-10/notes")
+    with storage.create_file("step-10/notes/x") as handle:
+        handle.write(b"x", 0)
+    selected = Life(storage).select()
+    assert isinstance(selected, actions.Selected)
+    assert selected.lineage is not None
+
+
+def test_taken_step_is_refused_before_anything_is_written(storage: Storage) -> None:
+    life = Life(storage)
+    life.save(10)
+    assert kind(life.begin(10)) == errors.StepExists.kind
+    assert [entry.name for entry in storage.list_dir(STAGING)] == []
+
+
+def test_older_incarnation_is_refused_before_anything_is_written(storage: Storage) -> None:
+    life = Life(storage)
+    life.save(10)
+    Root(storage).claim()
+    assert kind(life.begin(20)) == errors.NotCurrent.kind
+
+
+def test_older_incarnation_is_refused_at_its_commit(storage: Storage) -> None:
+    life = Life(storage)
+    staged = life.begin(20)
+    Root(storage).claim()
+    assert kind(life.publish(20, staged)) == errors.NotCurrent.kind
+
+
+def test_deadline_is_judged_at_the_commit(storage: Storage) -> None:
+    life = Life(storage)
+    event = life.publish(10, life.begin(10), deadline=time.monotonic() - 1)
+    assert kind(event) == errors.CommitTimeout.kind
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "bad"), errors.StorageUnavailable("bad"), errors.Corrupt("bad")]
+)
+def test_failures_become_events(storage: Storage, error: Exception) -> None:
+    life = Life(storage)
+    life.finisher.error = error
+    event = life.publish(10, life.begin(10))
+    expected = errors.Corrupt.kind if isinstance(error, errors.Corrupt) else "storage_unavailable"
+    assert kind(event) == expected
+
+
+def test_unconfirmed_commit_becomes_unknown(storage: Storage) -> None:
+    life = Life(storage)
+    life.finisher.error = PublishUnconfirmed("who knows")
+    event = life.publish(10, life.begin(10))
+    assert isinstance(event, actions.PublishUnknown)
+
+
+def test_defect_while_publishing_is_unknown_and_is_logged(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    life = Life(storage)
+    life.finisher.error = ZeroDivisionError("oops")
+    event = life.publish(10, life.begin(10))
+    assert isinstance(event, actions.PublishUnknown)
+    assert "oops" in event.cause.message
+    assert "defect" in caplog.text
+
+
+def test_defect_elsewhere_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(FaultyStorage):
+        broken = False
+
+        def list_dir(self, key: str):  # type: ignore[no-untyped-def] # noqa: ANN202
+            if self.broken:
+                raise ZeroDivisionError("oops")
+            return super().list_dir(key)
+
+    storage = Broken(MemoryStorage())
+    life = Life(storage)
+    storage.broken = True
+    assert kind(life.select()) == errors.InternalError.kind
+    assert "defect" in caplog.text
+
+
+def test_abandoned_staging_is_swept_after_the_first_commit_only(storage: Storage) -> None:
+    old = Life(storage)
+    old.save(10)
+    abandoned = old.begin(20)
+    assert isinstance(abandoned, actions.Staged)
+    life = Life(storage)
+    selected = life.select()
+    assert isinstance(selected, actions.Selected)
+    life.claim(selected.lineage)
+    assert exists(storage, abandoned.staging)
+    life.num = 10
+    life.save(20)
+    assert not exists(storage, abandoned.staging)
+    assert storage.list_dir(TRASH) == storage.list_dir(SUPERSEDED) == ()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_failing_housekeeping_is_logged_and_tried_again(
+    number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner = MemoryStorage()
+    old = Life(inner)
+    abandoned = old.begin(10)
+    assert isinstance(abandoned, actions.Staged)
+    plan = [Fault(lambda verb, key: verb == "rename" and TRASH in key, Fail(number))]
+    life = Life(FaultyStorage(inner, plan))
+    life.num = 10
+    life.claim()
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(life.save(20), actions.Published)
+    assert "after the commit of step 20" in caplog.text
+    assert exists(inner, abandoned.staging)
+    life.save(30)
+    assert not exists(inner, abandoned.staging)
+
+
+def test_latest_that_cannot_be_moved_does_not_fail_the_save(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_dirs(storage, "latest/x")
+    assert isinstance(Life(storage).save(10), actions.Published)
+    assert "after the commit" in caplog.text
+
+
+def test_discard_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    plan = [Fault(lambda verb, _: verb == "remove_file", Fail(errno.EIO), sticky=True)]
+    inner = MemoryStorage()
+    life = Life(FaultyStorage(inner))
+    staged = life.begin(10)
+    assert isinstance(staged, actions.Staged)
+    life = Life(FaultyStorage(inner, plan))
+    life.performer.discard(actions.Discard(staged.staging))
+    assert "next sweep" in caplog.text
+    assert list_steps(inner) == ()
