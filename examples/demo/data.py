@@ -5,35 +5,43 @@ The text is the sources and documents of Python's standard library, read as byte
 
 from __future__ import annotations
 
+import os
 import sysconfig
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["ByteLoader", "read_library"]
 
 _SUFFIXES = (".py", ".txt", ".rst")
-_NO_PROSE = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "encodings", "__pycache__"}
+"""Not the library itself, or tables rather than text."""
 
 
-def read_library(max_bytes: int = 4 << 20, folder: Path | None = None) -> Tensor:
+def read_library(max_bytes: int = 16 << 20, folder: Path | None = None) -> Tensor:
     """Return the text of the standard library as one uint8 tensor, the same on every call.
 
     Args:
         max_bytes: stop here; files are taken in the order of their names.
         folder: where to look; None takes the standard library of this Python.
     """
-    folder = folder or Path(sysconfig.get_path("stdlib"))
     found = bytearray()
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if path.suffix in _SUFFIXES and not _NO_PROSE.intersection(inside.parts):
-            found += path.read_bytes()
+    for path in _texts(folder or Path(sysconfig.get_path("stdlib"))):
+        found += path.read_bytes()
         if len(found) >= max_bytes:
             break
     return torch.frombuffer(found[:max_bytes], dtype=torch.uint8)
+
+
+def _texts(folder: Path) -> Iterator[Path]:
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(set(folders) - _LEFT_OUT)
+        yield from (Path(where, name) for name in sorted(files) if name.endswith(_SUFFIXES))
 
 
 class ByteLoader:

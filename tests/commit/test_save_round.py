@@ -83,6 +83,14 @@ def test_disagreement_aborts_on_all_and_names_who() -> None:
     assert found.done
 
 
+def test_who_disagrees_does_not_depend_on_who_came_first() -> None:
+    for names in (TWO, TWO[::-1]):
+        found = new()
+        for name in names:
+            todo = found.on_captured(name, captured(tags=[], cut={"who": name}), 0.0)
+        assert list(aborted(todo).failures) == [TWO[1]]
+
+
 def test_staged_orders_all_to_write_with_their_ordinal() -> None:
     found = in_staging()
     assert sent(found.on_staged(STAGED, 2.0)) == [

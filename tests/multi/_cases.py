@@ -11,16 +11,17 @@ import shutil
 import signal
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import stepseal as ss
-from stepseal.layout import CONTROL
 from tests.multi._job import DEADLINES, LIMIT_S, Life
 from tests.multi._ranks import Call, Ranks
 
+import stepseal as ss
+from stepseal.layout import CONTROL
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from stepseal.commit import StepEntry
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -294,11 +295,11 @@ def _join_group(rank: int, life: Life, pipe: Connection[Any, Any]) -> None:
     """Join over a store that rank 0 serves, so that it goes silent when rank 0 does."""
     timeout = timedelta(seconds=30)
     if rank == 0:
-        store = dist.TCPStore("127.0.0.1", 0, life.world, is_master=True, wait_for_workers=False)
+        store = TCPStore("127.0.0.1", 0, life.world, is_master=True, wait_for_workers=False)
         pipe.send(("port", store.port))
     else:
         port = int(pipe.recv())
-        store = dist.TCPStore("127.0.0.1", port, life.world, is_master=False, timeout=timeout)
+        store = TCPStore("127.0.0.1", port, life.world, is_master=False, timeout=timeout)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=life.world, timeout=timeout)
     dist.barrier()  # nobody is hit while another one is still joining
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing as mp
 import os
@@ -109,10 +110,8 @@ class Ranks:
 
     def release(self, rank: int) -> None:
         """Let a rank pass its gate."""
-        try:
+        with contextlib.suppress(ConnectionError):  # it is dead
             self._pipes[rank].send("go")
-        except (BrokenPipeError, ConnectionError):
-            pass  # it is dead
 
     def wait_ended(self, ranks: Iterable[int], timeout_s: float) -> list[int]:
         """Wait for ranks to end by themselves; return those that still run."""
@@ -120,7 +119,7 @@ class Ranks:
         waiting = {self._processes[rank].sentinel: rank for rank in ranks}
         while waiting and (left := end - time.monotonic()) > 0:
             for sentinel in connection.wait(list(waiting), left):
-                del waiting[sentinel]  # type: ignore[arg-type]
+                del waiting[sentinel]
         return sorted(waiting.values())
 
     def calls(self, rank: int) -> list[Call]:
@@ -131,7 +130,7 @@ class Ranks:
             if event["what"] != "started":
                 continue
             later = (e for e in events[index + 1 :] if e["call"] == event["call"])
-            end = next(later, {"at": None, "what": "pending"})
+            end: dict[str, Any] = next(later, {"at": None, "what": "pending"})
             calls.append(Call(rank, event["call"], event["at"], end["at"], end["what"], end))
         return calls
 

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.multi._cases import (
-    OF_ANY, OF_COORDINATOR, OF_OTHERS, Case, Report, make_root, matrix, run_case,
-)  # fmt: skip
+    OF_ANY,
+    OF_COORDINATOR,
+    OF_OTHERS,
+    Case,
+    How,
+    Report,
+    make_root,
+    matrix,
+    run_case,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +37,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _each_gate_once() -> list[Case]:
     """Return every gate once, with victims and ways of being hit taken in turn."""
     victims = itertools.cycle((0, 1))
-    ways = itertools.cycle(("kill", "stop", "zombie", "kill", "stop"))
+    order: tuple[How, ...] = ("kill", "stop", "zombie", "kill", "stop")
+    ways = itertools.cycle(order)
     cases = [Case(2, gate, next(victims), next(ways)) for gate in OF_ANY]
     cases += [Case(2, gate, 1, next(ways)) for gate in OF_OTHERS]
     return cases + [Case(2, gate, 0, next(ways)) for gate in OF_COORDINATOR]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,12 @@ def run_job(folder: Path, bad_step: int) -> subprocess.CompletedProcess[str]:
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         "--max-restarts", "1", str(_JOB), str(folder / "root"), str(folder), str(bad_step),
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    # Else the gloo of a restarted rank may find the addresses of the life before, which torchrun
+    # leaves in one store (https://github.com/pytorch/pytorch/issues/135712).
+    settings = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env=settings
+    )
 
 
 def history(folder: Path, life: int, rank: int) -> dict[str, Any]:

@@ -77,9 +77,9 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
     features = torch.randn(4, 6)
     loss = (model(features) - features[:, :2]).square().mean()
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 if __name__ == "__main__":

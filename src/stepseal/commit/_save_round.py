@@ -72,7 +72,8 @@ class SaveRound:
         self._captured[participant] = message
         if len(self._captured) < len(self.participants):
             return []
-        failures = disagreements(self._captured)
+        # in ordinal order, not in that of arrival: the same job names the same participants
+        failures = disagreements({p: self._captured[p] for p in self.participants})
         if failures:
             return self._abort(failures, "participants disagree")
         self.phase = "staging"
