@@ -86,7 +86,7 @@ def print_step(found: dict[str, Any]) -> None:
         print_line(f"{name.ljust(width)}  {value}")
     print_line("")
     rows = [
-        (c["name"], c["kind"], c["sharing"], str(len(set(c["payloads"].values()))))
+        (c["name"], c["kind"], c["sharing"], str(len(set(c["payloads"].values())) or "-"))
         for c in found["components"]
     ]
     print_table(("COMPONENT", "KIND", "SHARING", "PAYLOADS"), rows)

@@ -161,9 +161,8 @@ class TreeComponent:
         if now is Sharing.PER_RANK and saved.num_participants != topology.world_size:
             return [
                 f"saved per rank by {saved.num_participants} participants, now "
-                f"{topology.world_size}: restore with "
-                f"{saved.num_participants}, or leave this component out of the restore and "
-                "start it fresh"
+                f"{topology.world_size}: restore with {saved.num_participants}, or "
+                f"restore(skip=[{self.name!r}]) leaves this component as it is now"
             ]
         return []
 

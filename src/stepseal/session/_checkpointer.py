@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
-from stepseal.commit import Captured, Deadlines, RestoreCalled, resolve_save
+from stepseal.commit import Captured, Deadlines, RestoreCalled
 from stepseal.components import Registry
 from stepseal.layout import check_step, step_name
 from stepseal.session._inflight import InFlight
 from stepseal.session._pending import PendingSave
-from stepseal.session._restoring import Restored, take_part
+from stepseal.session._restoring import Restored, Targets, take_part
 from stepseal.session._rules import SaveRule, check_rule
-from stepseal.session._saving import PartWriter, capture_all, facts_of
+from stepseal.session._saving import PartWriter, await_abort, capture_all, facts_of
 from stepseal.session._wiring import join_process_group
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -131,7 +131,9 @@ class Checkpointer:
             )
         self._registry.add(name, state, sharing=sharing, kind=kind, topology=self._topology)
 
-    def restore(self, step: int | None = None, *, fresh: bool = False) -> Restored | None:
+    def restore(
+        self, step: int | None = None, *, fresh: bool = False, skip: Collection[str] = ()
+    ) -> Restored | None:
         """Bring all components back from one committed step, on all ranks alike.
 
         Every rank calls it, before training. Blocks. Only bytes whose digest matched reach live
@@ -142,6 +144,8 @@ class Checkpointer:
         Args:
             step: restore exactly this step and never another.
             fresh: start anew beside the steps that are there.
+            skip: components to leave as they are now, saved or not; for example per-rank state
+                when the number of ranks changed.
 
         Returns:
             What was restored, or None when the root has no step at all or `fresh` was asked for.
@@ -165,15 +169,16 @@ class Checkpointer:
         self._settle_previous()
         self._progress.started = True
         driver = self._wiring.driver
-        call = RestoreCalled(driver.new_call(), step, fresh, sorted(self._registry.names()))
+        wanted = [part for part in self._registry.components() if part.name not in skip]
+        names = sorted(part.name for part in wanted)
+        call = RestoreCalled(driver.new_call(), step, fresh, names)
         try:
             restored = take_part(
                 driver,
                 call,
                 self._wiring.storage,
                 self._root,
-                self._registry.components(),
-                self._topology,
+                Targets(wanted, frozenset(skip), self._topology),
                 self._deadlines,
             )
         except errors.CheckpointError as error:
@@ -323,19 +328,8 @@ class Checkpointer:
             return capture_all(self._registry.components(), self._topology, staging, step)
         except errors.CheckpointError as error:
             self._wiring.driver.send_failed(call, step, "capture", error)
-            self._await_abort(call, step)
+            await_abort(self._wiring.driver, self._wiring.storage, call, step)
             raise
-
-    def _await_abort(self, call: int, step: int) -> None:
-        """Let the abort of our own failure arrive, so that all start the next call alike."""
-        driver = self._wiring.driver
-        state = driver.wait_outcome(call, None)
-        if state is not None:
-            try:
-                resolve_save(state, step, self._wiring.storage)
-            except errors.CheckpointError as error:
-                _log.debug("stepseal: %s", error)
-        driver.forget(call)
 
     def _settle_previous(self) -> None:
         """Wait for the save in flight; raise its failure unless it was seen."""

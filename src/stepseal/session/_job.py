@@ -145,18 +145,20 @@ class Rendezvous:
     def _ask(self) -> dict[str, Any]:
         """Return rank 0's answer to our word; names of earlier lives are given up on the way."""
         mine = json.dumps({"host": socket.gethostname(), "word": self._word})
-        limit_s = _FIRST_LOOK_S
+        end = self._end + _GRACE_S  # rank 0 may be saying right now who is missing
+        look_s = _FIRST_LOOK_S
         while True:
             life = self._read(self._life_key, "rank 0")
             self._set({self._rank_key(life, self._topology.rank): mine})
             begun = time.monotonic()
+            limit_s = max(0.001, min(look_s, end - begun))
             try:
                 answer = self._read(self._answer_key(life, self._word), "rank 0", limit_s)
             except CoordinatorLost:
                 now = time.monotonic()
-                if now > self._end + _GRACE_S or now - begun < 0.5 * limit_s:
+                if now >= end or now - begun < 0.5 * limit_s:
                     raise  # time is up, or the store is gone
-                limit_s = min(2 * limit_s, _LONGEST_LOOK_S)
+                look_s = min(2 * look_s, _LONGEST_LOOK_S)
             else:
                 found: dict[str, Any] = json.loads(answer)
                 return found

@@ -6,6 +6,7 @@ digest matched; the RNG comes last, so that nothing that loads can disturb it.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,19 @@ if TYPE_CHECKING:
     from stepseal.layout import ComponentEntry, Manifest
     from stepseal.storage import Storage
 
-__all__ = ["Restored", "take_part"]
+__all__ = ["Restored", "Targets", "take_part"]
+
+_log = logging.getLogger("stepseal")
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """The live state that a restore fills."""
+
+    components: Sequence[Component]
+    skip: frozenset[str]
+    """Names to leave as they are, live or saved."""
+    topology: Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +89,24 @@ class CheckedStep:
             plan.apply()
 
 
-def check_candidate(
-    storage: Storage,
-    candidate: Candidate,
-    components: Sequence[Component],
-    topology: Topology,
-) -> CheckedStep:
+def check_candidate(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedStep:
     """Verify manifest, indexes and trees, and plan how live state takes them; touch nothing.
 
     Raises:
-        Corrupt: bytes do not match their digest, or the manifest is not the one the coordinator
-        chose.
+        Corrupt: bytes do not match their digest, or the manifest is not the chosen one.
         StateMismatch: saved and live state differ; `.problems` lists every difference.
     """
     manifest = _read_manifest(storage, candidate)
     reader = StepReader(storage, step_name(candidate.step), manifest)
-    entries = {entry.name: entry for entry in manifest.components}
-    problems = _name_problems(entries.keys(), [component.name for component in components])
+    entries = {e.name: e for e in manifest.components if e.name not in targets.skip}
+    problems = _name_problems(entries, [part.name for part in targets.components])
     plans = []
-    for component in components:
+    for component in targets.components:
         if component.name not in entries:
             continue
         try:
-            saved = _saved_component(reader, manifest, entries[component.name], topology)
-            plans.append((component, component.plan(saved, topology)))
+            saved = _saved_component(reader, manifest, entries[component.name], targets.topology)
+            plans.append((component, component.plan(saved, targets.topology)))
         except StateMismatch as error:
             problems += error.problems or (str(error),)
     if problems:
@@ -109,7 +116,7 @@ def check_candidate(
             f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}. Nothing was "
             "changed.",
             step=candidate.step,
-            participant=topology.me,
+            participant=targets.topology.me,
             problems=tuple(problems),
         )
     plans.sort(key=lambda item: isinstance(item[0], RNGComponent))
@@ -138,7 +145,7 @@ def _name_problems(saved: Iterable[str], live: Sequence[str]) -> list[str]:
         f"component {name}: added here, but not in the step" for name in live if name not in saved
     ]
     problems += [
-        f"component {name}: in the step, but not added here"
+        f"component {name}: in the step, but not added here; restore(skip=[{name!r}]) leaves it out"
         for name in sorted(set(saved) - set(live))
     ]
     return problems
@@ -184,8 +191,7 @@ def take_part(
     call: RestoreCalled,
     storage: Storage,
     root: str,
-    components: Sequence[Component],
-    topology: Topology,
+    targets: Targets,
     deadlines: Deadlines,
 ) -> Restored | None:
     """Follow the coordinator through one restore; None for a fresh start.
@@ -202,12 +208,13 @@ def take_part(
         order = driver.wait_order(call.call, deadlines.restore_s)
         match order:
             case Candidate():
-                checked = _vote_on(driver, order, storage, components, topology)
+                checked = _vote_on(driver, order, storage, targets)
             case Apply() if checked is not None:
                 _apply(driver, order, checked)
             case commit.Restored():
                 path = f"{root}/{step_name(order.step)}"
                 report = {} if checked is None else checked.report()
+                report |= dict.fromkeys(targets.skip, "left as it was (skip)")
                 return Restored(order.step, path, order.incarnation, order.skipped, report)
             case Fresh():
                 return None
@@ -216,15 +223,12 @@ def take_part(
 
 
 def _vote_on(
-    driver: ParticipantDriver,
-    order: Candidate,
-    storage: Storage,
-    components: Sequence[Component],
-    topology: Topology,
+    driver: ParticipantDriver, order: Candidate, storage: Storage, targets: Targets
 ) -> CheckedStep | None:
     try:
-        checked = check_candidate(storage, order, components, topology)
+        checked = check_candidate(storage, order, targets)
     except Exception as error:
+        _log_unexpected(error, "checking")
         driver.vote(Rejected(order.call, order.round, touched=False, cause=cause_of(error)))
         return None
     driver.vote(Checked(order.call, order.round))
@@ -235,9 +239,16 @@ def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep) -> Non
     try:
         checked.apply()
     except Exception as error:
+        _log_unexpected(error, "applying")
         driver.vote(Rejected(order.call, order.round, touched=True, cause=cause_of(error)))
         return
     driver.vote(Applied(order.call, order.round))
+
+
+def _log_unexpected(error: Exception, doing: str) -> None:
+    """Keep the traceback of what a user's component raised; only its message travels."""
+    if not isinstance(error, (CheckpointError, OSError)):
+        _log.error("stepseal: restore, %s: %s", doing, error, exc_info=error)
 
 
 def _failed(order: RestoreFailed, call: RestoreCalled) -> CheckpointError:

@@ -72,17 +72,20 @@ class Step:
         """Return the FQNs of all stored tensors, as stock DCP readers name them."""
         return tuple(sorted(self._tensors()))
 
-    def tensors(self, pattern: str = "*") -> dict[str, torch.Tensor]:
+    def tensors(
+        self, pattern: str = "*", *, component: str | None = None
+    ) -> dict[str, torch.Tensor]:
         """Read whole tensors by FQN, verified, into fresh CPU memory.
 
         Args:
             pattern: shell pattern over FQNs such as `layers.0.*` or `optimizer.state.*`.
+            component: only tensors of this component, for example `model`.
 
         Raises:
             StepNotFound: no FQN matches; the message lists some that exist.
             Corrupt: a digest does not match.
         """
-        tensors = self._tensors()
+        tensors = self._tensors(component)
         names = [name for name in sorted(tensors) if fnmatch.fnmatchcase(name, pattern)]
         if not names:
             raise errors.StepNotFound(
@@ -96,8 +99,8 @@ class Step:
         found = {}
         requests = []
         for name in names:
-            component, key = tensors[name]
-            boxes = reader.stored(component)[key]
+            owner, key = tensors[name]
+            boxes = reader.stored(owner)[key]
             first = boxes[0].tensor
             dtype = getattr(torch, first.dtype)
             target = torch.empty(first.shape, dtype=dtype)
@@ -115,8 +118,7 @@ class Step:
             participant: whose payload; None takes the only one, or the first.
 
         Raises:
-            StepNotFound: the step has no such component, or it has no non-tensor state for that
-            participant.
+            StepNotFound: the step has no such component, or no such state of that participant.
         """
         entry = next((e for e in self.manifest.components if e.name == component), None)
         owners = {} if entry is None else entry.payloads
@@ -134,12 +136,12 @@ class Step:
         found = reader.read_tree(component, owner)
         return decode_tree(TreeContents(found.document, found.arrays))
 
-    def _tensors(self) -> dict[str, tuple[str, str]]:
+    def _tensors(self, component: str | None = None) -> dict[str, tuple[str, str]]:
         reader = StepReader(self._storage, step_name(self.step), self.manifest)
         return {
             dcp_fqn(entry.name, key): (entry.name, key)
             for entry in self.manifest.components
-            if entry.kind == "tensors"
+            if entry.kind == "tensors" and component in (None, entry.name)
             for key in reader.stored(entry.name)
         }
 

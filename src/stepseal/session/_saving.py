@@ -11,7 +11,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from stepseal.commit import NONCE, ComponentFacts, PartFacts
+from stepseal.commit import NONCE, ComponentFacts, PartFacts, resolve_save
 from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
 from stepseal.layout import PartContents
 from stepseal.storage import KeyNotFound, read_bytes
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stepseal")
 
-__all__ = ["PartWriter", "SaveGivenUp", "capture_all", "facts_of"]
+__all__ = ["PartWriter", "SaveGivenUp", "await_abort", "capture_all", "facts_of"]
 
 _MAX_NONCE_BYTES = 256
 
@@ -71,6 +71,17 @@ def facts_of(captured: Sequence[CapturedComponent]) -> list[ComponentFacts]:
         ComponentFacts(c.name, c.kind, c.sharing.value, c.fingerprint, dict(c.payloads))
         for c in captured
     ]
+
+
+def await_abort(driver: ParticipantDriver, storage: Storage, call: int, step: int) -> None:
+    """Let the abort of our own failure arrive, so that all start the next call alike."""
+    state = driver.wait_outcome(call, None)
+    if state is not None:
+        try:
+            resolve_save(state, step, storage)
+        except CheckpointError as error:
+            _log.debug("stepseal: %s", error)
+    driver.forget(call)
 
 
 class PartWriter:
