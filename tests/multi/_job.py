@@ -175,7 +175,12 @@ def gated_join(gate: Gate) -> Callable[[str, Deadlines], tuple[Topology, Wiring]
         coordinator = None
         link: Any
         if topology.rank == 0:
-            hub = rendezvous.listen()
+            try:
+                hub = rendezvous.listen()
+            except errors.CheckpointError as error:
+                rendezvous.refuse(error)
+                threading.Event().wait(1.0)  # the store lives here, and others still read it
+                raise
             link = hub.link(topology.me)
             gate.reach("coordinator/listening")
             gated = GatedHub(hub, gate, topology.participants[-1])
