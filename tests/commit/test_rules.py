@@ -4,7 +4,7 @@ import pytest
 from tests.commit._kit import THREE, captured, cause, component
 
 from stepseal import errors
-from stepseal.commit._rules import disagreements, error_from, kind_of, summary
+from stepseal.commit._rules import disagreements, error_from, kind_of, summary, told_once
 
 USUAL = captured()
 
@@ -67,10 +67,19 @@ def test_kind_of_causes() -> None:
 
 
 def test_summary_names_all_up_to_a_limit() -> None:
-    text = summary("save", {f"p/{n}": cause("x") for n in range(10)}, "Next.")
-    assert text.startswith("save: p/0: x; p/1: x")
-    assert text.endswith("and 2 more. Next.")
-    assert summary("save", {"p/0": cause("x")}, "Next.") == "save: p/0: x. Next."
+    text = summary("save", {f"p/{n}": cause(f"x{n}.") for n in range(10)}, "Next.")
+    assert text.startswith("save: p/0: x0; p/1: x1")
+    assert text.endswith("p/7: x7; and 2 more causes. Next.")
+
+
+def test_summary_tells_equal_causes_once() -> None:
+    text = summary("save", {f"p/{n}": cause("same.") for n in range(6)}, "Next.")
+    assert text == "save: p/0, p/1, p/2, p/3 and 2 more: same. Next."
+
+
+def test_a_cause_that_says_what_failed_is_not_introduced_again() -> None:
+    assert told_once("save of step 4", "save of step 4: no room") == "save of step 4: no room"
+    assert told_once("save of step 4", "no room") == "save of step 4: no room"
 
 
 @pytest.mark.parametrize("name", errors.__all__)

@@ -226,4 +226,4 @@ def test_answers_stay_small_however_many_fail() -> None:
     (_, message), *_ = sent(found.on_deadline(), messages.Aborted)
     assert isinstance(message, messages.Aborted)
     assert len(message.failures) == messages.MAX_FAILURES
-    assert "and 992 more" in message.message
+    assert "and 996 more: did not answer" in message.message

@@ -84,5 +84,7 @@ def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
         print_report(found)
     if any(step["state"] == "damaged" for step in found["steps"]):
         sys.exit(3)
+    if any(step["state"] == "newer" for step in found["steps"]):
+        sys.exit(1)
     if not found["steps"]:
         sys.exit(4)

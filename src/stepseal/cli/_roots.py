@@ -14,6 +14,7 @@ from stepseal.commit import (
     read_claims,
     read_marker,
     read_step,
+    refuse_newer,
 )
 from stepseal.errors import Corrupt, InvalidInput, StepNotFound
 from stepseal.layout import parse_step_name
@@ -49,6 +50,7 @@ def find_step(root: OpenRoot, wanted: str) -> StepEntry:
     Raises:
         InvalidInput: `wanted` is none of these.
         StepNotFound: there is no such step, or it is foreign.
+        IncompatibleFormat: a newer release wrote it.
     """
     if wanted == "latest":
         return _latest(root)
@@ -56,6 +58,7 @@ def find_step(root: OpenRoot, wanted: str) -> StepEntry:
     if step is None:
         raise InvalidInput(f"step {wanted!r}: expected a number such as 200, step-200, or latest")
     entry = read_step(root.storage, step, root.run_id)
+    refuse_newer(entry)
     if entry.state == "foreign":
         raise StepNotFound(
             f"{entry.name} is no step of this run: {entry.problem}. `stepseal ls` shows the steps "

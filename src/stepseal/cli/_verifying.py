@@ -32,6 +32,9 @@ def verify_root(path: str, wanted: Sequence[str]) -> dict[str, Any]:
 
 
 def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
+    if entry.state == "newer":
+        finding = {"severity": "unknown", "path": MANIFEST, "message": entry.problem}
+        return {"step": entry.step, "state": "newer", "size_bytes": 0, "findings": [finding]}
     if entry.manifest is None or entry.state != "committed":
         finding = {"severity": "damage", "path": MANIFEST, "message": entry.problem}
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}

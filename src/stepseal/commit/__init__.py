@@ -6,7 +6,8 @@ threads. Knows storage and layout; knows neither torch nor what the bytes of a c
 # ruff: noqa: I001 - names side by side keep the face on one page
 # fmt: off
 
-from stepseal.commit._catalog import StepEntry, list_foreign, list_steps, read_marker, read_step
+from stepseal.commit._catalog import (StepEntry, list_foreign, list_steps, read_marker,
+    read_step, refuse_newer)
 from stepseal.commit._claims import in_lineage, lineage_limits, read_claims
 from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._coordinator_driver import CoordinatorDriver
@@ -16,7 +17,7 @@ from stepseal.commit._framing import Address
 from stepseal.commit._links import Hub, InProcessHub, Link
 from stepseal.commit._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
     ComponentFacts, Fresh, PartFacts, Rejected, RestoreCalled, Restored, RestoreFailed, Write,
-    cause_of, messages_of)
+    cause_of, details_of, messages_of)
 from stepseal.commit._outcome import resolve_save
 from stepseal.commit._participant import Participant
 from stepseal.commit._participant_driver import ParticipantDriver
@@ -31,7 +32,7 @@ __all__ = [
     "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Finisher", "Fresh", "Hub",
     "InProcessHub", "JobFacts", "Link", "NONCE", "PartFacts", "Participant", "ParticipantDriver",
     "Rejected", "RestoreCalled", "RestoreFailed", "Restored", "SocketHub", "SocketLink",
-    "StepEntry", "Write", "cause_of", "error_from", "in_lineage", "lineage_limits",
+    "StepEntry", "Write", "cause_of", "details_of", "error_from", "in_lineage", "lineage_limits",
     "list_foreign", "list_steps", "messages_of", "read_claims", "read_marker", "read_step",
-    "resolve_save",
+    "refuse_newer", "resolve_save",
 ]

@@ -37,6 +37,7 @@ __all__ = [
     "read_folder",
     "read_marker",
     "read_step",
+    "refuse_newer",
     "step_numbers",
 ]
 
@@ -51,8 +52,9 @@ class StepEntry:
     """One folder with a canonical step name."""
 
     step: int
-    state: Literal["committed", "damaged", "foreign"]
+    state: Literal["committed", "damaged", "newer", "foreign"]
     """`damaged`: stepseal wrote it, but its manifest is missing, unreadable or not its own.
+    `newer`: a newer format version wrote it; nothing more is known here.
     `foreign`: somebody else wrote it, or another run did (then the manifest is there)."""
     problem: str = ""
     """Why it is not `committed`."""
@@ -182,6 +184,8 @@ def _without_manifest(storage: Storage, key: str, step: int) -> StepEntry:
 def _judge(step: int, data: bytes, run_id: str | None) -> StepEntry:
     try:
         manifest = decode_manifest(data)
+    except IncompatibleFormat as error:
+        return StepEntry(step, "newer", str(error))
     except CheckpointError as error:
         return StepEntry(step, "damaged", str(error))
     if manifest.step != step:
@@ -192,6 +196,20 @@ def _judge(step: int, data: bytes, run_id: str | None) -> StepEntry:
     if run_id is not None and manifest.run_id != run_id:
         return StepEntry(step, "foreign", f"belongs to run {manifest.run_id}", manifest)
     return StepEntry(step, "committed", "", manifest, manifest_digest(data))
+
+
+def refuse_newer(entry: StepEntry) -> None:
+    """Raise if a newer release wrote this step: it may be good, so it is never passed over.
+
+    Raises:
+        IncompatibleFormat: the step's format version is newer than this release.
+    """
+    if entry.state == "newer":
+        raise IncompatibleFormat(
+            f"{entry.name}: {entry.problem} Older steps can be asked for by their number.",
+            step=entry.step,
+            path=entry.name,
+        )
 
 
 def step_numbers(storage: Storage) -> list[int]:

@@ -51,6 +51,7 @@ __all__ = [
     "decode_from_coordinator",
     "decode_from_participant",
     "encode_message",
+    "details_of",
     "messages_of",
     "shortened",
 ]
@@ -59,6 +60,8 @@ MAX_TEXT = 2000
 """Characters of one cause that travel; the rest is in the log of the process it came from."""
 MAX_FAILURES = 256
 """Causes that travel in one answer; the text says how many there are."""
+MAX_PROBLEMS = 100
+"""Findings of one cause that travel."""
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
@@ -76,6 +79,8 @@ class Cause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: str | None = None
     errno: int | None = None
     component: str | None = None
+    problems: list[str] = []
+    """Findings one by one, at most `MAX_PROBLEMS`."""
 
 
 class ComponentFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -213,6 +218,8 @@ class Aborted(_Message, frozen=True):
     kind: str
     message: str
     failures: dict[str, Cause]
+    cause: Cause | None = None
+    """What failed at the coordinator, when no participant did."""
 
 
 class Unresolved(_Message, frozen=True):
@@ -266,6 +273,8 @@ class RestoreFailed(_Message, frozen=True):
     reasons: dict[str, str]
     failures: dict[str, Cause]
     tainted: bool
+    cause: Cause | None = None
+    """What failed at the coordinator, when no participant did."""
 
 
 class Verdict(_Message, frozen=True):
@@ -361,8 +370,15 @@ def cause_of(error: BaseException) -> Cause:
     told as the class of `stepseal.errors` that it refines.
     """
     if isinstance(error, errors.CheckpointError):
+        # The failure of one participant is told without what its own message puts around it.
+        message = next(iter(error.failures.values())) if len(error.failures) == 1 else str(error)
         return Cause(
-            _public_kind(error), _text(str(error)), _path(error.path), error.errno, error.component
+            _public_kind(error),
+            _text(message),
+            _path(error.path),
+            error.errno,
+            error.component,
+            [_text(problem) for problem in error.problems[:MAX_PROBLEMS]],
         )
     if isinstance(error, OSError):
         kind = errors.StorageUnavailable.kind
@@ -393,3 +409,14 @@ def messages_of(failures: Mapping[str, Cause]) -> dict[str, str]:
 def shortened(failures: Mapping[str, Cause]) -> dict[str, Cause]:
     """Return at most `MAX_FAILURES` of the failures, so that an answer stays small."""
     return dict(sorted(failures.items())[:MAX_FAILURES])
+
+
+def details_of(cause: Cause | None, failures: Mapping[str, Cause]) -> dict[str, Any]:
+    """Return what an error carries besides its message: the first of each, and all problems."""
+    causes = [*([] if cause is None else [cause]), *failures.values()]
+    return {
+        "component": next((c.component for c in causes if c.component), None),
+        "path": next((c.path for c in causes if c.path), None),
+        "errno": next((c.errno for c in causes if c.errno), None),
+        "problems": tuple(dict.fromkeys(p for c in causes for p in c.problems)),
+    }

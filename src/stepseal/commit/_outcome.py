@@ -62,9 +62,7 @@ def _aborted(outcome: messages.Aborted) -> errors.CheckpointError:
         outcome.message,
         step=outcome.step,
         failures=messages.messages_of(outcome.failures),
-        component=next((c.component for c in outcome.failures.values() if c.component), None),
-        path=next((c.path for c in outcome.failures.values() if c.path), None),
-        errno=next((c.errno for c in outcome.failures.values() if c.errno), None),
+        **messages.details_of(outcome.cause, outcome.failures),
     )
 
 

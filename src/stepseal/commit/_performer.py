@@ -137,7 +137,7 @@ class Performer:
         if commits:
             newest = commits[-1]
             raise NotRestored(
-                f"save: the root already holds {len(commits)} steps up to {newest.name}, and "
+                f"the root already holds {len(commits)} steps up to {newest.name}, and "
                 "restore() was not called. Call restore() before training, or "
                 "restore(fresh=True) to start anew beside them.",
                 step=newest.step,

@@ -147,7 +147,7 @@ def check_place(storage: Storage, step: int, run_id: str, *, key: str | None = N
         entry = read_folder(storage, key or name, step, run_id)
     except KeyNotFound:
         return
-    if entry.state == "foreign":
+    if entry.state in ("foreign", "newer"):
         raise StepExists(
             f"save of step {step}: {name} is in the way: {entry.problem}. It is left alone: move "
             "it away, or save into another root.",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stepseal import errors
 from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
-from stepseal.commit._rules import kind_of, summary
+from stepseal.commit._rules import kind_of, summary, told_once
 from stepseal.layout import step_name
 
 if TYPE_CHECKING:
@@ -176,8 +176,8 @@ class RestoreRound:
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
         """Fail on all: the coordinator could not read or claim the root."""
-        text = f"restore: {event.cause.message}"
-        return self._fail(event.cause.kind, text, {})
+        text = told_once("restore", event.cause.message)
+        return self._fail(event.cause.kind, text, {}, event.cause)
 
     def on_lost(self, absent: Mapping[str, messages.Cause]) -> list[actions.Action]:
         """Fail on all, because some who still owe a report cannot give it any more."""
@@ -235,11 +235,18 @@ class RestoreRound:
         kind = kinds.pop() if len(kinds) == 1 else errors.ParticipantFailed.kind
         if kind not in (*_DAMAGE, errors.StateMismatch.kind):
             kind = kind_of(failures.values())
-        text = summary(what, failures, "No participant goes on.")
+        touched = (
+            "Live state was changed: restore again" if self._tainted else "Nothing was changed"
+        )
+        text = summary(what, failures, f"{touched}.")
         return self._fail(kind, text, failures)
 
     def _fail(
-        self, kind: str, text: str, failures: Mapping[str, messages.Cause]
+        self,
+        kind: str,
+        text: str,
+        failures: Mapping[str, messages.Cause],
+        cause: messages.Cause | None = None,
     ) -> list[actions.Action]:
         return self._finish(
             messages.RestoreFailed(
@@ -249,6 +256,7 @@ class RestoreRound:
                 dict(self._reasons),
                 messages.shortened(failures),
                 self._tainted,
+                cause,
             )
         )
 

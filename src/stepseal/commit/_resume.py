@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stepseal.commit._catalog import StepEntry, read_step, step_numbers
+from stepseal.commit._catalog import StepEntry, read_step, refuse_newer, step_numbers
 from stepseal.commit._claims import in_lineage, lineage_limits, read_claims
 from stepseal.errors import Corrupt, NoResumableStep, StepNotFound, StorageUnavailable
 from stepseal.layout import step_name
@@ -57,6 +57,7 @@ def select(
         StepNotFound: `step` was given and is not there.
         NoResumableStep: `step` was given and is no resume point.
         Corrupt: `step` was given and is damaged.
+        IncompatibleFormat: a newer release wrote `step`, or the newest step.
         StorageUnavailable: the root cannot be listed, or `step` was given and cannot be read.
     """
     if step is not None:
@@ -69,6 +70,7 @@ def select(
             continue
         try:
             entry = read_step(storage, number, run_id)
+            refuse_newer(entry)
             reason = _reason_against(storage, entry, limits, inspect)
             has_commits = has_commits or entry.is_commit
         except StepNotFound:
@@ -100,6 +102,7 @@ def _reason_against(
 
 def _exactly(storage: Storage, run_id: str, step: int, inspect: Inspect) -> Selection:
     entry = read_step(storage, step, run_id)
+    refuse_newer(entry)
     if entry.state == "foreign":
         raise StepNotFound(
             f"restore(step={step}): {entry.name} is foreign: {entry.problem}. Only steps of this "

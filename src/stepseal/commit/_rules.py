@@ -11,7 +11,7 @@ from stepseal.commit._messages import Captured, Cause, ComponentFacts
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["disagreements", "error_from", "kind_of", "summary"]
+__all__ = ["disagreements", "error_from", "kind_of", "summary", "told_once"]
 
 _ERRORS = {
     cls.kind: cls
@@ -74,11 +74,19 @@ def kind_of(failures: Iterable[Cause]) -> str:
 
 
 def summary(what: str, failures: Mapping[str, Cause], next_step: str) -> str:
-    """Return one message that names every failed participant with its cause."""
-    shown = [f"{p}: {cause.message}" for p, cause in sorted(failures.items())[:8]]
-    if len(failures) > len(shown):
-        shown.append(f"and {len(failures) - len(shown)} more")
+    """Return one message that names every failed participant with its cause; equal causes once."""
+    groups: dict[str, list[str]] = {}
+    for participant, cause in sorted(failures.items()):
+        groups.setdefault(cause.message.rstrip(". "), []).append(participant)
+    shown = [f"{_shortened(names)}: {text}" for text, names in list(groups.items())[:8]]
+    if len(groups) > len(shown):
+        shown.append(f"and {len(groups) - len(shown)} more causes")
     return f"{what}: {'; '.join(shown)}. {next_step}"
+
+
+def told_once(what: str, message: str) -> str:
+    """Return a cause behind what failed, unless it says so itself."""
+    return message if message.startswith(what) else f"{what}: {message}"
 
 
 def error_from(kind: str, message: str, **context: object) -> errors.CheckpointError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stepseal import errors
 from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
-from stepseal.commit._rules import disagreements, kind_of, summary
+from stepseal.commit._rules import disagreements, kind_of, summary, told_once
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -181,13 +181,16 @@ class SaveRound:
         """Tell everyone to ask storage: the commit point may be passed, so delete nothing."""
         if self.phase != "publish":
             return []
-        text = f"save of step {self.step}: {event.cause.message}"
+        text = told_once(f"save of step {self.step}", event.cause.message)
         return self._finish(messages.Unresolved(self.call, self.attempt, self.step, text))
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
         """Abort, because the coordinator's own work failed before the commit point."""
-        text = f"save of step {self.step}: {event.cause.message}"
-        sent = self._finish(messages.Aborted(self.call, self.step, event.cause.kind, text, {}))
+        cause = event.cause
+        text = told_once(f"save of step {self.step}", cause.message)
+        sent = self._finish(
+            messages.Aborted(self.call, self.step, cause.kind, text, {}, cause=cause)
+        )
         return sent + self._discards()
 
     def _abort(self, failures: Mapping[str, messages.Cause], where: str) -> list[actions.Action]:

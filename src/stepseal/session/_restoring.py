@@ -20,6 +20,7 @@ from stepseal.commit import (
     Rejected,
     RestoreFailed,
     cause_of,
+    details_of,
     error_from,
     messages_of,
 )
@@ -108,13 +109,12 @@ def check_candidate(storage: Storage, candidate: Candidate, targets: Targets) ->
             saved = _saved_component(reader, manifest, entries[component.name], targets.topology)
             plans.append((component, component.plan(saved, targets.topology)))
         except StateMismatch as error:
-            problems += error.problems or (str(error),)
+            found = error.problems or (str(error),)
+            problems += [f"component {component.name}: {problem}" for problem in found]
     if problems:
         raise StateMismatch(
-            f"restore of step {candidate.step}: saved and live state differ: "
-            f"{'; '.join(problems[:10])}"
-            f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}. Nothing was "
-            "changed.",
+            f"saved and live state differ: {'; '.join(problems[:10])}"
+            f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}",
             step=candidate.step,
             participant=targets.topology.me,
             problems=tuple(problems),
@@ -252,16 +252,12 @@ def _log_unexpected(error: Exception, doing: str) -> None:
 
 
 def _failed(order: RestoreFailed, call: RestoreCalled) -> CheckpointError:
-    causes = order.failures.values()
     return error_from(
         order.kind,
         order.message,
         step=call.step,
-        component=next((c.component for c in causes if c.component), None),
-        path=next((c.path for c in causes if c.path), None),
-        errno=next((c.errno for c in causes if c.errno), None),
+        **details_of(order.cause, order.failures),
         reasons=order.reasons,
         failures=messages_of(order.failures),
         tainted=order.tainted,
-        problems=tuple(c.message for c in causes),
     )

@@ -17,6 +17,7 @@ from stepseal.commit import (
     read_claims,
     read_marker,
     read_step,
+    refuse_newer,
 )
 from stepseal.components import DenseSink, TreeContents, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
@@ -185,8 +186,10 @@ class Run:
         Raises:
             StepNotFound: it is not there, or not of this run.
             Corrupt: it is there, but its manifest is damaged.
+            IncompatibleFormat: a newer release wrote it.
         """
         entry = read_step(self._storage, check_step(step), self.run_id)
+        refuse_newer(entry)
         if entry.state == "damaged":
             raise errors.Corrupt(
                 f"step {step}: {entry.problem}",

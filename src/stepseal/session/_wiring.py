@@ -68,7 +68,12 @@ def join_process_group(
         return topology, _host(root, topology, deadlines, rendezvous)
     link = rendezvous.connect(__version__)
     driver = ParticipantDriver(topology.me, link, deadlines)
-    return topology, Wiring(LocalStorage.open(root), driver, None)
+    try:
+        storage = LocalStorage.open(root)
+    except CheckpointError:
+        driver.close()
+        raise
+    return topology, Wiring(storage, driver, None)
 
 
 def _alone(root: str, topology: Topology, deadlines: Deadlines) -> Wiring:
