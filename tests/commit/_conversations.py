@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tests.commit._kit import TWO, FakeFinisher, captured, write_part
 
 from stepseal import errors
+from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit import resolve_save
 from stepseal.commit._coordinator_driver import CoordinatorDriver
@@ -142,7 +143,7 @@ class Job:
             error = vote(order)
             touched = isinstance(order, messages.Apply)
             if error is not None:
-                why = messages.cause_of(error)
+                why = causes.cause_of(error)
                 driver.vote(messages.Rejected(call, order.round, touched, why))
             elif touched:
                 driver.vote(messages.Applied(call, order.round))

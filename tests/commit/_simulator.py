@@ -26,6 +26,7 @@ from tests.commit._kit import (
 
 from stepseal import errors
 from stepseal.commit import _actions as actions
+from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._catalog import read_step
 from stepseal.commit._coordinator import Coordinator
@@ -324,7 +325,7 @@ class _Simulation:
         try:
             write_part(self.storage, order.staging, process.name)
         except errors.StorageUnavailable as error:
-            step, why = _STEP + call, messages.cause_of(error)
+            step, why = _STEP + call, causes.cause_of(error)
             self.to_coordinator(process.name, messages.Failed(call, step, "write", why))
             return
         self.prepared.setdefault(order.attempt, set()).add(process.name)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.commit._kit import captured, component, part_facts
 
 from stepseal import errors
+from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.storage import KeyExists, KeyNotFound
 
@@ -142,19 +143,19 @@ def test_hostile_frames_only_ever_raise_invalid_input(data: bytes) -> None:
 
 def test_cause_of_our_errors_keeps_their_facts() -> None:
     error = errors.Corrupt("text", path="p", errno=5, component="model")
-    assert messages.cause_of(error) == messages.Cause("corrupt", "text", "p", 5, "model")
+    assert causes.cause_of(error) == messages.Cause("corrupt", "text", "p", 5, "model")
 
 
 @pytest.mark.parametrize("cls", [KeyNotFound, KeyExists])
 def test_cause_of_a_refined_error_has_a_kind_that_all_know(cls: type[KeyNotFound]) -> None:
-    assert messages.cause_of(cls("x")).kind == errors.StorageUnavailable.kind
+    assert causes.cause_of(cls("x")).kind == errors.StorageUnavailable.kind
 
 
 def test_cause_of_other_errors() -> None:
-    found = messages.cause_of(OSError(28, "No space left", "/root/x"))
+    found = causes.cause_of(OSError(28, "No space left", "/root/x"))
     assert (found.kind, found.path, found.errno) == ("storage_unavailable", "/root/x", 28)
-    assert messages.cause_of(OSError("plain")).path is None
-    assert messages.cause_of(ValueError("bad")) == messages.Cause("ValueError", "ValueError: bad")
+    assert causes.cause_of(OSError("plain")).path is None
+    assert causes.cause_of(ValueError("bad")) == messages.Cause("ValueError", "ValueError: bad")
 
 
 def test_cause_of_any_text_can_be_sent() -> None:
@@ -163,16 +164,16 @@ def test_cause_of_any_text_can_be_sent() -> None:
         OSError(5, "x", "\udcff"),
         KeyError("\ud800"),
     ):
-        failed = messages.Failed(1, 1, "write", messages.cause_of(error))
+        failed = messages.Failed(1, 1, "write", causes.cause_of(error))
         assert messages.decode_from_participant(messages.encode_message(failed)) == failed
 
 
 def test_cause_of_a_long_text_is_cut() -> None:
-    found = messages.cause_of(ValueError("x" * 10_000_000))
-    assert len(found.message) < messages.MAX_TEXT + 20
+    found = causes.cause_of(ValueError("x" * 10_000_000))
+    assert len(found.message) < causes.MAX_TEXT + 20
 
 
 def test_failures_are_cut_to_a_number_that_travels() -> None:
-    many = {f"p/{n:04}": CAUSE for n in range(2 * messages.MAX_FAILURES)}
-    assert list(messages.shortened(many)) == sorted(many)[: messages.MAX_FAILURES]
-    assert messages.messages_of({"p/0": CAUSE}) == {"p/0": "text"}
+    many = {f"p/{n:04}": CAUSE for n in range(2 * causes.MAX_FAILURES)}
+    assert list(causes.shortened(many)) == sorted(many)[: causes.MAX_FAILURES]
+    assert causes.messages_of({"p/0": CAUSE}) == {"p/0": "text"}

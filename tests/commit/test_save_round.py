@@ -14,6 +14,7 @@ from tests.commit._kit import (
 
 from stepseal import errors
 from stepseal.commit import _actions as actions
+from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._save_round import SaveRound
 
@@ -225,5 +226,5 @@ def test_answers_stay_small_however_many_fail() -> None:
     found = SaveRound(1, many, ATTEMPT, DEADLINES, 0.0)
     (_, message), *_ = sent(found.on_deadline(), messages.Aborted)
     assert isinstance(message, messages.Aborted)
-    assert len(message.failures) == messages.MAX_FAILURES
+    assert len(message.failures) == causes.MAX_FAILURES
     assert "and 996 more: did not answer" in message.message

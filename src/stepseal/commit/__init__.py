@@ -8,6 +8,7 @@ threads. Knows storage and layout; knows neither torch nor what the bytes of a c
 
 from stepseal.commit._catalog import (StepEntry, list_foreign, list_steps, read_marker,
     read_step, refuse_newer)
+from stepseal.commit._causes import cause_of, details_of, messages_of
 from stepseal.commit._claims import in_lineage, lineage_limits, read_claims
 from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._coordinator_driver import CoordinatorDriver
@@ -16,8 +17,7 @@ from stepseal.commit._draft import JobFacts
 from stepseal.commit._framing import Address
 from stepseal.commit._links import Hub, InProcessHub, Link
 from stepseal.commit._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
-    ComponentFacts, Fresh, PartFacts, Rejected, RestoreCalled, Restored, RestoreFailed, Write,
-    cause_of, details_of, messages_of)
+    ComponentFacts, Fresh, PartFacts, Rejected, RestoreCalled, Restored, RestoreFailed, Write)
 from stepseal.commit._outcome import resolve_save
 from stepseal.commit._participant import Participant
 from stepseal.commit._participant_driver import ParticipantDriver

@@ -9,14 +9,12 @@ failure can always be told.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from stepseal import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from stepseal.commit._causes import Cause
 
 __all__ = [
     "Aborted",
@@ -47,40 +45,16 @@ __all__ = [
     "Verdict",
     "Welcome",
     "Write",
-    "cause_of",
     "decode_from_coordinator",
     "decode_from_participant",
     "encode_message",
-    "details_of",
-    "messages_of",
-    "shortened",
 ]
-
-MAX_TEXT = 2000
-"""Characters of one cause that travel; the rest is in the log of the process it came from."""
-MAX_FAILURES = 256
-"""Causes that travel in one answer; the text says how many there are."""
-MAX_PROBLEMS = 100
-"""Findings of one cause that travel."""
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Base of all messages: immutable, tagged by class name, unknown fields refused."""
-
-
-class Cause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Why something failed, in a form that crosses processes."""
-
-    kind: str
-    """Stable kind of the error, as in `stepseal.errors`."""
-    message: str
-    path: str | None = None
-    errno: int | None = None
-    component: str | None = None
-    problems: list[str] = []
-    """Findings one by one, at most `MAX_PROBLEMS`."""
 
 
 class ComponentFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -314,7 +288,6 @@ FromCoordinator = (
     | Verdict
 )
 
-_KINDS = frozenset(getattr(errors, name).kind for name in errors.__all__)
 _encoder = msgspec.json.Encoder()
 _participant_decoder = msgspec.json.Decoder(FromParticipant)
 _coordinator_decoder = msgspec.json.Decoder(FromCoordinator)
@@ -361,62 +334,3 @@ def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:  # noqa: AN
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         message = f"control plane: {len(data)} bytes are no message of this protocol: {error}"
         raise errors.InvalidInput(message) from error
-
-
-def cause_of(error: BaseException) -> Cause:
-    """Describe any exception so that other participants can report it.
-
-    The kind is always one that a receiver knows: a wing's own refinement, such as a missing key, is
-    told as the class of `stepseal.errors` that it refines.
-    """
-    if isinstance(error, errors.CheckpointError):
-        # The failure of one participant is told without what its own message puts around it.
-        message = next(iter(error.failures.values())) if len(error.failures) == 1 else str(error)
-        return Cause(
-            _public_kind(error),
-            _text(message),
-            _path(error.path),
-            error.errno,
-            error.component,
-            [_text(problem) for problem in error.problems[:MAX_PROBLEMS]],
-        )
-    if isinstance(error, OSError):
-        kind = errors.StorageUnavailable.kind
-        return Cause(kind, _text(str(error)), _path(error.filename), error.errno)
-    return Cause(type(error).__name__, _text(f"{type(error).__name__}: {error}"))
-
-
-def _public_kind(error: errors.CheckpointError) -> str:
-    classes = (cls for cls in type(error).__mro__ if issubclass(cls, errors.CheckpointError))
-    return next(cls.kind for cls in classes if cls.kind in _KINDS)
-
-
-def _text(value: str) -> str:
-    """Return text that JSON can carry (a file name may hold bytes that are no text), cut short."""
-    plain = value.encode("utf-8", "backslashreplace").decode("utf-8")
-    return plain if len(plain) <= MAX_TEXT else f"{plain[:MAX_TEXT]}... (cut)"
-
-
-def _path(value: object) -> str | None:
-    return None if value is None else _text(str(value))
-
-
-def messages_of(failures: Mapping[str, Cause]) -> dict[str, str]:
-    """Return participant to message, as errors carry it."""
-    return {participant: cause.message for participant, cause in failures.items()}
-
-
-def shortened(failures: Mapping[str, Cause]) -> dict[str, Cause]:
-    """Return at most `MAX_FAILURES` of the failures, so that an answer stays small."""
-    return dict(sorted(failures.items())[:MAX_FAILURES])
-
-
-def details_of(cause: Cause | None, failures: Mapping[str, Cause]) -> dict[str, Any]:
-    """Return what an error carries besides its message: the first of each, and all problems."""
-    causes = [*([] if cause is None else [cause]), *failures.values()]
-    return {
-        "component": next((c.component for c in causes if c.component), None),
-        "path": next((c.path for c in causes if c.path), None),
-        "errno": next((c.errno for c in causes if c.errno), None),
-        "problems": tuple(dict.fromkeys(p for c in causes for p in c.problems)),
-    }

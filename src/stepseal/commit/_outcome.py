@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._catalog import read_step
 from stepseal.commit._rules import error_from
@@ -61,8 +62,8 @@ def _aborted(outcome: messages.Aborted) -> errors.CheckpointError:
         outcome.kind,
         outcome.message,
         step=outcome.step,
-        failures=messages.messages_of(outcome.failures),
-        **messages.details_of(outcome.cause, outcome.failures),
+        failures=causes.messages_of(outcome.failures),
+        **causes.details_of(outcome.cause, outcome.failures),
     )
 
 

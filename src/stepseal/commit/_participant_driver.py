@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._participant import Participant, RestoreState, SaveState
 
@@ -81,7 +82,7 @@ class ParticipantDriver:
         """Report that this participant cannot do its share."""
         with self._changed:
             self._protocol.captured(call, time.monotonic())
-        self._link.send(messages.Failed(call, step, phase, messages.cause_of(error)))
+        self._link.send(messages.Failed(call, step, phase, causes.cause_of(error)))
 
     def send_prepared(self, call: int, attempt: str, part: messages.PartFacts) -> bool:
         """Report the part, unless the save was given up meanwhile.

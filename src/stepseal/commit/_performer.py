@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.commit import _actions as actions
-from stepseal.commit import _messages as messages
+from stepseal.commit import _causes as causes
 from stepseal.commit._attempts import begin, discard, sweep
 from stepseal.commit._catalog import list_steps
 from stepseal.commit._claims import check_current, claim
@@ -89,13 +89,13 @@ class Performer:
                 case actions.Claim():
                     return self._claim(action)
         except PublishUnconfirmed as error:
-            return actions.PublishUnknown(action.call, messages.cause_of(error))
+            return actions.PublishUnknown(action.call, causes.cause_of(error))
         except (CheckpointError, OSError) as error:
-            return actions.IoFailed(action.call, messages.cause_of(error))
+            return actions.IoFailed(action.call, causes.cause_of(error))
         except Exception as error:
             _log.exception("stepseal: defect in the coordinator")
             text = f"{type(error).__name__}: {error} (a defect; see the coordinator's log)"
-            cause = messages.cause_of(InternalError(text))
+            cause = causes.cause_of(InternalError(text))
             if isinstance(action, actions.Publish):  # where it stopped is not known
                 return actions.PublishUnknown(action.call, cause)
             return actions.IoFailed(action.call, cause)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from stepseal import errors
 from stepseal.commit import _actions as actions
+from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._rules import kind_of, summary, told_once
 from stepseal.layout import step_name
@@ -254,7 +255,7 @@ class RestoreRound:
                 kind,
                 text,
                 dict(self._reasons),
-                messages.shortened(failures),
+                causes.shortened(failures),
                 self._tainted,
                 cause,
             )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from stepseal import errors
 from stepseal.commit import _actions as actions
+from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._rules import disagreements, kind_of, summary, told_once
 
@@ -197,7 +198,7 @@ class SaveRound:
         what = f"save of step {self.step}, {where}"
         text = summary(what, failures, _NEXT)
         kind = kind_of(failures.values())
-        told = messages.shortened(failures)
+        told = causes.shortened(failures)
         sent = self._finish(messages.Aborted(self.call, self.step, kind, text, told))
         return sent + self._discards()
 
