@@ -179,7 +179,6 @@ def gated_join(gate: Gate) -> Callable[[str, Deadlines], tuple[Topology, Wiring]
                 hub = rendezvous.listen()
             except errors.CheckpointError as error:
                 rendezvous.refuse(error)
-                threading.Event().wait(1.0)  # the store lives here, and others still read it
                 raise
             link = hub.link(topology.me)
             gate.reach("coordinator/listening")
@@ -273,6 +272,7 @@ def _job(rank: int, life: Life, pipe: Connection[Any, Any], log: Log) -> None:
         lambda: ss.Checkpointer(life.root, deadlines=deadlines, _join=gated_join(gate)),
     )
     if ckpt is None:
+        threading.Event().wait(2.0)  # the store lives in rank 0, and others may still read it
         return
     ckpt.add("model", model)
     ckpt.add("data", data, sharing=ss.PER_RANK)

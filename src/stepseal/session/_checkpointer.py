@@ -19,7 +19,13 @@ from stepseal.session._inflight import InFlight
 from stepseal.session._pending import PendingSave
 from stepseal.session._restoring import Restored, Targets, take_part
 from stepseal.session._rules import SaveRule, check_rule
-from stepseal.session._saving import PartWriter, await_abort, capture_all, facts_of
+from stepseal.session._saving import (
+    PartWriter,
+    await_abort,
+    capture_all,
+    collection_paused,
+    facts_of,
+)
 from stepseal.session._wiring import join_process_group
 
 if TYPE_CHECKING:
@@ -325,7 +331,8 @@ class Checkpointer:
     def _capture(self, call: int, step: int) -> tuple[CapturedComponent, ...]:
         staging = self._flight.staging() if self._mode == "async" else None
         try:
-            return capture_all(self._registry.components(), self._topology, staging, step)
+            with collection_paused():
+                return capture_all(self._registry.components(), self._topology, staging, step)
         except errors.CheckpointError as error:
             self._wiring.driver.send_failed(call, step, "capture", error)
             await_abort(self._wiring.driver, self._wiring.storage, call, step)

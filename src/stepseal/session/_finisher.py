@@ -28,10 +28,12 @@ class StepFinisher:
 
     def __init__(self, max_index_items: int = 1_000_000) -> None:
         self._max_index_items = max_index_items
+        self._read: tuple[str, StepReader] | None = None
 
     def finish(self, storage: Storage, staging: str, draft: Manifest) -> Manifest:
         """Write `.metadata` from all part indexes and return the manifest that lists it."""
         reader = StepReader(storage, staging, draft)
+        self._read = (staging, reader)
         indexes = [reader.index(participant) for participant in draft.participants]
         num_items = sum(len(index.tensors) + len(index.bytes_items) for index in indexes)
         if num_items == 0 or num_items > self._max_index_items:
@@ -51,7 +53,9 @@ class StepFinisher:
         """
         findings = check_files(storage, key, manifest)
         if exact:
-            findings += check_coverage(storage, key, manifest)
+            read, self._read = self._read, None
+            reader = read[1] if read is not None and read[0] == key else None
+            findings += check_coverage(storage, key, manifest, reader=reader)
         return [
             f"{finding.path}: {finding.message}"
             for finding in findings

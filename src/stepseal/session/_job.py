@@ -154,14 +154,29 @@ class Rendezvous:
             limit_s = max(0.001, min(look_s, end - begun))
             try:
                 answer = self._read(self._answer_key(life, self._word), "rank 0", limit_s)
-            except CoordinatorLost:
+            except CoordinatorLost as error:
                 now = time.monotonic()
-                if now >= end or now - begun < 0.5 * limit_s:
-                    raise  # time is up, or the store is gone
+                if now >= end or now - begun < 0.5 * limit_s:  # time is up, or the store is gone
+                    raise self._missing(life) or error from error
                 look_s = min(2 * look_s, _LONGEST_LOOK_S)
             else:
                 found: dict[str, Any] = json.loads(answer)
                 return found
+
+    def _missing(self, life: str) -> CoordinatorLost | None:
+        """Return an error that names the first rank that rank 0 must be waiting for, if any."""
+
+        def look() -> int | None:
+            for rank in range(1, self._topology.world_size):
+                if not self._store.check([self._rank_key(life, rank)]):
+                    return rank
+            return None
+
+        with contextlib.suppress(CoordinatorLost):
+            rank: int | None = self._within(look, 0.0, "the process group's store did not answer")
+            if rank is not None:
+                return self._lost(f"rank {rank} did not make its Checkpointer")
+        return None
 
     @property
     def _life_key(self) -> str:

@@ -33,6 +33,7 @@ from stepseal.layout import (
     manifest_digest,
     step_name,
 )
+from stepseal.session._saving import collection_paused
 from stepseal.storage import read_bytes
 from stepseal.transfer import ReadRequest, StepReader
 
@@ -226,7 +227,8 @@ def _vote_on(
     driver: ParticipantDriver, order: Candidate, storage: Storage, targets: Targets
 ) -> CheckedStep | None:
     try:
-        checked = check_candidate(storage, order, targets)
+        with collection_paused():
+            checked = check_candidate(storage, order, targets)
     except Exception as error:
         _log_unexpected(error, "checking")
         driver.vote(Rejected(order.call, order.round, touched=False, cause=cause_of(error)))

@@ -7,6 +7,8 @@ and closed; any failure of it reaches the coordinator.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import threading
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from stepseal.storage import KeyNotFound, read_bytes
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from stepseal.commit import ParticipantDriver, Write
     from stepseal.components import CapturedComponent, Component, Staging, Topology
@@ -26,7 +28,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stepseal")
 
-__all__ = ["PartWriter", "SaveGivenUp", "await_abort", "capture_all", "facts_of"]
+__all__ = [
+    "PartWriter",
+    "SaveGivenUp",
+    "await_abort",
+    "capture_all",
+    "collection_paused",
+    "facts_of",
+]
 
 _MAX_NONCE_BYTES = 256
 
@@ -35,6 +44,22 @@ class SaveGivenUp(CheckpointError):
     """The attempt ended while this participant was still writing; the coordinator knows why."""
 
     kind = "save_given_up"
+
+
+@contextlib.contextmanager
+def collection_paused() -> Iterator[None]:
+    """Keep the garbage collector from walking a whole training job between two small objects.
+
+    Thousands of tensors make thousands of objects, none of them garbage: each walk would only
+    lengthen the time that the caller is blocked.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def capture_all(

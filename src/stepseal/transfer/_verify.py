@@ -54,7 +54,9 @@ def check_files(storage: Storage, step_key: str, manifest: Manifest) -> tuple[Fi
     return tuple(survey.findings)
 
 
-def check_coverage(storage: Storage, step_key: str, manifest: Manifest) -> tuple[Finding, ...]:
+def check_coverage(
+    storage: Storage, step_key: str, manifest: Manifest, *, reader: StepReader | None = None
+) -> tuple[Finding, ...]:
     """Check that every element of every tensor is stored exactly once, and every tree is listed.
 
     Reads part documents and indexes, no tensors. Equal boxes are fine when their digests are equal.
@@ -63,11 +65,12 @@ def check_coverage(storage: Storage, step_key: str, manifest: Manifest) -> tuple
         storage: where.
         step_key: the step's folder.
         manifest: decoded from bytes whose digest the caller trusts.
+        reader: one that has read the indexes of this step already, to spare reading them again.
 
     Returns:
         Holes, overlaps, differing replicas, and items of components that the manifest lacks.
     """
-    survey = _Survey(storage, step_key, manifest)
+    survey = _Survey(storage, step_key, manifest, reader)
     survey.check_components()
     return tuple(survey.findings)
 
@@ -101,12 +104,18 @@ def verify_step(
 class _Survey:
     """One look at one step, and what it found so far."""
 
-    def __init__(self, storage: Storage, step_key: str, manifest: Manifest) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        step_key: str,
+        manifest: Manifest,
+        reader: StepReader | None = None,
+    ) -> None:
         self.findings: list[Finding] = []
         self._storage = storage
         self._step_key = step_key
         self._manifest = manifest
-        self._reader = StepReader(storage, step_key, manifest)
+        self._reader = reader or StepReader(storage, step_key, manifest)
         self._files = CommittedFiles(storage, step_key, manifest.step)
         self._unreadable: list[str] = []
         """Participants whose part document says nothing, so that their files are not known."""
