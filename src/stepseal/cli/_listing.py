@@ -73,7 +73,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         "committed",
         row["created_at"][:19].replace("T", " "),
         str(row["num_participants"]),
-        size_text(row["size_bytes"]),
+        "?" if row["size_bytes"] is None else size_text(row["size_bytes"]),
         metrics or "-",
         ", ".join(notes),
     )

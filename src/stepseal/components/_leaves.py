@@ -266,6 +266,12 @@ def compare_leaf(leaf: Leaf, saved: SavedTensor | None) -> list[str]:
         )
     if leaf.dtype != saved.dtype:
         problems.append(f"{leaf.key}: dtype: expected (live) {leaf.dtype}, found {saved.dtype}")
+    strides = zip(leaf.local.stride(), leaf.local.shape, strict=True)
+    if any(stride == 0 and size > 1 for stride, size in strides):
+        problems.append(
+            f"{leaf.key}: expected (live) memory of its own for each element, found an expanded "
+            "tensor, which cannot be filled in place: clone() it"
+        )
     return problems
 
 

@@ -133,7 +133,11 @@ class ModuleComponent:
         def finish(values: Mapping[str, object]) -> None:
             root = unwrap(self.module)
             live = {_storage(tensor) for tensor in (*root.parameters(), *root.buffers())}
-            if values or any(_storage(tensor) not in live for tensor in flat.tensors.values()):
+            if (
+                values
+                or _heeds_loading(root)
+                or any(_storage(tensor) not in live for tensor in flat.tensors.values())
+            ):
                 self._load(state, values)
 
         return plan_flat(flat, saved, self._sharing_of(flat, topology), topology, finish)
@@ -165,6 +169,21 @@ class ModuleComponent:
             root.load_state_dict(state)
         except RuntimeError as error:
             raise mismatch(self.name, [f"load_state_dict: {error}"]) from error
+
+
+def _heeds_loading(root: nn.Module) -> bool:
+    """Return whether some module's own code wants to see a `load_state_dict`."""
+    for module in root.modules():
+        cls: Any = type(module)
+        owner = next(base for base in cls.__mro__ if "_load_from_state_dict" in vars(base))
+        hooks = [
+            *module._load_state_dict_pre_hooks.values(),
+            *module._load_state_dict_post_hooks.values(),
+        ]
+        makers = [owner, *(getattr(hook, "hook", hook) for hook in hooks)]
+        if any(not str(getattr(m, "__module__", "")).startswith("torch.") for m in makers):
+            return True
+    return False
 
 
 def _wrapper_attribute(module: nn.Module) -> str | None:

@@ -113,7 +113,11 @@ def install_options(optimizer: torch.optim.Optimizer, saved: Sequence[GroupState
             live = group.get(key)
             if isinstance(live, torch.Tensor) and isinstance(value, (torch.Tensor, int, float)):
                 with torch.no_grad():
-                    live.detach().copy_(torch.as_tensor(value))
+                    live.detach().copy_(
+                        value
+                        if isinstance(value, torch.Tensor)
+                        else torch.tensor(value, dtype=torch.float64)
+                    )
             else:
                 group[key] = value
 

@@ -81,6 +81,16 @@ class OptimizerComponent:
                 "fully_shard (FSDP2).",
                 component=name,
             )
+        inner = getattr(optimizer, "optimizer", None)
+        delegates = inner is not None and getattr(inner, "state", None) is optimizer.state
+        own = type(optimizer).state_dict is not torch.optim.Optimizer.state_dict
+        if own and not delegates:
+            raise InvalidInput(
+                f"optimizer cannot be added: component {name}: expected all state in .state and "
+                f".param_groups, found {type(optimizer).__qualname__} with a state_dict of its "
+                "own. Add the inner optimizer, and the rest as a (get, set) pair.",
+                component=name,
+            )
         self.name = name
         self.kind = kind_of(sharing)
         self.optimizer = optimizer

@@ -103,6 +103,19 @@ class Registry:
         sharing: Sharing | None,
         kind: Kind | None,
     ) -> Component:
+        stateful = isinstance(state, (MutableMapping, HasStateDict))
+        if kind == "tree" and isinstance(state, (torch.nn.Module, torch.optim.Optimizer)):
+            raise InvalidInput(
+                f"add({name!r}, kind='tree'): a module or optimizer is stored as tensors. Leave "
+                "`kind` out, or add a (get, set) pair.",
+                component=name,
+            )
+        if kind == "tensors" and not stateful:
+            raise InvalidInput(
+                f"add({name!r}, kind='tensors'): expected a dict of tensors or an object with "
+                f"state_dict and load_state_dict, found {type(state).__name__}. Leave `kind` out.",
+                component=name,
+            )
         if isinstance(state, RNG):
             return RNGComponent(name, state, sharing)
         if isinstance(state, torch.nn.Module):

@@ -15,9 +15,11 @@ from stepseal import errors
 from stepseal.commit import Captured, Deadlines, RestoreCalled
 from stepseal.components import Registry
 from stepseal.layout import check_step, step_name
+from stepseal.session._exit import close_at_exit, closed
+from stepseal.session._facts import checked_facts
 from stepseal.session._inflight import InFlight
 from stepseal.session._pending import PendingSave
-from stepseal.session._restoring import Restored, Targets, take_part
+from stepseal.session._restoring import Restored, Targets, check_choice, take_part
 from stepseal.session._rules import SaveRule, check_rule
 from stepseal.session._saving import (
     PartWriter,
@@ -103,6 +105,7 @@ class Checkpointer:
         self._closed = False
         join = _join or functools.partial(join_process_group, role, control_host=control_host)
         self._topology, self._wiring = join(self._root, self._deadlines)
+        close_at_exit(self)
 
     def add(
         self,
@@ -166,15 +169,11 @@ class Checkpointer:
                 and `step` refuse until a restore succeeds.
         """
         self._check_open()
-        if step is not None:
-            check_step(step)
-            if fresh:
-                raise errors.InvalidInput(
-                    "restore(step=..., fresh=True): expected one of the two, found both"
-                )
+        check_choice(step, fresh, skip)
         self._settle_previous()
         self._progress.started = True
         driver = self._wiring.driver
+        known = self._registry.names()
         wanted = [part for part in self._registry.components() if part.name not in skip]
         names = sorted(part.name for part in wanted)
         call = RestoreCalled(driver.new_call(), step, fresh, names)
@@ -184,11 +183,14 @@ class Checkpointer:
                 call,
                 self._wiring.storage,
                 self._root,
-                Targets(wanted, frozenset(skip), self._topology),
+                Targets(wanted, frozenset(skip), frozenset(known), self._topology),
                 self._deadlines,
             )
         except errors.CheckpointError as error:
             self._progress.tainted = self._progress.tainted or error.tainted
+            raise
+        except BaseException:  # interrupted, perhaps between two tensors
+            self._progress.tainted = True
             raise
         finally:
             driver.forget(call.call)
@@ -242,7 +244,7 @@ class Checkpointer:
                 on all ranks.
 
         Raises:
-            InvalidInput: `step` is not a step number.
+            InvalidInput: `step` is no step number, or metrics, tags or cut are not plain.
             StepExists: `step` is already committed, or not above the newest step of this job.
             NotRestored: the root has steps and `restore` was not called.
             UnsupportedState: a component holds a value that no codec knows.
@@ -251,6 +253,7 @@ class Checkpointer:
             CommitTimeout: a rank did not answer in time.
         """
         check_step(step)
+        facts = checked_facts(metrics, tags, cut)
         self._check_open()
         self._check_not_tainted()
         self._check_components()
@@ -261,16 +264,8 @@ class Checkpointer:
         driver = self._wiring.driver
         call = driver.new_call()
         captured = self._capture(call, step)
-        driver.send_captured(
-            Captured(
-                call,
-                step,
-                facts_of(captured),
-                dict(cut or {}),
-                dict(metrics or {}),
-                list(tags),
-            )
-        )
+        components = facts_of(captured)
+        driver.send_captured(Captured(call, step, components, facts.cut, facts.metrics, facts.tags))
         path = f"{self._root}/{step_name(step)}"
         pending = PendingSave(call, step, path, driver, self._wiring.storage)
         write = driver.wait_write(call)
@@ -278,7 +273,7 @@ class Checkpointer:
             pending.wait()
             raise errors.InternalError(f"save of step {step}: ended without an order to write")
         writer = PartWriter(captured, write, step, driver, self._wiring.storage)
-        self._flight.start(pending, writer)
+        self._flight.start(pending, writer, reads_live=self._mode == "sync")
         if self._mode == "sync":
             self._settle_previous()
         return pending
@@ -305,6 +300,7 @@ class Checkpointer:
         if self._closed:
             return
         self._closed = True
+        closed(self)
         try:
             self._settle_previous()
         finally:
@@ -336,6 +332,9 @@ class Checkpointer:
         except errors.CheckpointError as error:
             self._wiring.driver.send_failed(call, step, "capture", error)
             await_abort(self._wiring.driver, self._wiring.storage, call, step)
+            raise
+        except BaseException as error:  # interrupted: the others need not wait for the deadline
+            self._wiring.driver.send_failed(call, step, "capture", error)
             raise
 
     def _settle_previous(self) -> None:

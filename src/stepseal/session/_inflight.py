@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stepseal.components import Arena
+from stepseal.errors import CheckpointError
 
 if TYPE_CHECKING:
     from stepseal.session._pending import PendingSave
@@ -30,6 +31,7 @@ class InFlight:
         self._max_staging_bytes = max_staging_bytes
         self._arena = Arena(max_staging_bytes=max_staging_bytes)
         self._writer: PartWriter | None = None
+        self._reads_live = False
         self.pending: PendingSave | None = None
 
     def staging(self) -> Arena:
@@ -38,10 +40,17 @@ class InFlight:
         self._arena.reset()
         return self._arena
 
-    def start(self, pending: PendingSave, writer: PartWriter) -> None:
-        """Let the writer go on behind."""
+    def start(self, pending: PendingSave, writer: PartWriter, *, reads_live: bool) -> None:
+        """Let the writer go on behind.
+
+        Args:
+            pending: the handle.
+            writer: not yet started.
+            reads_live: it reads live memory, which is frozen only while the caller waits.
+        """
         self.pending = pending
         self._writer = writer
+        self._reads_live = reads_live
         writer.start()
 
     def settle(self) -> int | None:
@@ -50,22 +59,34 @@ class InFlight:
         Returns:
             The step, if there was a save and it is committed.
         """
-        pending, self.pending = self.pending, None
+        pending = self.pending
         if pending is None:
             return None
         try:
             pending.raise_unobserved()
-        finally:
-            self._reuse_memory()
-            pending.forget()
+        except CheckpointError:
+            self._end(pending)
+            raise
+        except BaseException:  # interrupted: it stays in flight, and the next call settles it
+            if self._reads_live and self._writer is not None:
+                self._writer.give_up()
+            raise
+        self._end(pending)
         return pending.step if pending.committed() else None
 
     def release(self) -> None:
         """Free the private memory."""
         self._arena.release()
 
-    def _reuse_memory(self) -> None:
-        writer, self._writer = self._writer, None
-        if writer is not None and not writer.wait_idle(_IDLE_S):
-            # The blocked writer keeps the old memory alive; the next save gets its own.
-            self._arena = Arena(max_staging_bytes=self._max_staging_bytes)
+    def _end(self, pending: PendingSave) -> None:
+        idle = self._writer is None
+        try:
+            if self._writer is not None:
+                idle = self._writer.wait_idle(_IDLE_S)
+        finally:  # also when this wait is interrupted
+            if not idle:
+                # The blocked writer keeps the old memory alive; the next save gets its own.
+                self._arena = Arena(max_staging_bytes=self._max_staging_bytes)
+            self._writer = None
+            self.pending = None
+            pending.forget()

@@ -25,10 +25,11 @@ from stepseal.commit import (
     messages_of,
 )
 from stepseal.components import RNGComponent, SavedComponent, SavedTensor, Sharing, TreeContents
-from stepseal.errors import CheckpointError, Corrupt, StateMismatch
+from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StateMismatch
 from stepseal.layout import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    check_step,
     decode_manifest,
     manifest_digest,
     step_name,
@@ -38,14 +39,14 @@ from stepseal.storage import read_bytes
 from stepseal.transfer import ReadRequest, StepReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from stepseal.commit import Deadlines, ParticipantDriver, RestoreCalled
     from stepseal.components import Component, RestorePlan, Topology
     from stepseal.layout import ComponentEntry, Manifest
     from stepseal.storage import Storage
 
-__all__ = ["Restored", "Targets", "take_part"]
+__all__ = ["Restored", "Targets", "check_choice", "take_part"]
 
 _log = logging.getLogger("stepseal")
 
@@ -57,6 +58,8 @@ class Targets:
     components: Sequence[Component]
     skip: frozenset[str]
     """Names to leave as they are, live or saved."""
+    known: frozenset[str]
+    """Names of all live components, skipped ones included."""
     topology: Topology
 
 
@@ -91,6 +94,23 @@ class CheckedStep:
             plan.apply()
 
 
+def check_choice(step: int | None, fresh: bool, skip: Collection[str]) -> None:
+    """Refuse arguments of `restore` that exclude each other.
+
+    Raises:
+        InvalidInput: `step` is no step number or comes with `fresh`, or `skip` is one string.
+    """
+    if step is not None:
+        check_step(step)
+    if step is not None and fresh:
+        raise InvalidInput("restore(step=..., fresh=True): expected one of the two, found both")
+    if isinstance(skip, str):
+        raise InvalidInput(
+            f"restore(skip={skip!r}): expected a list of component names, found one string. "
+            f"Write skip=[{skip!r}]."
+        )
+
+
 def check_candidate(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedStep:
     """Verify manifest, indexes and trees, and plan how live state takes them; touch nothing.
 
@@ -102,6 +122,11 @@ def check_candidate(storage: Storage, candidate: Candidate, targets: Targets) ->
     reader = StepReader(storage, step_name(candidate.step), manifest)
     entries = {e.name: e for e in manifest.components if e.name not in targets.skip}
     problems = _name_problems(entries, [part.name for part in targets.components])
+    saved_names = {entry.name for entry in manifest.components}
+    problems += [
+        f"skip: component {name}: neither added here nor in the step"
+        for name in sorted(targets.skip - targets.known - saved_names)
+    ]
     plans = []
     for component in targets.components:
         if component.name not in entries:
@@ -244,6 +269,9 @@ def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep) -> Non
         _log_unexpected(error, "applying")
         driver.vote(Rejected(order.call, order.round, touched=True, cause=cause_of(error)))
         return
+    except BaseException as error:  # interrupted: the others need not wait for the deadline
+        driver.vote(Rejected(order.call, order.round, touched=True, cause=cause_of(error)))
+        raise
     driver.vote(Applied(order.call, order.round))
 
 

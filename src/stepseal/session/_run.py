@@ -104,7 +104,7 @@ class Step:
             boxes = reader.stored(owner)[key]
             first = boxes[0].tensor
             dtype = getattr(torch, first.dtype)
-            target = torch.empty(first.shape, dtype=dtype)
+            target = torch.empty(first.shape, dtype=dtype, device="cpu")
             sink = DenseSink(target, whole(first.shape), dtype)
             requests += [ReadRequest(box, sink) for box in boxes]
             found[name] = target

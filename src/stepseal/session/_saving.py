@@ -138,6 +138,8 @@ class PartWriter:
         self._step = step
         self._driver = driver
         self._storage = storage
+        self._lock = threading.Lock()
+        self._given_up = False
         self._thread = threading.Thread(
             target=self._run, name=f"stepseal-write-{step}", daemon=True
         )
@@ -145,6 +147,11 @@ class PartWriter:
     def start(self) -> None:
         """Begin to write."""
         self._thread.start()
+
+    def give_up(self) -> None:
+        """Let the buffers change: a part that was not reported yet never will be."""
+        with self._lock:
+            self._given_up = True
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until the buffers are not read any more; False if storage blocks for longer."""
@@ -167,15 +174,22 @@ class PartWriter:
                 check_cancelled=self._check_given_up,
             )
             part = PartFacts(ref.path, ref.size_bytes, ref.sha256)
-            self._driver.send_prepared(call, self._write.attempt, part)
-        except SaveGivenUp:
-            pass  # the outcome is already known to everybody; there is nobody to tell
+            with self._lock:
+                self._check_given_up()
+                self._driver.send_prepared(call, self._write.attempt, part)
+        except SaveGivenUp as error:
+            if self._given_up:  # else the outcome is already known to everybody
+                self._driver.send_failed(call, self._step, "write", error)
         except BaseException as error:
             if not isinstance(error, (CheckpointError, OSError)):
                 _log.exception("stepseal: %s: defect while writing", self._driver.participant)
             self._driver.send_failed(call, self._step, "write", error)
 
     def _check_given_up(self) -> None:
+        if self._given_up:
+            raise SaveGivenUp(
+                f"save of step {self._step}: interrupted in a synchronous save", step=self._step
+            )
         if self._driver.ended(self._write.call):
             raise SaveGivenUp(f"save of step {self._step}: given up", step=self._step)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -48,11 +49,13 @@ class LocalStorage:
         calls: answers for the kernel; tests pass their own.
     """
 
-    __slots__ = ("_calls", "_root", "_root_fd", "_sync_support")
+    __slots__ = ("__weakref__", "_calls", "_release", "_root", "_root_fd", "_sync_support")
 
     def __init__(self, root: str, descriptor: int, *, calls: Calls | None = None) -> None:
         self._root = root
         self._root_fd = descriptor
+        # A reader that nobody closes must not use up descriptors: `stepseal.open` has no close.
+        self._release = weakref.finalize(self, os.close, self._root_fd)
         self._calls = calls or Calls()
         self._sync_support: Literal["fsync", "best-effort"] | None = None
 
@@ -96,9 +99,8 @@ class LocalStorage:
 
     def close(self) -> None:
         """Release the root. No verb works afterwards; open handles do. Safe to repeat."""
-        fd, self._root_fd = self._root_fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._root_fd = -1
+        self._release()  # once
 
     def __enter__(self) -> Self:
         return self
