@@ -18,10 +18,19 @@ from stepseal import transfer
 from stepseal.session import _saving
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 changed = threading.Event()
 """Set once the test has changed live state behind an interrupted save."""
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_raises() -> Iterator[None]:
+    """Let SIGINT raise, also where the tests were started with it ignored (in the background)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupt_writes(monkeypatch: pytest.MonkeyPatch) -> None:
