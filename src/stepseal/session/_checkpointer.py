@@ -240,16 +240,14 @@ class Checkpointer:
             step: training step, above every step that this job restored or committed.
             metrics: facts for the manifest; rank 0's count.
             tags: words for the manifest; rank 0's count.
-            cut: point in the job's own history, for example `{"policy_version": 7}`; must be equal
-                on all ranks.
+            cut: point in the job's own history, for example `{"version": 7}`; equal on all ranks.
 
         Raises:
             InvalidInput: `step` is no step number, or metrics, tags or cut are not plain.
             StepExists: `step` is already committed, or not above the newest step of this job.
             NotRestored: the root has steps and `restore` was not called.
             UnsupportedState: a component holds a value that no codec knows.
-            ParticipantFailed: a rank failed (this save, or an earlier one in the background);
-                nothing was committed.
+            ParticipantFailed: a rank failed (now or behind an earlier call); nothing was committed.
             CommitTimeout: a rank did not answer in time.
         """
         check_step(step)
@@ -273,9 +271,13 @@ class Checkpointer:
             pending.wait()
             raise errors.InternalError(f"save of step {step}: ended without an order to write")
         writer = PartWriter(captured, write, step, driver, self._wiring.storage)
-        self._flight.start(pending, writer, reads_live=self._mode == "sync")
-        if self._mode == "sync":
-            self._settle_previous()
+        try:
+            self._flight.start(pending, writer, reads_live=self._mode == "sync")
+            if self._mode == "sync":
+                self._settle_previous()
+        except BaseException:
+            self._flight.thaw()  # however the wait ended: the caller's memory is its own again
+            raise
         return pending
 
     def prewarm(self) -> int:

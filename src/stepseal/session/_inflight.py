@@ -53,8 +53,15 @@ class InFlight:
         self._reads_live = reads_live
         writer.start()
 
+    def thaw(self) -> None:
+        """Let live memory change: a writer that reads it reports nothing from here on."""
+        if self._reads_live and self._writer is not None:
+            self._writer.give_up()
+
     def settle(self) -> int | None:
         """Wait for the save in flight; raise its failure unless it was seen.
+
+        Interrupted, it leaves the save in flight, and the next call settles it.
 
         Returns:
             The step, if there was a save and it is committed.
@@ -66,10 +73,6 @@ class InFlight:
             pending.raise_unobserved()
         except CheckpointError:
             self._end(pending)
-            raise
-        except BaseException:  # interrupted: it stays in flight, and the next call settles it
-            if self._reads_live and self._writer is not None:
-                self._writer.give_up()
             raise
         self._end(pending)
         return pending.step if pending.committed() else None
