@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage, WriteHandle
 
-__all__ = ["VARIANTS", "Variant"]
+__all__ = ["VARIANTS", "Variant", "Wrapped"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def _replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a mo
     setattr(owner, name, new)
 
 
-class _Wrapped:
+class Wrapped:
     """A storage of which single verbs are replaced."""
 
     def __init__(self, inner: Storage) -> None:
@@ -124,7 +124,7 @@ def _share_names() -> None:
     _replace(_performer, "begin", begin)
 
 
-class _Reusing(_Wrapped):
+class _Reusing(Wrapped):
     """Documents are written anew, data that is there already is kept: the upload is resumed."""
 
     def create_file(self, key: str) -> WriteHandle:
@@ -159,7 +159,7 @@ class _Nothing:
 # -- prepared before close -------------------------------------------------------------------------
 
 
-class _Late(_Wrapped):
+class _Late(Wrapped):
     """Data files get their size at once, and their bytes only with `finish`."""
 
     def __init__(self, inner: Storage) -> None:
