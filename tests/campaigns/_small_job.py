@@ -11,6 +11,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ from torch import nn
 import stepseal as ss
 from stepseal.commit import read_marker, read_step
 from stepseal.errors import CheckpointError
+from stepseal.layout import StoredItem
 from stepseal.storage import LocalStorage
 from stepseal.testing import World, find_difference, snapshot
 from stepseal.transfer import StepReader, verify_step
@@ -60,7 +62,10 @@ class _Net(nn.Module):
 
 
 class Participant:
-    """The live objects of one participant; all state follows from `rank` and what it was taught."""
+    """The live objects of one participant; all state follows from `rank` and what it was taught.
+
+    The files of all steps have the same sizes, so that nothing but digests tells them apart.
+    """
 
     def __init__(self, rank: int) -> None:
         self.model = _Net(seed=7)
@@ -81,17 +86,17 @@ class Participant:
         checkpointer.add("counters", self.counters, sharing=ss.REPLICATED)
         checkpointer.add("loader", self.loader, sharing=ss.PER_RANK)
 
-    def train(self, step: int) -> None:
-        generator = torch.Generator().manual_seed(step)
+    def train(self, step: int, salt: int = 0) -> None:
+        generator = torch.Generator().manual_seed(step + salt)
         for parameter in self.model.parameters():
             parameter.grad = torch.rand(parameter.shape, generator=generator).to(parameter.dtype)
         for buffer in self.model.buffers():
             buffer.copy_(torch.rand(buffer.shape, generator=generator) * 100)
         self.optimizer.step()
         self.scheduler.step()
-        self.counters |= {"seen": step * 1000, "best": 1 / step}
+        self.counters |= {"seen": step * 1000 + salt, "best": step + 0.5}
         self.loader["noise"].copy_(torch.rand(5, generator=generator))
-        self.loader["order"].append(step)
+        self.loader["order"][-1] = step
 
     def scramble(self) -> None:
         """Leave state that no restored step would have anywhere."""
@@ -161,9 +166,9 @@ class Life:
         assert restored is not None
         return restored
 
-    def train_and_save(self, step: int) -> list[dict[str, Any]]:
+    def train_and_save(self, step: int, salt: int = 0) -> list[dict[str, Any]]:
         for participant in self.participants:
-            participant.train(step)
+            participant.train(step, salt)
         states = self.states()
         self.all(lambda checkpointer: checkpointer.save(step).wait())
         return states
@@ -229,6 +234,24 @@ class SavedRoot:
                 found.append((tensor.data_offset, tensor.data_offset + tensor.data_size))
         return ranges
 
+    def item_bounds(self) -> dict[str, set[int]]:
+        """Return where items, records and data begin and end in each payload of the newest step."""
+        entry = read_step(self.storage, STEPS[-1], self.run_id)
+        assert entry.manifest is not None
+        reader = StepReader(self.storage, NEWEST, entry.manifest)
+        bounds: dict[str, set[int]] = {}
+        for participant in entry.manifest.participants:
+            index = reader.index(participant)
+            for item in chain[StoredItem](index.tensors, index.bytes_items):
+                found = bounds.setdefault(f"{NEWEST}/{index.payloads[item.file]}", set())
+                for start, size in (
+                    (item.item_offset, item.item_size),
+                    (item.record_offset, item.record_size),
+                    (item.data_offset, item.data_size),
+                ):
+                    found |= {start, start + size}
+        return bounds
+
     def wrong_values(self, life: Life, step: int) -> str | None:
         """Say where live state differs from what `step` holds, or None."""
         difference = find_difference(self.saved[step], life.states())
@@ -241,12 +264,17 @@ class SavedRoot:
                 path.unlink()
 
 
-def save_small_job(path: Path) -> SavedRoot:
-    """Run the job's first life over a new root."""
+def save_small_job(path: Path, salt: int = 0) -> SavedRoot:
+    """Run the job's first life over a new root.
+
+    Args:
+        path: of the root.
+        salt: below 1000; jobs that differ in it have different state of the same sizes.
+    """
     storage = LocalStorage.create(str(path))
     life = Life(lambda _: storage)
     assert life.outcomes(lambda checkpointer: checkpointer.restore()) == [None, None]
-    saved = {step: life.train_and_save(step) for step in STEPS}
+    saved = {step: life.train_and_save(step, salt) for step in STEPS}
     life.close()
     return SavedRoot(path, storage, read_marker(storage), saved)
 
