@@ -55,15 +55,16 @@ class _Scope:
 
     flips: int
     boundaries_every: int
+    chunks_every: int
     control_every: int
     manifest_bits_every: int
     """Of those that are restored over; a reader sees all of them."""
 
 
 _SCOPES: dict[Size, _Scope] = {
-    "fast": _Scope(500, 6, 8, 97),
-    "nightly": _Scope(5_000, 1, 1, 11),
-    "release": _Scope(20_000, 1, 1, 1),
+    "fast": _Scope(500, 6, 3, 8, 97),
+    "nightly": _Scope(5_000, 1, 1, 1, 11),
+    "release": _Scope(20_000, 1, 1, 1, 1),
 }
 
 
@@ -85,12 +86,13 @@ class _Base:
     folder: Path
     run_id: str
     saved: dict[int, list[dict[str, object]]]
+    large: bool
 
     @classmethod
-    def make(cls, folder: Path) -> _Base:
-        root = save_small_job(folder / "root")
-        save_small_job(folder / "other", salt=7)
-        return cls(folder, root.run_id, root.saved)
+    def make(cls, folder: Path, *, large: bool = False) -> _Base:
+        root = save_small_job(folder / "root", large=large)
+        save_small_job(folder / "other", salt=7, large=large)
+        return cls(folder, root.run_id, root.saved, large)
 
     @contextlib.contextmanager
     def copy(self) -> Iterator[SavedRoot]:
@@ -98,7 +100,7 @@ class _Base:
             shutil.copytree(self.folder, folder, dirs_exist_ok=True)
             path = folder / "root"
             with LocalStorage.open(path) as storage:
-                yield SavedRoot(path, storage, self.run_id, dict(self.saved))
+                yield SavedRoot(path, storage, self.run_id, dict(self.saved), self.large)
 
 
 def run(size: Size) -> Row:
@@ -148,9 +150,15 @@ def _control_damages(bench: ControlBench, scope: _Scope) -> list[str]:
     return list(plans.of_control_files(bench.pristine.files))[:: scope.control_every]
 
 
-def _share(base: _Base, scope: _Scope, number: int, num_shares: int) -> _Found:
-    """Do one process's part of the work."""
+def _chunk_damages(root: SavedRoot, scope: _Scope) -> list[str]:
+    files = Pristine.of(root.path).files
+    return list(plans.at_chunks(files, root.item_bounds()))[:: scope.chunks_every]
+
+
+def _share(bases: tuple[_Base, _Base], scope: _Scope, number: int, num_shares: int) -> _Found:
+    """Do one process's part of the work, on a root of usual size and on a large one."""
     found = _Found()
+    base, large = bases
     with base.copy() as root:
         damages = _damages(root, scope)
         random.Random(SEED).shuffle(damages)  # all take equally long
@@ -161,7 +169,11 @@ def _share(base: _Base, scope: _Scope, number: int, num_shares: int) -> _Found:
     with base.copy() as root:
         control = ControlBench(root)
         control.run(_control_damages(control, scope)[number::num_shares])
-    for each in (bench, control):
+    with large.copy() as root:
+        chunks = Bench(root)
+        chunks.run(_chunk_damages(root, scope)[number::num_shares])
+        chunks.close()
+    for each in (bench, control, chunks):
         found.num_cases += each.num_cases
         found.violations += each.violations
     return found
@@ -242,19 +254,21 @@ def _all(size: Size) -> _Found:
     num_processes = len(os.sched_getaffinity(0))
     scope = _SCOPES[size]
     with new_folder() as folder:
-        base = _Base.make(folder)
+        base = _Base.make(folder / "usual")
+        large = _Base.make(folder / "large", large=True)
         gc.collect()
         gc.freeze()  # children that collect would copy every page
         works: list[Callable[[], _Found]] = [
-            partial(_share, base, scope, number, num_processes) for number in range(num_processes)
+            partial(_share, (base, large), scope, number, num_processes)
+            for number in range(num_processes)
         ]
         works += [partial(_broken_reader, base, scope, name) for name in VARIANTS]
         return _in_children(works, num_processes)
 
 
-def _once(damage: str) -> int:
+def _once(damage: str, *, large: bool) -> int:
     """Try one damage again; return the exit code."""
-    with new_folder() as folder, _Base.make(folder).copy() as root:
+    with new_folder() as folder, _Base.make(folder, large=large).copy() as root:
         control = damage.split()[1].startswith(_CONTROL)
         bench = ControlBench(root) if control else Bench(root)
         bench.run([damage])
@@ -267,11 +281,12 @@ def _once(damage: str) -> int:
 def _main() -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--damage")
+    parser.add_argument("--large", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments, rest = parser.parse_known_args()
     torch.set_num_threads(1)
     if arguments.damage:
-        return _once(arguments.damage)
+        return _once(arguments.damage, large=arguments.large)
     if arguments.json:
         parser.add_argument("--size", choices=list(_SCOPES))
         print(json.dumps(vars(_all(parser.parse_args().size))))

@@ -44,7 +44,8 @@ class _Bench:
         for damage in damages:
             found = self._judge(damage)
             self.num_cases += found is not None
-            again = f"python -m tests.campaigns._corruption --damage '{damage}'"
+            large = " --large" if self.root.large else ""
+            again = f"python -m tests.campaigns._corruption{large} --damage '{damage}'"
             self.violations += [f"{text}: {again}" for text in found or ()]
             if until is not None and any(text.startswith(until) for text in found or ()):
                 return

@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING
 from tests.campaigns._damages import KINDS
 from tests.campaigns._small_job import NEWEST, STEPS
 
+from stepseal.layout import CHUNK_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["at_boundaries", "between_files", "flips", "of_control_files", "of_whole_files"]
+__all__ = [
+    "at_boundaries",
+    "at_chunks",
+    "between_files",
+    "flips",
+    "of_control_files",
+    "of_whole_files",
+]
 
 _PAGE_BYTES = 4096
 _BEFORE = f"step-{STEPS[-2]}"
@@ -42,22 +51,39 @@ def at_boundaries(files: Mapping[str, bytes], items: Mapping[str, set[int]]) -> 
         items: path of a payload file to the offsets at which records and their data begin and end.
     """
     for path, data in files.items():
-        if not path.startswith(f"{NEWEST}/"):
-            continue
-        bounds = _boundaries(path, data, items)
-        near = {at + beside for at in bounds for beside in (-1, 0, 1)}
-        for at in sorted(near & set(range(len(data)))):
-            yield f"truncate {path} {at}"
-            yield f"flip {path} {8 * at + at % 8}"
-        for num_bytes in _EXTENSIONS:
-            yield f"extend {path} {num_bytes}"
-        for start, stop in pairwise(bounds):
-            yield f"zero {path} {start} {stop}"
-            yield f"repeat {path} {start} {stop}"
-            yield f"cut {path} {start} {stop}"
-        for start, middle, stop in zip(bounds, bounds[1:], bounds[2:], strict=False):
-            yield f"swap {path} {start} {middle} {stop}"
-            yield f"double {path} {start} {middle} {stop}"
+        if path.startswith(f"{NEWEST}/"):
+            yield from _at(path, data, _boundaries(path, data, items))
+
+
+def at_chunks(files: Mapping[str, bytes], items: Mapping[str, set[int]]) -> Iterator[str]:
+    """Yield the same for files of several chunks, where chunks begin and end.
+
+    Arguments as for `at_boundaries`.
+    """
+    for path, data in files.items():
+        if path.startswith(f"{NEWEST}/") and len(data) > CHUNK_BYTES:
+            bounds = {0, len(data), *range(0, len(data), CHUNK_BYTES)}
+            if path in items:
+                spread = sorted(items[path])
+                large = [a for a, b in pairwise(spread) if b - a == CHUNK_BYTES]
+                bounds = {0, len(data), *large, *(at + CHUNK_BYTES for at in large)}
+            yield from _at(path, data, sorted(bounds))
+
+
+def _at(path: str, data: bytes, bounds: list[int]) -> Iterator[str]:
+    near = {at + beside for at in bounds for beside in (-1, 0, 1)}
+    for at in sorted(near & set(range(len(data)))):
+        yield f"truncate {path} {at}"
+        yield f"flip {path} {8 * at + at % 8}"
+    for num_bytes in _EXTENSIONS:
+        yield f"extend {path} {num_bytes}"
+    for start, stop in pairwise(bounds):
+        yield f"zero {path} {start} {stop}"
+        yield f"repeat {path} {start} {stop}"
+        yield f"cut {path} {start} {stop}"
+    for start, middle, stop in zip(bounds, bounds[1:], bounds[2:], strict=False):
+        yield f"swap {path} {start} {middle} {stop}"
+        yield f"double {path} {start} {middle} {stop}"
 
 
 def of_whole_files(files: Mapping[str, bytes]) -> Iterator[str]:
@@ -66,6 +92,8 @@ def of_whole_files(files: Mapping[str, bytes]) -> Iterator[str]:
         if path.startswith(f"{NEWEST}/"):
             yield from (f"become {path} {kind}" for kind in KINDS)
             yield f"truncate {path} {1 << 40}"
+            yield f"truncate {path} {len(data) - 1}"
+            yield f"extend {path} 1"
             yield f"zero {path} 0 {len(data)}"
     for folder in ("parts", "parts/trainer", "components", "components/loader"):
         for kind in ("nothing", "empty", "moved-symlink"):
