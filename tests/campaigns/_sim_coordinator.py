@@ -103,6 +103,7 @@ class Head:
     def _perform(self, todo: list[actions.Action]) -> None:
         for action in todo:
             if isinstance(action, actions.Send):
+                self.world.note(self.node.name, "tells", action.to, action.message)
                 self._judge(action.message)
                 self.lines[action.to].down(action.message)
                 continue
@@ -146,6 +147,7 @@ class Head:
             action = replace(action, deadline=deadline)
         judge = self._watch_select(action) if isinstance(action, actions.Select) else None
         event = self.performer.perform(action)
+        self.world.note(self.node.name, "answers", event)
         self.node.incarnation = self.performer._life.number or 0
         if self.node.incarnation:
             self.oracle.heard.add(self.node.incarnation)

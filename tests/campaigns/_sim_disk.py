@@ -101,6 +101,7 @@ class Disk:
         world.before_verb(self.node)
         if world.roll() < world.faults.unreadable:
             self.num_refused_reads += 1
+            world.note(self.node.name, "cannot read", key)
             raise _refusal("read", key, errno.EIO)
         self.node.last_verb_at = world.now
 
@@ -113,13 +114,16 @@ class Disk:
             number = world.random.choice(_ERRNOS)
             if number == errno.ETIMEDOUT and verb in ("rename", "exchange"):
                 self._carry_out_late(verb, key, run, target)
+            world.note(self.node.name, verb, key, target, "is refused:", errno.errorcode[number])
             raise _refusal(verb, key, number)
         self._carry_out(verb, key, run, target)
         if struck < world.faults.refuse:
+            world.note(self.node.name, verb, key, target, "loses its answer")
             raise _refusal(verb, key, errno.EIO)
 
     def _carry_out(self, verb: str, key: str, run: Callable[[], object], target: str) -> None:
         node = self.node
+        self.world.note(node.name, verb, key, target)
         self.watcher.before_change(node, verb, key, target)
         run()
         node.last_verb_before, node.last_verb_at = node.last_verb_at, self.world.now
@@ -133,6 +137,7 @@ class Disk:
 
         def late() -> None:
             if self.world.disk is disk:
+                self.node.last_verb_at = self.node.last_verb_before  # it was asked for long ago
                 with contextlib.suppress(StorageUnavailable):
                     self._carry_out(verb, key, run, target)
 

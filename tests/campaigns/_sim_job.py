@@ -114,8 +114,9 @@ class Job:
         state = process.machine.save(call)
         ends = self.ends.setdefault(call, {})
         ends[process.name] = end
+        self.world.note(process.node.name, "ends call", call, end, attempt)
         failed = any(other.startswith("failed") for other in ends.values())
-        alike = not (failed and "committed" in ends.values())
+        alike = not (failed and "committed" in ends.values()) or self.oracle.is_superseded(attempt)
         self.oracle.require("all participants hear alike", alike, ends, attempt)
         unsure = state.lost is not None or isinstance(state.outcome, messages.Unresolved)
         allowed = end != "unknown" or unsure

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tests.campaigns._sim_parts import payload_of, read_part
 
 from stepseal.commit._claims import INCARNATIONS, read_claims
-from stepseal.commit._roots import STAGING, TRASH
+from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.errors import CheckpointError
 from stepseal.layout import (
     LATEST,
@@ -83,6 +83,7 @@ class Oracle:
         self.checks[promise] += 1
         if not kept:
             text = " ".join(str(word) for word in what)
+            self.world.note("BROKEN:", promise, text)
             self.problems.append(f"t={self.world.now:.3f}: {promise}: {text}")
 
     # -- the disk --------------------------------------------------------------------------------
@@ -102,10 +103,20 @@ class Oracle:
         claim = _CLAIM.fullmatch(key)
         self.require("claims stay", claim is None, node.name, "removes", key)
         if key.endswith(f"/{MANIFEST}"):
-            found = manifest_at(self.world.disk, key.rpartition("/")[0])
+            folder = key.rpartition("/")[0]
+            found = manifest_at(self.world.disk, folder)
             attempt = "" if found is None else found.attempt
             gone = attempt in self.commits and attempt not in self.pruned
+            gone = gone and not self._is_elsewhere(attempt, folder)
             self.require("what was committed is never deleted", not gone, node.name, key)
+
+    def _is_elsewhere(self, attempt: str, folder: str) -> bool:
+        """Tell whether a torn move left a second name of a step."""
+        disk = self.world.disk
+        others = [step_name(self.commits[attempt].step)]
+        others += [f"{SUPERSEDED}/{entry.name}" for entry in disk.list_dir(SUPERSEDED)]
+        found = [manifest_at(disk, other) for other in others if other != folder]
+        return any(other is not None and other.attempt == attempt for other in found)
 
     def _before_move(self, node: Node, key: str, target: str) -> None:
         if parse_step_name(target) is not None:
@@ -244,10 +255,21 @@ class Oracle:
             self.require("what is acknowledged survives power loss", kept, who, step)
 
     def abort(self, attempt: str, who: str) -> None:
-        """Judge that somebody was told that this attempt is not committed and never will be."""
-        committed = attempt in self.commits
+        """Judge that somebody was told that this attempt is not committed and never will be.
+
+        A step that a newer incarnation superseded is not there any more.
+        """
+        committed = attempt in self.commits and not self.is_superseded(attempt)
         self.require("no abort of what is committed", not committed, who, attempt)
         self.aborted.add(attempt)
+
+    def is_superseded(self, attempt: str) -> bool:
+        """Tell whether a commit left its place, having left the newest lineage before."""
+        commit = self.commits.get(attempt)
+        if commit is None or self.in_lineage(commit.incarnation, commit.step):
+            return False
+        found = manifest_at(self.world.disk, step_name(commit.step))
+        return found is None or found.attempt != attempt
 
     def after_power_loss(self) -> None:
         """Take what the disk shows now, and judge what had to survive."""
@@ -260,8 +282,9 @@ class Oracle:
                 found = manifest_at(self.world.disk, entry.name)
                 standing.add("" if found is None else found.attempt)
         for place, attempt in list(self.places.items()):
-            if attempt not in standing and attempt not in self.acknowledged:
+            if attempt not in standing and attempt not in (*self.acknowledged, *self.rotted):
                 del self.places[place]
+                self.commits.pop(attempt, None)
         self.require_owed("after power loss")
         self.require_known("after power loss")
 

@@ -184,6 +184,7 @@ class _Simulation:
         world.disk.sync_dir(name)
         world.disk.sync_dir(key.rpartition("/")[0])
         oracle.rotted.add(found.attempt)
+        world.note("a byte flips in", key)
 
     def is_sound(self, step: int) -> bool:
         found = manifest_at(self.world.disk, f"step-{step}")
@@ -216,6 +217,18 @@ def _inspect(storage, key, manifest):  # type: ignore[no-untyped-def]  # noqa: A
     return Finisher().inspect(storage, key, manifest, exact=False)
 
 
-def simulate(seed: int, faults: Faults = Faults()) -> Outcome:  # noqa: B008 - frozen
-    """Run one seed; the same seed does the same."""
-    return _Simulation(seed, faults).run()
+def simulate(
+    seed: int,
+    faults: Faults = Faults(),  # noqa: B008 - frozen
+    trace: list[str] | None = None,
+) -> Outcome:
+    """Run one seed; the same seed does the same.
+
+    Args:
+        seed: which.
+        faults: how likely trouble is.
+        trace: takes a line for whatever happens.
+    """
+    simulation = _Simulation(seed, faults)
+    simulation.world.trace = trace
+    return simulation.run()

@@ -91,6 +91,8 @@ class World:
         self.now = 0.0
         self.disk = MemoryStorage()
         self.num_verbs = 0
+        self.trace: list[str] | None = None
+        """What happens, line by line, if somebody wants to read it."""
         self.at_verb: dict[int, Callable[[Node], None]] = {}
         """What happens before the verb of that number, in the process that asks for it."""
         self._order = itertools.count()
@@ -120,6 +122,11 @@ class World:
                     continue
             run()
 
+    def note(self, *words: object) -> None:
+        """Add a line to the trace."""
+        if self.trace is not None:
+            self.trace.append(f"{self.now:9.3f} {' '.join(str(word) for word in words)}")
+
     # -- processes -------------------------------------------------------------------------------
 
     def new_node(self, name: str, job: int) -> Node:
@@ -138,6 +145,7 @@ class World:
 
     def freeze(self, node: Node, seconds: float) -> None:
         """Let a process stand still; it does not notice."""
+        self.note(node.name, f"stands still for {seconds:.1f} s")
         node.frozen_until = max(node.frozen_until, self.now + seconds)
         node.stood_s += seconds
         node.on_freeze(seconds)
@@ -145,6 +153,7 @@ class World:
     def kill(self, node: Node) -> None:
         """End a process by SIGKILL, from the loop or from within any process."""
         if node.alive:
+            self.note(node.name, "is killed")
             node.alive = False
             self.at(0.0, lambda: self._unwind(node))
             node.on_death()
@@ -156,6 +165,7 @@ class World:
 
     def lose_power(self) -> None:
         """End every process at once; the disk keeps what was synced, and of the rest some."""
+        self.note("power is lost")
         for node in self.nodes:
             node.alive = False
             self._unwind(node)
