@@ -15,6 +15,7 @@ from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer
 from stepseal.errors import CheckpointError
+from stepseal.retention import Housekeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
     from tests.campaigns._sim_oracle import Oracle
     from tests.campaigns._sim_world import Node, World
 
+    from stepseal.retention import Retention
+
     StorageWork = (
         actions.BeginStaging | actions.Publish | actions.Select | actions.Claim | actions.Discard
     )
 
 __all__ = ["Head"]
+
+LEASE_S = DEADLINES.check_s + DEADLINES.apply_s + DEADLINES.commit_s
 
 
 class _VirtualDeadline(float):
@@ -48,6 +53,7 @@ class Head:
         node: the process.
         participants: everyone, in ordinal order.
         new_attempt: returns a fresh id.
+        retention: which steps it keeps; None for all.
     """
 
     def __init__(
@@ -57,12 +63,15 @@ class Head:
         node: Node,
         participants: tuple[str, ...],
         new_attempt: Callable[[], str],
+        retention: Retention | None,
     ) -> None:
         self.world = world
         self.oracle = oracle
         self.node = node
         self.participants = participants
         self.disk = Disk(world, node, oracle)
+        self.keeper_disk = Disk(world, node, oracle)
+        self.retention = retention
         self.protocol = Coordinator(participants, DEADLINES, new_attempt)
         self.performer: Performer | None = None
         self.lines: Mapping[str, Line] = {}
@@ -75,6 +84,9 @@ class Head:
         self.told: dict[int, set[str]] = {}
         self._todo: list[StorageWork] = []
         self._working = False
+        self._num_chores = 0
+        self._keeping = False
+        self._closing = False
         self._timer = float("inf")
 
     def start(self, then: Callable[[], None]) -> None:
@@ -82,8 +94,16 @@ class Head:
 
         def build() -> None:
             try:
+                keeper = Housekeeper(
+                    self.keeper_disk, self.retention, Finisher(), lambda: self.world.clock()
+                )
                 self.performer = Performer(
-                    self.disk, self.participants, finisher=Finisher(), facts=JobFacts()
+                    self.disk,
+                    self.participants,
+                    finisher=Finisher(),
+                    facts=JobFacts(),
+                    lease_s=LEASE_S,
+                    housekeep=keeper,
                 )
             except CheckpointError:
                 self.world.kill(self.node)  # the job does not start
@@ -114,8 +134,10 @@ class Head:
             self._working = True
             self.world.spawn(self.node, self._work)
         self._set_timer()
-        if self.protocol.everybody_left and not self._working and not self.protocol.busy:
-            self.node.alive = False  # it closes; nobody has to notice
+        idle = not (self._working or self._keeping or self._num_chores or self.protocol.busy)
+        if self.protocol.everybody_left and idle and not self._closing:
+            self._closing = True
+            self.world.spawn(self.node, self._close)
 
     def _set_timer(self) -> None:
         deadline = self.protocol.next_deadline()
@@ -146,7 +168,13 @@ class Head:
             self.oracle.publishing[action.attempt] = action.deadline
             action = replace(action, deadline=deadline)
         judge = self._watch_select(action) if isinstance(action, actions.Select) else None
+        if isinstance(action, actions.Claim):
+            self.oracle.keeping.before_claim(self.node, action.parent)
         event = self.performer.perform(action)
+        if isinstance(event, actions.Selected):
+            self.oracle.keeping.hold(self.node, event.attempt, LEASE_S)
+        elif isinstance(event, actions.Claimed):
+            self.oracle.keeping.release(self.node)
         self.world.note(self.node.name, "answers", event)
         self.node.incarnation = self.performer._life.number or 0
         if self.node.incarnation:
@@ -156,6 +184,27 @@ class Head:
         self.world.at(0.0, lambda: self._answer(event), self.node)
         if isinstance(event, actions.Published):
             self.performer.after_commit()
+            self._num_chores += 1
+            self.world.at(0.0, self._keep_house, self.node)
+
+    def _keep_house(self) -> None:
+        """Let the thread that sweeps and prunes begin, unless it is at work."""
+        if self._num_chores and not self._keeping:
+            self._keeping = True
+            self.world.spawn(self.node, self._do_chores)
+
+    def _do_chores(self) -> None:
+        assert self.performer is not None
+        while self._num_chores:
+            self._num_chores = 0
+            self.performer.housekeep()
+        self._keeping = False
+        self.world.at(0.0, lambda: self._perform([]), self.node)
+
+    def _close(self) -> None:
+        if self.performer is not None:
+            self.performer.close()
+        self.node.alive = False  # nobody has to notice
 
     def _answer(self, event: actions.DriverEvent) -> None:
         self._perform(self.protocol.on_driver(event, self.world.now))
@@ -203,5 +252,6 @@ class Head:
         elif isinstance(message, messages.Fresh):
             oracle.require("no silent fresh start", self.may_be_fresh, name)
         elif isinstance(message, messages.RestoreFailed):
+            oracle.keeping.release(self.node)
             told = message.tainted or message.call not in self.touched
             oracle.require("a half restore taints", told, name)

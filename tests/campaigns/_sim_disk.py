@@ -31,17 +31,17 @@ _ERRNOS = (errno.ENOSPC, errno.EIO, errno.EIO, errno.ETIMEDOUT)
 class Watcher(Protocol):
     """Sees every change of the disk."""
 
-    def before_change(self, node: Node, verb: str, key: str, target: str) -> None:
+    def before_change(self, disk: Disk, verb: str, key: str, target: str) -> None:
         """Take a verb that is about to be carried out, without anything in between."""
         ...
 
-    def after_change(self, node: Node, verb: str, key: str, target: str) -> None:
+    def after_change(self, disk: Disk, verb: str, key: str, target: str) -> None:
         """Take a verb that was carried out."""
         ...
 
 
 class Disk:
-    """A `Storage` over the world's disk, for one process."""
+    """A `Storage` over the world's disk, for one thread of one process."""
 
     def __init__(self, world: World, node: Node, watcher: Watcher) -> None:
         self.world = world
@@ -49,6 +49,12 @@ class Disk:
         self.watcher = watcher
         self.num_refused_reads = 0
         """Reads that were refused so far: what was passed over for it is no defect."""
+        self.last_verb_at = 0.0
+        """When its last storage verb was done."""
+        self.last_verb_before = 0.0
+        """When the verb before that was done."""
+        self.saw_claims_at = 0
+        """Number of the verb by which it last listed the claims."""
 
     def open_read(self, key: str) -> ReadHandle:
         self._read(key)
@@ -61,7 +67,7 @@ class Disk:
     def list_dir(self, key: str) -> tuple[Entry, ...]:
         self._read(key)
         if key == INCARNATIONS:
-            self.node.saw_claims_at = self.world.num_verbs
+            self.saw_claims_at = self.world.num_verbs
         return self.world.disk.list_dir(key)
 
     def sync_support(self) -> Literal["fsync", "best-effort"]:
@@ -103,7 +109,7 @@ class Disk:
             self.num_refused_reads += 1
             world.note(self.node.name, "cannot read", key)
             raise _refusal("read", key, errno.EIO)
-        self.node.last_verb_at = world.now
+        self.last_verb_at = world.now
 
     def change(self, verb: str, key: str, run: Callable[[], object], target: str = "") -> None:
         """Carry out a mutating verb, or refuse it, or carry it out and say that it failed."""
@@ -122,22 +128,19 @@ class Disk:
             raise _refusal(verb, key, errno.EIO)
 
     def _carry_out(self, verb: str, key: str, run: Callable[[], object], target: str) -> None:
-        node = self.node
-        self.world.note(node.name, verb, key, target)
-        self.watcher.before_change(node, verb, key, target)
+        self.world.note(self.node.name, verb, key, target)
+        self.watcher.before_change(self, verb, key, target)
         run()
-        node.last_verb_before, node.last_verb_at = node.last_verb_at, self.world.now
-        self.watcher.after_change(node, verb, key, target)
+        self.last_verb_before, self.last_verb_at = self.last_verb_at, self.world.now
+        self.watcher.after_change(self, verb, key, target)
 
-    def _carry_out_late(
-        self, verb: str, key: str, run: Callable[[], object], target: str
-    ) -> None:
+    def _carry_out_late(self, verb: str, key: str, run: Callable[[], object], target: str) -> None:
         """Let the server do what was given up, whenever it likes, if it still can."""
         disk = self.world.disk
 
         def late() -> None:
             if self.world.disk is disk:
-                self.node.last_verb_at = self.node.last_verb_before  # it was asked for long ago
+                self.last_verb_at = self.last_verb_before  # it was asked for long ago
                 with contextlib.suppress(StorageUnavailable):
                     self._carry_out(verb, key, run, target)
 

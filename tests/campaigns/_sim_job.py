@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tests.campaigns._sim_oracle import Oracle
     from tests.campaigns._sim_world import Node, World
 
+    from stepseal.retention import Retention
+
 __all__ = ["Job"]
 
 
@@ -31,6 +33,7 @@ class Job:
         num_participants: of this life.
         plan: what its participants do.
         new_attempt: returns a fresh id.
+        retention: which steps its coordinator keeps.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Job:
         num_participants: int,
         plan: Plan,
         new_attempt: Callable[[], str],
+        retention: Retention | None,
     ) -> None:
         self.world = world
         self.oracle = oracle
@@ -51,7 +55,7 @@ class Job:
         self.ends: dict[int, dict[str, str]] = {}
         """Call to how it ended for each participant."""
         node = world.new_node(f"{number}/head", number)
-        self.head = Head(world, oracle, node, self.participants, new_attempt)
+        self.head = Head(world, oracle, node, self.participants, new_attempt, retention)
         self.lines: dict[str, Line] = {}
         self.processes: list[Process] = []
         reorders, wired = world.chance(world.faults.reorder), world.chance(0.1)

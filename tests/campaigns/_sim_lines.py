@@ -1,4 +1,4 @@
-"""Lines between a coordinator and its participants that delay, repeat, lose and reorder messages."""
+"""Lines between a coordinator and its participants that delay, repeat and lose messages."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from tests.campaigns import _sim_oracle, _sim_participant
+from tests.campaigns import _sim_participant, _sim_state
 
 from stepseal.commit import _attempts, _catalog, _claims
 from stepseal.layout import decode_manifest, unseal
@@ -21,7 +21,7 @@ __all__ = ["remember"]
 def remember() -> None:
     """Let this process remember from now on."""
     decode = functools.lru_cache(256)(decode_manifest)
-    for module in (_attempts, _catalog, _sim_oracle, _sim_participant):
+    for module in (_attempts, _catalog, _sim_participant, _sim_state):
         _replace(module, "decode_manifest", decode)
     _replace(_claims, "unseal", functools.lru_cache(256)(unseal))
     _replace(_catalog, "unseal", functools.lru_cache(16)(unseal))

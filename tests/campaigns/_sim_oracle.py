@@ -12,26 +12,23 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.campaigns._sim_parts import payload_of, read_part
+from tests.campaigns._sim_keeping import Keeping
+from tests.campaigns._sim_state import exists, manifest_at, wrong_with
 
 from stepseal.commit._claims import INCARNATIONS, read_claims
 from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
-from stepseal.errors import CheckpointError
 from stepseal.layout import (
     LATEST,
     MANIFEST,
-    MAX_MANIFEST_BYTES,
-    decode_manifest,
     parse_step_name,
     step_name,
 )
-from stepseal.storage import read_bytes, walk_files
 
 if TYPE_CHECKING:
+    from tests.campaigns._sim_disk import Disk
     from tests.campaigns._sim_world import Node, World
 
     from stepseal.layout import Manifest
-    from stepseal.storage import MemoryStorage
 
 __all__ = ["Commit", "Oracle"]
 
@@ -72,6 +69,9 @@ class Oracle:
         """Claimed incarnation to step and incarnation of its parent."""
         self.claimed_at: dict[int, int] = {}
         """Claimed incarnation to the number of the verb that claimed it."""
+        self.superseded: set[str] = set()
+        """Commits that were put out of their place while they were outside the lineage."""
+        self.keeping = Keeping(self)
         self._taken = False
         self.checked: set[tuple[str, int, int]] = set()
         """Processes, calls and rounds of restores in which a candidate was checked and fits."""
@@ -88,7 +88,8 @@ class Oracle:
 
     # -- the disk --------------------------------------------------------------------------------
 
-    def before_change(self, node: Node, verb: str, key: str, target: str) -> None:
+    def before_change(self, disk: Disk, verb: str, key: str, target: str) -> None:
+        node = disk.node
         inside = key.startswith("step-") and "/" in key
         if verb in ("create_file", "make_dir", "write", "remove_file", "remove_dir"):
             self.require("nothing is changed in place", not inside, verb, key)
@@ -97,7 +98,15 @@ class Oracle:
         elif verb == "replace" and target != LATEST:
             self.require("nothing is overwritten", not exists(self.world.disk, target), key, target)
         elif verb == "rename":
-            self._before_move(node, key, target)
+            self._before_move(disk, key, target)
+
+    def _displaced(self, step: int, found: Manifest) -> None:
+        """Take what an exchange put out of its place, if it did not count any more."""
+        for commit in list(self.commits.values()):
+            if commit.step == step and commit.attempt != found.attempt:
+                self.keeping.left(commit.attempt)
+                if not self.in_lineage(commit.incarnation, step):
+                    self.superseded.add(commit.attempt)
 
     def _before_removal(self, node: Node, key: str) -> None:
         claim = _CLAIM.fullmatch(key)
@@ -118,7 +127,12 @@ class Oracle:
         found = [manifest_at(disk, other) for other in others if other != folder]
         return any(other is not None and other.attempt == attempt for other in found)
 
-    def _before_move(self, node: Node, key: str, target: str) -> None:
+    def _before_move(self, disk: Disk, key: str, target: str) -> None:
+        node = disk.node
+        if target.endswith(".deleting"):
+            self.keeping.before_deletion(disk, key, target)
+        elif key.startswith("step-"):
+            self.keeping.before_pruning(disk, key)
         if parse_step_name(target) is not None:
             self._taken = exists(self.world.disk, target)
         staged = _STAGED.fullmatch(key)
@@ -130,19 +144,21 @@ class Oracle:
         allowed = node.incarnation > incarnation or (own and dead)
         self.require("live staging stays", allowed, node.name, node.incarnation, "removes", key)
 
-    def after_change(self, node: Node, verb: str, key: str, target: str) -> None:
+    def after_change(self, disk: Disk, verb: str, key: str, target: str) -> None:
+        node = disk.node
         if verb in ("link", "replace") and (claim := _CLAIM.fullmatch(target)) is not None:
             self._claimed(node, int(claim[1]))
         elif verb in ("rename", "exchange", "replace") and parse_step_name(target) is not None:
             if verb == "rename":  # refused if the name was taken; then this is not reached
                 self.require("nothing is overwritten", not self._taken, key, target)
-            self._placed(node, target)
+            self._placed(disk, target)
 
     def _claimed(self, node: Node, number: int) -> None:
         highest = max(self.claims, default=0)
         self.require("incarnations only grow", number > highest, node.name, number, highest)
         self.read_claims()
         self.claimed_at[number] = self.world.num_verbs
+        self.keeping.after_claim(node, number)
 
     def read_claims(self) -> None:
         """Take what the disk says of claims now."""
@@ -151,19 +167,24 @@ class Oracle:
             for claim in read_claims(self.world.disk)
         }
 
-    def _placed(self, node: Node, target: str) -> None:
+    def _placed(self, disk: Disk, target: str) -> None:
         """Judge a commit point; a step that was put back is none."""
         found = manifest_at(self.world.disk, target)
-        self.require("a step has a sound manifest", found is not None, node.name, target)
-        if found is None or found.attempt in self.commits:
+        self.require("a step has a sound manifest", found is not None, disk.node.name, target)
+        if found is None:
+            return
+        self._displaced(found.step, found)
+        self.superseded.discard(found.attempt)
+        self.keeping.out.discard(found.attempt)
+        if found.attempt in self.commits:
             return
         attempt, step, incarnation = found.attempt, found.step, found.incarnation
-        self._judge_commit(node, found)
+        self._judge_commit(disk, found)
         held = self.places.setdefault((incarnation, step), attempt)
         self.require("one manifest per incarnation and step", held == attempt, held, attempt)
         self.commits[attempt] = Commit(attempt, step, incarnation, len(found.parts))
 
-    def _judge_commit(self, node: Node, found: Manifest) -> None:
+    def _judge_commit(self, disk: Disk, found: Manifest) -> None:
         attempt, step, number = found.attempt, found.step, found.incarnation
         missing = set(found.participants) - self.prepared.get(attempt, set())
         self.require("commit after all prepared", not missing, f"step {step} lacks {missing}")
@@ -171,15 +192,15 @@ class Oracle:
         self.require("a commit is whole, of one attempt", not wrong, wrong)
         told = attempt in self.aborted
         self.require("no commit after an abort was told", not told, f"step {step}", attempt)
-        own = node.incarnation == number
-        self.require("a commit names its own incarnation", own, node.incarnation, number)
+        own = disk.node.incarnation == number
+        self.require("a commit names its own incarnation", own, disk.node.incarnation, number)
         deadline = self.publishing.get(attempt, float("inf"))
-        late = deadline < node.last_verb_before
+        late = deadline < disk.last_verb_before
         self.require("no commit after its deadline", not late, f"step {step}", deadline)
         newer = max(self.claims, default=0)
         if newer <= number:
             return
-        looked = self.claimed_at.get(newer, 0) > node.saw_claims_at
+        looked = self.claimed_at.get(newer, 0) > disk.saw_claims_at
         self.require("who saw a newer claim commits nothing", looked, f"step {step} by {number}")
         inside = self.in_lineage(number, step)
         self.require("a zombie never enters the lineage", not inside, f"step {step} by {number}")
@@ -201,7 +222,7 @@ class Oracle:
 
     def owed(self) -> dict[int, Commit]:
         """Return, by step, what was acknowledged, counts in the newest lineage and is sound."""
-        spoilt = self.rotted | self.pruned
+        spoilt = self.rotted | self.pruned | self.superseded | self.keeping.out
         return {
             commit.step: commit
             for attempt, commit in self.acknowledged.items()
@@ -287,36 +308,3 @@ class Oracle:
                 self.commits.pop(attempt, None)
         self.require_owed("after power loss")
         self.require_known("after power loss")
-
-
-def manifest_at(disk: MemoryStorage, folder: str) -> Manifest | None:
-    """Return the sound manifest in a folder, or None."""
-    try:
-        return decode_manifest(read_bytes(disk, f"{folder}/{MANIFEST}", MAX_MANIFEST_BYTES))
-    except CheckpointError:
-        return None
-
-
-def exists(disk: MemoryStorage, key: str) -> bool:
-    """Tell whether anything has this key."""
-    try:
-        disk.stat(key)
-    except CheckpointError:
-        return False
-    return True
-
-
-def wrong_with(disk: MemoryStorage, manifest: Manifest) -> str:
-    """Return how a standing step differs from what its participants wrote for this attempt."""
-    step = manifest.step
-    try:
-        num_files = len(walk_files(disk, step_name(step)))
-        if num_files != 1 + 2 * len(manifest.parts):
-            return f"step {step}: {num_files} files for {len(manifest.parts)} parts"
-        for index, part in enumerate(manifest.parts):
-            data = read_part(disk, step, manifest, index)
-            if data != payload_of(manifest.attempt, part.participant):
-                return f"step {step}: {part.participant} has {data!r}, of another attempt"
-    except CheckpointError as error:
-        return f"step {step}: {error}"
-    return ""

@@ -14,7 +14,13 @@ from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._outcome import resolve_save
 from stepseal.commit._participant import Participant
-from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest, manifest_digest, step_name
+from stepseal.layout import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    decode_manifest,
+    manifest_digest,
+    step_name,
+)
 from stepseal.storage import read_bytes
 
 if TYPE_CHECKING:
@@ -38,6 +44,8 @@ class Plan:
     fresh: bool = False
     num_restores: int = 2
     """Tries until the job gives up."""
+    pace_s: float = 1.0
+    """Longest time between two saves."""
 
 
 class Process:
@@ -277,4 +285,4 @@ class Process:
         if state.lost is not None and state.outcome is None:
             self.leave(goodbye=False)
         else:
-            self.world.at(self.world.roll(), self.save, self.node)
+            self.world.at(self.world.roll() * self.plan.pace_s, self.save, self.node)

@@ -96,5 +96,7 @@ class Finisher:
         expected |= {payload_name(part.participant): _SIZE_BYTES for part in manifest.parts}
         found = {path: entry.size_bytes for path, entry in walk_files(storage, key)}
         found.pop(MANIFEST, None)
-        wrong = [f"{p}: missing or of another size" for p in expected if found.get(p) != expected[p]]
+        wrong = [
+            f"{p}: missing or of another size" for p in expected if found.get(p) != expected[p]
+        ]
         return wrong + ([f"{p}: not expected" for p in found if p not in expected] if exact else [])

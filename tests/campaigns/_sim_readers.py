@@ -1,13 +1,16 @@
-"""Somebody who reads steps while jobs write, supersede and prune them."""
+"""People who read or pin steps while jobs write, supersede and prune them."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from tests.campaigns._sim_disk import Disk
 from tests.campaigns._sim_parts import payload_of, read_part
 
-from stepseal.commit._catalog import list_steps
+from stepseal.commit._catalog import list_steps, read_marker
+from stepseal.commit._pins import pin
+from stepseal.commit._reading import Reading
 from stepseal.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -15,8 +18,9 @@ if TYPE_CHECKING:
     from tests.campaigns._sim_world import World
 
     from stepseal.commit._catalog import StepEntry
+    from stepseal.layout import Manifest
 
-__all__ = ["Reader"]
+__all__ = ["Pinner", "Reader"]
 
 
 class Reader:
@@ -60,7 +64,43 @@ class Reader:
         assert found is not None
         known = found.attempt in self.oracle.commits
         self.oracle.require("readers see commits only", known, entry.name, found.attempt)
+        reading = Reading(self.disk, found, self.world.clock)
+        try:
+            with reading:
+                if reading._lease is not None:
+                    self.oracle.keeping.hold(self.node, found.attempt, float("inf"))
+                self.read_parts(entry, found)
+        finally:
+            self.oracle.keeping.release(self.node)
+
+    def read_parts(self, entry: StepEntry, found: Manifest) -> None:
         for index, part in enumerate(found.parts):
             data = read_part(self.disk, entry.step, found, index)
             wanted = payload_of(found.attempt, part.participant)
             self.oracle.require("readers never see a mixed step", data == wanted, entry.name, data)
+
+
+class Pinner:
+    """Pins one step, some time.
+
+    Args:
+        world: time and disk.
+        oracle: judges what becomes of the step.
+        number: which pinner this is.
+    """
+
+    def __init__(self, world: World, oracle: Oracle, number: int) -> None:
+        self.world = world
+        self.oracle = oracle
+        self.node = world.new_node(f"pinner/{number}", 0)
+        self.disk = Disk(world, self.node, oracle)
+        world.at(world.roll() * 60.0, lambda: world.spawn(self.node, self.pin), self.node)
+
+    def pin(self) -> None:
+        with contextlib.suppress(CheckpointError):
+            run_id = read_marker(self.disk)
+            steps = [e.step for e in list_steps(self.disk, run_id) if e.state == "committed"]
+            if steps:
+                step = self.world.random.choice(steps)
+                pin(self.disk, step, run_id)
+                self.oracle.keeping.pinned.add(step)

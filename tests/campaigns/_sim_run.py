@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.campaigns._sim_job import Job
-from tests.campaigns._sim_oracle import Oracle, exists, manifest_at, wrong_with
+from tests.campaigns._sim_oracle import Oracle
 from tests.campaigns._sim_participant import Plan
 from tests.campaigns._sim_parts import Finisher, payload_name
-from tests.campaigns._sim_readers import Reader
+from tests.campaigns._sim_readers import Pinner, Reader
+from tests.campaigns._sim_state import exists, manifest_at, wrong_with
 from tests.campaigns._sim_world import Faults, World
 
 from stepseal.commit._catalog import read_marker
 from stepseal.commit._resume import select
 from stepseal.errors import CheckpointError
 from stepseal.layout import MANIFEST, parse_step_name, part_document_path
+from stepseal.retention import Retention, latest
 from stepseal.storage import create_durable, read_bytes
 
 if TYPE_CHECKING:
@@ -46,17 +49,17 @@ class Outcome:
 
 @contextlib.contextmanager
 def _seeded(world: World) -> Iterator[None]:
-    """Let random names come from the seed, too."""
-    real = secrets.token_hex
+    """Let random names come from the seed, and times that files bear from virtual time."""
+    real, real_time = secrets.token_hex, time.time
 
     def token_hex(nbytes: int | None = None) -> str:
         return f"{world.random.getrandbits(8 * (nbytes or 32)):0{2 * (nbytes or 32)}x}"
 
-    secrets.token_hex = token_hex
+    secrets.token_hex, time.time = token_hex, world.clock
     try:
         yield
     finally:
-        secrets.token_hex = real
+        secrets.token_hex, time.time = real, real_time
 
 
 class _Simulation:
@@ -68,6 +71,8 @@ class _Simulation:
         self.num_lives = draw.choice((2, 2, 3, 3, 4))
         self.num_participants = draw.choice((2, 2, 2, 3, 3, 4, 5))
         self.readers: list[Reader] = []
+        self.rots = self.world.chance(0.4)
+        """Whether bytes flip, or steps are pruned: a prune trusts sizes, by design."""
 
     def run(self) -> Outcome:
         world, oracle = self.world, self.oracle
@@ -99,17 +104,29 @@ class _Simulation:
         standing = [step for step in self.standing() if number > 1]
         asked = draw.choice(standing) if standing and world.chance(0.05) else None
         fresh = number > 1 and world.chance(0.03)
-        plan = Plan(draw.choice((1, 2, 2, 3)), None if fresh else asked, fresh)
-        job = Job(world, self.oracle, number, size, plan, self.new_attempt)
+        pace_s = draw.choice((1.0, 1.0, 15.0))
+        saves = draw.choice((1, 2, 2, 3))
+        plan = Plan(saves, None if fresh else asked, fresh, pace_s=pace_s)
+        keep = None if self.rots else draw.choice((None, 1, 1, 2))
+        retention = None if keep is None else self.retention(keep)
+        job = Job(world, self.oracle, number, size, plan, self.new_attempt, retention)
         self.jobs.append(job)
         self.plan_trouble(job)
-        if world.chance(0.3):
+        if world.chance(faults.readers):
             self.readers.append(Reader(world, self.oracle, number))
+        if world.chance(faults.readers / 2):
+            Pinner(world, self.oracle, number)
         if number < self.num_lives:
             if world.chance(faults.second):
                 world.at(world.roll() * 20.0, self.start)
             else:
                 world.at(5.0, lambda: self.start_after(job))
+
+    def retention(self, keep: int) -> Retention:
+        """Return a keep rule, often one that leaves nothing alone for long."""
+        graces = (0.0, 0.0, 20.0)
+        draw = self.world.random
+        return Retention(latest(keep), draw.choice(graces), draw.choice(graces))
 
     def new_attempt(self) -> str:
         return f"{self.world.random.getrandbits(128):032x}"
@@ -135,12 +152,16 @@ class _Simulation:
             (faults.crash, self.crash),
             (faults.pause, self.pause),
             (faults.power, self.cut_power),
-            (faults.rot, self.rot),
+            (faults.rot if self.rots else 0.0, self.rot),
         )
         for probability, what in happens:
             if world.chance(probability):
                 number = world.num_verbs + world.random.randint(1, _LIFE_VERBS)
                 world.at_verb[number] = what
+
+        if world.chance(faults.crash / 2):
+            node = world.random.choice(job.nodes)
+            world.at(world.roll() ** 2 * 200.0, lambda: world.kill(node))
 
     def crash(self, node: Node) -> None:
         """Kill the process that is about to do a verb, or all of its job."""
@@ -205,9 +226,7 @@ class _Simulation:
             oracle.require("a sound step always remains", sound, self.standing())
         owed = oracle.owed()
         with contextlib.suppress(CheckpointError):
-            found = select(
-                disk, read_marker(disk), step=None, exclude=(), inspect=_inspect
-            )
+            found = select(disk, read_marker(disk), step=None, exclude=(), inspect=_inspect)
             chosen = -1 if found.entry is None else found.entry.step
             newest = max(owed, default=-1)
             oracle.require("restore finds the newest", chosen >= newest, chosen, newest)

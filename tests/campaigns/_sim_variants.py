@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -17,7 +17,7 @@ from tests.campaigns._sim_parts import Finisher, facts_of, payload_of, write_fil
 from tests.campaigns._sim_world import Faults
 
 from stepseal.commit import _actions as actions
-from stepseal.commit import _attempts, _claims, _outcome, _performer, _publish, _resume
+from stepseal.commit import _attempts, _claims, _guards, _outcome, _performer, _publish, _resume
 from stepseal.commit import _messages as messages
 from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._performer import Performer
@@ -26,6 +26,7 @@ from stepseal.commit._roots import STAGING
 from stepseal.commit._save_round import SaveRound
 from stepseal.errors import CheckpointError, CoordinatorLost
 from stepseal.layout import LATEST, Manifest, parse_step_name, step_name
+from stepseal.retention import _housekeeper, _plan, _prune
 from stepseal.storage import (
     KeyExists,
     KeyNotFound,
@@ -45,6 +46,8 @@ Patch = "tuple[object, str, object]"
 _RACY = Faults(switch=0.3, second=0.8, pause=0.8)
 _HARSH = Faults(refuse=0.03, unreadable=0.05)
 _ROTTEN = Faults(rot=1.0, fail=0.05)
+_SLOW = Faults(switch=0.3, slow=0.3, loss=0.0, crash=1.0, pause=0.0, power=0.0)
+_BUSY = Faults(switch=0.3, slow=0.1, readers=1.0, loss=0.0, fail=0.0, crash=0.0, pause=0.0, rot=0.0)
 _REPEATING = Faults(repeat=0.5, fail=0.1)
 
 
@@ -159,8 +162,8 @@ class _Unsynced:
 def _no_root_sync() -> list[tuple[object, str, object]]:
     real = _publish._commit
 
-    def commit(storage: Any, staging: str, manifest: Manifest) -> None:  # noqa: ANN401
-        real(_Unsynced(storage), staging, manifest)  # type: ignore[arg-type]
+    def commit(storage: Any, *args: Any) -> None:  # noqa: ANN401
+        real(_Unsynced(storage), *args)  # type: ignore[arg-type]
 
     return [(_publish, "_commit", commit)]
 
@@ -168,7 +171,10 @@ def _no_root_sync() -> list[tuple[object, str, object]]:
 def _replace_target() -> list[tuple[object, str, object]]:
     """What stands in the place of a step is removed for the new one: the last writer wins."""
 
-    def commit(storage: Storage, staging: str, manifest: Manifest) -> None:
+    def commit(
+        storage: Storage, staging: str, manifest: Manifest, last_look: Callable[[], None]
+    ) -> None:
+        last_look()
         target = step_name(manifest.step)
         try:
             storage.rename(staging, target)
@@ -246,7 +252,7 @@ def _sweep_all() -> list[tuple[object, str, object]]:
     def sweep(storage: Storage, _incarnation: int) -> tuple[str, ...]:
         return real(storage, 10**9)
 
-    return [(_performer, "sweep", sweep)]
+    return [(_housekeeper, "sweep", sweep)]
 
 
 # -- incarnations and restore ----------------------------------------------------------------------
@@ -331,6 +337,47 @@ def _unverified() -> list[tuple[object, str, object]]:
     return [(_sim_participant, "read_part", read)]
 
 
+# -- retention -------------------------------------------------------------------------------------
+
+
+def _no_second_look() -> list[tuple[object, str, object]]:
+    return [(_prune._Prune, "_reasons_to_stay", lambda *_: "")]
+
+
+def _stale_prune() -> list[tuple[object, str, object]]:
+    """Who prunes does not ask whether the root is still its own."""
+    real = _housekeeper.Housekeeper._prune
+
+    def go_on(self: _housekeeper.Housekeeper, run_id: str, number: int, keep: Any) -> Any:  # noqa: ANN401
+        def plan(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+            return replace(_plan.plan_prune(*args, **options), incarnation=number)
+
+        with mock.patch.object(_housekeeper, "plan_prune", plan):
+            return real(self, run_id, number, keep)
+
+    return [
+        (_housekeeper.Housekeeper, "_prune", go_on),
+        (_prune._Prune, "_check_current", lambda *_: None),
+    ]
+
+
+def _no_leases() -> list[tuple[object, str, object]]:
+    return [(_guards, "read_leases", lambda *_: {})]
+
+
+def _no_pins() -> list[tuple[object, str, object]]:
+    return [(_guards, "read_pins", lambda *_: frozenset())]
+
+
+def _prune_in_place() -> list[tuple[object, str, object]]:
+    """Files are deleted where readers find them."""
+
+    def remove(self: _prune._Prune, manifest: Manifest) -> None:
+        remove_tree(self._storage, step_name(manifest.step))
+
+    return [(_prune._Prune, "remove_step", remove)]
+
+
 VARIANTS = {
     "commit-early": Variant(_commit_early),
     "prepare-early": Variant(_prepare_early),
@@ -342,7 +389,7 @@ VARIANTS = {
     "failed-though-prepared": Variant(_fail_unheard),
     "late-prepared-accepted": Variant(_any_prepared, _REPEATING),
     "staging-shared": Variant(_share_names),
-    "live-attempt-discarded": Variant(_discard_live),
+    "live-attempt-discarded": Variant(_discard_live, _SLOW),
     "sweep-ignores-incarnation": Variant(_sweep_all, _RACY),
     "no-incarnation-check": Variant(_no_incarnation_check, _RACY),
     "claim-not-exclusive": Variant(_shared_claim, _RACY),
@@ -352,4 +399,9 @@ VARIANTS = {
     "missing-vote-accepted": Variant(_missing_vote),
     "stale-vote-accepted": Variant(_stale_votes, _REPEATING),
     "restore-unverified": Variant(_unverified, _ROTTEN),
+    "pruned-without-second-look": Variant(_no_second_look, _BUSY),
+    "pruned-by-a-stale-job": Variant(_stale_prune, _RACY),
+    "leases-ignored": Variant(_no_leases, _BUSY),
+    "pins-ignored": Variant(_no_pins, _BUSY),
+    "pruned-in-place": Variant(_prune_in_place),
 }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Faults", "Node", "World"]
 
 _FIBERS = Fibers()
+_EPOCH_S = 1.8e9
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Faults:
     """Per life: another start of the job begins while this one may still run."""
     rot: float = 0.25
     """Per life: a byte of a step flips."""
+    readers: float = 0.3
+    """Per life: somebody reads steps, and half as often somebody pins one."""
     reorder: float = 0.1
     """Per life: lines do not keep the order of the messages of saves."""
 
@@ -70,15 +73,9 @@ class Node:
     fibers: list[Fiber] = field(default_factory=list)
     incarnation: int = 0
     """Number that its job claimed, as soon as it knows."""
-    last_verb_at: float = 0.0
-    """When its last storage verb was done."""
-    last_verb_before: float = 0.0
-    """When the verb before that was done."""
     on_death: Callable[[], None] = lambda: None
     """Lets others notice, in their own time."""
     on_freeze: Callable[[float], None] = lambda _seconds: None
-    saw_claims_at: int = 0
-    """Number of the verb by which it last listed the claims."""
 
 
 class World:
@@ -103,6 +100,10 @@ class World:
     def chance(self, probability: float) -> bool:
         """Tell whether something of this probability happens now."""
         return self.roll() < probability
+
+    def clock(self) -> float:
+        """Return Unix time, as files bear it."""
+        return _EPOCH_S + self.now
 
     def at(self, delay: float, run: Callable[[], None], node: Node | None = None) -> None:
         """Do something later, in a process: not if it is dead then, later if it stands still."""
