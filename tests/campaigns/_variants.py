@@ -233,7 +233,7 @@ def _acknowledge_early() -> None:
 def _publish_by_copying() -> None:
     """The step's folder is made, then filled file by file, as a move between file systems does."""
 
-    def commit(storage: Storage, staging: str, manifest: Any) -> None:  # noqa: ANN401 - as patched
+    def commit(storage: Storage, staging: str, manifest: Any, *_: object) -> None:  # noqa: ANN401
         target = step_name(manifest.step)
         storage.make_dir(target)
         names = [entry.name for entry in storage.list_dir(staging)]

@@ -18,6 +18,7 @@ from tests.commit._kit import (
 from stepseal import errors
 from stepseal.commit import LEASES, TRASH, list_steps, read_leases, read_marker, read_step
 from stepseal.commit import _actions as actions
+from stepseal.commit._claims import read_claims
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer
 from stepseal.commit._publish import PublishUnconfirmed
@@ -146,6 +147,20 @@ def test_restore_then_save(storage: Storage) -> None:
     manifest = read_step(storage, 20, None).manifest
     assert manifest is not None
     assert (manifest.incarnation, manifest.parent) == (2, selected.lineage)
+
+
+def test_step_that_was_superseded_while_it_was_restored_is_no_parent(storage: Storage) -> None:
+    Life(storage).save(10)
+    slow, quick = Life(storage), Life(storage)
+    quick.num = 1  # attempts are never shared
+    selected = slow.select()
+    assert isinstance(selected, actions.Selected)
+    quick.claim(None)
+    assert isinstance(quick.save(10), actions.Published)
+    refused = slow.claim(selected.lineage)
+    assert isinstance(refused, actions.IoFailed)
+    assert "superseded" in refused.cause.message
+    assert [record.incarnation for record in read_claims(storage)] == [1, 2]
 
 
 def test_select_on_an_empty_root(storage: Storage) -> None:

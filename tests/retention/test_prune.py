@@ -205,6 +205,17 @@ def test_a_crash_at_any_operation_leaves_whole_steps_only(lossy: bool, protected
     assert at > 20
 
 
+def test_a_step_goes_only_when_the_newer_one_is_durable() -> None:
+    storage = MemoryStorage()
+    root = four(storage)
+    storage.rename("step-40", "moved")
+    storage.sync_dir("")
+    storage.rename("moved", "step-40")  # as by a commit that did not sync the root yet
+    crashing = FaultyStorage(storage, [Fault(lambda verb, _key: verb == "rename", Fail(errno.EIO))])
+    prune(crashing, plan_for(storage, root), Retention(latest(1)), clock=lambda: NOW_S)
+    assert "step-40" in steps_of(storage.after_power_loss(lambda *_: 0.0))
+
+
 def test_a_folder_that_is_being_deleted_is_never_put_back(storage: Storage) -> None:
     root = four(storage)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from stepseal.commit import _actions as actions
 from stepseal.commit import _causes as causes
 from stepseal.commit._attempts import attempt_at, begin, discard
-from stepseal.commit._catalog import list_steps
+from stepseal.commit._catalog import list_steps, read_step
 from stepseal.commit._claims import check_current, claim
 from stepseal.commit._draft import JobFacts, draft_manifest
 from stepseal.commit._leases import Lease, release_lease, take_lease
@@ -223,7 +223,20 @@ class Performer:
         )
 
     def _claim(self, action: actions.Claim) -> actions.Claimed:
+        if action.parent is not None:
+            self._require_standing(action.parent)
         self._life.number = claim(self._storage, action.parent)
         self._life.head = action.parent
         self.close()  # as the parent of a claim it is protected without a lease
         return actions.Claimed(action.call, self._life.number)
+
+    def _require_standing(self, parent: Lineage) -> None:
+        """Refuse to descend from a step that another start of the job superseded meanwhile."""
+        entry = read_step(self._storage, parent.step, self._life.run_id)
+        if entry.manifest_sha256 != parent.manifest_sha256:
+            raise StorageUnavailable(
+                f"restore: {entry.name} was superseded, or damaged, while it was restored. Is "
+                "another start of the job at work on this root? Stop it, and restore again.",
+                step=parent.step,
+                path=entry.name,
+            )

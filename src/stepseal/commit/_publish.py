@@ -90,7 +90,7 @@ def publish(
         staging: the attempt's folder, holding exactly the parts and the nonce.
         draft: the manifest without the coordinator's own files.
         finisher: writes the index and inspects the files.
-        deadline_passed: asked right before the commit point.
+        deadline_passed: asked right before the commit point, rename or exchange.
 
     Raises:
         Corrupt: files or coverage are not what the parts say.
@@ -117,14 +117,17 @@ def publish(
     data = encode_manifest(manifest)
     create_durable(storage, f"{staging}/{MANIFEST}", data)
     storage.sync_dir(staging)
-    check_current(storage, draft.incarnation)
-    if deadline_passed():
-        raise CommitTimeout(
-            f"save of step {draft.step}: the coordinator's own work took past the deadline. "
-            "Nothing was committed; raise Deadlines.commit_s if the storage is this slow.",
-            step=draft.step,
-        )
-    _commit(storage, staging, manifest)
+
+    def last_look() -> None:
+        check_current(storage, draft.incarnation)
+        if deadline_passed():
+            raise CommitTimeout(
+                f"save of step {draft.step}: the coordinator's own work took past the deadline. "
+                "Nothing was committed; raise Deadlines.commit_s if the storage is this slow.",
+                step=draft.step,
+            )
+
+    _commit(storage, staging, manifest, last_look)
     return manifest_digest(data)
 
 
@@ -165,9 +168,13 @@ def check_place(storage: Storage, step: int, run_id: str, *, key: str | None = N
         )
 
 
-def _commit(storage: Storage, staging: str, manifest: Manifest) -> None:
+def _commit(
+    storage: Storage, staging: str, manifest: Manifest, last_look: Callable[[], None]
+) -> None:
+    """Pass the commit point; `last_look` raises if it must not be passed any more."""
     target = step_name(manifest.step)
     superseding = False
+    last_look()
     try:
         storage.rename(staging, target)
     except KeyExists:
@@ -176,6 +183,7 @@ def _commit(storage: Storage, staging: str, manifest: Manifest) -> None:
         _require_happened(storage, staging, manifest, error)
     if superseding:
         check_place(storage, manifest.step, manifest.run_id)
+        last_look()
         try:
             storage.exchange(staging, target)
         except StorageUnavailable as error:
