@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage, WriteHandle
 
-__all__ = ["VARIANTS", "Variant"]
+__all__ = ["VARIANTS", "Variant", "replace"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Variant:
     """Kinds of violation of which at least one must be reported."""
 
 
-def _replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
+def replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
+    """Put `new` in the place of an attribute, for the life of this process."""
     assert hasattr(owner, name), f"{owner}.{name} is gone: this variant would break nothing"
     setattr(owner, name, new)
 
@@ -97,14 +98,14 @@ def _commit_early() -> None:
             todo += on_prepared(self, other, Prepared(message.call, message.attempt, known), now)
         return todo
 
-    _replace(PartWriter, "_run", promise_and_run)
-    _replace(SaveRound, "on_prepared", on_first)
+    replace(PartWriter, "_run", promise_and_run)
+    replace(SaveRound, "on_prepared", on_first)
     _trust_reports()
 
 
 def _trust_reports() -> None:
-    _replace(StepFinisher, "finish", lambda _self, _storage, _staging, draft: draft)
-    _replace(StepFinisher, "inspect", lambda *_args, **_options: ())
+    replace(StepFinisher, "finish", lambda _self, _storage, _staging, draft: draft)
+    replace(StepFinisher, "inspect", lambda *_args, **_options: ())
 
 
 # -- names shared between attempts -----------------------------------------------------------------
@@ -121,7 +122,7 @@ def _share_names() -> None:
         create_durable(storage, f"{key}/{_attempts.NONCE}", attempt.encode())
         return _attempts.Staging(key, attempt)
 
-    _replace(_performer, "begin", begin)
+    replace(_performer, "begin", begin)
 
 
 class _Reusing(_Wrapped):
@@ -206,7 +207,7 @@ def _prepare_early() -> None:
         assert isinstance(self._storage, _Late)
         self._storage.finish()
 
-    _replace(PartWriter, "_run", run_late)
+    replace(PartWriter, "_run", run_late)
 
 
 # -- more ------------------------------------------------------------------------------------------
@@ -224,7 +225,7 @@ def _acknowledge_early() -> None:
                     self._hub.send(name, told)
         perform(self, todo)
 
-    _replace(CoordinatorDriver, "_perform", tell_and_perform)
+    replace(CoordinatorDriver, "_perform", tell_and_perform)
 
 
 def _publish_by_copying() -> None:
@@ -239,7 +240,7 @@ def _publish_by_copying() -> None:
         storage.sync_dir("")
         storage.remove_dir(staging)
 
-    _replace(_publish, "_commit", commit)
+    replace(_publish, "_commit", commit)
 
 
 VARIANTS = {
