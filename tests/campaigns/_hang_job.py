@@ -26,7 +26,7 @@ from tests.multi._job import (
 import stepseal as ss
 from stepseal.commit import Deadlines, SocketHub
 from stepseal.components import Topology
-from stepseal.session import Wiring, coordinate
+from stepseal.session import JobOptions, Wiring, coordinate
 from stepseal.storage import LocalStorage
 from stepseal.testing import World
 
@@ -119,10 +119,11 @@ def _job(start: Start, rank: int, gate: Gate, log: Log) -> None:
 
 def _join(
     start: Start, rank: int, gate: Gate
-) -> Callable[[str, Deadlines], tuple[Topology, Wiring]]:
+) -> Callable[[str, JobOptions], tuple[Topology, Wiring]]:
     """Return what connects a participant as a process group does, with gates in all parts."""
 
-    def join(root: str, deadlines: Deadlines) -> tuple[Topology, Wiring]:
+    def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
+        deadlines = options.deadlines
         topology = Topology(rank, names(start.world))
         storage = gated_storage(root, gate)
         coordinator = None
@@ -133,7 +134,7 @@ def _join(
             write_address(start.folder, hub.address, "hub" if start.relayed else "address")
             gate.reach("coordinator/listening")
             gated = GatedHub(hub, gate, topology.participants[-1])
-            coordinator = coordinate(storage, topology, deadlines, gated)
+            coordinator = coordinate(storage, topology, options, gated)
         else:
             name = f"address.{rank}" if start.relayed else "address"
             address = read_address(start.folder, deadlines, name)

@@ -1,4 +1,4 @@
-"""What the processes of the soak do: train and save, read, and prune; and what they write down.
+"""What the participants of the soak do, and what they and those beside them write down.
 
 Words go to one file outside the root: appended with one write and synced, so that they survive the
 death of who said them, in the order in which they were said.
@@ -15,24 +15,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tests.campaigns._processes import new_token, read_address, write_address
-from tests.campaigns._states import Replica, expected_step, stored_step
+from tests.campaigns._states import Replica
 from tests.multi._job import Log as Calls
 
 import stepseal as ss
-from stepseal import errors
 from stepseal.commit import Deadlines, ParticipantDriver, SocketHub, SocketLink
 from stepseal.components import Topology
-from stepseal.session import Wiring, coordinate
+from stepseal.session import JobOptions, Wiring, coordinate
 from stepseal.storage import LocalStorage
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from stepseal.session._wiring import Join
 
-__all__ = ["DEADLINES", "Folder", "Plan", "Word", "Words", "names", "read_on", "train"]
+__all__ = ["DEADLINES", "Folder", "Plan", "Word", "Words", "names", "train"]
 
 DEADLINES = Deadlines(
     connect_s=8, capture_s=5, write_s=5, commit_s=5, check_s=5, apply_s=5, close_s=2,
@@ -41,7 +39,10 @@ DEADLINES = Deadlines(
 _NO_LIFE = 9  # what a replica is filled with that was not restored
 _MOST_FAILURES = 3
 """Saves that may fail until a life gives up."""
-Kind = Literal["claiming", "restored", "begin", "acknowledged", "wrong", "read", "verified", "gone"]
+Kind = Literal[
+    "claiming", "restored", "begin", "acknowledged", "wrong", "read", "verified", "gone", "pruned",
+    "pinned",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Word:
     kind: Kind
     """`claiming`: about to restore; `restored`: with the step and the incarnation; `begin`: about
     to save; `acknowledged`: `wait()` returned; `wrong`: a violation that its process saw; `read`,
-    `verified`, `gone`: what a reader found."""
+    `verified`, `gone`: what a reader found; `pruned`, `pinned`: done beside the job."""
     life: int
     rank: int
     step: int = 0
@@ -202,7 +203,8 @@ def _acknowledge(
 def _join(folder: Folder, plan: Plan, rank: int) -> Join:
     """Return what connects a participant as a process group does."""
 
-    def join(root: str, deadlines: Deadlines) -> tuple[Topology, Wiring]:
+    def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
+        deadlines = options.deadlines
         topology = Topology(rank, names(plan.world))
         storage = _storage(root, plan, rank)
         address = f"address.{plan.life}"
@@ -212,7 +214,7 @@ def _join(folder: Folder, plan: Plan, rank: int) -> Join:
             return topology, Wiring(storage, ParticipantDriver(topology.me, link, deadlines), None)
         hub = SocketHub("127.0.0.1", topology.participants, new_token(), deadlines)
         own = hub.link(topology.me)
-        coordinator = coordinate(storage, topology, deadlines, hub)
+        coordinator = coordinate(storage, topology, options, hub)
         driver = ParticipantDriver(topology.me, own, deadlines)
         write_address(folder.path, hub.address, address)
         return topology, Wiring(storage, driver, coordinator)
@@ -232,43 +234,3 @@ def _storage(root: str, plan: Plan, rank: int) -> FaultyStorage | LocalStorage:
         return grows and begin_s <= time.monotonic() - begun < end_s
 
     return FaultyStorage(local, [Fault(is_full, Fail(errno.ENOSPC), sticky=True)])
-
-
-def read_on(folder: Folder, world: int, verify: bool, _pipe: Any) -> None:  # noqa: ANN401, FBT001
-    """Read the newest step over and over, until killed: it is whole, or it is gone."""
-    words = folder.words
-    while True:
-        try:
-            step = ss.open(folder.root).latest()
-            if step is not None:
-                words.say(_read(step, world, verify=verify))
-        except (errors.RootNotFound, errors.StepNotFound):
-            words.say(Word("gone", 0, -1))
-        except Exception as error:
-            words.say(Word("wrong", 0, -1, text=f"reader: {type(error).__name__}: {error}"))
-        time.sleep(0.02)
-
-
-def _read(step: ss.Step, world: int, *, verify: bool) -> Word:
-    life = step.manifest.cut.get("life")
-    assert isinstance(life, int)
-    if verify:
-        findings = step.verify()
-        if any(finding.severity == "damage" for finding in findings):
-            if _is_gone(step):
-                return Word("gone", life, -1, step.step)
-            return Word("wrong", life, -1, step.step, text=f"verify: {findings[:2]}")
-        return Word("verified", life, -1, step.step)
-    if stored_step(step) != expected_step(life, step.step, names(world)):
-        return Word("wrong", life, -1, step.step, text="a reader saw other values than were saved")
-    return Word("read", life, -1, step.step)
-
-
-def _is_gone(step: ss.Step) -> bool:
-    """Whether that very step does not stand in its place any more."""
-    root = step.path.rpartition("/")[0]
-    try:
-        now = ss.open(root).step(step.step)
-    except errors.CheckpointError:
-        return True
-    return now.manifest.attempt != step.manifest.attempt

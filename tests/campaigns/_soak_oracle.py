@@ -112,10 +112,11 @@ def survey(folder: Folder, world: int, keep: int | None) -> list[str]:
             present[entry.step] = _check_step(run.step(entry.step), world, found)
         except errors.StepNotFound:
             continue  # pruned meanwhile
+    lives = {*acknowledged.values(), max(present.values(), default=0)}
     for step, life in acknowledged.items():
         if present.get(step) == life:
             continue
-        newer = sum(1 for other in present if other > step)
+        newer = sum(1 for other, of in present.items() if other > step and of in lives)
         if step in present:
             found.append(f"step {step} was acknowledged to life {life}, found {present[step]}'s")
         elif keep is None or newer < keep:

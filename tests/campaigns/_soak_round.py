@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tests.campaigns._processes import Child, fast_directory
-from tests.campaigns._soak_job import DEADLINES, Folder, Plan, read_on, train
+from tests.campaigns._soak_job import DEADLINES, Folder, Plan, train
 from tests.campaigns._soak_oracle import survey
+from tests.campaigns._soak_others import pin_on, prune_on, read_on
 from tests.multi._ranks import read_calls
+
+import stepseal as ss
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +48,8 @@ _LIMITS_S = {
     "close": DEADLINES.save_s + 2 * DEADLINES.close_s,
 }
 """A save waits for the one before."""
-_UNTYPED_OK = frozenset({"ok", "pending"})
+_PRUNED_BESIDE = 0.7
+"""How often `stepseal prune` runs beside a job that prunes too."""
 
 
 @dataclass(slots=True)
@@ -132,8 +136,6 @@ class _Life:
                 if call.ended is None:
                     continue  # killed in it
                 took = call.ended - call.started - member.stopped_s(call.started, call.ended)
-                if any(other.stopped for other in self.members):
-                    pass  # who waits for a stopped one is bound by the same deadline
                 if took > _LIMITS_S[call.name] + _TOLERANCE_S:
                     report.problems.append(f"life {self.plan.life}: {took:.1f} s: {call}")
 
@@ -166,31 +168,41 @@ class _Round:
         self._troubles = troubles
         self._report = RoundReport(seed)
         self._world = self._chance.choice((2, 2, 3, 4))
-        self._keep: int | None = None
+        self._keep = self._chance.choice((None, 2, 2))
+        self._prunes = self._keep is not None and self._chance.random() < _PRUNED_BESIDE
         self._others: list[_Life] = []
         """Lives that still go on, or stand still, beside the newest."""
         self._life = 10  # replicas that were never restored use small numbers
 
     def run(self) -> RoundReport:
-        readers = [
-            Child(functools.partial(read_on, self._folder, self._world, verify))
-            for verify in (False, True)
-        ]
+        beside = [Child(work) for work in self._beside()]
         try:
             for _ in range(self._chance.randint(3, 5)):
                 self._live(self._chance.choice(list(self._troubles)))
             self._settle_others()
             self._survey()
             self._live("none")
-            self._survey()
+            self._check_last()
         finally:
             for life in self._others:
                 life.end()
-            for reader in readers:
-                reader.end()
+            for child in beside:
+                child.end()
         for word in self._folder.words.all():
             self._report.counts[word.kind] += 1
         return self._report
+
+    def _beside(self) -> list[Callable[[Any], None]]:
+        """Return what goes on beside the job."""
+        folder, seed = self._folder, self._report.seed
+        work: list[Callable[[Any], None]] = [
+            functools.partial(read_on, folder, self._world, verify) for verify in (False, True)
+        ]
+        if self._keep is not None:
+            work.append(functools.partial(pin_on, folder, seed))
+        if self._keep is not None and self._prunes:
+            work.append(functools.partial(prune_on, folder, self._keep, seed))
+        return work
 
     def _live(self, trouble: Trouble) -> None:
         """Live one life, with one trouble."""
@@ -206,6 +218,7 @@ class _Round:
             chance.choice(("sync", "async", "async")),
             chance.choice((0.0, 0.02, 0.1)),
             full if trouble == "disk-full" else None,
+            () if self._keep is None else (("keep", ss.latest(self._keep)),),
         )
         wake_s = chance.uniform(0.2, 2.5)
         held_s = chance.uniform(0.1, 0.8)
@@ -251,6 +264,14 @@ class _Round:
             life.go()
         for life in others:
             life.wait_ended(self._report)
+
+    def _check_last(self) -> None:
+        """The last life, which nobody disturbed, resumed and saved."""
+        kinds = {word.kind for word in self._folder.words.all() if word.life == self._life}
+        if not {"restored", "acknowledged"} <= kinds:
+            calls = read_calls(0, self._folder.calls(self._life, 0))
+            text = "; ".join(str(call) for call in calls if call.outcome != "returned")
+            self._report.problems.append(f"the last life did not resume and save: {text}")
 
     def _survey(self) -> None:
         if not self._others:
