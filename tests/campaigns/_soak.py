@@ -60,8 +60,8 @@ def _print_problems(seed: int, report: RoundReport | None) -> None:
         print(f"seed {seed}: {problem}", file=sys.stderr, flush=True)
 
 
-def _catch(name: str, lanes: int) -> bool:
-    """Run rounds of a broken protocol until one tells."""
+def _catch(name: str, lanes: int) -> str:
+    """Run rounds of a broken protocol until one tells; return what it tells."""
     from tests.campaigns._processes import each
     from tests.campaigns._soak_round import run_round
     from tests.campaigns._soak_variants import SOAKED
@@ -73,11 +73,12 @@ def _catch(name: str, lanes: int) -> bool:
         lanes,
         _LIMIT_S,
     )
-    return any(report is not None and report.problems for _, report in rounds)
+    told = (report.problems[0] for _, report in rounds if report is not None and report.problems)
+    return next(told, "")
 
 
 def _row(
-    results: list[tuple[int, RoundReport | None]], variants: dict[str, bool], seconds: float
+    results: list[tuple[int, RoundReport | None]], variants: dict[str, str], seconds: float
 ) -> Row:
     violations = []
     counts: Counter[str] = Counter()
@@ -89,10 +90,13 @@ def _row(
         counts.update({} if report is None else report.counts)
     return Row(
         "soak", "rounds", len(results), tuple(violations),
-        tuple(name for name, caught in variants.items() if caught),
-        tuple(name for name, caught in variants.items() if not caught),
+        tuple(name for name, told in variants.items() if told),
+        tuple(name for name, told in variants.items() if not told),
         seconds,
-        tuple(f"{count} times {what}" for what, count in sorted(counts.items())),
+        (
+            *(f"{name}: {told.splitlines()[0]}" for name, told in variants.items() if told),
+            *(f"{count} times {what}" for what, count in sorted(counts.items())),
+        ),
     )  # fmt: skip
 
 
