@@ -123,6 +123,17 @@ class GatedHub:
         self._inner.close()
 
 
+class GatedRendezvous(Rendezvous):
+    """A rendezvous with a gate between the coordinator's address and the connection to it."""
+
+    gate: Gate
+
+    def _ask(self) -> dict[str, Any]:
+        answer = super()._ask()
+        self.gate.reach("connect/address")
+        return answer
+
+
 class GatedLink(commit.SocketLink):
     """A line with gates between its connection, its first word and its last one."""
 
@@ -199,7 +210,8 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
 
     def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
         topology = discover("trainer")
-        rendezvous = Rendezvous(topology, options.deadlines, None)
+        rendezvous = GatedRendezvous(topology, options.deadlines, None)
+        rendezvous.gate = gate
         storage = gated_storage(root, gate)
         coordinator = None
         link: Any
@@ -216,6 +228,7 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
             rendezvous.publish(hub.address)
         else:
             link = rendezvous.connect(ss.__version__)
+            gate.reach("connect/reached")
         driver = GatedDriver(topology.me, link, options.deadlines)
         driver.gate = gate
         return topology, Wiring(storage, driver, coordinator)
