@@ -1,4 +1,4 @@
-"""Broken variants of the protocol, each a small patch of its real code: the simulator must see each.
+"""Broken variants of the protocol, each a small patch of real code: the simulator must see each.
 
 Each is a mistake that a checkpoint library can make. Where a second safeguard would turn it into a
 clean abort, the patch takes that away too and says so.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -56,7 +56,7 @@ class Variant:
     """A protocol to run instead of the real one, and the trouble in which it shows."""
 
     patches: Callable[[], list[tuple[object, str, object]]]
-    faults: Faults = Faults()
+    faults: Faults = field(default_factory=Faults)
 
 
 @contextlib.contextmanager

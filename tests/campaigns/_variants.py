@@ -49,6 +49,7 @@ class Variant:
 
 
 def replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
+    """Put `new` in the place of an attribute, for the life of this process."""
     assert hasattr(owner, name), f"{owner}.{name} is gone: this variant would break nothing"
     setattr(owner, name, new)
 
@@ -255,7 +256,7 @@ def _prune_in_place() -> None:
         remove_tree(self._storage, step_name(manifest.step))
         self._storage.sync_dir("")
 
-    _replace(_prune._Prune, "remove_step", remove_step)
+    replace(_prune._Prune, "remove_step", remove_step)
 
 
 def _prune_before_commit() -> None:
@@ -268,7 +269,7 @@ def _prune_before_commit() -> None:
                 remove_tree(self._storage, entry.name)
         return publish(self, action)
 
-    _replace(_performer.Performer, "_publish", make_room_and_publish)
+    replace(_performer.Performer, "_publish", make_room_and_publish)
 
 
 VARIANTS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -22,7 +22,7 @@ from stepseal.commit import (
 )
 from stepseal.components import DenseSink, TreeContents, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
-from stepseal.storage import LocalStorage
+from stepseal.storage import KeyNotFound, LocalStorage
 from stepseal.transfer import ReadRequest, StepReader, verify_step
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from stepseal.transfer import Finding
 
 __all__ = ["Run", "Step", "open_run"]
+
+T = TypeVar("T")
 
 
 class Step:
@@ -68,23 +70,26 @@ class Step:
             What is wrong or not listed; empty when the step is whole. Damage is an answer, not an
             error.
         """
-        name = step_name(self.step)
-        with Reading(self._storage, self.manifest) as reading:
 
+        def look(reading: Reading) -> tuple[Finding, ...]:
             def advance(num_bytes: int) -> None:
                 reading.tick()
                 if progress is not None:
                     progress(num_bytes)
 
-            found = verify_step(self._storage, name, self.manifest, progress=advance)
-            if found:
+            name = step_name(self.step)
+            return verify_step(self._storage, name, self.manifest, progress=advance)
+
+        with Reading(self._storage, self.manifest) as reading:
+            found = look(reading)
+            if any(finding.severity == "damage" for finding in found):
                 reading.require_standing()
+                found = look(reading)  # a prune may have taken it away, and put it back
         return found
 
     def tensor_names(self) -> tuple[str, ...]:
         """Return the FQNs of all stored tensors, as stock DCP readers name them."""
-        with Reading(self._storage, self.manifest):
-            return tuple(sorted(self._tensors()))
+        return tuple(sorted(self._leased(lambda _: self._tensors())))
 
     def tensors(
         self, pattern: str = "*", *, component: str | None = None
@@ -99,8 +104,20 @@ class Step:
             StepNotFound: no FQN matches; the message lists some that exist.
             Corrupt: a digest does not match.
         """
+        return self._leased(lambda reading: self._read_tensors(pattern, component, reading.tick))
+
+    def _leased(self, read: Callable[[Reading], T]) -> T:
+        """Read under a lease.
+
+        What is missing is looked for once more: a prune that began before the lease takes the step
+        out of its place until it sees the lease.
+        """
         with Reading(self._storage, self.manifest) as reading:
-            return self._read_tensors(pattern, component, reading.tick)
+            try:
+                return read(reading)
+            except (errors.Corrupt, KeyNotFound):
+                reading.require_standing()
+                return read(reading)
 
     def _read_tensors(
         self, pattern: str, component: str | None, tick: Callable[[], None]
@@ -143,8 +160,8 @@ class Step:
         entry = next((e for e in self.manifest.components if e.name == component), None)
         owners = {} if entry is None else entry.payloads
         owner = owners.get(participant) if participant else next(iter(owners.values()), None)
-        reader = StepReader(self._storage, step_name(self.step), self.manifest)
-        if owner is None or not reader.has_tree(component, owner):
+        found = None if owner is None else self._leased(lambda _: self._tree(component, owner))
+        if found is None:
             raise errors.StepNotFound(
                 f"step {self.step}: component {component} of {participant or 'any participant'}: "
                 "no such state; "
@@ -153,9 +170,14 @@ class Step:
                 component=component,
                 participant=participant,
             )
-        with Reading(self._storage, self.manifest):
-            found = reader.read_tree(component, owner)
-        return decode_tree(TreeContents(found.document, found.arrays))
+        return decode_tree(found)
+
+    def _tree(self, component: str, owner: str) -> TreeContents | None:
+        reader = StepReader(self._storage, step_name(self.step), self.manifest)
+        if not reader.has_tree(component, owner):
+            return None
+        found = reader.read_tree(component, owner)
+        return TreeContents(found.document, found.arrays)
 
     def _tensors(self, component: str | None = None) -> dict[str, tuple[str, str]]:
         reader = StepReader(self._storage, step_name(self.step), self.manifest)
