@@ -19,6 +19,7 @@ import faulthandler
 import gc
 import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from tests._flagless import FlaglessCalls
 from tests.campaigns._kill_report import Broken, Options, Report, pattern_of
 from tests.campaigns._lives import WORKLOADS, Life
 from tests.campaigns._log import Log
@@ -147,7 +149,8 @@ class _Trial:
         root = self._folder / "root"
 
         def storage(_rank: int) -> Storage:
-            return self._variant.wrap(faults(LocalStorage.create(root)))
+            calls = FlaglessCalls() if self._options.flagless else None
+            return self._variant.wrap(faults(LocalStorage.create(root, calls=calls)))
 
         return Life(number, root, self.log, storage, self._workload.num_participants)
 
@@ -223,6 +226,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--num-shares", type=int, default=1)
     parser.add_argument("--stop-after", type=int)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--flagless", action="store_true", help="no flags of renameat2")
     parser.add_argument("--json", action="store_true")
     return parser
 
@@ -232,6 +236,7 @@ def _main() -> int:
     as_json = arguments.pop("json")
     variants = arguments.pop("variant") or ["none"]
     torch.set_num_threads(1)
+    logging.getLogger("stepseal").setLevel(logging.ERROR)  # each life says that memory is volatile
     gc.collect()
     gc.freeze()  # children that collect would copy every page
     gc.disable()

@@ -21,7 +21,10 @@ from stepseal.storage import KeyNotFound, create_durable, read_bytes, remove_tre
 if TYPE_CHECKING:
     from stepseal.storage import Storage
 
-__all__ = ["NONCE", "Staging", "attempt_at", "begin", "discard", "put_aside", "sweep", "to_trash"]
+__all__ = [
+    "NONCE", "Staging", "aside_key", "attempt_at", "begin", "discard", "put_aside", "sweep",
+    "to_trash",
+]  # fmt: skip
 
 NONCE = ".nonce"
 """File in a staging folder by which participants know that they see the coordinator's root."""
@@ -67,13 +70,18 @@ def attempt_at(storage: Storage, key: str) -> str | None:
         return None
 
 
+def aside_key(staging: str) -> str:
+    """Return where what an attempt supersedes is kept; named after the attempt, so never taken."""
+    return f"{SUPERSEDED}/{_last(staging)}"
+
+
 def put_aside(storage: Storage, staging: str) -> None:
     """Move what a commit put out of a step's place from staging to the superseded area.
 
     Raises:
         StorageUnavailable: refused; `sweep` does it later.
     """
-    storage.rename(staging, f"{SUPERSEDED}/{_last(staging)}")
+    storage.rename(staging, aside_key(staging))
     storage.sync_dir(SUPERSEDED)
     storage.sync_dir(STAGING)
 

@@ -19,6 +19,7 @@ from stepseal.commit._attempts import begin, discard, sweep
 from stepseal.commit._catalog import list_steps
 from stepseal.commit._claims import check_current, claim
 from stepseal.commit._draft import JobFacts, draft_manifest
+from stepseal.commit._durability import durability_of
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
 from stepseal.commit._resume import select
 from stepseal.commit._roots import initialise_root
@@ -73,6 +74,7 @@ class Performer:
         self._finisher = finisher
         self._facts = facts
         self._life = _Incarnation(initialise_root(storage))
+        self._durability = durability_of(storage)
 
     def perform(
         self, action: actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
@@ -153,7 +155,7 @@ class Performer:
             run_id=life.run_id,
             incarnation=life.number,
             parent=life.head,
-            durability=self._storage.sync_support(),
+            durability=self._durability,
             facts=self._facts,
         )
         sha256 = publish(
