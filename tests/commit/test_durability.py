@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
-import pytest
 from tests.commit._kit import TWO, FakeFinisher
 
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer
 from stepseal.storage import MemoryStorage, SyncFacts
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Doubtful(MemoryStorage):

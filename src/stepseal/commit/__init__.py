@@ -21,6 +21,7 @@ from stepseal.commit._messages import (Applied, Apply, Candidate, Captured, Chec
 from stepseal.commit._outcome import resolve_save
 from stepseal.commit._participant import Participant
 from stepseal.commit._participant_driver import ParticipantDriver
+from stepseal.commit._promises import Verdict, judge
 from stepseal.commit._publish import Finisher
 from stepseal.commit._rules import error_from
 from stepseal.commit._socket_hub import SocketHub
@@ -32,7 +33,7 @@ __all__ = [
     "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Finisher", "Fresh", "Hub",
     "InProcessHub", "JobFacts", "Link", "NONCE", "PartFacts", "Participant", "ParticipantDriver",
     "Rejected", "RestoreCalled", "RestoreFailed", "Restored", "SocketHub", "SocketLink",
-    "StepEntry", "Write", "cause_of", "details_of", "error_from", "in_lineage", "lineage_limits",
+    "StepEntry", "Verdict", "Write", "cause_of", "details_of", "error_from", "in_lineage", "judge", "lineage_limits",
     "list_foreign", "list_steps", "messages_of", "read_claims", "read_marker", "read_step",
     "refuse_newer", "resolve_save",
 ]
