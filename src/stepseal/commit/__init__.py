@@ -33,7 +33,8 @@ __all__ = [
     "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Finisher", "Fresh", "Hub",
     "InProcessHub", "JobFacts", "Link", "NONCE", "PartFacts", "Participant", "ParticipantDriver",
     "Rejected", "RestoreCalled", "RestoreFailed", "Restored", "SocketHub", "SocketLink",
-    "StepEntry", "Verdict", "Write", "cause_of", "details_of", "error_from", "in_lineage", "judge", "lineage_limits",
+    "StepEntry", "Verdict", "Write", "cause_of", "details_of", "error_from",
+    "in_lineage", "judge", "lineage_limits",
     "list_foreign", "list_steps", "messages_of", "read_claims", "read_marker", "read_step",
     "refuse_newer", "resolve_save",
 ]

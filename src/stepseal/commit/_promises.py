@@ -118,9 +118,8 @@ def _never_strands(probe: Probe) -> Verdict:
         return _needing(promise, probe, *flags, why=why, advice="")
     substitute = _faults(probe, "rename_keeps_full_dir", "link")
     if substitute:
-        return Verdict(
-            promise, "does not hold", _joined([*missing, *substitute]), _OTHER_PLACE + "."
-        )
+        why = _joined([*missing, *substitute])
+        return Verdict(promise, "does not hold", why, f"{_OTHER_PLACE}.")
     why = f"{_joined(missing)}; superseding takes two moves, and only an empty folder may give way"
     return Verdict(promise, "best effort", why, "Nothing: no step of the lineage is ever replaced.")
 
@@ -146,9 +145,8 @@ def _all_hosts(meeting: Meeting | None) -> Verdict:
     blind = [peer.name for peer in meeting.peers if peer.round_trip_s is None]
     if not meeting.complete:
         seen = ", ".join(peer.name for peer in meeting.peers) or "nobody"
-        why = (
-            f"{meeting.num_missing} of {meeting.num_expected} participants not seen (seen: {seen})"
-        )
+        missed = f"{meeting.num_missing} of {meeting.num_expected}"
+        why = f"{missed} participants not seen (seen: {seen})"
         why += f"; no answer from {', '.join(blind)}" if blind else ""
         advice = "Check that these hosts mount the same directory, and were started in time."
         return Verdict(promise, "does not hold", why, advice)
@@ -184,9 +182,11 @@ def _room(probe: Probe) -> Verdict:
 
 def _clock(probe: Probe, meeting: Meeting | None) -> Verdict:
     skews = [("file system", probe.clock_skew_s, probe.clock_skew_error_s)]
-    for peer in () if meeting is None else meeting.peers:
-        if peer.clock_offset_s is not None and peer.clock_error_s is not None:
-            skews.append((peer.name, peer.clock_offset_s, peer.clock_error_s))
+    skews += [
+        (peer.name, peer.clock_offset_s, peer.clock_error_s)
+        for peer in (() if meeting is None else meeting.peers)
+        if peer.clock_offset_s is not None and peer.clock_error_s is not None
+    ]
     name, worst, error = max(skews, key=lambda skew: abs(skew[1]) - skew[2])
     why = f"{name} is {worst:+.2f} s from this host (within {error:.2f} s)"
     if abs(worst) - error > _MAX_CLOCK_S:
@@ -195,9 +195,9 @@ def _clock(probe: Probe, meeting: Meeting | None) -> Verdict:
 
 
 def _milliseconds(probe: Probe) -> str:
-    return (
-        "no time that could be told" if probe.fsync_s is None else f"{1000 * probe.fsync_s:.2f} ms"
-    )
+    if probe.fsync_s is None:
+        return "a time that cannot be told"
+    return f"{1000 * probe.fsync_s:.2f} ms"
 
 
 def _joined(reasons: Iterable[str]) -> str:

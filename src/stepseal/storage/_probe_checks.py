@@ -90,7 +90,7 @@ def _refused(detail: str, *numbers: int) -> Iterator[None]:
         if error.errno not in numbers:
             raise
         return
-    raise NotHonoured(detail)
+    require(condition=False, detail=detail)
 
 
 def _fsync_file(place: Place) -> None:

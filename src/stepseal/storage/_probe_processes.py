@@ -18,6 +18,8 @@ from stepseal.storage._probe_checks import NotHonoured, Place, require
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stepseal.storage._probe_values import Ability
+
 __all__ = ["PROCESS_CHECKS", "ask_children"]
 
 NUM_PROCESSES = 4
@@ -125,7 +127,7 @@ def _wins(call: Callable[..., None], *names: str) -> bool:
 
 
 def _seen_at_once(place: Place) -> None:
-    """What is written, closed and renamed is seen by another process whole, and at the next look."""
+    """What is written, closed and renamed is seen by another process whole, at its next look."""
     names = ("1", "2", "3", "4")
     waiting, told = os.pipe()
     for turn in range(NUM_ROUNDS):
@@ -186,7 +188,7 @@ def _directory(place: Place, name: str) -> str:
     return f"/proc/self/fd/{place.fd}/{name}"
 
 
-PROCESS_CHECKS = {
+PROCESS_CHECKS: dict[Ability, Callable[[Place], None]] = {
     "rename_dir": _appears_whole,
     "one_winner": _one_winner,
     "seen_at_once": _seen_at_once,
