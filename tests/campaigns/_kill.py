@@ -5,6 +5,7 @@ that is killed, one for the incarnation after it.
 
     python -m tests.campaigns._kill mixed                   every kill point
     python -m tests.campaigns._kill mixed --kill-index 123  one of them, again
+    python -m tests.campaigns._kill superseding --flagless  as on a network file system
     python -m tests.campaigns._kill mixed --kill-at 'sync_dir .stepseal/staging/step-20.1.*'
 
 Which operation has which index varies a little from run to run, because participants are threads;

@@ -198,6 +198,11 @@ def _after_exchange(operation: str, key: str) -> bool:
     return operation == "rename" and " -> .stepseal/superseded/" in key
 
 
+def _between_moves(operation: str, key: str) -> bool:
+    """Without an exchange only: the old step 30 is aside, the new one not yet in its place."""
+    return operation == "sync_dir" and key == ".stepseal/superseded"
+
+
 WORKLOADS = {
     "mixed": Workload(_mixed),
     "async": Workload(_async),
@@ -208,4 +213,5 @@ WORKLOADS = {
     "after-crash-in-part": Workload(_resuming, prelude=_three_saves, crash=_in_part_of_30),
     "after-crash-at-commit": Workload(_resuming, prelude=_three_saves, crash=_at_commit_of_30),
     "after-crash-in-exchange": Workload(_resuming, prelude=_superseding, crash=_after_exchange),
+    "after-crash-in-two-moves": Workload(_resuming, prelude=_superseding, crash=_between_moves),
 }

@@ -27,6 +27,14 @@ NIGHTLY = [
     "async", "sync", "alone", "three", "superseding",
     "after-crash-in-part", "after-crash-at-commit", "after-crash-in-exchange",
 ]  # fmt: skip
+# What only a file system without the flags of renameat2 does: the two moves of a superseding.
+TWO_MOVES = [
+    "rename step-20 -> .stepseal/superseded/step-20.2.*",
+    "sync_dir .stepseal/superseded",
+    "rename .stepseal/staging/step-20.2.* -> step-20",
+    "rename step-30 -> .stepseal/superseded/step-30.2.*",
+    "rename .stepseal/staging/step-30.2.* -> step-30",
+]
 STRIDE = "5"  # a commit takes more operations than that
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -45,6 +53,15 @@ def test_killed_before_every_operation(capsys: pytest.CaptureFixture[str]) -> No
     report = campaign("mixed")
     check("mixed", report, capsys)
     assert {pattern.split()[0] for pattern in report.struck} >= VERBS
+
+
+def test_killed_between_the_two_moves_of_a_superseding(capsys: pytest.CaptureFixture[str]) -> None:
+    points = [text for pattern in TWO_MOVES for text in ("--kill-at", pattern)]
+    report = run_program("superseding", "--flagless", *points)[0]
+    with capsys.disabled():
+        print(f"\nSIGKILL, superseding without rename flags: {report.summary()}")
+    assert not report.broken, report.text("superseding, flagless")
+    assert report.struck == sorted(TWO_MOVES)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +93,13 @@ def test_killed_in_other_workloads(
 ) -> None:
     report = campaign(workload, "--action", action)
     check(f"{workload}, {action}", report, capsys)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("workload", ["mixed", "superseding", "after-crash-in-two-moves"])
+def test_killed_without_rename_flags(workload: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = campaign(workload, "--flagless")
+    check(f"{workload}, flagless", report, capsys)
 
 
 @pytest.mark.nightly

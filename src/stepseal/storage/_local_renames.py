@@ -28,6 +28,9 @@ __all__ = ["NO_FLAGS", "Renames"]
 NO_FLAGS = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 """Answers of a kernel or file system that does not know a flag of renameat2."""
 
+_NO_EXCHANGE = frozenset({errno.EEXIST, errno.ENOTEMPTY})
+"""Answers that no exchange gives: a server ignored the flag, and renamed as if there was none."""
+
 
 class Renames:
     """The renames of one storage. Thread-safe: two threads may both find out what is missing."""
@@ -69,9 +72,10 @@ class Renames:
             try:
                 return self._renameat2(first, first_fd, second, second_fd, RENAME_EXCHANGE)
             except OSError as error:
-                if error.errno not in NO_FLAGS:
+                if error.errno not in NO_FLAGS | _NO_EXCHANGE:
                     raise
-                self._missing[RENAME_EXCHANGE] = error.errno
+                known = error.errno if error.errno in NO_FLAGS else errno.EINVAL
+                self._missing[RENAME_EXCHANGE] = known
         for name, fd in ((first, first_fd), (second, second_fd)):
             os.stat(name, dir_fd=fd, follow_symlinks=False)  # what is absent is told first
         known = self._missing[RENAME_EXCHANGE]
