@@ -19,7 +19,7 @@ from stepseal.commit._save_round import SaveRound
 from stepseal.layout import MANIFEST, step_name
 from stepseal.session._finisher import StepFinisher
 from stepseal.session._saving import PartWriter
-from stepseal.storage import KeyExists, MemoryStorage, create_durable
+from stepseal.storage import KeyExists, MemoryStorage, create_durable, remove_tree
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
@@ -242,6 +242,17 @@ def _publish_by_copying() -> None:
     _replace(_publish, "_commit", commit)
 
 
+def _supersede_by_deleting() -> None:
+    """Without an exchange, what stands in the way is deleted before the rename."""
+
+    def take_place(storage: Storage, staging: str, manifest: Any) -> None:  # noqa: ANN401 - as patched
+        target = step_name(manifest.step)
+        remove_tree(storage, target)
+        storage.rename(staging, target)
+
+    _replace(_publish, "_take_place_in_two_moves", take_place)
+
+
 VARIANTS = {
     "none": Variant(lambda: None),
     "commit-before-all-prepared": Variant(_commit_early),
@@ -249,4 +260,7 @@ VARIANTS = {
     "prepared-before-close": Variant(_prepare_early, _Late),
     "acknowledged-before-commit": Variant(_acknowledge_early, caught_as=frozenset({"lost"})),
     "published-file-by-file": Variant(_publish_by_copying),
+    "superseded-by-deleting": Variant(
+        _supersede_by_deleting, caught_as=frozenset({"lost", "damaged"})
+    ),
 }

@@ -64,6 +64,17 @@ def test_killed_between_the_two_moves_of_a_superseding(capsys: pytest.CaptureFix
     assert report.struck == sorted(TWO_MOVES)
 
 
+def test_superseding_by_deleting_is_caught() -> None:
+    chosen = [
+        "--variant",
+        "superseded-by-deleting",
+        "--kill-at",
+        "remove_file step-20/manifest.json",
+    ]
+    report = run_program("superseding", "--flagless", *chosen)[0]
+    assert report.kinds & {"lost", "damaged"}, report.text("superseded-by-deleting")
+
+
 @pytest.fixture(scope="module")
 def caught() -> dict[str, Report]:
     """Run the campaign on each broken protocol until it is caught; two processes."""
