@@ -33,11 +33,12 @@ def passthrough(fuse: Any, source: str) -> Any:  # noqa: ANN401 - mfusepy is not
     base: Any = fuse.Operations
 
     class Passthrough(base):  # type: ignore[misc]
-        use_ns = False
+        use_ns = True
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
             found = os.fstat(fh) if fh else os.lstat(source + path)
-            return {name: getattr(found, name) for name in _STAT}
+            values = {name: getattr(found, name) for name in _STAT}
+            return values | {f"st_{k}time": getattr(found, f"st_{k}time_ns") for k in "acm"}
 
         def readdir(self, path: str, fh: int) -> list[str]:
             return [".", "..", *os.listdir(source + path)]
@@ -105,7 +106,10 @@ def passthrough(fuse: Any, source: str) -> Any:  # noqa: ANN401 - mfusepy is not
             return {name: getattr(found, name) for name in _STATVFS}
 
         def utimens(self, path: str, times: tuple[int, int] | None = None) -> int:
-            os.utime(source + path, times)
+            if times is None:
+                os.utime(source + path)
+            else:
+                os.utime(source + path, ns=times)
             return 0
 
     return Passthrough()

@@ -57,6 +57,7 @@ def test_file_systems_that_honour_syncs_raise_no_doubt(root: Path, fs_type: str)
         ("fuse", "rw", "served by a program"),
         ("9p", "rw", "served by a program"),
         ("overlay", "rw,volatile", "syncs are left out"),
+        ("overlay", "rw,fsync=volatile", "syncs are left out"),
         ("ext4", "rw,nobarrier", "not flushed"),
         ("ext3", "rw,barrier=0", "barrier=0"),
     ],

@@ -90,7 +90,7 @@ def _atomic(probe: Probe) -> Verdict:
 def _durable(probe: Probe) -> Verdict:
     promise, mount = "durable", probe.mount
     missing = _faults(probe, "fsync_file")
-    lost = mount is not None and (mount.in_memory or "volatile" in mount.options)
+    lost = mount is not None and (mount.in_memory or mount.is_volatile)
     if missing or lost:
         advice = f"{_OTHER_PLACE}, mounted without `volatile`."
         return Verdict(promise, "does not hold", _joined([*missing, *probe.sync_doubts]), advice)
@@ -120,7 +120,12 @@ def _never_strands(probe: Probe) -> Verdict:
     if substitute:
         why = _joined([*missing, *substitute])
         return Verdict(promise, "does not hold", why, f"{_OTHER_PLACE}.")
-    why = f"{_joined(missing)}; superseding takes two moves, and only an empty folder may give way"
+    effects = []
+    if _faults(probe, "exchange"):
+        effects.append("no exchange: superseding takes two moves")
+    if _faults(probe, "noreplace_file", "noreplace_dir"):
+        effects.append("no RENAME_NOREPLACE: an empty folder may give way, and nothing else")
+    why = _joined(effects)
     return Verdict(promise, "best effort", why, "Nothing: no step of the lineage is ever replaced.")
 
 
@@ -171,7 +176,7 @@ def _fast(probe: Probe) -> Verdict:
 def _room(probe: Probe) -> Verdict:
     problems = []
     if probe.free_bytes < _MIN_FREE_BYTES:
-        problems.append(f"{probe.free_bytes} bytes free")
+        problems.append(f"{probe.free_bytes / (1 << 20):.0f} MiB free")
     if probe.free_inodes is not None and probe.free_inodes < _MIN_FREE_INODES:
         problems.append(f"{probe.free_inodes} inodes free")
     if problems:

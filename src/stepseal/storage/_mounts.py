@@ -18,9 +18,7 @@ __all__ = ["Mount", "find_mount", "parse_mounts", "sync_doubts"]
 
 _IN_MEMORY = frozenset({"ramfs", "rootfs", "tmpfs", "hugetlbfs"})
 _HOST_DECIDES = frozenset({"9p", "drvfs", "prl_fs", "vboxsf", "vmhgfs"})
-_NETWORK = frozenset(
-    {"afs", "beegfs", "ceph", "cifs", "gpfs", "lustre", "nfs", "nfs4", "pvfs2", "smb3", "wekafs"}
-)
+_VOLATILE = frozenset({"fsync=volatile", "volatile"})
 _NO_BARRIER = frozenset({"nobarrier", "barrier=0", "barrier=none"})
 
 
@@ -42,14 +40,14 @@ class Mount:
         return self.fs_type in _IN_MEMORY
 
     @property
+    def is_volatile(self) -> bool:
+        """An overlay that leaves out syncs."""
+        return not _VOLATILE.isdisjoint(self.options)
+
+    @property
     def is_fuse(self) -> bool:
         """A program serves it, and decides what a sync means."""
         return self.fs_type in {"fuse", "fuseblk"} or self.fs_type.startswith("fuse.")
-
-    @property
-    def is_network(self) -> bool:
-        """Several hosts may see it."""
-        return self.fs_type in _NETWORK or self.is_fuse
 
 
 def sync_doubts(mount: Mount | None) -> tuple[str, ...]:
@@ -62,7 +60,7 @@ def sync_doubts(mount: Mount | None) -> tuple[str, ...]:
         doubts.append(f"{what} is in memory: nothing survives power loss")
     if mount.is_fuse or mount.fs_type in _HOST_DECIDES:
         doubts.append(f"{what} is served by a program that decides what a sync means")
-    if "volatile" in mount.options:
+    if mount.is_volatile:
         doubts.append(f"{what} is mounted with volatile: syncs are left out")
     barrier = sorted(_NO_BARRIER.intersection(mount.options))
     if barrier:
