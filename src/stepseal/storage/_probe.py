@@ -72,7 +72,7 @@ def probe(
                 sync_doubts=sync_doubts(mount),
                 free_bytes=space.f_bavail * space.f_frsize,
                 free_inodes=space.f_favail if space.f_files else None,
-                quota=None,
+                quota=f"{', '.join(mount.quotas)} on" if mount and mount.quotas else None,
                 fsync_s=_fsync_time(fd, calls),
                 clock_skew_s=skew_s,
                 clock_skew_error_s=error_s,

@@ -69,7 +69,10 @@ class Probe:
     free_inodes: int | None
     """None where the file system has no fixed number."""
     quota: str | None
-    """What limits this user, or None: no quota, or it cannot be told."""
+    """That the mount keeps quotas, which may leave less than is free; None: not as far as it says.
+
+    How much is left of one is not asked: servers and containers do not tell it here.
+    """
     fsync_s: float | None
     """Median over some writes of 4 KiB, each synced."""
     clock_skew_s: float
