@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -106,6 +108,21 @@ def test_who_does_not_come_to_a_meeting_is_told_with_exit_1(disk: Path) -> None:
     assert code == 1
     assert "1 of 2 participants not seen" in out
     assert list(disk.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_doctor_that_is_sent_home_leaves_nothing(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "stepseal", "doctor", str(tmp_path),
+        "--meet", "try-1", "--participants", "2", "--timeout-s", "100",
+    ]  # fmt: skip
+    with subprocess.Popen(command) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*/token-*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

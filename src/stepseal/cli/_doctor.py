@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import signal
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, size_text
@@ -13,6 +16,8 @@ from stepseal.errors import InvalidInput
 from stepseal.storage import ABILITIES, meet, probe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stepseal.storage import Meeting
 
 __all__ = ["examine", "print_verdicts"]
@@ -38,15 +43,26 @@ def examine(
     """
     absolute = os.path.abspath(path)
     met = None
-    if meeting is not None:
-        met = _meet(absolute, meeting, num_participants, timeout_s)
-    found = probe(absolute)
+    with _ended_politely():
+        if meeting is not None:
+            met = _meet(absolute, meeting, num_participants, timeout_s)
+        found = probe(absolute)
     return {
         **dataclasses.asdict(found),
         "root": absolute,
         "meeting": None if met is None else dataclasses.asdict(met),
         "verdicts": [dataclasses.asdict(verdict) for verdict in judge(found, met)],
     }
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send, remove what was made before it ends this process."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _meet(path: str, name: str, num_participants: int, timeout_s: float) -> Meeting:
