@@ -150,10 +150,12 @@ class _Trial:
         root = self._folder / "root"
 
         def storage(_rank: int) -> Storage:
-            calls = FlaglessCalls() if self._options.flagless else None
+            flagless = self._workload.flagless or self._options.flagless
+            calls = FlaglessCalls() if flagless else None
             return self._variant.wrap(faults(LocalStorage.create(root, calls=calls)))
 
-        return Life(number, root, self.log, storage, self._workload.num_participants)
+        workload = self._workload
+        return Life(number, root, self.log, storage, workload.num_participants, workload.keep)
 
     def _fork(self, work: Callable[[], list[Violation]]) -> list[Violation] | None:
         """Run `work` in a child; return its findings, or None if it was killed."""

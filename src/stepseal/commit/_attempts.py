@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,7 +30,8 @@ __all__ = [
 NONCE = ".nonce"
 """File in a staging folder by which participants know that they see the coordinator's root."""
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,15})\.([1-9][0-9]{0,15})\.([0-9a-f]{32})")
-_TRASH_NAME = re.compile(_NAME.pattern + r"\.[0-9a-f]{8}")
+_TRASH_NAME = re.compile(_NAME.pattern + r"\.[0-9a-f]{16}")
+"""The same with the time of the move and a random number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,8 @@ def attempt_at(storage: Storage, key: str) -> str | None:
 
 
 def aside_key(staging: str) -> str:
-    """Return where what an attempt supersedes is kept; named after the attempt, so never taken."""
-    return f"{SUPERSEDED}/{_last(staging)}"
+    """Return a new key, never taken, for what an attempt supersedes."""
+    return f"{SUPERSEDED}/{_last(staging)}.{_stamp()}"
 
 
 def put_aside(storage: Storage, staging: str) -> None:
@@ -93,7 +95,7 @@ def to_trash(storage: Storage, staging: str) -> str:
         KeyNotFound: there is none.
         StorageUnavailable: refused.
     """
-    trash = f"{TRASH}/{_last(staging)}.{secrets.token_hex(4)}"
+    trash = f"{TRASH}/{_last(staging)}.{_stamp()}"
     storage.rename(staging, trash)
     return trash
 
@@ -163,6 +165,11 @@ def _delete(storage: Storage, trash: str) -> None:
         return
     with suppress(KeyNotFound):  # somebody else finished it
         remove_tree(storage, trash)
+
+
+def _stamp() -> str:
+    """Return 16 hex digits: Unix time, by which a grace period is counted, and a random number."""
+    return f"{int(time.time()):08x}{secrets.token_hex(4)}"
 
 
 def _last(key: str) -> str:
