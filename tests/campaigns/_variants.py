@@ -246,6 +246,17 @@ def _publish_by_copying() -> None:
     replace(_publish, "_commit", commit)
 
 
+def _supersede_by_deleting() -> None:
+    """Without an exchange, what stands in the way is deleted before the rename."""
+
+    def take_place(storage: Storage, staging: str, manifest: Any) -> None:  # noqa: ANN401 - as patched
+        target = step_name(manifest.step)
+        remove_tree(storage, target)
+        storage.rename(staging, target)
+
+    _replace(_publish, "_take_place_in_two_moves", take_place)
+
+
 # -- pruning ---------------------------------------------------------------------------------------
 
 
@@ -279,6 +290,9 @@ VARIANTS = {
     "prepared-before-close": Variant(_prepare_early, _Late),
     "acknowledged-before-commit": Variant(_acknowledge_early, caught_as=frozenset({"lost"})),
     "published-file-by-file": Variant(_publish_by_copying),
+    "superseded-by-deleting": Variant(
+        _supersede_by_deleting, caught_as=frozenset({"lost", "damaged"}), workload="two-moves"
+    ),
     "pruned-in-place": Variant(_prune_in_place, workload="pruning"),
     "pruned-before-commit": Variant(
         _prune_before_commit, caught_as=frozenset({"lost", "damaged"}), workload="pruning"

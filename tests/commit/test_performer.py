@@ -114,7 +114,7 @@ def test_manifest_holds_the_facts_of_the_job(storage: Storage) -> None:
     assert manifest.versions == {"stepseal": "0"}
     assert manifest.topology == {"world_size": 2}
     assert manifest.participants == TWO
-    assert manifest.durability == storage.sync_support()
+    assert manifest.durability == storage.sync_support().durability
     assert [c.name for c in manifest.components] == ["model"]
 
 

@@ -14,13 +14,20 @@ from stepseal.storage._compose import (
 )  # fmt: skip
 from stepseal.storage._local import LocalStorage
 from stepseal.storage._memory import MemoryStorage
+from stepseal.storage._meeting import Meeting, Peer, meet
+from stepseal.storage._mounts import Mount
+from stepseal.storage._probe import probe
+from stepseal.storage._probe_values import ABILITIES, Ability, Finding, Probe
 from stepseal.storage._verbs import (
-    CreateFile, Entry, Exchange, KeyExists, KeyNotFound, Link, ListDir, MakeDir, OpenRead,
-    ReadHandle, RemoveDir, RemoveFile, Rename, Stat, Storage, SyncDir, SyncSupport, WriteHandle,
+    CreateFile, Entry, Exchange, KeyExists, KeyNotFound, Link, ListDir, MakeDir, NotSupported,
+    OpenRead, ReadHandle, RemoveDir, RemoveFile, Rename, Stat, Storage, SyncDir, SyncFacts,
+    SyncSupport, WriteHandle,
 )  # fmt: skip
 
 __all__ = [
-    "Storage", "ReadHandle", "WriteHandle", "Entry", "KeyNotFound", "KeyExists",
+    "Storage", "ReadHandle", "WriteHandle", "Entry", "KeyNotFound", "KeyExists", "NotSupported",
+    "SyncFacts", "Mount", "Probe", "Finding", "ABILITIES", "Ability", "Meeting", "Peer",
+    "probe", "meet",
     "OpenRead", "Stat", "ListDir", "CreateFile", "MakeDir", "SyncDir", "SyncSupport", "Link",
     "Rename", "Exchange", "RemoveFile", "RemoveDir",
     "LocalStorage", "MemoryStorage",

@@ -2,7 +2,7 @@
 
 The root is opened once and pinned by its descriptor. Every key is walked from there, one segment
 at a time, with `O_NOFOLLOW`, so no symlink and no rename of the root's path can lead a verb
-elsewhere. Nothing here knows steps. Linux only: the atomic renames are renameat2(2).
+elsewhere. Nothing here knows steps. Linux only: renames are those of renameat2(2), where it is.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import os
 import stat
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from stepseal.errors import StorageUnavailable
-from stepseal.storage._calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Calls
+from stepseal.storage._calls import Calls
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._local_files import LocalReader, LocalWriter
+from stepseal.storage._local_renames import Renames
 from stepseal.storage._local_root import make_root, open_root, root_path
+from stepseal.storage._mounts import find_mount, sync_doubts
 from stepseal.storage._refusals import entry_kind, kind_name, refused, wrong_kind
-from stepseal.storage._verbs import Entry
+from stepseal.storage._verbs import Entry, SyncFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +51,7 @@ class LocalStorage:
         calls: answers for the kernel; tests pass their own.
     """
 
-    __slots__ = ("__weakref__", "_calls", "_release", "_root", "_root_fd", "_sync_support")
+    __slots__ = ("__weakref__", "_calls", "_release", "_renames", "_root", "_root_fd", "_sync")
 
     def __init__(self, root: str, descriptor: int, *, calls: Calls | None = None) -> None:
         self._root = root
@@ -57,7 +59,8 @@ class LocalStorage:
         # A reader that nobody closes must not use up descriptors: `stepseal.open` has no close.
         self._release = weakref.finalize(self, os.close, self._root_fd)
         self._calls = calls or Calls()
-        self._sync_support: Literal["fsync", "best-effort"] | None = None
+        self._renames = Renames(self._calls)
+        self._sync: SyncFacts | None = None
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], *, calls: Calls | None = None) -> Self:
@@ -154,11 +157,12 @@ class LocalStorage:
                 entries.append(_entry(name, status))
         return tuple(sorted(entries, key=lambda entry: entry.name))
 
-    def sync_support(self) -> Literal["fsync", "best-effort"]:
-        """Say whether `sync_dir` is honoured here; asks the file system once."""
-        if self._sync_support is None:
+    def sync_support(self) -> SyncFacts:
+        """Say whether syncs are honoured here, from one sync of the root and from its mount."""
+        if self._sync is None:
             self.sync_dir("")
-        return self._sync_support or "fsync"
+            assert self._sync is not None
+        return self._sync
 
     # -- changing ----------------------------------------------------------------------------
 
@@ -178,14 +182,18 @@ class LocalStorage:
     def sync_dir(self, key: str) -> None:
         """Make the names inside a directory durable, where the file system can."""
         with self._guard("sync directory", key), self._walk(split_key(key), "sync", key) as fd:
+            refusal = None
             try:
                 self._calls.fsync_dir(fd)
             except OSError as error:
                 if error.errno not in _NO_DIR_SYNC:
                     raise
-                self._sync_support = "best-effort"
-            else:
-                self._sync_support = self._sync_support or "fsync"
+                code = errno.errorcode.get(error.errno, str(error.errno))
+                refusal = f"directories cannot be synced: fsync answers {code}"
+            if self._sync is None:
+                self._sync = SyncFacts(sync_doubts(find_mount(fd, self._calls)))
+            if refusal and refusal not in self._sync.doubts:
+                self._sync = SyncFacts((*self._sync.doubts, refusal))
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name, atomically and only if nobody has that name."""
@@ -193,18 +201,17 @@ class LocalStorage:
             self._calls.link(name, source_fd, new, target_fd)
 
     def rename(self, source: str, target: str, *, replace: bool = False) -> None:
-        """Move a file or directory to another name, atomically."""
-        verb = "rename" if replace else "rename atomically"
-        with self._pair(verb, source, target) as (name, source_fd, new, target_fd):
+        """Move a file or directory to another name; without RENAME_NOREPLACE as `Renames` says."""
+        with self._pair("rename", source, target) as (name, source_fd, new, target_fd):
             if replace:
                 self._calls.rename(name, source_fd, new, target_fd)
             else:
-                self._renameat2(name, source_fd, new, target_fd, RENAME_NOREPLACE)
+                self._renames.move(name, source_fd, new, target_fd)
 
     def exchange(self, first: str, second: str) -> None:
         """Swap two present keys, of any kind, atomically."""
         with self._pair("exchange atomically", first, second) as (name, first_fd, other, second_fd):
-            self._renameat2(name, first_fd, other, second_fd, RENAME_EXCHANGE)
+            self._renames.exchange(name, first_fd, other, second_fd)
 
     def remove_file(self, key: str) -> None:
         """Remove a name that is not a directory."""
@@ -253,13 +260,6 @@ class LocalStorage:
             self._walk(target_parents, verb, target) as target_fd,
         ):
             yield source_name, source_fd, target_name, target_fd
-
-    def _renameat2(self, name: str, fd: int, target: str, target_fd: int, flags: int) -> None:
-        while True:
-            try:
-                return self._calls.renameat2(name, fd, target, target_fd, flags)
-            except InterruptedError:
-                continue  # not carried out; Python retries its own calls the same way
 
     def _check_kind(self, name: str, fd: int, verb: str, key: str, *, expected: str) -> None:
         """Raise `Corrupt` naming what `name` is, if it is not `expected` any more."""
