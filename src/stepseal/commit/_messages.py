@@ -37,6 +37,7 @@ __all__ = [
     "PartFacts",
     "PostVerdict",
     "Prepared",
+    "Refused",
     "Rejected",
     "RestoreCalled",
     "RestoreFailed",
@@ -165,6 +166,13 @@ class Welcome(_Message, frozen=True):
     """The coordinator knows this participant; also the answer to a goodbye."""
 
 
+class Refused(_Message, frozen=True):
+    """The coordinator knows this participant and will not work with it; the line ends."""
+
+    kind: str
+    message: str
+
+
 class Write(_Message, frozen=True):
     """All participants captured: write your part into the attempt's staging folder."""
 
@@ -276,6 +284,7 @@ FromParticipant = (
 FromCoordinator = (
     Heartbeat
     | Welcome
+    | Refused
     | Write
     | Committed
     | Aborted

@@ -18,7 +18,7 @@ from stepseal.components import Topology
 from stepseal.errors import CheckpointError
 from stepseal.session._finisher import StepFinisher
 from stepseal.session._job import Rendezvous, discover
-from stepseal.storage import LocalStorage, Storage
+from stepseal.storage import Access, LocalStorage, Storage
 
 if TYPE_CHECKING:
     from stepseal.commit import Hub
@@ -47,7 +47,12 @@ Join = Callable[[str, Deadlines], tuple[Topology, Wiring]]
 
 
 def join_process_group(
-    role: str, root: str, deadlines: Deadlines, *, control_host: str | None
+    role: str,
+    root: str,
+    deadlines: Deadlines,
+    *,
+    control_host: str | None,
+    access: Access | None = None,
 ) -> tuple[Topology, Wiring]:
     """Connect this process with all ranks of the default process group, or with itself alone.
 
@@ -56,38 +61,42 @@ def join_process_group(
         root: absolute path of the root.
         deadlines: connection limits and all others.
         control_host: interface of rank 0 for the control plane, or None.
+        access: modes of what is made, and whether shared directories are accepted.
 
     Raises:
         CheckpointError: the root or the coordinator cannot be reached or used; alike on all ranks.
     """
+    access = access or Access()
     topology = discover(role)
     if topology.world_size == 1:
-        return topology, _alone(root, topology, deadlines)
+        return topology, _alone(root, topology, deadlines, access)
     rendezvous = Rendezvous(topology, deadlines, control_host)
     if topology.rank == 0:
-        return topology, _host(root, topology, deadlines, rendezvous)
+        return topology, _host(root, topology, deadlines, rendezvous, access)
     link = rendezvous.connect(__version__)
     driver = ParticipantDriver(topology.me, link, deadlines)
     try:
-        storage = LocalStorage.open(root)
+        storage = LocalStorage.open(root, access=access)
     except CheckpointError:
         driver.close()
         raise
     return topology, Wiring(storage, driver, None)
 
 
-def _alone(root: str, topology: Topology, deadlines: Deadlines) -> Wiring:
-    storage = LocalStorage.create(root)
+def _alone(root: str, topology: Topology, deadlines: Deadlines, access: Access) -> Wiring:
+    storage = LocalStorage.create(root, access=access)
     hub = InProcessHub()
     coordinator = coordinate(storage, topology, deadlines, hub)
     driver = ParticipantDriver(topology.me, hub.link(topology.me), deadlines)
     return Wiring(storage, driver, coordinator)
 
 
-def _host(root: str, topology: Topology, deadlines: Deadlines, rendezvous: Rendezvous) -> Wiring:
+def _host(
+    root: str, topology: Topology, deadlines: Deadlines, rendezvous: Rendezvous, access: Access
+) -> Wiring:
     try:
-        storage = LocalStorage.create(root)
-        hub = rendezvous.listen()
+        storage = LocalStorage.create(root, access=access)
+        hub = rendezvous.listen(__version__)
         link = hub.link(topology.me)
         coordinator = coordinate(storage, topology, deadlines, hub)
     except (CheckpointError, OSError) as error:

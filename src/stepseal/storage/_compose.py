@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import Corrupt, StorageUnavailable
-from stepseal.storage._keys import parent_key, split_key
+from stepseal.storage._keys import check_key, parent_key, split_key
 from stepseal.storage._verbs import (
     CreateFile,
     Entry,
@@ -180,13 +180,16 @@ def replace_durable(storage: _Replaces, key: str, data: Buffer) -> None:
 def remove_tree(storage: _RemovesTrees, key: str) -> None:
     """Remove an entry and all below it; a symlink is removed itself, never followed.
 
-    Tolerates entries that vanish meanwhile. Does not enter mounts.
+    Tolerates entries that vanish meanwhile. Does not enter mounts, bind mounts included where the
+    backend can tell them.
 
     Raises:
+        InvalidInput: the key is the root itself.
         KeyNotFound: nothing has this key.
         Corrupt: a directory was swapped for something else while being emptied.
         StorageUnavailable: refused, or a mount is inside; what is left is left in place.
     """
+    check_key(key)
     top = storage.stat(key)
     if top.kind != "directory":
         storage.remove_file(key)
@@ -200,7 +203,7 @@ def remove_tree(storage: _RemovesTrees, key: str) -> None:
             continue
         pending.append((directory, True))
         with suppress(KeyNotFound):
-            pending += _remove_leaves(storage, directory, top.device)
+            pending += _remove_leaves(storage, directory, top)
 
 
 def walk_files(storage: ListDir, key: str) -> list[tuple[str, Entry]]:
@@ -225,22 +228,23 @@ def walk_files(storage: ListDir, key: str) -> list[tuple[str, Entry]]:
     return sorted(found, key=lambda item: item[0])
 
 
-def _remove_leaves(storage: _RemovesTrees, directory: str, device: int) -> list[tuple[str, bool]]:
+def _remove_leaves(storage: _RemovesTrees, directory: str, top: Entry) -> list[tuple[str, bool]]:
     """Remove what is not a directory; return the directories, still to be emptied."""
     directories: list[tuple[str, bool]] = []
     for entry in storage.list_dir(directory):
         path = _join(directory, entry.name)
-        if entry.kind != "directory":
-            with suppress(KeyNotFound):
+        with suppress(KeyNotFound):
+            if entry.kind != "directory":
                 storage.remove_file(path)
-        elif entry.device != device:
-            raise StorageUnavailable(
-                f"cannot remove {path!r}: expected a directory of the same file system, found a "
-                "mount. Unmount it first.",
-                path=path,
-                errno=errno.EXDEV,
-            )
-        else:
+                continue
+            found = storage.stat(path)
+            if (found.device, found.mount) != (top.device, top.mount):
+                raise StorageUnavailable(
+                    f"cannot remove {path!r}: expected a directory of the same file system, found "
+                    "a mount. Unmount it first.",
+                    path=path,
+                    errno=errno.EXDEV,
+                )
             directories.append((path, False))
     return directories
 
