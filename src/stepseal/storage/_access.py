@@ -17,7 +17,14 @@ from functools import lru_cache
 
 from stepseal.errors import InvalidInput
 
-__all__ = ["DEFAULT_ACCESS", "Access", "refuse_shared", "set_mode", "shared_problem"]
+__all__ = [
+    "DEFAULT_ACCESS",
+    "Access",
+    "refuse_shared",
+    "set_mode",
+    "shared_problem",
+    "writable_problem",
+]
 
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}
 """How a file system answers that has no modes of its own, or not ours to set."""
@@ -62,20 +69,25 @@ DEFAULT_ACCESS = Access()
 
 
 def shared_problem(status: os.stat_result) -> str | None:
-    """Say who else can change the names in a directory, or None.
-
-    The sticky bit protects names, so such directories pass. A group that holds only its owner (as
-    many distributions give each user) is not somebody else.
-    """
+    """Say who else can change the names in a directory, or None."""
     if status.st_uid not in {0, os.geteuid()}:
         return f"a directory that belongs to user {status.st_uid}"
+    return writable_problem(status)
+
+
+def writable_problem(status: os.stat_result) -> str | None:
+    """Say who besides its owner can change the names in a directory, or None.
+
+    The sticky bit protects names, so such directories pass. A group that holds only its owner (as
+    many distributions give each user) is nobody else.
+    """
     mode = stat.S_IMODE(status.st_mode)
     if mode & stat.S_ISVTX:
         return None
     if mode & stat.S_IWOTH:
-        return f"mode {mode:#o}, in which everybody can write"
+        return f"a directory of mode {mode:#o}, in which everybody can write"
     if mode & stat.S_IWGRP and not _is_private(status.st_gid, status.st_uid):
-        return f"mode {mode:#o}, in which group {status.st_gid} can write"
+        return f"a directory of mode {mode:#o}, in which group {status.st_gid} can write"
     return None
 
 

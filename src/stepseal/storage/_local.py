@@ -21,6 +21,7 @@ from stepseal.storage._access import (
     refuse_shared,
     set_mode,
     shared_problem,
+    writable_problem,
 )
 from stepseal.storage._calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Calls
 from stepseal.storage._keys import check_key, check_pair, split_key
@@ -141,10 +142,10 @@ class LocalStorage:
         """Absolute path that the root had when it was opened."""
         return self._root
 
-    def shared_problem(self) -> str | None:
-        """Say who besides this user and root can change names in the root, or None."""
+    def writable_problem(self) -> str | None:
+        """Say who besides its owner can change names in the root, or None."""
         with self._guard("stat", ""), self._walk((), "stat", "") as fd:
-            return shared_problem(os.fstat(fd))
+            return writable_problem(os.fstat(fd))
 
     def close(self) -> None:
         """Release the root. No verb works afterwards; open handles do. Safe to repeat."""
