@@ -40,10 +40,7 @@ class OpenRoot:
 
 def open_root(path: str) -> OpenRoot:
     """Open a root for reading; RootNotFound when it is none."""
-    try:
-        absolute = os.path.abspath(path)
-    except ValueError as error:  # a NUL, which no file system takes
-        raise InvalidInput(f"root {path!r}: expected the path of a directory: {error}") from error
+    absolute = os.path.abspath(path)
     storage = LocalStorage.open(absolute)
     if problem := storage.writable_problem():
         warn(f"{absolute} is {problem}: what is read here may be another the next time")
