@@ -84,6 +84,10 @@ class Hello(_Message, frozen=True):
     token: str
     version: str
 
+    def __repr__(self) -> str:
+        """Return a text without the token, for logs and tracebacks."""
+        return f"Hello({self.participant!r}, version={self.version!r})"
+
 
 class Heartbeat(_Message, frozen=True):
     """Nothing but a sign of life; both directions."""
