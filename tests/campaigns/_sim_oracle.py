@@ -163,7 +163,9 @@ class Oracle:
     def read_claims(self) -> None:
         """Take what the disk says of claims now."""
         self.claims = {
-            claim.incarnation: claim.parent and (claim.parent.step, claim.parent.incarnation)
+            claim.incarnation: None
+            if claim.parent is None
+            else (claim.parent.step, claim.parent.incarnation)
             for claim in read_claims(self.world.disk)
         }
 

@@ -163,7 +163,7 @@ def _no_root_sync() -> list[tuple[object, str, object]]:
     real = _publish._commit
 
     def commit(storage: Any, *args: Any) -> None:  # noqa: ANN401
-        real(_Unsynced(storage), *args)  # type: ignore[arg-type]
+        real(_Unsynced(storage), *args)
 
     return [(_publish, "_commit", commit)]
 

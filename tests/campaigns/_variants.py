@@ -254,7 +254,7 @@ def _supersede_by_deleting() -> None:
         remove_tree(storage, target)
         storage.rename(staging, target)
 
-    _replace(_publish, "_take_place_in_two_moves", take_place)
+    replace(_publish, "_take_place_in_two_moves", take_place)
 
 
 # -- pruning ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ into durable writes, conditional puts and tree walks.
 
 # ruff: noqa: I001 - isort would give each name a line, and a face stays under 40 lines
 
+from stepseal.storage._access import Access
 from stepseal.storage._compose import (
     create_durable, make_dirs, put_if_absent, read_bytes, remove_tree, replace_durable,
     sweep_temporaries, walk_files,
@@ -30,7 +31,7 @@ __all__ = [
     "probe", "meet",
     "OpenRead", "Stat", "ListDir", "CreateFile", "MakeDir", "SyncDir", "SyncSupport", "Link",
     "Rename", "Exchange", "RemoveFile", "RemoveDir",
-    "LocalStorage", "MemoryStorage",
+    "Access", "LocalStorage", "MemoryStorage",
     "make_dirs", "read_bytes", "create_durable", "put_if_absent", "replace_durable",
     "remove_tree", "sweep_temporaries", "walk_files",
 ]  # fmt: skip

@@ -14,12 +14,20 @@ import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from stepseal.errors import StorageUnavailable
+from stepseal.errors import InvalidInput, StorageUnavailable
+from stepseal.storage._access import (
+    DEFAULT_ACCESS,
+    Access,
+    refuse_shared,
+    set_mode,
+    shared_problem,
+    writable_problem,
+)
 from stepseal.storage._calls import Calls
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._local_files import LocalReader, LocalWriter
 from stepseal.storage._local_renames import Renames
-from stepseal.storage._local_root import make_root, open_root, root_path
+from stepseal.storage._local_root import check_root, make_root, open_root, root_path
 from stepseal.storage._mounts import find_mount, sync_doubts
 from stepseal.storage._refusals import entry_kind, kind_name, refused, wrong_kind
 from stepseal.storage._verbs import Entry, SyncFacts
@@ -33,10 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["LocalStorage"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE_MODE = 0o600
-_DIR_MODE = 0o700
 _NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -49,22 +56,48 @@ class LocalStorage:
         root: absolute path, for messages only.
         descriptor: of the root directory; owned from now on.
         calls: answers for the kernel; tests pass their own.
+        access: modes of what is made, and whether names are made where others can write.
     """
 
-    __slots__ = ("__weakref__", "_calls", "_release", "_renames", "_root", "_root_fd", "_sync")
+    __slots__ = (
+        "__weakref__",
+        "_access",
+        "_calls",
+        "_release",
+        "_renames",
+        "_root",
+        "_root_fd",
+        "_sync",
+    )
 
-    def __init__(self, root: str, descriptor: int, *, calls: Calls | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        descriptor: int,
+        *,
+        calls: Calls | None = None,
+        access: Access = DEFAULT_ACCESS,
+    ) -> None:
         self._root = root
         self._root_fd = descriptor
         # A reader that nobody closes must not use up descriptors: `stepseal.open` has no close.
         self._release = weakref.finalize(self, os.close, self._root_fd)
         self._calls = calls or Calls()
         self._renames = Renames(self._calls)
+        self._access = access
         self._sync: SyncFacts | None = None
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], *, calls: Calls | None = None) -> Self:
+    def open(
+        cls,
+        root: str | os.PathLike[str],
+        *,
+        calls: Calls | None = None,
+        access: Access = DEFAULT_ACCESS,
+    ) -> Self:
         """Open an existing root; a symlink to a directory is resolved now and never again.
+
+        Any root can be read; names are made only where `access` allows it.
 
         Raises:
             RootNotFound: nothing is there.
@@ -73,24 +106,37 @@ class LocalStorage:
         """
         calls = calls or Calls()
         path = root_path(root)
-        return cls(path, open_root(path, calls), calls=calls)
+        return cls(path, open_root(path, calls), calls=calls, access=access)
 
     @classmethod
-    def create(cls, root: str | os.PathLike[str], *, calls: Calls | None = None) -> Self:
-        """Open a root, after making it and its missing parents with mode 0700.
+    def create(
+        cls,
+        root: str | os.PathLike[str],
+        *,
+        calls: Calls | None = None,
+        access: Access = DEFAULT_ACCESS,
+    ) -> Self:
+        """Open a root for writing, after making it and its missing parents.
 
         Every participant may call it at once.
 
         Raises:
-            InvalidInput: a file or another non-directory is there.
+            InvalidInput: a file or another non-directory is there, other users can write there, or
+                it is theirs.
             StorageUnavailable: a directory cannot be made or synced.
 
         Durability: the root's name survives power loss on return.
         """
         calls = calls or Calls()
         path = root_path(root)
-        make_root(path, calls)
-        return cls(path, open_root(path, calls), calls=calls)
+        make_root(path, calls, access.dir_mode)
+        fd = open_root(path, calls)
+        try:
+            check_root(path, fd, access)
+        except InvalidInput:
+            os.close(fd)
+            raise
+        return cls(path, fd, calls=calls, access=access)
 
     def __repr__(self) -> str:
         return f"LocalStorage({self._root!r})"
@@ -99,6 +145,11 @@ class LocalStorage:
     def root(self) -> str:
         """Absolute path that the root had when it was opened."""
         return self._root
+
+    def writable_problem(self) -> str | None:
+        """Say who besides its owner can change names in the root, or None."""
+        with self._guard("stat", ""), self._walk((), "stat", "") as fd:
+            return writable_problem(os.fstat(fd))
 
     def close(self) -> None:
         """Release the root. No verb works afterwards; open handles do. Safe to repeat."""
@@ -140,8 +191,16 @@ class LocalStorage:
         segments = split_key(key)
         with self._guard("stat", key), self._walk(segments[:-1], "stat", key) as fd:
             if not segments:
-                return _entry("", os.fstat(fd))
-            return _entry(segments[-1], os.stat(segments[-1], dir_fd=fd, follow_symlinks=False))
+                return _entry("", os.fstat(fd), _mount_of(fd))
+            name = segments[-1]
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode):
+                return _entry(name, status)
+            found = os.open(name, _LOOK, dir_fd=fd)
+            try:
+                return _entry(name, os.fstat(found), _mount_of(found))
+            finally:
+                os.close(found)
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
         """Return every entry of a directory, sorted by name."""
@@ -167,17 +226,29 @@ class LocalStorage:
     # -- changing ----------------------------------------------------------------------------
 
     def create_file(self, key: str) -> LocalWriter:
-        """Create a file that nobody had, with mode 0600."""
+        """Create a file that nobody had, with mode 0600 unless configured."""
         parents, name = check_key(key)
         with self._guard("create", key), self._walk(parents, "create", key) as parent_fd:
-            fd = self._calls.open(name, _CREATE, _FILE_MODE, dir_fd=parent_fd)
+            self._require_own(parent_fd, parents)
+            fd = self._calls.open(name, _CREATE, 0o600, dir_fd=parent_fd)
+            try:
+                set_mode(fd, self._access.file_mode)
+            except OSError:
+                os.close(fd)
+                raise
         return LocalWriter(fd, key, self._root, self._calls)
 
     def make_dir(self, key: str) -> None:
-        """Create a directory that nobody had, with mode 0700."""
+        """Create a directory that nobody had, with mode 0700 unless configured."""
         parents, name = check_key(key)
         with self._guard("make directory", key), self._walk(parents, "make", key) as parent_fd:
-            os.mkdir(name, _DIR_MODE, dir_fd=parent_fd)
+            self._require_own(parent_fd, parents)
+            os.mkdir(name, 0o700, dir_fd=parent_fd)
+            fd = self._calls.open(name, _DIRECTORY, dir_fd=parent_fd)
+            try:
+                set_mode(fd, self._access.dir_mode)
+            finally:
+                os.close(fd)
 
     def sync_dir(self, key: str) -> None:
         """Make the names inside a directory durable, where the file system can."""
@@ -259,7 +330,16 @@ class LocalStorage:
             self._walk(source_parents, verb, source) as source_fd,
             self._walk(target_parents, verb, target) as target_fd,
         ):
+            self._require_own(target_fd, target_parents)
             yield source_name, source_fd, target_name, target_fd
+
+    def _require_own(self, fd: int, segments: Sequence[str]) -> None:
+        """Refuse to make a name in a directory whose names somebody else can change."""
+        if self._access.allow_shared:
+            return
+        problem = shared_problem(os.fstat(fd))
+        if problem is not None:
+            raise refuse_shared("directory", "/".join((self._root, *segments)), problem)
 
     def _check_kind(self, name: str, fd: int, verb: str, key: str, *, expected: str) -> None:
         """Raise `Corrupt` naming what `name` is, if it is not `expected` any more."""
@@ -277,11 +357,25 @@ class LocalStorage:
             raise refused(verb, key, self._root, error) from error
 
 
-def _entry(name: str, status: os.stat_result) -> Entry:
+def _mount_of(fd: int) -> int:
+    """Return the number of the mount behind a descriptor, 0 where the kernel does not tell.
+
+    A bind mount of the same file system has the device number of what it hides, so that only this
+    number tells it from an ordinary directory.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+            return next((int(line[7:]) for line in lines if line.startswith("mnt_id:")), 0)
+    except OSError:
+        return 0
+
+
+def _entry(name: str, status: os.stat_result, mount: int = 0) -> Entry:
     return Entry(
         name=name,
         kind=entry_kind(status.st_mode),
         size_bytes=status.st_size,
         device=status.st_dev,
         inode=status.st_ino,
+        mount=mount,
     )

@@ -94,6 +94,8 @@ class Entry:
     """File system it is on; a directory whose number differs from its parent's is a mount."""
     inode: int = 0
     """Identity on that device, equal for hard links of one file; 0 when the backend has none."""
+    mount: int = 0
+    """Mount that a directory is reached through, where `stat` was asked and can tell; else 0."""
 
 
 class ReadHandle(Protocol):
