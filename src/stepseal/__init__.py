@@ -14,7 +14,17 @@ from stepseal._version import __version__
 if TYPE_CHECKING:
     from stepseal.commit import Deadlines
     from stepseal.components import RNG, Sharing, register, register_codec
-    from stepseal.session import Checkpointer, PendingSave, Restored, Run, Saved, Step, every
+    from stepseal.session import (
+        Checkpointer,
+        Imported,
+        PendingSave,
+        Restored,
+        Run,
+        Saved,
+        Step,
+        every,
+        import_dcp,
+    )  # fmt: skip
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
 
     GLOBAL = Sharing.GLOBAL
@@ -24,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Deadlines",
-    "PendingSave", "Restored", "Run", "Saved", "Sharing", "Step", "__version__", "errors", "every",
-    "open", "register", "register_codec",
+    "Imported", "PendingSave", "Restored", "Run", "Saved", "Sharing", "Step", "__version__",
+    "errors", "every", "import_dcp", "open", "register", "register_codec",
 ]  # fmt: skip
 
 
