@@ -19,6 +19,7 @@ from stepseal.commit._attempts import begin, discard, sweep
 from stepseal.commit._catalog import list_steps
 from stepseal.commit._claims import check_current, claim
 from stepseal.commit._draft import JobFacts, draft_manifest
+from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
 from stepseal.commit._resume import select
 from stepseal.commit._roots import initialise_root
@@ -167,6 +168,8 @@ class Performer:
         return actions.Published(action.call, sha256)
 
     def _select(self, action: actions.Select) -> actions.Selected:
+        if action.unverified and (foreign := offer_foreign(self._storage, action)) is not None:
+            return foreign
         found = select(
             self._storage,
             self._life.run_id,

@@ -19,7 +19,7 @@ from stepseal.components._imported import ImportedState, tree_of
 from stepseal.components._registry import Registry
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._sinks import DenseSink
-from stepseal.components._staging import Arena
+from stepseal.components._staging import Arena, byte_view
 from stepseal.components._types import (
     CapturedComponent, Component, RestorePlan, SavedComponent, SavedTensor, Sharing, Staging,
     Topology, TreeContents,
@@ -29,7 +29,7 @@ __all__ = [
     "MAX_DCP_INDEX_BYTES", "RNG", "Arena", "CapturedComponent", "Component", "DenseSink",
     "ForeignComponent", "ForeignIndex", "ForeignItem", "ForeignTensor", "ImportedState",
     "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
-    "Staging", "Topology", "TreeContents", "build_dcp_index", "decode_tree", "encode_tree",
+    "Staging", "Topology", "TreeContents", "build_dcp_index", "byte_view", "decode_tree", "encode_tree",
     "foreign_components", "optimizer_value", "read_dcp_index", "read_tensor_record",
     "read_value_record", "register", "register_codec", "tree_of",
 ]  # fmt: skip

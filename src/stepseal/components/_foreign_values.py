@@ -151,7 +151,7 @@ class _Builder:
     def _check_inside(
         self, shape: tuple[int, ...], steps: tuple[int, ...], offset: object, num_elements: int
     ) -> int:
-        """Check that strides stay inside the storage, and show no more elements than it has; return the offset."""
+        """Return the offset if sizes and strides stay inside the storage, without repeats."""
         if type(offset) is not int or offset < 0 or len(shape) != len(steps):
             raise self._wrong("an offset, sizes and strides", offset)
         if math.prod(shape) > num_elements:
