@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 FACE = "face"
 """The wing of `src/stepseal/__init__.py`."""
-_CORE = frozenset({"errors", "layout", "storage", "transfer", "commit", "components", "session"})
+_CORE = frozenset(
+    {"errors", "layout", "storage", "transfer", "commit", "retention", "components", "session"}
+)
 _OUTER = frozenset({"cli", "testing", "integrations"})
 
 ARROWS: Mapping[str, frozenset[str]] = {
@@ -26,10 +28,13 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "storage": frozenset({"errors"}),
     "transfer": frozenset({"errors", "layout", "storage"}),
     "commit": frozenset({"errors", "layout", "storage"}),
+    "retention": frozenset({"errors", "layout", "storage", "commit"}),
     "components": frozenset({"errors", "layout"}),
     "session": _CORE - {"session"} | {"_version"},
     FACE: _CORE | {"_version"},
-    "cli": frozenset({"_version", "errors", "layout", "storage", "transfer", "commit"}),
+    "cli": frozenset(
+        {"_version", "errors", "layout", "storage", "transfer", "commit", "retention"}
+    ),
     "__main__": frozenset({"cli"}),
     "testing": _CORE | {FACE},
     "integrations": _CORE | {FACE},

@@ -14,6 +14,7 @@ from stepseal._version import __version__
 if TYPE_CHECKING:
     from stepseal.commit import Deadlines
     from stepseal.components import RNG, Sharing, register, register_codec
+    from stepseal.retention import Retention, latest
     from stepseal.session import (
         Checkpointer,
         Imported,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         Step,
         every,
         import_dcp,
-    )  # fmt: skip
+    )
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
 
     GLOBAL = Sharing.GLOBAL
@@ -34,21 +35,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Deadlines",
-    "Imported", "PendingSave", "Restored", "Run", "Saved", "Sharing", "Step", "__version__",
-    "errors", "every", "import_dcp", "open", "register", "register_codec",
+    "Imported", "PendingSave", "Restored", "Retention", "Run", "Saved", "Sharing", "Step",
+    "__version__", "errors", "every", "import_dcp", "latest", "open", "register",
+    "register_codec",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
     if name not in __all__:
         raise AttributeError(f"module 'stepseal' has no attribute {name!r}")
-    from stepseal import commit, components, session
+    from stepseal import commit, components, retention, session
 
     if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK"):
         return components.Sharing[name]
     if name == "open":
         return session.open_run
-    owner = next(wing for wing in (session, components, commit) if name in wing.__all__)
+    owner = next(wing for wing in (session, components, retention, commit) if name in wing.__all__)
     return getattr(owner, name)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import re
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -207,9 +209,11 @@ def test_sweep_removes_an_attempt_that_died_right_before_its_commit(storage: Sto
     assert root.names(STAGING) == root.names(TRASH) == root.names(SUPERSEDED) == []
 
 
-def test_put_aside_keeps_the_name(storage: Storage) -> None:
+def test_put_aside_keeps_the_name_and_adds_the_time(storage: Storage) -> None:
     root = Root(storage)
     root.claim()
     staging, _ = root.prepare(10)
     put_aside(storage, staging)
-    assert root.names(SUPERSEDED) == [staging.rpartition("/")[2]]
+    (name,) = root.names(SUPERSEDED)
+    assert re.fullmatch(re.escape(staging.rpartition("/")[2]) + r"\.[0-9a-f]{16}", name)
+    assert abs(int(name.rpartition(".")[2][:8], 16) - time.time()) < 60

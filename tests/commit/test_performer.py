@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,6 @@ from tests.commit._kit import (
     attempt_id,
     captured,
     damage,
-    exists,
     write_part,
 )
 
@@ -23,7 +21,7 @@ from stepseal.commit import list_steps, read_step
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer
 from stepseal.commit._publish import PublishUnconfirmed
-from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
+from stepseal.commit._roots import STAGING
 from stepseal.storage import MemoryStorage, make_dirs, read_bytes
 from stepseal.testing import Fail, Fault, FaultyStorage
 
@@ -238,42 +236,6 @@ def test_defect_elsewhere_is_a_failure(caplog: pytest.LogCaptureFixture) -> None
     storage.broken = True
     assert kind(life.select()) == errors.InternalError.kind
     assert "defect" in caplog.text
-
-
-def test_abandoned_staging_is_swept_after_the_first_commit_only(storage: Storage) -> None:
-    old = Life(storage)
-    old.save(10)
-    abandoned = old.begin(20)
-    assert isinstance(abandoned, actions.Staged)
-    life = Life(storage)
-    selected = life.select()
-    assert isinstance(selected, actions.Selected)
-    life.claim(selected.lineage)
-    assert exists(storage, abandoned.staging)
-    life.num = 10
-    life.save(20)
-    assert not exists(storage, abandoned.staging)
-    assert storage.list_dir(TRASH) == storage.list_dir(SUPERSEDED) == ()
-
-
-@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_failing_housekeeping_is_logged_and_tried_again(
-    number: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    inner = MemoryStorage()
-    old = Life(inner)
-    abandoned = old.begin(10)
-    assert isinstance(abandoned, actions.Staged)
-    plan = [Fault(lambda verb, key: verb == "rename" and TRASH in key, Fail(number))]
-    life = Life(FaultyStorage(inner, plan))
-    life.num = 10
-    life.claim()
-    with caplog.at_level(logging.WARNING):
-        assert isinstance(life.save(20), actions.Published)
-    assert "after the commit of step 20" in caplog.text
-    assert exists(inner, abandoned.staging)
-    life.save(30)
-    assert not exists(inner, abandoned.staging)
 
 
 def test_latest_that_cannot_be_moved_does_not_fail_the_save(

@@ -315,7 +315,7 @@ def test_step_that_does_not_count_is_put_aside_and_kept(storage: Storage, what: 
     root.publish(staging, manifest)
     assert read_step(storage, step, root.run_id).manifest == manifest
     (kept,) = root.names(SUPERSEDED)
-    assert kept == staging.rpartition("/")[2]
+    assert kept.startswith(staging.rpartition("/")[2])
     assert exists(storage, f"{SUPERSEDED}/{kept}/parts")
     assert attempt_at(storage, f"{SUPERSEDED}/{kept}") == (old if what == "outside" else None)
     assert root.names(STAGING) == []

@@ -22,7 +22,7 @@ def test_initialising_is_idempotent(storage: Storage) -> None:
     run_id = initialise_root(storage)
     assert run_id == initialise_root(storage) == read_marker(storage)
     names = [entry.name for entry in storage.list_dir(".stepseal")]
-    assert names == ["incarnations", "staging", "superseded", "trash"]
+    assert names == ["incarnations", "leases", "pins", "staging", "superseded", "trash"]
 
 
 def test_root_without_marker_is_no_root(storage: Storage) -> None:

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 import stepseal as ss
 from stepseal import commit, errors
-from stepseal.session import Wiring, coordinate
+from stepseal.session import JobOptions, Wiring, coordinate
 from stepseal.session._job import Rendezvous, discover
 from stepseal.storage import LocalStorage
 from stepseal.testing import FaultyStorage
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from stepseal.commit import Deadlines
     from stepseal.components import Topology
 
 T = TypeVar("T")
@@ -165,12 +164,12 @@ def _gated_storage(root: str, gate: Gate) -> FaultyStorage:
     return FaultyStorage(LocalStorage.create(root), before=before)
 
 
-def gated_join(gate: Gate) -> Callable[[str, Deadlines], tuple[Topology, Wiring]]:
+def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring]]:
     """Return what connects a rank as the process group join does, with gates in all parts."""
 
-    def join(root: str, deadlines: Deadlines) -> tuple[Topology, Wiring]:
+    def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
         topology = discover("trainer")
-        rendezvous = Rendezvous(topology, deadlines, None)
+        rendezvous = Rendezvous(topology, options.deadlines, None)
         storage = _gated_storage(root, gate)
         coordinator = None
         link: Any
@@ -183,11 +182,11 @@ def gated_join(gate: Gate) -> Callable[[str, Deadlines], tuple[Topology, Wiring]
             link = hub.link(topology.me)
             gate.reach("coordinator/listening")
             gated = GatedHub(hub, gate, topology.participants[-1])
-            coordinator = coordinate(storage, topology, deadlines, gated)
+            coordinator = coordinate(storage, topology, options, gated)
             rendezvous.publish(hub.address)
         else:
             link = rendezvous.connect(ss.__version__)
-        driver = GatedDriver(topology.me, link, deadlines)
+        driver = GatedDriver(topology.me, link, options.deadlines)
         driver.gate = gate
         return topology, Wiring(storage, driver, coordinator)
 

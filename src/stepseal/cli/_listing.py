@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, size_text
 from stepseal.cli._roots import open_root, step_size_bytes
-from stepseal.commit import in_lineage, lineage_limits, list_foreign, list_steps, read_claims
+from stepseal.commit import (
+    in_lineage,
+    lineage_limits,
+    list_foreign,
+    list_steps,
+    read_claims,
+    read_pins,
+)
 
 if TYPE_CHECKING:
     from stepseal.cli._roots import OpenRoot
@@ -21,16 +28,19 @@ def list_root(path: str) -> dict[str, Any]:
     root = open_root(path)
     limits = lineage_limits(read_claims(root.storage))
     entries = list_steps(root.storage, root.run_id)
+    pinned = read_pins(root.storage)
     return {
         "root": root.path,
         "run_id": root.run_id,
         "incarnation": max(limits, default=None),
-        "steps": [_row(root, entry, limits) for entry in entries],
+        "steps": [_row(root, entry, limits, entry.step in pinned) for entry in entries],
         "foreign": [entry.name for entry in list_foreign(root.storage)],
     }
 
 
-def _row(root: OpenRoot, entry: StepEntry, limits: dict[int, int | None]) -> dict[str, Any]:
+def _row(
+    root: OpenRoot, entry: StepEntry, limits: dict[int, int | None], pinned: bool
+) -> dict[str, Any]:
     row: dict[str, Any] = {"step": entry.step, "state": entry.state, "problem": entry.problem}
     manifest = entry.manifest
     if entry.state != "committed" or manifest is None:
@@ -40,6 +50,7 @@ def _row(root: OpenRoot, entry: StepEntry, limits: dict[int, int | None]) -> dic
         created_at=manifest.created_at,
         kind=manifest.kind,
         resumable=manifest.resumable,
+        pinned=pinned,
         incarnation=manifest.incarnation,
         num_participants=len(manifest.participants),
         size_bytes=step_size_bytes(root.storage, entry.name, manifest),
@@ -66,6 +77,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         return (str(row["step"]), row["state"], "-", "-", "-", "-", row["problem"])
     metrics = " ".join(f"{name}={value:.4g}" for name, value in sorted(row["metrics"].items()))
     notes = [] if row["in_lineage"] else ["outside the lineage"]
+    notes += ["pinned"] if row["pinned"] else []
     notes += [] if row["resumable"] else [f"not resumable ({row['kind']})"]
     notes += [f"#{tag}" for tag in row["tags"]]
     return (

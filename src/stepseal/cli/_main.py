@@ -108,3 +108,77 @@ def import_(
         print_json(found)
     else:
         print_imported(found)
+
+
+@main.command()
+@_root
+@click.option(
+    "--keep-latest",
+    type=click.IntRange(min=1),
+    required=True,
+    metavar="K",
+    help="Keep the newest K whole, resumable steps.",
+)
+@click.option(
+    "--superseded-grace-h",
+    type=click.FloatRange(min=0),
+    default=24.0,
+    metavar="H",
+    show_default=True,
+    help="Leave superseded and stranded steps alone for H hours.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed, and why.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Read every byte of the newest step before anything is removed.",
+)
+@_json
+def prune(
+    root: str,
+    *,
+    keep_latest: int,
+    superseded_grace_h: float,
+    dry_run: bool,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Remove old steps of ROOT; steps that are pinned or in use, and the last good one, stay."""
+    from stepseal.cli._pruning import print_pruned, prune_root
+
+    found = prune_root(
+        root,
+        keep_latest=keep_latest,
+        superseded_grace_s=superseded_grace_h * 3600,
+        dry_run=dry_run,
+        verify=verify,
+    )
+    if as_json:
+        print_json(found)
+    else:
+        print_pruned(found)
+    if found["failures"]:
+        sys.exit(1)
+
+
+@main.command()
+@_root
+@click.argument("step", type=str)
+@click.option("--reason", default="", help="For people; stands in the pin.")
+def pin(root: str, step: str, *, reason: str) -> None:
+    """Keep STEP of ROOT until it is unpinned, whatever the keep rules say."""
+    from stepseal.cli._pruning import pin_step
+
+    pin_step(root, step, reason)
+
+
+@main.command()
+@_root
+@click.argument("step", type=str)
+def unpin(root: str, step: str) -> None:
+    """Leave STEP of ROOT to the keep rules again; exit code 4 if it was not pinned."""
+    from stepseal.cli._pruning import unpin_step
+
+    if not unpin_step(root, step):
+        sys.exit(4)

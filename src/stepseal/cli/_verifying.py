@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, size_text
 from stepseal.cli._roots import OpenRoot, find_step, open_root, step_size_bytes
-from stepseal.commit import list_steps
+from stepseal.commit import Reading, list_steps
 from stepseal.layout import MANIFEST
 from stepseal.transfer import verify_step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
     from stepseal.commit import StepEntry
+    from stepseal.layout import Manifest
+    from stepseal.transfer import Finding
 
 __all__ = ["print_report", "verify_root"]
 
@@ -39,7 +41,7 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
         finding = {"severity": "damage", "path": MANIFEST, "message": entry.problem}
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
     with _Progress(entry.step, step_size_bytes(root.storage, entry.name, entry.manifest)) as bar:
-        found = verify_step(root.storage, entry.name, entry.manifest, progress=bar.advance)
+        found = _verify_leased(root, entry.name, entry.manifest, bar.advance)
     damaged = any(finding.severity == "damage" for finding in found)
     return {
         "step": entry.step,
@@ -47,6 +49,21 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
         "size_bytes": bar.done_bytes,
         "findings": [{"severity": f.severity, "path": f.path, "message": f.message} for f in found],
     }
+
+
+def _verify_leased(
+    root: OpenRoot, name: str, manifest: Manifest, advance: Callable[[int], None]
+) -> tuple[Finding, ...]:
+    with Reading(root.storage, manifest) as reading:
+
+        def tick(num_bytes: int) -> None:
+            reading.tick()
+            advance(num_bytes)
+
+        found = verify_step(root.storage, name, manifest, progress=tick)
+        if found:
+            reading.require_standing()
+    return found
 
 
 class _Progress:

@@ -9,30 +9,40 @@ threads. Knows storage and layout; knows neither torch nor what the bytes of a c
 from stepseal.commit._catalog import (StepEntry, list_foreign, list_steps, read_marker,
     read_step, refuse_newer)
 from stepseal.commit._causes import cause_of, details_of, messages_of
-from stepseal.commit._claims import in_lineage, lineage_limits, read_claims
+from stepseal.commit._claims import (INCARNATIONS, check_current, in_lineage, lineage_limits,
+    read_claims)
 from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._coordinator_driver import CoordinatorDriver
 from stepseal.commit._deadlines import Deadlines
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._framing import Address
+from stepseal.commit._guards import Guards, read_guards
+from stepseal.commit._leases import (LEASES, Lease, drop_expired, read_leases, release_lease,
+    renew_lease, take_lease)
 from stepseal.commit._links import Hub, InProcessHub, Link
 from stepseal.commit._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
     ComponentFacts, Fresh, PartFacts, Rejected, RestoreCalled, Restored, RestoreFailed, Write)
 from stepseal.commit._outcome import resolve_save
 from stepseal.commit._participant import Participant
 from stepseal.commit._participant_driver import ParticipantDriver
+from stepseal.commit._pins import PINS, pin, read_pins, unpin
 from stepseal.commit._publish import Finisher
+from stepseal.commit._reading import Reading
+from stepseal.commit._roots import SUPERSEDED, TRASH
 from stepseal.commit._rules import error_from
 from stepseal.commit._socket_hub import SocketHub
 from stepseal.commit._socket_link import SocketLink
-from stepseal.commit._attempts import NONCE
+from stepseal.commit._attempts import NONCE, attempt_at, sweep
 
 __all__ = [
     "Address", "Applied", "Apply", "Candidate", "Captured", "Checked", "Committed",
-    "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Finisher", "Fresh", "Hub",
-    "InProcessHub", "JobFacts", "Link", "NONCE", "PartFacts", "Participant", "ParticipantDriver",
-    "Rejected", "RestoreCalled", "RestoreFailed", "Restored", "SocketHub", "SocketLink",
-    "StepEntry", "Write", "cause_of", "details_of", "error_from", "in_lineage", "lineage_limits",
-    "list_foreign", "list_steps", "messages_of", "read_claims", "read_marker", "read_step",
-    "refuse_newer", "resolve_save",
+    "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Finisher", "Fresh",
+    "Guards", "Hub", "INCARNATIONS", "InProcessHub", "JobFacts", "LEASES", "Lease", "Link",
+    "NONCE", "PINS", "PartFacts", "Participant", "ParticipantDriver", "Reading", "Rejected",
+    "RestoreCalled", "RestoreFailed", "Restored", "SUPERSEDED", "SocketHub", "SocketLink",
+    "StepEntry", "TRASH", "Write", "attempt_at", "cause_of", "check_current", "details_of",
+    "drop_expired", "error_from", "in_lineage", "lineage_limits", "list_foreign", "list_steps",
+    "messages_of", "pin", "read_claims", "read_guards", "read_leases", "read_marker", "read_pins",
+    "read_step", "refuse_newer", "release_lease", "renew_lease", "resolve_save", "sweep",
+    "take_lease", "unpin",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,7 +27,8 @@ __all__ = ["NONCE", "Staging", "attempt_at", "begin", "discard", "put_aside", "s
 NONCE = ".nonce"
 """File in a staging folder by which participants know that they see the coordinator's root."""
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,15})\.([1-9][0-9]{0,15})\.([0-9a-f]{32})")
-_TRASH_NAME = re.compile(_NAME.pattern + r"\.[0-9a-f]{8}")
+_TRASH_NAME = re.compile(_NAME.pattern + r"\.[0-9a-f]{16}")
+"""The same with the time of the move and a random number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def put_aside(storage: Storage, staging: str) -> None:
     Raises:
         StorageUnavailable: refused; `sweep` does it later.
     """
-    storage.rename(staging, f"{SUPERSEDED}/{_last(staging)}")
+    storage.rename(staging, f"{SUPERSEDED}/{_last(staging)}.{_stamp()}")
     storage.sync_dir(SUPERSEDED)
     storage.sync_dir(STAGING)
 
@@ -85,7 +87,7 @@ def to_trash(storage: Storage, staging: str) -> str:
         KeyNotFound: there is none.
         StorageUnavailable: refused.
     """
-    trash = f"{TRASH}/{_last(staging)}.{secrets.token_hex(4)}"
+    trash = f"{TRASH}/{_last(staging)}.{_stamp()}"
     storage.rename(staging, trash)
     return trash
 
@@ -155,6 +157,11 @@ def _delete(storage: Storage, trash: str) -> None:
         return
     with suppress(KeyNotFound):  # somebody else finished it
         remove_tree(storage, trash)
+
+
+def _stamp() -> str:
+    """Return 16 hex digits: Unix time, by which a grace period is counted, and a random number."""
+    return f"{int(time.time()):08x}{secrets.token_hex(4)}"
 
 
 def _last(key: str) -> str:

@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 INCARNATIONS = f"{CONTROL}/incarnations"
+"""One record per claim."""
 _NAME = re.compile(r"([1-9][0-9]{0,15})\.json")
 _MAX_CLAIM_BYTES = 16384
 _ATTEMPTS = 64

@@ -1,8 +1,8 @@
-"""The coordinator on threads: one feeds the protocol with messages and time, one works on storage.
+"""The coordinator on threads: for messages and time, for work on storage, and for housekeeping.
 
 Invariants: one driver per incarnation; the protocol's thread never waits for storage, so that
-messages, losses and deadlines are judged while a step is being published; if it ends by a defect,
-all lines are closed, so that nobody waits for it.
+messages, losses and deadlines are judged while a step is being published; slow deletes never delay
+a save; if it ends by a defect, all lines are closed, so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stepseal.commit._deadlines import Deadlines
     from stepseal.commit._draft import JobFacts
     from stepseal.commit._links import Hub
+    from stepseal.commit._performer import Housekeep
     from stepseal.commit._publish import Finisher
     from stepseal.storage import Storage
 
@@ -57,6 +58,7 @@ class CoordinatorDriver:
         deadlines: limits per phase.
         finisher: writes the index and inspects files.
         facts: what goes into each manifest.
+        housekeep: sweeps and prunes after each commit, on a thread of its own.
 
     Raises:
         IncompatibleFormat: the root was made by a newer format version.
@@ -73,17 +75,26 @@ class CoordinatorDriver:
         deadlines: Deadlines,
         finisher: Finisher,
         facts: JobFacts,
+        housekeep: Housekeep | None = None,
     ) -> None:
         self._deadlines = deadlines
         self._hub = hub
         try:
-            self._performer = Performer(storage, participants, finisher=finisher, facts=facts)
+            self._performer = Performer(
+                storage,
+                participants,
+                finisher=finisher,
+                facts=facts,
+                lease_s=deadlines.check_s + deadlines.apply_s + deadlines.commit_s,
+                housekeep=housekeep,
+            )
         except BaseException:
             hub.close()
             raise
         self._protocol = Coordinator(participants, deadlines, lambda: secrets.token_hex(16))
         self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._chores: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._num_jobs = 0
         self._left = threading.Event()
         self._closed = False
@@ -91,9 +102,11 @@ class CoordinatorDriver:
             target=self._serve, name="stepseal-coordinator", daemon=True
         )
         self._worker = threading.Thread(target=self._work, name="stepseal-commit", daemon=True)
+        self._keeper = threading.Thread(target=self._keep_house, name="stepseal-keep", daemon=True)
         hub.start(lambda participant, message: self._inbox.put((participant, message)))
         self._thread.start()
         self._worker.start()
+        self._keeper.start()
 
     def close(self) -> None:
         """Linger until all said goodbye or are lost, at most `close_s`; then stop. Idempotent."""
@@ -103,8 +116,10 @@ class CoordinatorDriver:
         self._left.wait(self._deadlines.close_s)
         self._inbox.put("stop")
         self._jobs.put(None)
+        self._chores.put(False)
         self._thread.join(_JOIN_S)
         self._worker.join(_JOIN_S)
+        self._keeper.join(_JOIN_S)
         self._hub.close()
 
     def _serve(self) -> None:
@@ -157,7 +172,22 @@ class CoordinatorDriver:
                 self._performer.discard(action)
             else:
                 event = self._performer.perform(action)
-                self._inbox.put(event)  # before housekeeping, which may be slow
+                self._inbox.put(event)  # before `latest` is moved
                 if isinstance(event, actions.Published):
                     self._performer.after_commit()
+                    self._chores.put(True)
+                    continue
             self._inbox.put("job done")
+        self._performer.close()
+
+    def _keep_house(self) -> None:
+        """Sweep and prune, once for all commits since the last time."""
+        going_on = True
+        while going_on and self._chores.get():
+            num_commits = 1
+            while not self._chores.empty():
+                going_on = self._chores.get()
+                num_commits += going_on
+            self._performer.housekeep()
+            for _ in range(num_commits):
+                self._inbox.put("job done")

@@ -1,8 +1,8 @@
 """What the coordinator's protocol asks for, done on storage.
 
 Invariants: whatever goes wrong becomes an event, so that every participant hears of it; removing
-leftovers and moving `latest` never fail a save. Runs on one thread, so that nothing is discarded
-while something is swept.
+leftovers and moving `latest` never fail a save. Runs on one thread, but for `housekeep`, which may
+take long and has one of its own.
 """
 
 from __future__ import annotations
@@ -15,24 +15,31 @@ from typing import TYPE_CHECKING
 
 from stepseal.commit import _actions as actions
 from stepseal.commit import _causes as causes
-from stepseal.commit._attempts import begin, discard, sweep
+from stepseal.commit._attempts import attempt_at, begin, discard
 from stepseal.commit._catalog import list_steps
 from stepseal.commit._claims import check_current, claim
 from stepseal.commit._draft import JobFacts, draft_manifest
 from stepseal.commit._foreign import offer_foreign
+from stepseal.commit._leases import Lease, release_lease, take_lease
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
-from stepseal.commit._resume import select
+from stepseal.commit._resume import Selection, select
 from stepseal.commit._roots import initialise_root
-from stepseal.errors import CheckpointError, InternalError, NotRestored
+from stepseal.errors import CheckpointError, InternalError, NotRestored, StorageUnavailable
 from stepseal.layout import LATEST, Lineage, step_name
 from stepseal.storage import replace_durable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stepseal.storage import Storage
+
+    Housekeep = Callable[[str, int], None]
+    """Run id, incarnation: what is done after each commit; raises nothing."""
 
 __all__ = ["Performer"]
 
 _log = logging.getLogger("stepseal")
+_SELECTIONS = 8
 
 
 @dataclass(slots=True)
@@ -43,7 +50,8 @@ class _Incarnation:
     number: int | None = None
     head: Lineage | None = None
     """Step that the next one names as its parent."""
-    swept: bool = False
+    lease: Lease | None = None
+    """On the candidate of the restore in progress."""
 
 
 class Performer:
@@ -54,6 +62,8 @@ class Performer:
         participants: everyone, in ordinal order.
         finisher: writes the index and inspects files.
         facts: what goes into each manifest.
+        lease_s: longest time from the selection of a candidate to the claim.
+        housekeep: sweeps and prunes.
 
     Raises:
         IncompatibleFormat: the root was made by a newer format version.
@@ -68,11 +78,15 @@ class Performer:
         *,
         finisher: Finisher,
         facts: JobFacts,
+        lease_s: float = 3600.0,
+        housekeep: Housekeep | None = None,
     ) -> None:
         self._storage = storage
         self._participants = participants
         self._finisher = finisher
         self._facts = facts
+        self._lease_s = lease_s
+        self._housekeep = housekeep
         self._life = _Incarnation(initialise_root(storage))
 
     def perform(
@@ -111,17 +125,28 @@ class Performer:
             )
 
     def after_commit(self) -> None:
-        """Move `latest`, and sweep once; a failure is only logged."""
+        """Move `latest`; a failure is only logged."""
         assert self._life.head is not None
-        assert self._life.number is not None
         step = self._life.head.step
         try:
             replace_durable(self._storage, LATEST, f"{step_name(step)}\n".encode())
-            if not self._life.swept:
-                sweep(self._storage, self._life.number)
-                self._life.swept = True
         except (CheckpointError, OSError) as error:
             _log.warning("stepseal: after the commit of step %d: %s", step, error)
+
+    def housekeep(self) -> None:
+        """Sweep and prune after a commit; may run beside everything else here."""
+        if self._housekeep is not None and self._life.number is not None:
+            self._housekeep(self._life.run_id, self._life.number)
+
+    def close(self) -> None:
+        """End the lease of a restore that did not come to its claim; a failure is only logged."""
+        lease, self._life.lease = self._life.lease, None
+        if lease is None:
+            return
+        try:
+            release_lease(self._storage, lease)
+        except (CheckpointError, OSError) as error:
+            _log.warning("stepseal: the lease on a step ends by itself: %s", error)
 
     def _begin(self, action: actions.BeginStaging) -> actions.Staged:
         number = self._life.number
@@ -170,20 +195,38 @@ class Performer:
     def _select(self, action: actions.Select) -> actions.Selected:
         if action.unverified and (foreign := offer_foreign(self._storage, action)) is not None:
             return foreign
-        found = select(
-            self._storage,
-            self._life.run_id,
-            step=action.step,
-            exclude=action.exclude,
-            inspect=functools.partial(self._finisher.inspect, exact=False),
-        )
+        found = self._select_leased(action)
         lineage = None if found.entry is None else found.entry.lineage()
         manifest = None if found.entry is None else found.entry.manifest
         attempt = "" if manifest is None else manifest.attempt
         return actions.Selected(action.call, lineage, attempt, found.has_commits, found.reasons)
 
+    def _select_leased(self, action: actions.Select) -> Selection:
+        """Select, lease what was selected, and look whether it still stands: else select again."""
+        for _ in range(_SELECTIONS):
+            self.close()
+            found = select(
+                self._storage,
+                self._life.run_id,
+                step=action.step,
+                exclude=action.exclude,
+                inspect=functools.partial(self._finisher.inspect, exact=False),
+            )
+            if found.entry is None or found.entry.manifest is None:
+                return found
+            self._life.lease = take_lease(
+                self._storage, found.entry.step, ttl_s=self._lease_s, now_s=time.time()
+            )
+            if attempt_at(self._storage, found.entry.name) == found.entry.manifest.attempt:
+                return found
+        self.close()
+        raise StorageUnavailable(
+            f"restore: {_SELECTIONS} selected steps in a row were pruned before they could be "
+            "leased. Is another job or `stepseal prune` at work on this root? Stop it."
+        )
+
     def _claim(self, action: actions.Claim) -> actions.Claimed:
         self._life.number = claim(self._storage, action.parent)
         self._life.head = action.parent
-        self._life.swept = False
+        self.close()  # as the parent of a claim it is protected without a lease
         return actions.Claimed(action.call, self._life.number)

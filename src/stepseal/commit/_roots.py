@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from stepseal.commit._catalog import FORMAT_VERSION, list_steps, read_marker
 from stepseal.commit._claims import INCARNATIONS
+from stepseal.commit._leases import LEASES
+from stepseal.commit._pins import PINS
 from stepseal.errors import Corrupt, RootNotFound
 from stepseal.layout import CONTROL, MARKER, seal
 from stepseal.storage import make_dirs, put_if_absent
@@ -17,9 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["STAGING", "SUPERSEDED", "TRASH", "initialise_root"]
 
 STAGING = f"{CONTROL}/staging"
+"""Where attempts grow."""
 SUPERSEDED = f"{CONTROL}/superseded"
+"""What stood in the place of a step that was committed."""
 TRASH = f"{CONTROL}/trash"
-_FOLDERS = (INCARNATIONS, STAGING, SUPERSEDED, TRASH)
+"""Out of sight, on the way to deletion."""
+_FOLDERS = (INCARNATIONS, STAGING, SUPERSEDED, LEASES, PINS, TRASH)
 
 
 def initialise_root(storage: Storage) -> str:

@@ -29,7 +29,7 @@ __all__ = [
     "MAX_DCP_INDEX_BYTES", "RNG", "Arena", "CapturedComponent", "Component", "DenseSink",
     "ForeignComponent", "ForeignIndex", "ForeignItem", "ForeignTensor", "ImportedState",
     "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
-    "Staging", "Topology", "TreeContents", "build_dcp_index", "byte_view", "decode_tree", "encode_tree",
-    "foreign_components", "optimizer_value", "read_dcp_index", "read_tensor_record",
+    "Staging", "Topology", "TreeContents", "build_dcp_index", "byte_view", "decode_tree",
+    "encode_tree", "foreign_components", "optimizer_value", "read_dcp_index", "read_tensor_record",
     "read_value_record", "register", "register_codec", "tree_of",
 ]  # fmt: skip

@@ -9,11 +9,12 @@ from stepseal.session._pending import PendingSave, Saved
 from stepseal.session._restoring import Restored
 from stepseal.session._rules import SaveRule, every
 from stepseal.session._run import Run, Step, open_run
-from stepseal.session._wiring import Join, Wiring, coordinate
+from stepseal.session._wiring import JobOptions, Join, Wiring, coordinate
 
 __all__ = [
     "Checkpointer",
     "Imported",
+    "JobOptions",
     "Join",
     "PendingSave",
     "Restored",

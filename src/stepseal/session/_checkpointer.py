@@ -8,18 +8,19 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
 from stepseal.commit import Captured, Deadlines, RestoreCalled
 from stepseal.components import Registry
 from stepseal.layout import check_step, step_name
+from stepseal.retention import as_retention
 from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._facts import checked_facts
 from stepseal.session._inflight import InFlight
 from stepseal.session._pending import PendingSave
-from stepseal.session._restoring import Restored, Targets, check_choice, take_part
+from stepseal.session._progress import Progress
+from stepseal.session._restoring import Restored, check_choice, take_part
 from stepseal.session._rules import SaveRule, check_rule
 from stepseal.session._saving import (
     PartWriter,
@@ -28,7 +29,8 @@ from stepseal.session._saving import (
     collection_paused,
     facts_of,
 )
-from stepseal.session._wiring import join_process_group
+from stepseal.session._targets import Targets
+from stepseal.session._wiring import JobOptions, join_process_group
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -37,22 +39,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from stepseal.components import CapturedComponent, Sharing
+    from stepseal.retention import KeepRule, Retention
     from stepseal.session._wiring import Join
 
 __all__ = ["Checkpointer"]
 
 _log = logging.getLogger("stepseal")
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What this participant knows of the job's history; the same on all participants."""
-
-    newest: int | None = None
-    """Newest step that this job restored or committed; steps only grow from it."""
-    started: bool = False
-    """A save or restore was called: no more components may be added."""
-    tainted: bool = False
 
 
 class Checkpointer:
@@ -66,6 +58,8 @@ class Checkpointer:
     Args:
         root: directory of the run's steps; made by the coordinator if it is missing.
         save: when `step` saves, for example `every(steps=500)`; None leaves saving to `save`.
+        keep: which steps stay, for example `latest(3)`; the others are pruned after each commit.
+            None keeps all. Rank 0's counts.
         mode: `async` copies the state and writes it behind; `sync` returns when the step is
             committed.
         deadlines: how long anybody waits for anybody.
@@ -87,6 +81,7 @@ class Checkpointer:
         root: str | os.PathLike[str],
         *,
         save: SaveRule | None = None,
+        keep: KeepRule | Retention | None = None,
         mode: Literal["async", "sync"] = "async",
         deadlines: Deadlines | None = None,
         role: str = "trainer",
@@ -98,13 +93,14 @@ class Checkpointer:
         self._root = os.path.abspath(os.fspath(root))
         self._rule = save
         self._mode = mode
-        self._deadlines = deadlines or Deadlines()
+        options = JobOptions(deadlines or Deadlines(), as_retention(keep))
+        self._deadlines = options.deadlines
         self._registry = Registry()
         self._flight = InFlight(max_staging_bytes)
-        self._progress = _Progress()
+        self._progress = Progress()
         self._closed = False
         join = _join or functools.partial(join_process_group, role, control_host=control_host)
-        self._topology, self._wiring = join(self._root, self._deadlines)
+        self._topology, self._wiring = join(self._root, options)
         close_at_exit(self)
 
     def add(
@@ -141,7 +137,12 @@ class Checkpointer:
         self._registry.add(name, state, sharing=sharing, kind=kind, topology=self._topology)
 
     def restore(
-        self, step: int | None = None, *, fresh: bool = False, skip: Collection[str] = ()
+        self,
+        step: int | None = None,
+        *,
+        fresh: bool = False,
+        skip: Collection[str] = (),
+        unverified: bool = False,
     ) -> Restored | None:
         """Bring all components back from one committed step, on all ranks alike.
 
@@ -155,6 +156,8 @@ class Checkpointer:
             fresh: start anew beside the steps that are there.
             skip: components to leave as they are now, saved or not; for example per-rank state
                 when the number of ranks changed.
+            unverified: take a foreign DCP folder `step-N`, which no digest covers: the newest one
+                if the root has no step of stepseal, or the one that `step` names.
 
         Returns:
             What was restored, or None when the root has no step at all or `fresh` was asked for.
@@ -169,14 +172,14 @@ class Checkpointer:
                 and `step` refuse until a restore succeeds.
         """
         self._check_open()
-        check_choice(step, fresh, skip)
+        check_choice(step, fresh, skip, unverified)
         self._settle_previous()
         self._progress.started = True
         driver = self._wiring.driver
         known = self._registry.names()
         wanted = [part for part in self._registry.components() if part.name not in skip]
         names = sorted(part.name for part in wanted)
-        call = RestoreCalled(driver.new_call(), step, fresh, names)
+        call = RestoreCalled(driver.new_call(), step, fresh, names, unverified)
         try:
             restored = take_part(
                 driver,
@@ -216,7 +219,7 @@ class Checkpointer:
         """
         check_step(step)
         self._check_open()
-        self._check_not_tainted()
+        self._progress.check_not_tainted()
         if self._rule is not None and self._rule.due(step):
             return self.save(step, metrics=metrics)
         self._poll_previous(step)
@@ -253,11 +256,11 @@ class Checkpointer:
         check_step(step)
         facts = checked_facts(metrics, tags, cut)
         self._check_open()
-        self._check_not_tainted()
+        self._progress.check_not_tainted()
         self._check_components()
         self._registry.check_prefixes()
         self._settle_previous()
-        self._check_grows(step)
+        self._progress.check_grows(step)
         self._progress.started = True
         driver = self._wiring.driver
         call = driver.new_call()
@@ -360,30 +363,10 @@ class Checkpointer:
         if decided:
             self._settle_previous()
 
-    def _check_grows(self, step: int) -> None:
-        newest = self._progress.newest
-        if newest is not None and step <= newest:
-            raise errors.StepExists(
-                f"save of step {step}: expected a step above {newest}, the newest one that this "
-                "job restored or "
-                "committed. Steps are never overwritten.",
-                step=step,
-                expected=f"> {newest}",
-                found=step,
-            )
-
     def _check_components(self) -> None:
         if not self._registry.names():
             raise errors.InvalidInput(
                 "save: no component was added: there is nothing to save. Call add() first."
-            )
-
-    def _check_not_tainted(self) -> None:
-        if self._progress.tainted:
-            raise errors.Tainted(
-                "a restore failed after it had begun to change live state: saving or training on "
-                "would spread a mix "
-                "of two states. Call restore() again until it succeeds, or restart the job."
             )
 
     def _check_open(self) -> None:

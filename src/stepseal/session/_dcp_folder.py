@@ -12,6 +12,8 @@ import torch
 
 from stepseal.components import (
     MAX_DCP_INDEX_BYTES,
+    ImportedState,
+    optimizer_value,
     read_dcp_index,
     read_tensor_record,
     read_value_record,
@@ -21,13 +23,13 @@ from stepseal.layout import DCP_INDEX, sha256_hex
 from stepseal.storage import KeyNotFound, read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from stepseal.components import ForeignComponent, ForeignIndex, ForeignItem, ForeignTensor
     from stepseal.layout import Box
     from stepseal.storage import ReadHandle, Storage
 
-__all__ = ["DcpFolder"]
+__all__ = ["DcpFolder", "state_of", "value_of"]
 
 _log = logging.getLogger("stepseal")
 _BUFFERED_BYTES = 1 << 20
@@ -148,6 +150,40 @@ class DcpFolder:
                         f"bytes, found {handle.size_bytes}. The folder is not whole.",
                         path=path,
                     )
+
+
+def state_of(
+    folder: DcpFolder,
+    components: Mapping[str, ForeignComponent],
+    name: str,
+    skipped: dict[str, str] | None,
+) -> ImportedState:
+    """Read one component, and lay it out as stepseal's own component of its kind would.
+
+    Raises:
+        UnsupportedState, Corrupt: a record is refused.
+    """
+    component = components[name]
+    values = folder.values(component, skipped)
+    if not component.tensors:
+        nested = component.nested(values)
+        top = {key: nested[key] for key in nested if isinstance(key, str)}
+        return ImportedState({}, nested, top)
+    tensors = {key: folder.tensor(tensor) for key, tensor in component.tensors.items()}
+    return ImportedState(tensors, value_of(components, name, values), values)
+
+
+def value_of(
+    components: Mapping[str, ForeignComponent], name: str, values: Mapping[str, object]
+) -> object:
+    """Return what the tree of a component of kind `tensors` holds beside its tensors."""
+    model = components.get("model")
+    if name != "model" and model is not None:
+        shapes = {key: tensor.shape for key, tensor in model.tensors.items()}
+        found = optimizer_value(components[name], values, shapes)
+        if found is not None:
+            return found
+    return dict(values) or None
 
 
 class _Record:

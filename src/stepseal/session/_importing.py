@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from stepseal.commit import list_steps
-from stepseal.components import ImportedState, foreign_components, optimizer_value
+from stepseal.components import foreign_components
 from stepseal.errors import InvalidInput, NotRestored, RootNotFound, StepNotFound
 from stepseal.layout import check_step
 from stepseal.session._checkpointer import Checkpointer
-from stepseal.session._dcp_folder import DcpFolder
+from stepseal.session._dcp_folder import DcpFolder, state_of
 from stepseal.storage import LocalStorage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stepseal.components import ForeignComponent
-
-__all__ = ["Imported", "import_dcp", "state_of"]
+__all__ = ["Imported", "import_dcp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,40 +88,6 @@ def import_dcp(
         for name, state in states.items()
     }
     return Imported(step, saved.path, place, folder.sha256, kinds, skipped or {})
-
-
-def state_of(
-    folder: DcpFolder,
-    components: Mapping[str, ForeignComponent],
-    name: str,
-    skipped: dict[str, str] | None,
-) -> ImportedState:
-    """Read one component, and lay it out as stepseal's own component of its kind would.
-
-    Raises:
-        UnsupportedState, Corrupt: a record is refused.
-    """
-    component = components[name]
-    values = folder.values(component, skipped)
-    if not component.tensors:
-        nested = component.nested(values)
-        top = {key: nested[key] for key in nested if isinstance(key, str)}
-        return ImportedState({}, nested, top)
-    tensors = {key: folder.tensor(tensor) for key, tensor in component.tensors.items()}
-    return ImportedState(tensors, value_of(components, name, values), values)
-
-
-def value_of(
-    components: Mapping[str, ForeignComponent], name: str, values: Mapping[str, object]
-) -> object:
-    """Return what the tree of a component of kind `tensors` holds beside its tensors."""
-    model = components.get("model")
-    if name != "model" and model is not None:
-        shapes = {key: tensor.shape for key, tensor in model.tensors.items()}
-        found = optimizer_value(components[name], values, shapes)
-        if found is not None:
-            return found
-    return dict(values) or None
 
 
 def _open(place: str) -> DcpFolder:

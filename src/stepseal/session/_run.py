@@ -10,6 +10,7 @@ import torch
 
 from stepseal import errors
 from stepseal.commit import (
+    Reading,
     in_lineage,
     lineage_limits,
     list_foreign,
@@ -38,7 +39,8 @@ __all__ = ["Run", "Step", "open_run"]
 class Step:
     """One committed step, for reading.
 
-    Made by `Run.step`. All reads verify digests; nothing is unpickled.
+    Made by `Run.step`. All reads verify digests; nothing is unpickled. While one goes on, the step
+    is leased, so that no coordinator prunes it; a step that is gone is `StepNotFound`.
     """
 
     def __init__(self, storage: Storage, root: str, manifest: Manifest) -> None:
@@ -67,11 +69,22 @@ class Step:
             error.
         """
         name = step_name(self.step)
-        return verify_step(self._storage, name, self.manifest, progress=progress)
+        with Reading(self._storage, self.manifest) as reading:
+
+            def advance(num_bytes: int) -> None:
+                reading.tick()
+                if progress is not None:
+                    progress(num_bytes)
+
+            found = verify_step(self._storage, name, self.manifest, progress=advance)
+            if found:
+                reading.require_standing()
+        return found
 
     def tensor_names(self) -> tuple[str, ...]:
         """Return the FQNs of all stored tensors, as stock DCP readers name them."""
-        return tuple(sorted(self._tensors()))
+        with Reading(self._storage, self.manifest):
+            return tuple(sorted(self._tensors()))
 
     def tensors(
         self, pattern: str = "*", *, component: str | None = None
@@ -86,6 +99,12 @@ class Step:
             StepNotFound: no FQN matches; the message lists some that exist.
             Corrupt: a digest does not match.
         """
+        with Reading(self._storage, self.manifest) as reading:
+            return self._read_tensors(pattern, component, reading.tick)
+
+    def _read_tensors(
+        self, pattern: str, component: str | None, tick: Callable[[], None]
+    ) -> dict[str, torch.Tensor]:
         tensors = self._tensors(component)
         names = [name for name in sorted(tensors) if fnmatch.fnmatchcase(name, pattern)]
         if not names:
@@ -108,7 +127,7 @@ class Step:
             sink = DenseSink(target, whole(first.shape), dtype)
             requests += [ReadRequest(box, sink) for box in boxes]
             found[name] = target
-        reader.stream(requests, check_cancelled=lambda: None)
+        reader.stream(requests, check_cancelled=tick)
         return found
 
     def value(self, component: str, participant: str | None = None) -> Any:  # noqa: ANN401
@@ -134,7 +153,8 @@ class Step:
                 component=component,
                 participant=participant,
             )
-        found = reader.read_tree(component, owner)
+        with Reading(self._storage, self.manifest):
+            found = reader.read_tree(component, owner)
         return decode_tree(TreeContents(found.document, found.arrays))
 
     def _tensors(self, component: str | None = None) -> dict[str, tuple[str, str]]:

@@ -20,15 +20,14 @@ from stepseal.components import (
 )
 from stepseal.errors import Corrupt, StateMismatch
 from stepseal.layout import intersect, step_name
-from stepseal.session._dcp_folder import DcpFolder
-from stepseal.session._importing import value_of
+from stepseal.session._dcp_folder import DcpFolder, value_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stepseal.commit import Candidate
     from stepseal.components import Component, ForeignComponent, RestorePlan
-    from stepseal.session._restoring import Targets
+    from stepseal.session._targets import Targets
     from stepseal.storage import Storage
 
 __all__ = ["CheckedFolder", "check_folder"]

@@ -16,14 +16,25 @@ from stepseal._version import __version__
 from stepseal.commit import CoordinatorDriver, Deadlines, InProcessHub, JobFacts, ParticipantDriver
 from stepseal.components import Topology
 from stepseal.errors import CheckpointError
+from stepseal.retention import Housekeeper
 from stepseal.session._finisher import StepFinisher
 from stepseal.session._job import Rendezvous, discover
 from stepseal.storage import LocalStorage, Storage
 
 if TYPE_CHECKING:
     from stepseal.commit import Hub
+    from stepseal.retention import Retention
 
-__all__ = ["Join", "Wiring", "coordinate", "join_process_group"]
+__all__ = ["JobOptions", "Join", "Wiring", "coordinate", "join_process_group"]
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """What the coordinator of a job needs to know, besides its root."""
+
+    deadlines: Deadlines
+    retention: Retention | None = None
+    """None keeps every step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +53,19 @@ class Wiring:
             self.coordinator.close()
 
 
-Join = Callable[[str, Deadlines], tuple[Topology, Wiring]]
-"""Connects one participant with its job: absolute path of the root, limits -> topology, wiring."""
+Join = Callable[[str, JobOptions], tuple[Topology, Wiring]]
+"""Connects one participant with its job: absolute path of the root, options -> topology, wiring."""
 
 
 def join_process_group(
-    role: str, root: str, deadlines: Deadlines, *, control_host: str | None
+    role: str, root: str, options: JobOptions, *, control_host: str | None
 ) -> tuple[Topology, Wiring]:
     """Connect this process with all ranks of the default process group, or with itself alone.
 
     Args:
         role: first part of the participant ids.
         root: absolute path of the root.
-        deadlines: connection limits and all others.
+        options: limits and retention.
         control_host: interface of rank 0 for the control plane, or None.
 
     Raises:
@@ -62,12 +73,12 @@ def join_process_group(
     """
     topology = discover(role)
     if topology.world_size == 1:
-        return topology, _alone(root, topology, deadlines)
-    rendezvous = Rendezvous(topology, deadlines, control_host)
+        return topology, _alone(root, topology, options)
+    rendezvous = Rendezvous(topology, options.deadlines, control_host)
     if topology.rank == 0:
-        return topology, _host(root, topology, deadlines, rendezvous)
+        return topology, _host(root, topology, options, rendezvous)
     link = rendezvous.connect(__version__)
-    driver = ParticipantDriver(topology.me, link, deadlines)
+    driver = ParticipantDriver(topology.me, link, options.deadlines)
     try:
         storage = LocalStorage.open(root)
     except CheckpointError:
@@ -76,30 +87,30 @@ def join_process_group(
     return topology, Wiring(storage, driver, None)
 
 
-def _alone(root: str, topology: Topology, deadlines: Deadlines) -> Wiring:
+def _alone(root: str, topology: Topology, options: JobOptions) -> Wiring:
     storage = LocalStorage.create(root)
     hub = InProcessHub()
-    coordinator = coordinate(storage, topology, deadlines, hub)
-    driver = ParticipantDriver(topology.me, hub.link(topology.me), deadlines)
+    coordinator = coordinate(storage, topology, options, hub)
+    driver = ParticipantDriver(topology.me, hub.link(topology.me), options.deadlines)
     return Wiring(storage, driver, coordinator)
 
 
-def _host(root: str, topology: Topology, deadlines: Deadlines, rendezvous: Rendezvous) -> Wiring:
+def _host(root: str, topology: Topology, options: JobOptions, rendezvous: Rendezvous) -> Wiring:
     try:
         storage = LocalStorage.create(root)
         hub = rendezvous.listen()
         link = hub.link(topology.me)
-        coordinator = coordinate(storage, topology, deadlines, hub)
+        coordinator = coordinate(storage, topology, options, hub)
     except (CheckpointError, OSError) as error:
         rendezvous.refuse(error)
         raise
-    driver = ParticipantDriver(topology.me, link, deadlines)
+    driver = ParticipantDriver(topology.me, link, options.deadlines)
     rendezvous.publish(hub.address)
     return Wiring(storage, driver, coordinator)
 
 
 def coordinate(
-    storage: Storage, topology: Topology, deadlines: Deadlines, hub: Hub
+    storage: Storage, topology: Topology, options: JobOptions, hub: Hub
 ) -> CoordinatorDriver:
     """Start the coordinator of a job.
 
@@ -111,11 +122,13 @@ def coordinate(
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
+    finisher = StepFinisher()
     return CoordinatorDriver(
         storage,
         topology.participants,
         hub=hub,
-        deadlines=deadlines,
-        finisher=StepFinisher(),
+        deadlines=options.deadlines,
+        finisher=finisher,
         facts=JobFacts(versions, {"world_size": topology.world_size}),
+        housekeep=Housekeeper(storage, options.retention, finisher),
     )

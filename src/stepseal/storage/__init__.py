@@ -9,7 +9,8 @@ into durable writes, conditional puts and tree walks.
 # ruff: noqa: I001 - isort would give each name a line, and a face stays under 40 lines
 
 from stepseal.storage._compose import (
-    create_durable, make_dirs, put_if_absent, read_bytes, remove_tree, replace_durable, walk_files,
+    create_durable, make_dirs, put_if_absent, read_bytes, remove_tree, replace_durable,
+    sweep_temporaries, walk_files,
 )  # fmt: skip
 from stepseal.storage._local import LocalStorage
 from stepseal.storage._memory import MemoryStorage
@@ -24,5 +25,5 @@ __all__ = [
     "Rename", "Exchange", "RemoveFile", "RemoveDir",
     "LocalStorage", "MemoryStorage",
     "make_dirs", "read_bytes", "create_durable", "put_if_absent", "replace_durable",
-    "remove_tree", "walk_files",
+    "remove_tree", "sweep_temporaries", "walk_files",
 ]  # fmt: skip

@@ -1,13 +1,16 @@
 """What several verbs make together: durable files, conditional puts, tree walks.
 
 Functions over the narrowest verbs, so that any backend and any wrapper gets them. Every change goes
-through a verb. Temporary names begin with `.tmp-` and stand in the directory of their target.
+through a verb. Temporary names are `.tmp-`, eight hex digits of Unix time and 24 random ones; they
+stand in the directory of their target.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 import secrets
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
@@ -39,8 +42,13 @@ __all__ = [
     "read_bytes",
     "remove_tree",
     "replace_durable",
+    "sweep_temporaries",
     "walk_files",
 ]
+
+
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})[0-9a-f]{24}")
+_DAY_S = 86_400.0
 
 
 class _MakesDirs(MakeDir, SyncDir, Stat, Protocol):
@@ -52,6 +60,10 @@ class _Puts(CreateFile, Link, RemoveFile, Stat, SyncDir, Protocol):
 
 
 class _Replaces(CreateFile, Rename, RemoveFile, SyncDir, Protocol):
+    pass
+
+
+class _Sweeps(ListDir, RemoveFile, Protocol):
     pass
 
 
@@ -177,6 +189,31 @@ def replace_durable(storage: _Replaces, key: str, data: Buffer) -> None:
     storage.sync_dir(directory)
 
 
+def sweep_temporaries(
+    storage: _Sweeps, key: str, *, now_s: float, older_than_s: float = _DAY_S
+) -> None:
+    """Remove the temporaries that crashes left in a directory; a missing directory has none.
+
+    Args:
+        storage: where.
+        key: directory.
+        now_s: Unix time, by the clock of those who made them.
+        older_than_s: age from which on nobody can be at work on them any more.
+
+    Raises:
+        StorageUnavailable: refused.
+    """
+    try:
+        entries = storage.list_dir(key)
+    except KeyNotFound:
+        return
+    for entry in entries:
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match and entry.kind == "file" and int(match[1], 16) + older_than_s < now_s:
+            with suppress(KeyNotFound):
+                storage.remove_file(_join(key, entry.name))
+
+
 def remove_tree(storage: _RemovesTrees, key: str) -> None:
     """Remove an entry and all below it; a symlink is removed itself, never followed.
 
@@ -266,7 +303,7 @@ def _same_file(storage: Stat, first: str, second: str) -> bool:
 
 
 def _temporary_key(directory: str) -> str:
-    return _join(directory, f".tmp-{secrets.token_hex(16)}")
+    return _join(directory, f".tmp-{int(time.time()):08x}{secrets.token_hex(12)}")
 
 
 def _join(directory: str, name: str) -> str:

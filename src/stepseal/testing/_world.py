@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stepseal.commit import Deadlines, InProcessHub, ParticipantDriver
 from stepseal.components import Topology
-from stepseal.session import Checkpointer, Wiring, coordinate
+from stepseal.retention import as_retention
+from stepseal.session import Checkpointer, JobOptions, Wiring, coordinate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.commit import CoordinatorDriver
+    from stepseal.retention import KeepRule, Retention
     from stepseal.storage import Storage
 
 __all__ = ["World"]
@@ -27,6 +29,7 @@ class World:
         num_participants: how many; participant 0 hosts the coordinator.
         storage: returns the storage of one participant; called once per participant, in order.
         deadlines: limits of the job.
+        keep: which steps stay; None keeps all.
     """
 
     def __init__(
@@ -35,21 +38,26 @@ class World:
         storage: Callable[[int], Storage],
         *,
         deadlines: Deadlines | None = None,
+        keep: KeepRule | Retention | None = None,
     ) -> None:
         self.participants = tuple(f"trainer/{rank}" for rank in range(num_participants))
         self._deadlines = deadlines or Deadlines()
         self._hub = InProcessHub()
         self._storages = [storage(rank) for rank in range(num_participants)]
         self._coordinator: CoordinatorDriver = coordinate(
-            self._storages[0], Topology(0, self.participants), self._deadlines, self._hub
+            self._storages[0],
+            Topology(0, self.participants),
+            JobOptions(self._deadlines, as_retention(keep)),
+            self._hub,
         )
 
     def checkpointer(self, rank: int, **options: Any) -> Checkpointer:  # noqa: ANN401 - its own
         """Return the checkpointer of one participant; `options` as for `Checkpointer`."""
 
-        def join(root: str, deadlines: Deadlines) -> tuple[Topology, Wiring]:
+        def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
             topology = Topology(rank, self.participants)
-            driver = ParticipantDriver(topology.me, self._hub.link(topology.me), deadlines)
+            link = self._hub.link(topology.me)
+            driver = ParticipantDriver(topology.me, link, options.deadlines)
             coordinator = self._coordinator if rank == 0 else None
             return topology, Wiring(self._storages[rank], driver, coordinator)
 

@@ -1,0 +1,96 @@
+"""Pins: steps that somebody wants kept, whatever the rules say.
+
+A pin is a file named after its step; that the name is there is all that counts. Its content is for
+people. A pin protects the number: whatever stands at `step-<N>`, and what was superseded there.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import TYPE_CHECKING
+
+from stepseal.commit._catalog import read_step
+from stepseal.errors import StepNotFound
+from stepseal.layout import CONTROL, parse_step_name, seal, step_name
+from stepseal.storage import KeyNotFound, make_dirs, put_if_absent
+
+if TYPE_CHECKING:
+    from stepseal.storage import Storage
+
+__all__ = ["PINS", "pin", "read_pins", "unpin"]
+
+PINS = f"{CONTROL}/pins"
+"""One file per pinned step."""
+_SUFFIX = ".json"
+
+
+def pin(storage: Storage, step: int, run_id: str, *, reason: str = "") -> bool:
+    """Keep a committed step until it is unpinned; return False if it was pinned already.
+
+    Safe beside a coordinator that prunes: the pin is written first and the step looked at second,
+    while pruning moves first and looks at the pins second. So either the pin is seen, or the step
+    is found missing here.
+
+    Args:
+        storage: the root.
+        step: number of a committed step of this run.
+        run_id: of the root.
+        reason: for people.
+
+    Raises:
+        StepNotFound: there is no committed step of that number; nothing stays pinned.
+        StorageUnavailable: refused.
+
+    Durability: on return the pin survives power loss.
+    """
+    _require_committed(storage, step, run_id)
+    make_dirs(storage, PINS)
+    pinned_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+    body = {"step": step, "reason": reason, "pinned_at": pinned_at}
+    is_new = put_if_absent(storage, _key(step), seal(body))
+    try:
+        _require_committed(storage, step, run_id)
+    except StepNotFound:
+        if is_new:
+            storage.remove_file(_key(step))
+        raise
+    return is_new
+
+
+def unpin(storage: Storage, step: int) -> bool:
+    """Leave a step to the rules again; return False if it was not pinned.
+
+    Raises:
+        StorageUnavailable: refused.
+    """
+    try:
+        storage.remove_file(_key(step))
+    except KeyNotFound:
+        return False
+    storage.sync_dir(PINS)
+    return True
+
+
+def read_pins(storage: Storage) -> frozenset[int]:
+    """Return the pinned step numbers."""
+    try:
+        entries = storage.list_dir(PINS)
+    except KeyNotFound:
+        return frozenset()
+    names = (e.name.removesuffix(_SUFFIX) for e in entries if e.name.endswith(_SUFFIX))
+    return frozenset(step for name in names if (step := parse_step_name(name)) is not None)
+
+
+def _key(step: int) -> str:
+    return f"{PINS}/{step_name(step)}{_SUFFIX}"
+
+
+def _require_committed(storage: Storage, step: int, run_id: str) -> None:
+    entry = read_step(storage, step, run_id)
+    if entry.state != "committed":
+        raise StepNotFound(
+            f"pin of step {step}: expected a committed step of this run, found {entry.name} "
+            f"{entry.state}: {entry.problem}. Nothing was pinned.",
+            step=step,
+            path=entry.name,
+        )

@@ -1,0 +1,132 @@
+"""Reading a committed step offline, safe beside a coordinator that prunes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from stepseal.commit._attempts import attempt_at
+from stepseal.commit._leases import release_lease, renew_lease, take_lease
+from stepseal.errors import Corrupt, StepNotFound, StorageUnavailable
+from stepseal.layout import step_name
+from stepseal.storage import KeyNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from stepseal.commit._leases import Lease
+    from stepseal.layout import Manifest
+    from stepseal.storage import Storage
+
+__all__ = ["Reading"]
+
+_log = logging.getLogger("stepseal")
+_TTL_S = 900.0
+
+
+class Reading:
+    """Keeps one committed step in place while it is read; a context manager.
+
+    A root that cannot be written is read without a lease. A step that was pruned or superseded
+    before or meanwhile is `StepNotFound`, never half a step.
+
+    Args:
+        storage: the root.
+        manifest: of the step, as it was found.
+        clock: Unix time.
+
+    Raises:
+        StepNotFound: on entering: another attempt, or nothing, stands there now; on leaving: what
+            failed inside failed because the step was taken away.
+    """
+
+    def __init__(
+        self, storage: Storage, manifest: Manifest, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._storage = storage
+        self._manifest = manifest
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._renew_at_s = 0.0
+        self._lease: Lease | None = None
+
+    def _take(self) -> Lease | None:
+        now_s = self._clock()
+        try:
+            lease = take_lease(self._storage, self._manifest.step, ttl_s=_TTL_S, now_s=now_s)
+        except StorageUnavailable as error:
+            self._go_unleased(error)
+            return None
+        self._renew_at_s = now_s + _TTL_S / 3
+        return lease
+
+    def _go_unleased(self, error: StorageUnavailable) -> None:
+        name = step_name(self._manifest.step)
+        _log.info("stepseal: %s is read without a lease, pruning may take it: %s", name, error)
+
+    def tick(self, *_: object) -> None:
+        """Renew the lease when it is time; called now and then while reading, by any thread."""
+        now_s = self._clock()
+        if now_s < self._renew_at_s:
+            return
+        with self._lock:
+            if self._lease is None or now_s < self._renew_at_s:
+                return
+            self._renew_at_s = now_s + _TTL_S / 3
+            try:
+                self._lease = renew_lease(self._storage, self._lease, ttl_s=_TTL_S, now_s=now_s)
+            except StorageUnavailable as error:
+                self._go_unleased(error)
+
+    def require_standing(self) -> None:
+        """Raise if the step does not stand in its place any more.
+
+        Raises:
+            StepNotFound: it was pruned or superseded.
+            StorageUnavailable: it cannot be told.
+        """
+        name = step_name(self._manifest.step)
+        if attempt_at(self._storage, name) != self._manifest.attempt:
+            raise StepNotFound(
+                f"step {self._manifest.step}: attempt {self._manifest.attempt} does not stand in "
+                f"{name} any more: it was pruned or superseded. Look at the steps again.",
+                step=self._manifest.step,
+                path=name,
+            )
+
+    def __enter__(self) -> Self:
+        self._lease = self._take()
+        try:
+            if self._lease is not None:
+                self.require_standing()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if isinstance(exc, (Corrupt, KeyNotFound)):
+                self.require_standing()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        with self._lock:
+            lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        try:
+            release_lease(self._storage, lease)
+        except StorageUnavailable as error:
+            _log.warning("stepseal: a lease stays until it expires: %s", error)

@@ -1,0 +1,16 @@
+"""How long a step stays: keep rules, what protects a step whatever they say, and its removal.
+
+Decisions are pure functions over a list of steps; around them, steps are taken out of sight first
+and deleted second. Only committed steps are ever removed, and never the last good one.
+"""
+
+from stepseal.retention._housekeeper import Housekeeper
+from stepseal.retention._judge import StepVerdict, judge
+from stepseal.retention._plan import AsideVerdict, Plan, plan_prune
+from stepseal.retention._prune import PruneReport, prune
+from stepseal.retention._rules import KeepRule, Retention, StepFacts, as_retention, latest
+
+__all__ = [
+    "AsideVerdict", "Housekeeper", "KeepRule", "Plan", "PruneReport", "Retention", "StepFacts",
+    "StepVerdict", "as_retention", "judge", "latest", "plan_prune", "prune",
+]  # fmt: skip

@@ -1,0 +1,99 @@
+"""What a coordinator does after its commits, off the path of the next save: sweep and prune.
+
+Nothing of it ever fails a training job: a refusal is logged, and the next commit tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from stepseal.commit import INCARNATIONS, LEASES, PINS, drop_expired, sweep
+from stepseal.errors import CheckpointError
+from stepseal.retention._plan import plan_prune
+from stepseal.retention._prune import prune
+from stepseal.storage import sweep_temporaries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from stepseal.commit import Finisher, StepEntry
+    from stepseal.layout import Manifest
+    from stepseal.retention._prune import PruneReport
+    from stepseal.retention._rules import Retention
+    from stepseal.storage import Storage
+
+__all__ = ["Housekeeper"]
+
+_log = logging.getLogger("stepseal")
+
+
+class Housekeeper:
+    """Sweeps once per incarnation, and prunes after each commit. Used by one thread.
+
+    Args:
+        storage: the root.
+        retention: what to keep; None keeps every step.
+        finisher: tells whether a step's files are all there.
+        clock: Unix time.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        retention: Retention | None,
+        finisher: Finisher,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._storage = storage
+        self._retention = retention
+        self._finisher = finisher
+        self._clock = clock
+        self._swept: int | None = None
+        self._sound: set[str] = set()
+        """Attempts whose files were found to be all there."""
+
+    def __call__(self, run_id: str, incarnation: int) -> None:
+        """Sweep and prune as the coordinator of an incarnation that has just committed."""
+        try:
+            if self._swept != incarnation:
+                self._sweep(incarnation)
+            if self._retention is not None:
+                _report(self._prune(run_id, incarnation, self._retention))
+        except (CheckpointError, OSError) as error:
+            _log.warning("stepseal: housekeeping goes on after the next commit: %s", error)
+        except Exception:
+            _log.exception("stepseal: defect in housekeeping; steps stay where they are")
+
+    def _sweep(self, incarnation: int) -> None:
+        sweep(self._storage, incarnation)
+        drop_expired(self._storage, self._clock())
+        for key in ("", INCARNATIONS, LEASES, PINS):
+            sweep_temporaries(self._storage, key, now_s=self._clock())
+        self._swept = incarnation
+
+    def _prune(self, run_id: str, incarnation: int, retention: Retention) -> PruneReport | None:
+        plan = plan_prune(
+            self._storage, run_id, retention, inspect=self._inspect, now_s=self._clock()
+        )
+        if plan.incarnation != incarnation:
+            return None  # another start of the job owns the root now
+        return prune(self._storage, plan, retention, clock=self._clock)
+
+    def _inspect(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
+        if manifest.attempt in self._sound:
+            return ()
+        problems = self._finisher.inspect(self._storage, entry.name, manifest, exact=False)
+        if not problems:
+            self._sound.add(manifest.attempt)
+        return problems
+
+
+def _report(done: PruneReport | None) -> None:
+    if done is None:
+        return
+    for failure in done.failures:
+        _log.warning("stepseal: prune: %s", failure)
+    if done.removed:
+        _log.info("stepseal: pruned steps %s", ", ".join(map(str, done.removed)))

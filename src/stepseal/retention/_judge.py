@@ -1,0 +1,102 @@
+"""Which steps stay: a pure function over what a root holds, with a reason for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stepseal.commit import Guards
+    from stepseal.retention._rules import KeepRule, StepFacts
+
+__all__ = ["Candidate", "StepVerdict", "judge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One folder with a step's name, as far as retention cares."""
+
+    facts: StepFacts
+    standing: Literal["good", "not resumable", "outside the lineage", "untouchable"]
+    """`good`: committed by this run's lineage, resumable, and its files are all there.
+    `untouchable`: anything but a sound commit of this run; never removed."""
+    why: str = ""
+    """What makes it untouchable."""
+    age_s: float = 0.0
+    """Seconds since it was saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepVerdict:
+    """Stay or go, and why."""
+
+    step: int
+    keep: bool
+    reasons: tuple[str, ...]
+
+
+def judge(
+    candidates: Sequence[Candidate],
+    rule: KeepRule,
+    guards: Guards,
+    *,
+    orphan_grace_s: float,
+) -> tuple[StepVerdict, ...]:
+    """Return a verdict for every step, in the order given.
+
+    Kept are what the rule chooses, what a guard protects, the newest good step, all that is not a
+    good step of this lineage (steps outside it for a time only), and everything when there is no
+    good step at all.
+
+    Args:
+        candidates: all steps, ascending.
+        rule: chooses among the good ones.
+        guards: pins, leases, the step that was resumed from.
+        orphan_grace_s: seconds that steps outside the lineage are left alone.
+    """
+    good = [candidate.facts for candidate in candidates if candidate.standing == "good"]
+    chosen = rule.choose(good)
+    newest = good[-1].step if good else None
+    return tuple(
+        _verdict(candidate, rule, chosen.get(candidate.facts.step), guards, newest, orphan_grace_s)
+        for candidate in candidates
+    )
+
+
+def _verdict(
+    candidate: Candidate,
+    rule: KeepRule,
+    chosen: str | None,
+    guards: Guards,
+    newest: int | None,
+    orphan_grace_s: float,
+) -> StepVerdict:
+    step = candidate.facts.step
+    reasons = list(guards.reasons(step))
+    if chosen is not None:
+        reasons.append(chosen)
+    if step == newest:
+        reasons.append("the newest good step")
+    if newest is None:
+        reasons.append("there is no good step to resume from: nothing is removed")
+    if candidate.standing == "untouchable":
+        reasons.append(candidate.why)
+    elif candidate.standing == "not resumable":
+        reasons.append("not resumable: this rule is about full steps")
+    elif candidate.standing == "outside the lineage" and candidate.age_s < orphan_grace_s:
+        reasons.append(
+            f"outside the lineage, saved {_hours(candidate.age_s)} ago: left alone for "
+            f"{_hours(orphan_grace_s)}"
+        )
+    if reasons:
+        return StepVerdict(step, keep=True, reasons=tuple(dict.fromkeys(reasons)))
+    why = f"not among {rule}"
+    if candidate.standing == "outside the lineage":
+        why = f"outside the lineage, saved {_hours(candidate.age_s)} ago"
+    return StepVerdict(step, keep=False, reasons=(why,))
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,201 @@
+"""Steps taken out of sight first, looked at again second, deleted last.
+
+Invariants: a step leaves its place whole, by one rename, and its absence is durable before a byte
+of it is deleted. What is found protected, or not what was judged, after the move goes back. A
+folder in the trash is put back or deleted by its name alone: `.pruned` is whole, `.deleting` is
+not, and is never put back. Names that stepseal did not give are left alone; symlinks and mounts are
+never entered.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from stepseal.commit import SUPERSEDED, TRASH, attempt_at, check_current, read_guards
+from stepseal.errors import NotCurrent, StorageUnavailable
+from stepseal.layout import step_name
+from stepseal.storage import KeyExists, KeyNotFound, remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.layout import Manifest
+    from stepseal.retention._plan import Plan
+    from stepseal.retention._rules import Retention
+    from stepseal.storage import Storage
+
+__all__ = ["PruneReport", "prune"]
+
+T = TypeVar("T")
+
+_PRUNED = re.compile(
+    r"step-(0|[1-9][0-9]{0,15})\.[1-9][0-9]{0,15}\.([0-9a-f]{32})\.([0-9a-f]{8})[0-9a-f]{8}\.pruned"
+)
+"""Step, its incarnation and attempt, Unix time of the move, random."""
+_DELETING = re.compile(_PRUNED.pattern.removesuffix("pruned") + r"deleting|" + (
+    r"step-(?:0|[1-9][0-9]{0,15})\.[1-9][0-9]{0,15}\.[0-9a-f]{32}\.[0-9a-f]{16}\.aside\.deleting"
+))  # fmt: skip
+
+
+@dataclass(slots=True)
+class PruneReport:
+    """What was done."""
+
+    removed: list[int] = field(default_factory=list)
+    """Steps that are gone."""
+    put_back: dict[int, str] = field(default_factory=dict)
+    """Steps that had to stay after all, with the reason."""
+    removed_superseded: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """What the storage refused; all the rest was done."""
+
+
+def prune(
+    storage: Storage,
+    plan: Plan,
+    retention: Retention,
+    *,
+    clock: Callable[[], float],
+) -> PruneReport:
+    """Carry out a plan: the oldest step first, one after another.
+
+    Safe to interrupt at any instant and to run beside readers, pins, and another start of the job.
+
+    Args:
+        storage: the root.
+        plan: of this root; void when another incarnation has claimed the root since.
+        retention: by which it was made.
+        clock: Unix time.
+
+    Raises:
+        NotCurrent: a newer incarnation owns the root; what was done so far stays done.
+
+    Durability: a step that is reported as removed stays removed after power loss.
+    """
+    work = _Prune(storage, plan, retention, clock)
+    for verdict in plan.steps:
+        manifest = plan.entries[verdict.step].manifest
+        if not verdict.keep and manifest is not None:
+            work.attempt(work.remove_step, manifest)
+    for aside in plan.superseded:
+        if not aside.keep:
+            work.attempt(work.remove_superseded, aside.name)
+    work.attempt(work.empty_trash, TRASH)
+    return work.report
+
+
+class _Prune:
+    """One run over one plan."""
+
+    def __init__(
+        self, storage: Storage, plan: Plan, retention: Retention, clock: Callable[[], float]
+    ) -> None:
+        self.report = PruneReport()
+        self._storage = storage
+        self._incarnation = plan.incarnation
+        self._retention = retention
+        self._clock = clock
+
+    def attempt(self, action: Callable[[T], object], argument: T) -> None:
+        """Do one thing; a refusal of the storage is noted and does not stop the others."""
+        try:
+            action(argument)
+        except StorageUnavailable as error:
+            self.report.failures.append(str(error))
+
+    def remove_step(self, manifest: Manifest) -> None:
+        """Take one step out of its place, and delete it unless it turns out to be protected."""
+        self._check_current()
+        stamp = f"{int(self._clock()):08x}{secrets.token_hex(4)}"
+        owner = f"{manifest.incarnation}.{manifest.attempt}"
+        trash = f"{TRASH}/{step_name(manifest.step)}.{owner}.{stamp}.pruned"
+        try:
+            self._storage.rename(step_name(manifest.step), trash)
+        except KeyNotFound:
+            return  # somebody else took it
+        self._storage.sync_dir("")
+        self._storage.sync_dir(TRASH)
+        if self._settle(trash) and manifest.step not in self.report.put_back:
+            self.report.removed.append(manifest.step)
+
+    def remove_superseded(self, name: str) -> None:
+        """Delete one folder of the superseded area."""
+        self._check_current()
+        trash = f"{TRASH}/{name}.aside.deleting"
+        try:
+            self._storage.rename(f"{SUPERSEDED}/{name}", trash)
+        except KeyNotFound:
+            return
+        self._storage.sync_dir(SUPERSEDED)
+        self._delete(trash)
+        self.report.removed_superseded.append(name)
+
+    def empty_trash(self, area: str) -> None:
+        """Finish what earlier prunes began: put back what is protected now, delete the rest."""
+        for entry in self._storage.list_dir(area):
+            if _DELETING.fullmatch(entry.name):
+                self.attempt(self._delete, f"{area}/{entry.name}")
+            elif _PRUNED.fullmatch(entry.name):
+                self.attempt(self._settle, f"{area}/{entry.name}")
+
+    def _settle(self, trash: str) -> bool:
+        """Look again at a step that was moved: put it back, leave it for its grace, or delete it.
+
+        Returns:
+            True if it stays out of its place.
+        """
+        match = _PRUNED.fullmatch(trash.rpartition("/")[2])
+        assert match is not None
+        step, attempt, moved_at_s = int(match[1]), match[2], int(match[3], 16)
+        try:
+            reasons = self._reasons_to_stay(trash, step, attempt)
+        except StorageUnavailable:
+            self._put_back(trash, step, "its protection could not be read")
+            raise
+        if reasons:
+            self._put_back(trash, step, reasons)
+            return False
+        self._check_current_or_put_back(trash, step)
+        if self._clock() - moved_at_s < self._retention.trash_grace_s:
+            return True
+        dying = f"{trash.removesuffix('pruned')}deleting"
+        self._storage.rename(trash, dying)
+        self._storage.sync_dir(TRASH)  # a half-deleted folder never bears the name of a whole one
+        self._delete(dying)
+        return True
+
+    def _reasons_to_stay(self, trash: str, step: int, attempt: str) -> str:
+        if attempt_at(self._storage, trash) != attempt:
+            return "another attempt had taken its place"
+        return "; ".join(read_guards(self._storage, self._clock()).reasons(step))
+
+    def _check_current(self) -> None:
+        if self._incarnation:
+            check_current(self._storage, self._incarnation)
+
+    def _check_current_or_put_back(self, trash: str, step: int) -> None:
+        try:
+            self._check_current()
+        except NotCurrent:
+            self._put_back(trash, step, "a newer incarnation claimed the root")
+            raise
+
+    def _put_back(self, trash: str, step: int, why: str) -> None:
+        try:
+            self._storage.rename(trash, step_name(step))
+            self._storage.sync_dir("")
+        except KeyExists:  # the number was saved again: beside it, this one is superseded
+            name = trash.rpartition("/")[2].removesuffix(".pruned")
+            self._storage.rename(trash, f"{SUPERSEDED}/{name}")
+            self._storage.sync_dir(SUPERSEDED)
+        self._storage.sync_dir(TRASH)
+        self.report.put_back[step] = why
+
+    def _delete(self, key: str) -> None:
+        try:
+            remove_tree(self._storage, key)
+        except KeyNotFound:
+            return  # somebody else finished it

@@ -1,0 +1,145 @@
+"""Keep rules: small values that choose among the good steps of a run, combined with `|`.
+
+A rule is a pure function over the list of candidates; it decides nothing alone, because guards and
+the newest good step are kept whatever it says. Best-N, periodic and tag rules will join here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from stepseal.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["KeepRule", "Retention", "StepFacts", "as_retention", "latest"]
+
+_DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepFacts:
+    """What rules may know of a step."""
+
+    step: int
+    created_at: str = ""
+    """UTC, ISO 8601."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+
+class KeepRule(Protocol):
+    """Chooses steps to keep; depends on its argument alone."""
+
+    def choose(self, steps: Sequence[StepFacts]) -> Mapping[int, str]:
+        """Return the steps to keep, each with the reason.
+
+        Args:
+            steps: all whole and resumable steps of the job's lineage, ascending.
+        """
+        ...
+
+    def __str__(self) -> str:
+        """Return the rule in words, for reasons: `the newest 3`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """Keeps what any of its rules keeps."""
+
+    rules: tuple[KeepRule, ...]
+
+    def choose(self, steps: Sequence[StepFacts]) -> Mapping[int, str]:
+        """Return the union, each with the reasons of all that chose it."""
+        found: dict[int, str] = {}
+        for rule in self.rules:
+            for step, why in rule.choose(steps).items():
+                found[step] = f"{found[step]}; {why}" if step in found else why
+        return found
+
+    def __or__(self, other: KeepRule) -> AnyOf:
+        return AnyOf((*self.rules, other))
+
+    def __str__(self) -> str:
+        return " or ".join(str(rule) for rule in self.rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """Keeps the newest `count` by step number."""
+
+    count: int
+
+    def choose(self, steps: Sequence[StepFacts]) -> Mapping[int, str]:
+        """Return the newest ones."""
+        return {facts.step: f"among {self}" for facts in steps[-self.count :]}
+
+    def __or__(self, other: KeepRule) -> AnyOf:
+        return AnyOf((self, other))
+
+    def __str__(self) -> str:
+        return f"the newest {self.count}"
+
+
+def latest(count: int) -> Latest:
+    """Keep the newest `count` whole, resumable steps of the job's lineage.
+
+    Args:
+        count: at least 1.
+
+    Raises:
+        InvalidInput: `count` is not a positive int.
+    """
+    if type(count) is not int or count < 1:
+        raise InvalidInput(
+            f"latest({count!r}): expected an int of at least 1. A job always keeps a step to "
+            "resume from.",
+            expected=">= 1",
+            found=count,
+        )
+    return Latest(count)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Which steps stay, and how long what was put out of sight can be had back by hand.
+
+    Raises:
+        InvalidInput: `keep` is no rule, or a time is not a number of at least 0.
+    """
+
+    keep: KeepRule
+    superseded_grace_s: float = _DAY_S
+    """Seconds that superseded steps, and steps outside the lineage, are left alone."""
+    trash_grace_s: float = 0.0
+    """Seconds that a pruned step stays in the trash before its bytes are freed. Zero frees them at
+    once: what protects readers is the second look, not time."""
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.keep, "choose", None)):
+            raise InvalidInput(
+                f"keep={self.keep!r}: expected a rule such as stepseal.latest(3)",
+                expected="a keep rule",
+                found=type(self.keep).__name__,
+            )
+        for name in ("superseded_grace_s", "trash_grace_s"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 <= value < float("inf"):
+                raise InvalidInput(
+                    f"Retention: {name}: expected seconds of at least 0, found {value!r}",
+                    expected=">= 0",
+                    found=value,
+                )
+
+
+def as_retention(keep: KeepRule | Retention | None) -> Retention | None:
+    """Return the retention of a bare rule; None, which keeps everything, stays None.
+
+    Raises:
+        InvalidInput: `keep` is none of these.
+    """
+    return keep if keep is None or isinstance(keep, Retention) else Retention(keep)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.commit._kit import Root, overwrite
+
+from stepseal.commit._guards import Guards, read_guards
+from stepseal.commit._leases import take_lease
+from stepseal.commit._pins import pin
+
+if TYPE_CHECKING:
+    from stepseal.storage import Storage
+
+
+def test_nothing_protects_a_step_by_default(storage: Storage) -> None:
+    assert read_guards(storage, 0) == Guards()
+    root = Root(storage)
+    root.commit(10)
+    assert read_guards(storage, 0).reasons(10) == ()
+
+
+def test_every_guard_is_a_reason(storage: Storage) -> None:
+    root = Root(storage)
+    parent = root.commit(10)
+    root.claim(parent)
+    pin(storage, 10, root.run_id)
+    take_lease(storage, 10, ttl_s=10, now_s=1000)
+    guards = read_guards(storage, 1000)
+    assert guards == Guards(frozenset({10}), {10: 1011}, 10)
+    assert len(guards.reasons(10)) == 3
+    assert guards.reasons(20) == ()
+
+
+def test_a_damaged_claim_hides_what_it_resumed_from(storage: Storage) -> None:
+    root = Root(storage)
+    root.claim(root.commit(10))
+    overwrite(storage, ".stepseal/incarnations/2.json", b"{}")
+    assert read_guards(storage, 0).parent is None

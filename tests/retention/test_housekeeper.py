@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.commit._kit import FakeFinisher, Root, exists
+from tests.retention._kit import NOW_S, steps_of
+
+from stepseal.commit import LEASES, SUPERSEDED, TRASH, take_lease
+from stepseal.retention import Housekeeper, Retention, latest
+from stepseal.storage import MemoryStorage, create_durable
+from stepseal.testing import Fail, Fault, FaultyStorage
+
+if TYPE_CHECKING:
+    from stepseal.storage import Storage
+
+
+def keeper(storage: Storage, keep: int | None = None) -> Housekeeper:
+    retention = None if keep is None else Retention(latest(keep))
+    return Housekeeper(storage, retention, FakeFinisher(), clock=lambda: NOW_S)
+
+
+def test_abandoned_staging_is_swept_by_a_later_incarnation(storage: Storage) -> None:
+    root = Root(storage)
+    root.commit(10)
+    abandoned, _ = root.prepare(20)
+    keeper(storage)(root.run_id, root.number)
+    assert exists(storage, abandoned)
+    root.claim(root.head)
+    root.commit(20)
+    keeper(storage)(root.run_id, root.number)
+    assert not exists(storage, abandoned)
+    assert storage.list_dir(TRASH) == storage.list_dir(SUPERSEDED) == ()
+
+
+def test_what_dead_readers_and_crashes_left_is_swept(storage: Storage) -> None:
+    root = Root(storage)
+    root.commit(10)
+    take_lease(storage, 10, ttl_s=10, now_s=1000)
+    alive = take_lease(storage, 10, ttl_s=10, now_s=NOW_S)
+    old, young = f".tmp-{1000:08x}{'0' * 24}", f".tmp-{int(NOW_S):08x}{'0' * 24}"
+    for folder in ("", ".stepseal/incarnations/", ".stepseal/pins/"):
+        for name in (old, young, ".tmp-mine"):
+            create_durable(storage, f"{folder}{name}", b"")
+    keeper(storage)(root.run_id, root.number)
+    assert [f"{LEASES}/{e.name}" for e in storage.list_dir(LEASES)] == [alive.key]
+    for folder in ("", ".stepseal/incarnations", ".stepseal/pins"):
+        names = {e.name for e in storage.list_dir(folder)}
+        assert old not in names
+        assert {young, ".tmp-mine"} <= names
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_what_fails_is_logged_and_tried_again(
+    number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner = MemoryStorage()
+    root = Root(inner)
+    root.commit(10)
+    abandoned, _ = root.prepare(20)
+    root.claim(root.head)
+    root.commit(20)
+    plan = [Fault(lambda verb, key: verb == "rename" and TRASH in key, Fail(number))]
+    keep = keeper(FaultyStorage(inner, plan))
+    with caplog.at_level(logging.WARNING):
+        keep(root.run_id, root.number)
+    assert "after the next commit" in caplog.text
+    assert exists(inner, abandoned)
+    keep(root.run_id, root.number)
+    assert not exists(inner, abandoned)
+
+
+def test_a_defect_is_logged_and_does_not_spread(caplog: pytest.LogCaptureFixture) -> None:
+    root = Root(MemoryStorage())
+    root.commit(10)
+
+    class Broken(FakeFinisher):
+        def inspect(self, *_: object, **__: object) -> list[str]:
+            raise ZeroDivisionError
+
+    Housekeeper(root.storage, Retention(latest(1)), Broken())(root.run_id, root.number)
+    assert "defect in housekeeping" in caplog.text
+
+
+def test_only_the_current_incarnation_prunes(storage: Storage) -> None:
+    root = Root(storage)
+    for step in (10, 20, 30):
+        root.commit(step)
+    keep = keeper(storage, keep=1)
+    root.claim(root.head)
+    keep(root.run_id, 1)
+    assert len(steps_of(storage)) == 3
+    keep(root.run_id, 2)
+    assert steps_of(storage) == ["step-30"]

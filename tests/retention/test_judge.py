@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stepseal.commit import Guards
+from stepseal.retention import StepFacts, latest
+from stepseal.retention._judge import Candidate, StepVerdict, judge
+
+GRACE_S = 100.0
+STANDINGS = ["good", "not resumable", "outside the lineage", "untouchable"]
+
+
+def good(*steps: int) -> list[Candidate]:
+    return [Candidate(StepFacts(step), "good") for step in steps]
+
+
+def kept(verdicts: tuple[StepVerdict, ...]) -> list[int]:
+    return [verdict.step for verdict in verdicts if verdict.keep]
+
+
+def test_what_no_rule_and_no_guard_wants_goes() -> None:
+    verdicts = judge(good(1, 2, 3, 4), latest(2), Guards(), orphan_grace_s=GRACE_S)
+    assert kept(verdicts) == [3, 4]
+    assert verdicts[0] == StepVerdict(1, keep=False, reasons=("not among the newest 2",))
+    assert verdicts[3].reasons == ("among the newest 2", "the newest good step")
+
+
+def test_guards_keep_whatever_the_rule_says() -> None:
+    guards = Guards(frozenset({1}), {2: 5}, 3)
+    verdicts = judge(good(1, 2, 3, 4, 5), latest(1), guards, orphan_grace_s=GRACE_S)
+    assert kept(verdicts) == [1, 2, 3, 5]
+    assert verdicts[0].reasons == ("pinned",)
+
+
+def test_only_good_steps_count_towards_a_rule() -> None:
+    candidates = [
+        *good(1, 2),
+        Candidate(StepFacts(3), "untouchable", "damaged: x"),
+        Candidate(StepFacts(4), "not resumable"),
+        Candidate(StepFacts(5), "outside the lineage", age_s=1e9),
+    ]
+    verdicts = judge(candidates, latest(2), Guards(), orphan_grace_s=GRACE_S)
+    assert kept(verdicts) == [1, 2, 3, 4]
+    assert verdicts[2].reasons == ("damaged: x",)
+    assert "outside the lineage" in verdicts[4].reasons[0]
+
+
+def test_a_step_outside_the_lineage_goes_only_after_its_grace() -> None:
+    young = Candidate(StepFacts(1), "outside the lineage", age_s=GRACE_S - 1)
+    old = Candidate(StepFacts(2), "outside the lineage", age_s=GRACE_S)
+    assert kept(judge([young, old, *good(3)], latest(1), Guards(), orphan_grace_s=GRACE_S)) == [
+        1,
+        3,
+    ]
+
+
+def test_without_a_good_step_nothing_goes() -> None:
+    old = Candidate(StepFacts(2), "outside the lineage", age_s=1e9)
+    (verdict,) = judge([old], latest(1), Guards(), orphan_grace_s=GRACE_S)
+    assert verdict.keep
+    assert "no good step" in verdict.reasons[0]
+
+
+class ChoosesNothing:
+    """A rule that would strand a job."""
+
+    def choose(self, steps: object) -> dict[int, str]:
+        return {}
+
+    def __str__(self) -> str:
+        return "nothing"
+
+
+@given(
+    st.lists(
+        st.builds(
+            Candidate,
+            st.builds(StepFacts, st.integers(0, 50)),
+            st.sampled_from(STANDINGS),
+            age_s=st.floats(0, 1e6),
+        ),
+        unique_by=lambda candidate: candidate.facts.step,
+    ),
+    st.sets(st.integers(0, 50)),
+    st.booleans(),
+)
+def test_no_rule_can_strand_a_job(
+    candidates: list[Candidate], pinned: set[int], empty: bool
+) -> None:
+    candidates.sort(key=lambda candidate: candidate.facts.step)
+    rule = ChoosesNothing() if empty else latest(2)
+    guards = Guards(frozenset(pinned))
+    verdicts = judge(candidates, rule, guards, orphan_grace_s=GRACE_S)
+    assert [v.step for v in verdicts] == [c.facts.step for c in candidates]
+    assert all(verdict.reasons for verdict in verdicts)
+    gone = {v.step for v in verdicts if not v.keep}
+    steps_good = [c.facts.step for c in candidates if c.standing == "good"]
+    assert not gone & pinned
+    assert not gone & {c.facts.step for c in candidates if c.standing == "untouchable"}
+    if steps_good:
+        assert steps_good[-1] not in gone
+    else:
+        assert not gone

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.commit._kit import Root, damage
+from tests.retention._kit import NOW_S, plan_for, prune_now
+
+from stepseal.commit import SUPERSEDED, pin
+from stepseal.storage import MemoryStorage
+
+if TYPE_CHECKING:
+    from stepseal.retention import Plan
+    from stepseal.storage import Storage
+
+
+def actions(plan: Plan) -> dict[int, bool]:
+    return {verdict.step: verdict.keep for verdict in plan.steps}
+
+
+def test_a_plan_says_something_about_every_step_and_changes_nothing(storage: Storage) -> None:
+    root = Root(storage)
+    for step in (9, 10, 11, 12):
+        root.commit(step)
+    damage(storage, 11)
+    storage.make_dir("step-13")
+    plan = plan_for(storage, root, keep=2)
+    assert actions(plan) == {9: False, 10: True, 11: True, 12: True, 13: True}
+    assert actions(plan_for(storage, root, keep=3)) == {
+        9: True,
+        10: True,
+        11: True,
+        12: True,
+        13: True,
+    }
+    assert plan.incarnation == 1
+    assert [e.name for e in storage.list_dir("") if e.name.startswith("step-")] == [
+        "step-10", "step-11", "step-12", "step-13", "step-9",
+    ]  # fmt: skip
+
+
+def test_a_step_whose_files_are_gone_does_not_count(storage: Storage) -> None:
+    root = Root(storage)
+    for step in (10, 20, 30):
+        root.commit(step)
+    storage.remove_file("step-30/parts/trainer/0.json")
+    plan = plan_for(storage, root)
+    assert actions(plan) == {10: False, 20: True, 30: True}
+    assert plan.steps[2].reasons[0].startswith("damaged: parts/trainer/0.json")
+
+
+def test_the_parent_of_the_newest_incarnation_stays(storage: Storage) -> None:
+    root = Root(storage)
+    parent = root.commit(10)
+    root.claim(parent)
+    for step in (20, 30, 40):
+        root.commit(step)
+    assert actions(plan_for(storage, root)) == {10: True, 20: False, 30: False, 40: True}
+
+
+def test_steps_outside_the_lineage_stay_for_their_grace(storage: Storage) -> None:
+    root = Root(storage)
+    parent = root.commit(10)
+    root.commit(20)
+    root.claim(parent)
+    root.commit(30)
+    saved_at_s = prune_time(root)
+    assert actions(plan_for(storage, root, now_s=saved_at_s + 3600))[20]
+    assert not actions(plan_for(storage, root, now_s=saved_at_s + 90_000))[20]
+
+
+def prune_time(root: Root) -> float:
+    import datetime
+
+    from stepseal.commit import read_step
+
+    manifest = read_step(root.storage, 30, root.run_id).manifest
+    assert manifest is not None
+    return datetime.datetime.fromisoformat(manifest.created_at).timestamp()
+
+
+def test_superseded_folders_go_after_their_grace_unless_pinned(storage: Storage) -> None:
+    root = Root(storage)
+    parent = root.commit(10)
+    for step in (20, 30):
+        root.commit(step)
+    root.claim(parent)
+    for step in (20, 30):
+        root.commit(step)
+    storage.make_dir(f"{SUPERSEDED}/mine")
+    pin(storage, 20, root.run_id)
+    plan = plan_for(storage, root)
+    kept = {aside.name.split(".")[0]: aside.keep for aside in plan.superseded}
+    assert kept == {"mine": True, "step-20": True, "step-30": False}
+    young = plan_for(storage, root, now_s=prune_time(root) + 60)
+    assert all(aside.keep for aside in young.superseded)
+    report = prune_now(storage, root)
+    assert [name.split(".")[0] for name in report.removed_superseded] == ["step-30"]
+    assert [e.name.split(".")[0] for e in storage.list_dir(SUPERSEDED)] == ["mine", "step-20"]
+
+
+def test_a_root_that_nobody_claimed_has_an_empty_plan() -> None:
+    storage = MemoryStorage()
+    root = Root(storage)
+    plan = plan_for(storage, root, now_s=NOW_S)
+    assert (plan.incarnation, plan.steps, plan.superseded) == (0, (), ())

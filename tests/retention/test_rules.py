@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+import stepseal as ss
+from stepseal.errors import InvalidInput
+from stepseal.retention import Retention, StepFacts, as_retention, latest
+
+
+def facts(*steps: int) -> list[StepFacts]:
+    return [StepFacts(step) for step in steps]
+
+
+def test_latest_keeps_the_newest_by_number() -> None:
+    assert dict(latest(2).choose(facts(8, 9, 10))) == dict.fromkeys((9, 10), "among the newest 2")
+    assert list(latest(5).choose(facts(8))) == [8]
+    assert list(latest(5).choose([])) == []
+
+
+def test_rules_join_into_their_union_with_all_reasons() -> None:
+    rule = latest(1) | latest(2) | latest(3)
+    chosen = rule.choose(facts(1, 2, 3, 4))
+    assert list(chosen) == [4, 3, 2]
+    assert chosen[4] == "among the newest 1; among the newest 2; among the newest 3"
+    assert str(rule) == "the newest 1 or the newest 2 or the newest 3"
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, True, "3", None])
+def test_a_rule_that_keeps_nothing_is_refused(count: object) -> None:
+    with pytest.raises(InvalidInput, match="latest"):
+        latest(count)  # type: ignore[arg-type]
+
+
+def test_the_face_offers_it() -> None:
+    assert ss.latest(3) == latest(3)
+    assert as_retention(ss.latest(3)) == ss.Retention(latest(3))
+    assert as_retention(None) is None
+    custom = Retention(latest(1), trash_grace_s=5)
+    assert as_retention(custom) is custom
+
+
+@pytest.mark.parametrize("keep", [3, "latest", object()])
+def test_what_is_no_rule_is_refused(keep: object) -> None:
+    with pytest.raises(InvalidInput, match="expected a rule"):
+        as_retention(keep)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), "1", True])
+@pytest.mark.parametrize("name", ["superseded_grace_s", "trash_grace_s"])
+def test_grace_is_a_number_of_seconds(name: str, value: object) -> None:
+    with pytest.raises(InvalidInput, match=name):
+        Retention(latest(1), **{name: value})  # type: ignore[arg-type]
