@@ -87,7 +87,9 @@ class _Machine:
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, object] = {}
-        self._nodes_left = _SPARE_NODES + len(data) // 4
+        # real indexes make a node per 5 bytes and remember one per 8
+        self._nodes_left = _SPARE_NODES + len(data) // 3
+        self._memos_left = _SPARE_NODES + len(data) // 4
 
     def run(self) -> object:
         data = self._data
@@ -138,7 +140,10 @@ class _Machine:
     def _count(self) -> None:
         self._nodes_left -= 1
         if self._nodes_left < 0:
-            raise self.corrupt(f"more objects than {len(self._data)} bytes are good for")
+            raise self._too_many()
+
+    def _too_many(self) -> Corrupt:
+        return self.corrupt(f"more objects than {len(self._data)} bytes are good for")
 
     def mark(self) -> None:
         self._count()
@@ -153,7 +158,9 @@ class _Machine:
         return self._stack.pop()
 
     def remember(self, place: int) -> None:
-        self._count()
+        self._memos_left -= 1
+        if self._memos_left < 0:
+            raise self._too_many()
         self._memo[place] = self._stack[-1]
 
     def remember_next(self) -> None:

@@ -14,6 +14,7 @@ from stepseal.errors import InvalidInput, NotRestored, RootNotFound, StepNotFoun
 from stepseal.layout import check_step
 from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._dcp_folder import DcpFolder, state_of
+from stepseal.session._saving import collection_paused
 from stepseal.storage import LocalStorage
 
 if TYPE_CHECKING:
@@ -70,12 +71,13 @@ def import_dcp(
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise InvalidInput("import_dcp: expected one process, found a job of several ranks")
     place = os.path.abspath(os.fspath(source))
-    folder = _open(place)
     target = os.path.abspath(os.fspath(root))
-    _check_empty(target)
     skipped: dict[str, str] | None = {} if skip_bytes else None
-    components = foreign_components(folder.index)
-    states = {name: state_of(folder, components, name, skipped) for name in components}
+    with collection_paused():
+        folder = _open(place)
+        _check_empty(target)
+        components = foreign_components(folder.index)
+        states = {name: state_of(folder, components, name, skipped) for name in components}
     with Checkpointer(target, mode="sync") as checkpointer:
         for name, state in states.items():
             checkpointer.add(name, state)
