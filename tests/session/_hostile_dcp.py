@@ -146,6 +146,11 @@ def _share(metadata: Metadata) -> None:
     ]
 
 
+def _grow(metadata: Metadata) -> None:
+    size = torch.Size([1 << 58, 8])
+    _entry(metadata).size = _entry(metadata).chunks[0].sizes = size
+
+
 def _set(**fields: object) -> Change:
     def change(metadata: Metadata) -> None:
         for name, value in fields.items():
@@ -207,12 +212,7 @@ INDEX: dict[str, Change] = {
     "transformed": place(transform_descriptors=["zstd"]),
     "shared_record": with_index(_share),
     "shape_huge": _set(size=torch.Size([HUGE, 4])),
-    "shape_and_chunk_huge": with_index(
-        lambda m: (
-            setattr(_entry(m), "size", torch.Size([1 << 58, 8])),
-            setattr(_entry(m).chunks[0], "sizes", torch.Size([1 << 58, 8])),
-        )  # type: ignore[func-returns-value]
-    ),
+    "shape_and_chunk_huge": with_index(_grow),
     "chunk_outside": _chunk(sizes=torch.Size([9, 9])),
     "chunk_small": _chunk(sizes=torch.Size([1, 3])),
     "chunks_none": _set(chunks=[]),

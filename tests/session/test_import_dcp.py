@@ -96,7 +96,7 @@ def test_every_dtype_shape_and_layout_comes_in_bit_for_bit(tmp_path: Path) -> No
 
 
 def test_entries_become_components_and_values_stay(tmp_path: Path) -> None:
-    state = {
+    state: dict[str, Any] = {
         "model": {"w": torch.ones(2), "deep": {"b": torch.zeros(3, 2)}},
         "loader": {"position": 7, "names": ["a", ("b", None)], "seen": {1, 2}, "by": {3: 1.5}},
         "counter": {"n": torch.tensor(4), "of": collections.OrderedDict(a=1j)},
