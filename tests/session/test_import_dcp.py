@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from click.testing import CliRunner
+from tests.session._hostile_dcp import GADGETS, put_record, record
 from tests.session._states import Net, adamw, blank, every_kind, train, whole_state
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -306,3 +307,28 @@ def test_a_foreign_folder_that_does_not_fit_changes_nothing(tmp_path: Path) -> N
 def test_fresh_and_unverified_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ss.errors.InvalidInput, match="one of the two"):
         restore(tmp_path, Job(1), fresh=True, unverified=True)
+
+
+def test_a_hostile_value_in_a_foreign_folder_changes_nothing(tmp_path: Path) -> None:
+    save(trained().titan(), tmp_path / "step-1")
+    info = record(GADGETS["exec"])
+    put_record("lr_scheduler.last_epoch", info)(tmp_path / "step-1")
+    other = Job(2)
+    before = snapshot(other.state())
+    with pytest.raises(ss.errors.UnsupportedState, match=r"last_epoch.*builtins\.exec"):
+        restore(tmp_path, other, unverified=True)
+    assert_identical(before, other.state())
+
+
+def test_a_broken_record_of_a_foreign_folder_taints(tmp_path: Path) -> None:
+    save({"w": torch.ones(2, 3)}, tmp_path / "step-1")
+    put_record("w", record(GADGETS["exec"]))(tmp_path / "step-1")
+    live = {"w": torch.zeros(2, 3)}
+    with ss.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.add("model", live)
+        with pytest.raises(ss.errors.UnsupportedState) as caught:
+            checkpointer.restore(unverified=True)
+        assert caught.value.tainted
+        with pytest.raises(ss.errors.Tainted):
+            checkpointer.save(2)
+    assert_identical({"w": torch.zeros(2, 3)}, live)
