@@ -287,13 +287,14 @@ VALUES: dict[str, bytes] = {
 }
 
 
-def put_record(fqn: str, data: bytes) -> Change:
+def put_record(fqn: str, data: bytes, tensor_fqn: str = "w") -> Change:
     """Put a record of its own file in the place of the tensor's, or of the value's."""
 
     def apply(folder: Path) -> None:
         (folder / "__9_9.distcp").write_bytes(data)
         info = _StorageInfo("__9_9.distcp", 0, len(data))
-        key = MetadataIndex(fqn, [0, 0], 0) if fqn == "w" else MetadataIndex(fqn)
+        is_tensor = fqn == "w"
+        key = MetadataIndex(tensor_fqn, [0, 0], 0) if is_tensor else MetadataIndex(fqn)
         with_index(lambda m: m.storage_data.update({key: info}))(folder)
 
     return apply

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from stepseal.components._archives import ReadRange
     from stepseal.errors import Corrupt
 
-__all__ = ["read_tensor_record", "read_value_record"]
+__all__ = ["check_tensor_record", "read_tensor_record", "read_value_record"]
 
 _STORAGES = {
     "FloatStorage": "float32",
@@ -78,6 +79,18 @@ def read_tensor_record(
     return found.contiguous().resolve_conj().resolve_neg()
 
 
+def check_tensor_record(
+    read: ReadRange, size: int, what: str, *, dtype: str, shape: tuple[int, ...]
+) -> None:
+    """Check everything that `read_tensor_record` checks, without reading the elements.
+
+    Raises:
+        UnsupportedState, Corrupt: as `read_tensor_record`.
+    """
+    archive = Archive(read, size, what)
+    _Builder(archive).place(archive.nodes(_TENSOR_NAMES, _MAX_TENSOR_PICKLE), (dtype, shape))
+
+
 def read_value_record(read: ReadRange, size: int, what: str) -> object:
     """Return the value of one record, of plain types and tensors.
 
@@ -87,6 +100,21 @@ def read_value_record(read: ReadRange, size: int, what: str) -> object:
     """
     archive = Archive(read, size, what)
     return _Builder(archive).value(archive.nodes(_VALUE_NAMES, _MAX_VALUE_PICKLE), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the elements of a tensor lie."""
+
+    key: str
+    """Name of the storage."""
+    dtype: str
+    shape: tuple[int, ...]
+    steps: tuple[int, ...]
+    """Strides, in elements."""
+    first: int
+    """Offset inside the storage, in elements."""
+    flags: frozenset[str]
 
 
 class _Builder:
@@ -101,11 +129,26 @@ class _Builder:
     def tensor(
         self, node: object, expected: tuple[str, tuple[int, ...]] | None = None
     ) -> torch.Tensor:
+        """Return the tensor of a node, over memory of its own."""
+        place = self.place(node, expected)
+        self._bytes_left -= self._archive.storage_size(place.key)
+        if self._bytes_left < 0:
+            raise self._archive.corrupt("expected tensors that fit the record, found more")
+        flat = tensor_over(self._archive.storage(place.key), getattr(torch, place.dtype))
+        tensor = flat.as_strided(place.shape, place.steps, place.first)
+        tensor = torch.conj(tensor) if "conj" in place.flags else tensor
+        return torch._neg_view(tensor) if "neg" in place.flags else tensor
+
+    def place(self, node: object, expected: tuple[str, tuple[int, ...]] | None = None) -> _Place:
+        """Return where the elements of a tensor node lie, after checking all of it."""
         if not isinstance(node, Call) or node.state is not None or node.pairs.items:
             raise self._wrong("a tensor", node)
         callee = (node.callee.module, node.callee.name)
         if callee == _PARAMETER and 2 <= len(node.args) <= 3:
-            return self.tensor(node.args[0])
+            node = node.args[0]
+            if not isinstance(node, Call) or node.state is not None or node.pairs.items:
+                raise self._wrong("a tensor", node)
+            callee = (node.callee.module, node.callee.name)
         fixed = {_V2: 6, _V3: 7}.get(callee)
         if fixed is None or not fixed <= len(node.args) <= fixed + 1:
             raise self._wrong("a plain tensor", node)
@@ -118,13 +161,7 @@ class _Builder:
                 f"expected {expected[0]} {list(expected[1])} as the index says, found {dtype} "
                 f"{list(shape)}"
             )
-        self._bytes_left -= self._archive.storage_size(key)
-        if self._bytes_left < 0:
-            raise self._archive.corrupt("expected tensors that fit the record, found more")
-        data = self._archive.storage(key)
-        flat = tensor_over(data, getattr(torch, dtype))
-        tensor = flat.as_strided(shape, steps, first)
-        return self._flagged(tensor, node.args[fixed:])
+        return _Place(key, dtype, shape, steps, first, self._flags(node.args[fixed:]))
 
     def _storage(self, node: object, dtype_node: object) -> tuple[str, str, int]:
         """Return key, dtype and number of elements."""
@@ -175,8 +212,8 @@ class _Builder:
             raise self._wrong("sizes", node)
         return node
 
-    def _flagged(self, tensor: torch.Tensor, rest: tuple[object, ...]) -> torch.Tensor:
-        """Take over the lazy bits of the last argument."""
+    def _flags(self, rest: tuple[object, ...]) -> frozenset[str]:
+        """Return the lazy bits that the last argument sets."""
         for extra in rest:
             if extra is not None and not isinstance(extra, Pairs):
                 raise self._wrong("a plain tensor", extra)
@@ -184,9 +221,7 @@ class _Builder:
         for key, flag in flags:
             if key not in ("conj", "neg") or type(flag) is not bool:
                 raise self._wrong("a plain tensor", key)
-            if flag:
-                tensor = torch.conj(tensor) if key == "conj" else torch._neg_view(tensor)
-        return tensor
+        return frozenset(str(key) for key, flag in flags if flag)
 
     def value(self, node: object, depth: int) -> Any:  # noqa: ANN401 - any plain value
         """Return the value of a node."""

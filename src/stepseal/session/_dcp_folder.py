@@ -13,6 +13,7 @@ import torch
 from stepseal.components import (
     MAX_DCP_INDEX_BYTES,
     ImportedState,
+    check_tensor_record,
     optimizer_value,
     read_dcp_index,
     read_tensor_record,
@@ -101,6 +102,21 @@ class DcpFolder:
                     record.read, record.size, what, dtype=tensor.dtype, shape=stored.box.sizes
                 )
             yield stored.box, found
+
+    def check(self, tensor: ForeignTensor, wanted: Collection[Box]) -> None:
+        """Check the records of boxes of a tensor without reading their elements.
+
+        Raises:
+            UnsupportedState, Corrupt: a record is refused.
+        """
+        for stored in tensor.boxes:
+            if stored.box in wanted:
+                with self._open(stored.item) as handle:
+                    record = _Record(handle, stored.item)
+                    what = f"{self._prefix}{stored.item.path}, {tensor.fqn!r:.120}"
+                    check_tensor_record(
+                        record.read, record.size, what, dtype=tensor.dtype, shape=stored.box.sizes
+                    )
 
     def values(
         self, component: ForeignComponent, skipped: dict[str, str] | None = None

@@ -23,10 +23,11 @@ from stepseal.layout import intersect, step_name
 from stepseal.session._dcp_folder import DcpFolder, value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from stepseal.commit import Candidate
-    from stepseal.components import Component, ForeignComponent, RestorePlan
+    from stepseal.components import Component, ForeignComponent, ForeignTensor, RestorePlan
+    from stepseal.layout import Box, TensorSink
     from stepseal.session._targets import Targets
     from stepseal.storage import Storage
 
@@ -42,6 +43,14 @@ class CheckedFolder:
     folder: DcpFolder
     plans: tuple[tuple[Component, ForeignComponent, RestorePlan], ...]
 
+    def reads(self) -> Iterator[tuple[ForeignTensor, set[Box], TensorSink]]:
+        """Yield each tensor that is needed here, with the boxes to read and their sink."""
+        for _, foreign, plan in self.plans:
+            for key, sink in plan.sinks.items():
+                tensor = foreign.tensors[key]
+                near = {b.box for b in tensor.boxes if intersect(b.box, sink.wanted) is not None}
+                yield tensor, near, sink
+
     def report(self) -> dict[str, str]:
         """Return, per component, what was taken."""
         return {
@@ -55,18 +64,15 @@ class CheckedFolder:
         Raises:
             UnsupportedState, Corrupt: a record is refused; live state may hold a mix by now.
         """
-        for _, foreign, plan in self.plans:
-            for key, sink in plan.sinks.items():
-                tensor = foreign.tensors[key]
-                near = {b.box for b in tensor.boxes if intersect(b.box, sink.wanted) is not None}
-                for box, piece in self.folder.boxes(tensor, near):
-                    sink.write(box, 0, byte_view(piece))
+        for tensor, near, sink in self.reads():
+            for box, piece in self.folder.boxes(tensor, near):
+                sink.write(box, 0, byte_view(piece))
         for _, _, plan in self.plans:
             plan.apply()
 
 
 def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedFolder:
-    """Read the index and all values, and plan how live state takes them; touch nothing.
+    """Check all of a folder but the elements, and plan how live state takes it; touch nothing.
 
     Raises:
         UnsupportedState: the folder names something that is not taken from foreign checkpoints.
@@ -103,13 +109,16 @@ def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> Ch
             participant=targets.topology.me,
             problems=tuple(problems),
         )
+    checked = CheckedFolder(folder, tuple(plans))
+    for tensor, near, _ in checked.reads():
+        folder.check(tensor, near)
     if targets.topology.rank == 0:
         _log.warning(
             "stepseal: restoring unverified: %s was not written by stepseal, and no digest covers "
             "its bytes",
             name,
         )
-    return CheckedFolder(folder, tuple(plans))
+    return checked
 
 
 def _name_problems(found: Mapping[str, ForeignComponent], targets: Targets) -> list[str]:
