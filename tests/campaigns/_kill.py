@@ -149,7 +149,8 @@ class _Trial:
         def storage(_rank: int) -> Storage:
             return self._variant.wrap(faults(LocalStorage.create(root)))
 
-        return Life(number, root, self.log, storage, self._workload.num_participants)
+        workload = self._workload
+        return Life(number, root, self.log, storage, workload.num_participants, workload.keep)
 
     def _fork(self, work: Callable[[], list[Violation]]) -> list[Violation] | None:
         """Run `work` in a child; return its findings, or None if it was killed."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Broken", "Options", "Report", "campaign", "pattern_of", "run_program"]
 
 _MODULE = "tests.campaigns._kill"
-_RANDOM_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{8})?")
+_RANDOM_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{16})?|\.[0-9a-f]{8}\.[0-9a-f]{16}")
 _HOUSE = Path(__file__).resolve().parents[2]
 
 

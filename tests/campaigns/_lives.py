@@ -38,6 +38,8 @@ class Life:
     storage: Callable[[int], Storage]
     """Storage of a rank."""
     num_participants: int = 2
+    keep: int | None = None
+    """How many of the newest steps stay; None keeps all."""
 
     def next(self) -> Life:
         """Return the incarnation after this one."""
@@ -45,7 +47,8 @@ class Life:
 
     def run(self, script: Callable[[Player], None], mode: Mode) -> None:
         """Let every participant follow the script, and close."""
-        world = World(self.num_participants, self.storage, deadlines=DEADLINES)
+        keep = None if self.keep is None else ss.latest(self.keep)
+        world = World(self.num_participants, self.storage, deadlines=DEADLINES, keep=keep)
 
         def work(rank: int, checkpointer: ss.Checkpointer) -> None:
             player = Player(rank, checkpointer, self, world.participants)
@@ -108,6 +111,8 @@ class Workload:
 
     run: Callable[[Life], None]
     num_participants: int = 2
+    keep: int | None = None
+    """How many of the newest steps stay; None keeps all."""
     prelude: Callable[[Life], None] | None = None
     """What an earlier job did, which was killed too."""
     crash: Callable[[str, str], bool] | None = None
@@ -165,6 +170,23 @@ def _superseding(life: Life) -> None:
     life.next().run(second, "async")
 
 
+def _pruning(life: Life) -> None:
+    """Keep one step, and after a restart also the one that was resumed from."""
+
+    def first(player: Player) -> None:
+        player.restore()
+        for step in (10, 20, 30):
+            player.save(step)
+
+    def second(player: Player) -> None:
+        player.restore()
+        player.save(40, wait=False)
+        player.save(50)
+
+    life.run(first, "async")
+    life.next().run(second, "sync")
+
+
 def _three_saves(life: Life) -> None:
     def script(player: Player) -> None:
         player.restore()
@@ -205,6 +227,7 @@ WORKLOADS = {
     "alone": Workload(_mixed, num_participants=1),
     "three": Workload(_mixed, num_participants=3),
     "superseding": Workload(_superseding),
+    "pruning": Workload(_pruning, keep=1),
     "after-crash-in-part": Workload(_resuming, prelude=_three_saves, crash=_in_part_of_30),
     "after-crash-at-commit": Workload(_resuming, prelude=_three_saves, crash=_at_commit_of_30),
     "after-crash-in-exchange": Workload(_resuming, prelude=_superseding, crash=_after_exchange),

@@ -17,9 +17,10 @@ from stepseal.commit._messages import Committed, Prepared
 from stepseal.commit._roots import STAGING
 from stepseal.commit._save_round import SaveRound
 from stepseal.layout import MANIFEST, step_name
+from stepseal.retention import _prune
 from stepseal.session._finisher import StepFinisher
 from stepseal.session._saving import PartWriter
-from stepseal.storage import KeyExists, MemoryStorage, create_durable
+from stepseal.storage import KeyExists, MemoryStorage, create_durable, remove_tree
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class Variant:
     """Break the storage of one participant."""
     caught_as: frozenset[str] = frozenset({"damaged", "values"})
     """Kinds of violation of which at least one must be reported."""
+    workload: str = "mixed"
+    """The one that gives it occasion."""
 
 
 def _replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
@@ -242,6 +245,32 @@ def _publish_by_copying() -> None:
     _replace(_publish, "_commit", commit)
 
 
+# -- pruning ---------------------------------------------------------------------------------------
+
+
+def _prune_in_place() -> None:
+    """A step is deleted where it stands."""
+
+    def remove_step(self: _prune._Prune, manifest: Any) -> None:  # noqa: ANN401 - as patched
+        remove_tree(self._storage, step_name(manifest.step))
+        self._storage.sync_dir("")
+
+    _replace(_prune._Prune, "remove_step", remove_step)
+
+
+def _prune_before_commit() -> None:
+    """Room is made for a step before it is committed."""
+    publish = _performer.Performer._publish
+
+    def make_room_and_publish(self: _performer.Performer, action: Publish) -> Any:  # noqa: ANN401
+        for entry in self._storage.list_dir(""):
+            if entry.name.startswith("step-"):
+                remove_tree(self._storage, entry.name)
+        return publish(self, action)
+
+    _replace(_performer.Performer, "_publish", make_room_and_publish)
+
+
 VARIANTS = {
     "none": Variant(lambda: None),
     "commit-before-all-prepared": Variant(_commit_early),
@@ -249,4 +278,8 @@ VARIANTS = {
     "prepared-before-close": Variant(_prepare_early, _Late),
     "acknowledged-before-commit": Variant(_acknowledge_early, caught_as=frozenset({"lost"})),
     "published-file-by-file": Variant(_publish_by_copying),
+    "pruned-in-place": Variant(_prune_in_place, workload="pruning"),
+    "pruned-before-commit": Variant(
+        _prune_before_commit, caught_as=frozenset({"lost", "damaged"}), workload="pruning"
+    ),
 }
