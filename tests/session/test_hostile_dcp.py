@@ -8,11 +8,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.session._hostile_dcp import GADGETS, corpus
+from tests.session._hostile_dcp import GADGETS, corpus, make_good
 
+from stepseal.components import foreign_components
+from stepseal.errors import CheckpointError
+from stepseal.session._dcp_folder import DcpFolder, state_of
+from stepseal.storage import LocalStorage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NUM_DAMAGED = 1500
 MAX_SECONDS = 2.0
 MAX_GROWN_MIB = 200
 TYPED = {"Corrupt", "UnsupportedState"}
@@ -79,3 +89,29 @@ def test_a_reader_that_unpickles_runs_every_gadget(
 ) -> None:
     executed = run(str(tmp_path_factory.mktemp("naive")), "--naive")
     assert executed == dict.fromkeys(GADGETS, True)
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_any_damaged_byte_is_refused_in_a_typed_way_or_harmless(tmp_path: Path, name: str) -> None:
+    make_good(tmp_path)
+    path = tmp_path / name
+    whole, random = path.read_bytes(), Random(7)
+    refused = 0
+    for _ in range(NUM_DAMAGED):
+        data = bytearray(whole)
+        for _ in range(random.choice((1, 1, 2, 8))):
+            data[random.randrange(len(data))] = random.randrange(256)
+        path.write_bytes(data[: random.choice((None, None, None, random.randrange(len(data))))])
+        try:
+            read_all(tmp_path)
+        except CheckpointError:
+            refused += 1
+    assert 0 < refused < NUM_DAMAGED
+
+
+def read_all(path: Path) -> None:
+    with LocalStorage.open(path) as storage:
+        folder = DcpFolder(storage, "")
+        components = foreign_components(folder.index)
+        for component in components:
+            state_of(folder, components, component, None)
