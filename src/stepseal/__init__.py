@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from stepseal.commit import Deadlines
     from stepseal.components import RNG, Sharing, register, register_codec
     from stepseal.retention import Retention, latest
-    from stepseal.session import Checkpointer, PendingSave, Restored, Run, Saved, Step, every
+    from stepseal.session import (
+        Checkpointer,
+        Imported,
+        PendingSave,
+        Restored,
+        Run,
+        Saved,
+        Step,
+        every,
+        import_dcp,
+    )
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
     from stepseal.storage import Access
 
@@ -26,8 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access", "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Deadlines",
-    "PendingSave", "Restored", "Retention", "Run", "Saved", "Sharing", "Step", "__version__",
-    "errors", "every", "latest", "open", "register", "register_codec",
+    "Imported", "PendingSave", "Restored", "Retention", "Run", "Saved", "Sharing", "Step",
+    "__version__", "errors", "every", "import_dcp", "latest", "open", "register",
+    "register_codec",
 ]  # fmt: skip
 
 

@@ -90,6 +90,26 @@ def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
         sys.exit(4)
 
 
+@main.command("import")
+@click.option("--from", "kind", type=click.Choice(["dcp"]), required=True, help="What SOURCE is.")
+@click.argument("source", type=click.Path())
+@_root
+@click.option("--step", type=int, required=True, help="Number of the new step.")
+@click.option("--skip-bytes", is_flag=True, help="Leave out values of more than plain types.")
+@_json
+def import_(
+    kind: str, source: str, root: str, *, step: int, skip_bytes: bool, as_json: bool
+) -> None:
+    """Store SOURCE as the first step of ROOT; needs torch, unpickles nothing."""
+    from stepseal.cli._importing import import_folder, print_imported
+
+    found = import_folder(kind, source, root, step=step, skip_bytes=skip_bytes)
+    if as_json:
+        print_json(found)
+    else:
+        print_imported(found)
+
+
 @main.command()
 @_root
 @click.option(

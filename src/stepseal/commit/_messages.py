@@ -129,6 +129,8 @@ class RestoreCalled(_Message, frozen=True):
     step: _Number | None
     fresh: bool
     components: list[str]
+    unverified: bool = False
+    """A foreign DCP folder will do where the root has no steps, or where one is asked for."""
 
 
 class Checked(_Message, frozen=True):
@@ -225,6 +227,9 @@ class Candidate(_Message, frozen=True):
     step: _Number
     attempt: str
     manifest_sha256: str
+    """SHA-256 of the manifest; of `.metadata` where the candidate is `unverified`."""
+    unverified: bool = False
+    """A foreign DCP folder, whose bytes no digest covers."""
 
 
 class Apply(_Message, frozen=True):
@@ -241,6 +246,7 @@ class Restored(_Message, frozen=True):
     step: _Number
     incarnation: _Number
     skipped: dict[str, str]
+    unverified: bool = False
 
 
 class Fresh(_Message, frozen=True):

@@ -20,6 +20,7 @@ from stepseal.commit._catalog import list_steps, read_step
 from stepseal.commit._claims import check_current, claim
 from stepseal.commit._draft import JobFacts, draft_manifest
 from stepseal.commit._durability import durability_of
+from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
 from stepseal.commit._resume import Selection, select
@@ -194,6 +195,8 @@ class Performer:
         return actions.Published(action.call, sha256)
 
     def _select(self, action: actions.Select) -> actions.Selected:
+        if action.unverified and (foreign := offer_foreign(self._storage, action)) is not None:
+            return foreign
         found = self._select_leased(action)
         lineage = None if found.entry is None else found.entry.lineage()
         manifest = None if found.entry is None else found.entry.manifest
