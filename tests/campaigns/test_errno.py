@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.campaigns._sizes import Row
     from typing_extensions import Buffer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(14400)]
 
 
 def check(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
