@@ -255,7 +255,7 @@ def _prune_in_place() -> None:
         remove_tree(self._storage, step_name(manifest.step))
         self._storage.sync_dir("")
 
-    _replace(_prune._Prune, "remove_step", remove_step)
+    replace(_prune._Prune, "remove_step", remove_step)
 
 
 def _prune_before_commit() -> None:
@@ -268,7 +268,7 @@ def _prune_before_commit() -> None:
                 remove_tree(self._storage, entry.name)
         return publish(self, action)
 
-    _replace(_performer.Performer, "_publish", make_room_and_publish)
+    replace(_performer.Performer, "_publish", make_room_and_publish)
 
 
 VARIANTS = {
