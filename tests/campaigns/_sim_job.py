@@ -62,7 +62,7 @@ class Job:
         for index, name in enumerate(self.participants):
             self._add(index, name, plan, reorders=reorders, wired=wired)
         self.head.lines = self.lines
-        node.on_death = lambda: [line.cut() for line in self.lines.values()]  # type: ignore[assignment, return-value]
+        node.on_death = self._cut
         node.on_freeze = lambda seconds: self._miss(seconds, list(self.lines.values()))
         self.head.start(self._begin)
 
@@ -78,6 +78,10 @@ class Job:
         line.on_lost_down = process.lose
         node.on_death = line.cut
         node.on_freeze = lambda seconds: self._miss(seconds, [line])
+
+    def _cut(self) -> None:
+        for line in self.lines.values():
+            line.cut()
 
     def _begin(self) -> None:
         for process in self.processes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from tests.commit._kit import DEADLINES
 
@@ -93,4 +93,4 @@ class Line:
 
     def wait_s(self) -> float:
         """Return how long an end may take to notice."""
-        return cast("float", self.world.roll() * DEADLINES.lost_s)
+        return self.world.roll() * DEADLINES.lost_s

@@ -163,7 +163,9 @@ class Oracle:
     def read_claims(self) -> None:
         """Take what the disk says of claims now."""
         self.claims = {
-            claim.incarnation: claim.parent and (claim.parent.step, claim.parent.incarnation)
+            claim.incarnation: None
+            if claim.parent is None
+            else (claim.parent.step, claim.parent.incarnation)
             for claim in read_claims(self.world.disk)
         }
 
@@ -285,7 +287,9 @@ class Oracle:
         self.aborted.add(attempt)
 
     def is_superseded(self, attempt: str) -> bool:
-        """Tell whether a commit left its place, having left the newest lineage before."""
+        """Tell whether a commit left its place: pruned, or after it left the newest lineage."""
+        if attempt in self.pruned or attempt in self.keeping.out:
+            return True
         commit = self.commits.get(attempt)
         if commit is None or self.in_lineage(commit.incarnation, commit.step):
             return False

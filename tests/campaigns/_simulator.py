@@ -1,8 +1,8 @@
 """The simulator as a campaign: seeds on several processes, and the variants that it must catch.
 
-    python -m tests.campaigns._simulator --size fast|nightly|release [--jobs 2]
-    python -m tests.campaigns._simulator --first-seed 500000 --seeds 500000    # go on from there
-    python -m tests.campaigns._simulator --seed 17 [--variant commit-early] [--trace]
+python -m tests.campaigns._simulator --size fast|nightly|release [--jobs 2]
+python -m tests.campaigns._simulator --first-seed 500000 --seeds 500000    # go on from there
+python -m tests.campaigns._simulator --seed 17 [--variant commit-early] [--trace]
 """
 
 from __future__ import annotations
