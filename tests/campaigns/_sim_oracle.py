@@ -267,7 +267,8 @@ class Oracle:
             return
         commit = self.commits.get(attempt)
         self.require("committed is told after the commit", commit is not None, who, step, attempt)
-        self.require("committed and aborted exclude each other", attempt not in self.aborted, who)
+        apart = attempt not in self.aborted or self.is_superseded(attempt)
+        self.require("committed and aborted exclude each other", apart, who, step)
         if commit is None:
             return
         self.acknowledged[attempt] = commit
