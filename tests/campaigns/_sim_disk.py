@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Disk", "Watcher"]
 
+_DECIDING = ("rename", "exchange", "link")
 _ERRNOS = (errno.ENOSPC, errno.EIO, errno.EIO, errno.ETIMEDOUT)
 
 
@@ -115,6 +116,8 @@ class Disk:
         """Carry out a mutating verb, or refuse it, or carry it out and say that it failed."""
         world = self.world
         world.before_verb(self.node)
+        if verb in _DECIDING:
+            world.stall(self.node)
         struck = world.roll()
         if struck < world.faults.refuse / 2:
             number = world.random.choice(_ERRNOS)

@@ -62,7 +62,7 @@ class Job:
         for index, name in enumerate(self.participants):
             self._add(index, name, plan, reorders=reorders, wired=wired)
         self.head.lines = self.lines
-        node.on_death = self._cut_all
+        node.on_death = self._cut
         node.on_freeze = lambda seconds: self._miss(seconds, list(self.lines.values()))
         self.head.start(self._begin)
 
@@ -79,13 +79,13 @@ class Job:
         node.on_death = line.cut
         node.on_freeze = lambda seconds: self._miss(seconds, [line])
 
+    def _cut(self) -> None:
+        for line in self.lines.values():
+            line.cut()
+
     def _begin(self) -> None:
         for process in self.processes:
             self.world.at(self.world.roll() * 0.1, process.start, process.node)
-
-    def _cut_all(self) -> None:
-        for line in self.lines.values():
-            line.cut()
 
     def _miss(self, seconds: float, lines: list[Line]) -> None:
         """Let the other ends notice that nothing comes any more."""

@@ -59,8 +59,9 @@ class Keeping:
         if not stale:  # one that is stale looks again, and puts it back
             kept = self._is_newer_durable(step)
             oracle.require("the newest step is not taken away", kept, disk.node.name, key)
-        if step in owed:
-            self.out.add(owed[step].attempt)
+        found = manifest_at(oracle.world.disk, key)
+        if found is not None and not (stale and step == max(owed, default=-1)):
+            self.out.add(found.attempt)
 
     def _is_newer_durable(self, step: int | None) -> bool:
         """Tell whether a step would be left to resume from if power were lost now."""

@@ -267,7 +267,8 @@ class Oracle:
             return
         commit = self.commits.get(attempt)
         self.require("committed is told after the commit", commit is not None, who, step, attempt)
-        self.require("committed and aborted exclude each other", attempt not in self.aborted, who)
+        apart = attempt not in self.aborted or self.is_superseded(attempt)
+        self.require("committed and aborted exclude each other", apart, who, step)
         if commit is None:
             return
         self.acknowledged[attempt] = commit
@@ -287,7 +288,9 @@ class Oracle:
         self.aborted.add(attempt)
 
     def is_superseded(self, attempt: str) -> bool:
-        """Tell whether a commit left its place, having left the newest lineage before."""
+        """Tell whether a commit left its place: pruned, or after it left the newest lineage."""
+        if attempt in self.pruned or attempt in self.keeping.out:
+            return True
         commit = self.commits.get(attempt)
         if commit is None or self.in_lineage(commit.incarnation, commit.step):
             return False

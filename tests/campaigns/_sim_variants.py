@@ -1,4 +1,4 @@
-"""Broken variants of the protocol, each a small patch of real code: the simulator must see each.
+"""Broken variants of the protocol, small patches of its real code: the simulator must see each.
 
 Each is a mistake that a checkpoint library can make. Where a second safeguard would turn it into a
 clean abort, the patch takes that away too and says so.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from tests.campaigns import _sim_participant, _sim_parts
+from tests.campaigns import _sim_variants_keeping as keeping
 from tests.campaigns._sim_parts import Finisher, facts_of, payload_of, write_files
 from tests.campaigns._sim_world import Faults
 
 from stepseal.commit import _actions as actions
-from stepseal.commit import _attempts, _claims, _guards, _outcome, _performer, _publish, _resume
+from stepseal.commit import _attempts, _claims, _outcome, _performer, _publish, _resume
 from stepseal.commit import _messages as messages
 from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._performer import Performer
@@ -26,7 +27,6 @@ from stepseal.commit._roots import STAGING
 from stepseal.commit._save_round import SaveRound
 from stepseal.errors import CheckpointError, CoordinatorLost
 from stepseal.layout import LATEST, Manifest, parse_step_name, step_name
-from stepseal.retention import _housekeeper, _plan, _prune
 from stepseal.storage import (
     KeyExists,
     KeyNotFound,
@@ -43,9 +43,11 @@ if TYPE_CHECKING:
 __all__ = ["VARIANTS", "Variant", "broken"]
 
 Patch = "tuple[object, str, object]"
+_USUAL = Faults()
 _RACY = Faults(switch=0.3, second=0.8, pause=0.8)
 _HARSH = Faults(refuse=0.03, unreadable=0.05)
 _ROTTEN = Faults(rot=1.0, fail=0.05)
+_OVERLAPPING = Faults(switch=0.3, slow=0.3, second=1.0, crash=0.1, pause=0.3, power=0.0)
 _SLOW = Faults(switch=0.3, slow=0.3, loss=0.0, crash=1.0, pause=0.0, power=0.0)
 _BUSY = Faults(switch=0.3, slow=0.1, readers=1.0, loss=0.0, fail=0.0, crash=0.0, pause=0.0, rot=0.0)
 _REPEATING = Faults(repeat=0.5, fail=0.1)
@@ -56,7 +58,7 @@ class Variant:
     """A protocol to run instead of the real one, and the trouble in which it shows."""
 
     patches: Callable[[], list[tuple[object, str, object]]]
-    faults: Faults = field(default_factory=Faults)
+    faults: Faults = _USUAL
 
 
 @contextlib.contextmanager
@@ -245,16 +247,6 @@ def _discard_live() -> list[tuple[object, str, object]]:
     return [(Coordinator, "on_lost", on_lost)]
 
 
-def _sweep_all() -> list[tuple[object, str, object]]:
-    """After a commit all of staging is removed, whoever writes there."""
-    real = _attempts.sweep
-
-    def sweep(storage: Storage, _incarnation: int) -> tuple[str, ...]:
-        return real(storage, 10**9)
-
-    return [(_housekeeper, "sweep", sweep)]
-
-
 # -- incarnations and restore ----------------------------------------------------------------------
 
 
@@ -337,47 +329,6 @@ def _unverified() -> list[tuple[object, str, object]]:
     return [(_sim_participant, "read_part", read)]
 
 
-# -- retention -------------------------------------------------------------------------------------
-
-
-def _no_second_look() -> list[tuple[object, str, object]]:
-    return [(_prune._Prune, "_reasons_to_stay", lambda *_: "")]
-
-
-def _stale_prune() -> list[tuple[object, str, object]]:
-    """Who prunes does not ask whether the root is still its own."""
-    real = _housekeeper.Housekeeper._prune
-
-    def go_on(self: _housekeeper.Housekeeper, run_id: str, number: int, keep: Any) -> Any:  # noqa: ANN401
-        def plan(*args: Any, **options: Any) -> Any:  # noqa: ANN401
-            return replace(_plan.plan_prune(*args, **options), incarnation=number)
-
-        with mock.patch.object(_housekeeper, "plan_prune", plan):
-            return real(self, run_id, number, keep)
-
-    return [
-        (_housekeeper.Housekeeper, "_prune", go_on),
-        (_prune._Prune, "_check_current", lambda *_: None),
-    ]
-
-
-def _no_leases() -> list[tuple[object, str, object]]:
-    return [(_guards, "read_leases", lambda *_: {})]
-
-
-def _no_pins() -> list[tuple[object, str, object]]:
-    return [(_guards, "read_pins", lambda *_: frozenset())]
-
-
-def _prune_in_place() -> list[tuple[object, str, object]]:
-    """Files are deleted where readers find them."""
-
-    def remove(self: _prune._Prune, manifest: Manifest) -> None:
-        remove_tree(self._storage, step_name(manifest.step))
-
-    return [(_prune._Prune, "remove_step", remove)]
-
-
 VARIANTS = {
     "commit-early": Variant(_commit_early),
     "prepare-early": Variant(_prepare_early),
@@ -390,8 +341,8 @@ VARIANTS = {
     "late-prepared-accepted": Variant(_any_prepared, _REPEATING),
     "staging-shared": Variant(_share_names),
     "live-attempt-discarded": Variant(_discard_live, _SLOW),
-    "sweep-ignores-incarnation": Variant(_sweep_all, _RACY),
-    "no-incarnation-check": Variant(_no_incarnation_check, _RACY),
+    "sweep-ignores-incarnation": Variant(keeping.sweep_all, _RACY),
+    "no-incarnation-check": Variant(_no_incarnation_check, _OVERLAPPING),
     "claim-not-exclusive": Variant(_shared_claim, _RACY),
     "lineage-ignored": Variant(_no_lineage, _RACY),
     "pointer-followed": Variant(_follow_pointer),
@@ -399,9 +350,10 @@ VARIANTS = {
     "missing-vote-accepted": Variant(_missing_vote),
     "stale-vote-accepted": Variant(_stale_votes, _REPEATING),
     "restore-unverified": Variant(_unverified, _ROTTEN),
-    "pruned-without-second-look": Variant(_no_second_look, _BUSY),
-    "pruned-by-a-stale-job": Variant(_stale_prune, _RACY),
-    "leases-ignored": Variant(_no_leases, _BUSY),
-    "pins-ignored": Variant(_no_pins, _BUSY),
-    "pruned-in-place": Variant(_prune_in_place),
+    "pruned-without-second-look": Variant(keeping.no_second_look, _BUSY),
+    "pruned-by-a-stale-job": Variant(keeping.stale_prune, _RACY),
+    "leases-ignored": Variant(keeping.no_leases, _BUSY),
+    "pins-ignored": Variant(keeping.no_pins, _BUSY),
+    "pruned-before-durable": Variant(keeping.prune_undurable, _BUSY),
+    "pruned-in-place": Variant(keeping.prune_in_place),
 }

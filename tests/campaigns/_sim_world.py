@@ -40,6 +40,9 @@ class Faults:
     """Another process goes on before a storage verb does."""
     slow: float = 0.02
     """Of the switches, those that take up to 60 s: a slow disk."""
+    stall: float = 0.04
+    """Right before a verb that decides (a commit, a claim, a prune), a process stands still for up
+    to 100 s, and others may decide meanwhile."""
     refuse: float = 0.002
     """A mutating verb is refused, or is carried out and its answer is lost."""
     unreadable: float = 0.0005
@@ -203,6 +206,15 @@ class World:
         elif self.roll() < self.faults.switch:
             slow = self.roll() < self.faults.slow
             self._stand(node, self.roll() * (60.0 if slow else 0.01))
+
+    def stall(self, node: Node) -> None:
+        """Perhaps let the process stand still, having looked and being about to decide.
+
+        Raises:
+            Killed: this process is dead.
+        """
+        if self.roll() < self.faults.stall:
+            self._stand(node, self.roll() * 100.0)
 
     def _stand(self, node: Node, seconds: float) -> None:
         fiber = self._fibers.current

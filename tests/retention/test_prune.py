@@ -12,6 +12,8 @@ from tests.commit._kit import FakeFinisher, Root, attempt_id, exists
 from tests.retention._kit import NOW_S, Meanwhile, plan_for, prune_now, steps_of
 
 from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, take_lease
+from stepseal.commit._claims import claim
+from stepseal.commit._resume import put_back_parent
 from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.retention import Retention, latest, prune
 from stepseal.storage import MemoryStorage, create_durable, remove_tree
@@ -214,6 +216,26 @@ def test_a_step_goes_only_when_the_newer_one_is_durable() -> None:
     crashing = FaultyStorage(storage, [Fault(lambda verb, _key: verb == "rename", Fail(errno.EIO))])
     prune(crashing, plan_for(storage, root), Retention(latest(1)), clock=lambda: NOW_S)
     assert "step-40" in steps_of(storage.after_power_loss(lambda *_: 0.0))
+
+
+def test_a_restart_finds_its_parent_although_a_replaced_job_died_pruning_it(
+    storage: Storage,
+) -> None:
+    root = four(storage)
+    plan = plan_for(storage, root)
+
+    parent = list_steps(storage)[0].lineage()
+
+    def claim_and_die() -> None:
+        claim(storage, parent)
+        raise Stop
+
+    with pytest.raises(Stop):
+        prune(Meanwhile(storage, claim_and_die), plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert "step-10" not in steps_of(storage)
+    put_back_parent(storage)
+    assert "step-10" in steps_of(storage)
+    put_back_parent(storage)
 
 
 def test_a_folder_that_is_being_deleted_is_never_put_back(storage: Storage) -> None:
