@@ -157,7 +157,7 @@ def test_only_the_given_interface_is_listened_on() -> None:
             listening = {line.split()[1] for line in lines if line.split()[3] == "0A"}
         port = f":{hub.address.port:04X}"
         assert {place for place in listening if place.endswith(port)} == hexes
-        with pytest.raises(OSError, match="refused|unreachable"):
+        with pytest.raises(OSError, match=r"refused|unreachable"):
             socket.create_connection(("127.0.0.2", hub.address.port), timeout=5)
 
 
