@@ -38,6 +38,8 @@ class Life:
     storage: Callable[[int], Storage]
     """Storage of a rank."""
     num_participants: int = 2
+    keep: int | None = None
+    """How many of the newest steps stay; None keeps all."""
 
     def next(self) -> Life:
         """Return the incarnation after this one."""
@@ -45,7 +47,8 @@ class Life:
 
     def run(self, script: Callable[[Player], None], mode: Mode) -> None:
         """Let every participant follow the script, and close."""
-        world = World(self.num_participants, self.storage, deadlines=DEADLINES)
+        keep = None if self.keep is None else ss.latest(self.keep)
+        world = World(self.num_participants, self.storage, deadlines=DEADLINES, keep=keep)
 
         def work(rank: int, checkpointer: ss.Checkpointer) -> None:
             player = Player(rank, checkpointer, self, world.participants)
@@ -108,10 +111,14 @@ class Workload:
 
     run: Callable[[Life], None]
     num_participants: int = 2
+    keep: int | None = None
+    """How many of the newest steps stay; None keeps all."""
     prelude: Callable[[Life], None] | None = None
     """What an earlier job did, which was killed too."""
     crash: Callable[[str, str], bool] | None = None
     """The operation before which the earlier job was killed."""
+    flagless: bool = False
+    """The file system knows no flag of renameat2."""
 
 
 def _four(player: Player) -> None:
@@ -165,6 +172,23 @@ def _superseding(life: Life) -> None:
     life.next().run(second, "async")
 
 
+def _pruning(life: Life) -> None:
+    """Keep one step, and after a restart also the one that was resumed from."""
+
+    def first(player: Player) -> None:
+        player.restore()
+        for step in (10, 20, 30):
+            player.save(step)
+
+    def second(player: Player) -> None:
+        player.restore()
+        player.save(40, wait=False)
+        player.save(50)
+
+    life.run(first, "async")
+    life.next().run(second, "sync")
+
+
 def _three_saves(life: Life) -> None:
     def script(player: Player) -> None:
         player.restore()
@@ -186,6 +210,16 @@ def _resuming(life: Life) -> None:
     life.run(script, "async")
 
 
+def _going_back(life: Life) -> None:
+    """Save step 20 again, in place of one that is outside the lineage then."""
+
+    def script(player: Player) -> None:
+        player.go_back(10)
+        player.save(20)
+
+    life.run(script, "async")
+
+
 def _in_part_of_30(operation: str, key: str) -> bool:
     return operation == "write" and ".stepseal/staging/step-30." in key and "/components/" in key
 
@@ -198,6 +232,11 @@ def _after_exchange(operation: str, key: str) -> bool:
     return operation == "rename" and " -> .stepseal/superseded/" in key
 
 
+def _between_moves(operation: str, key: str) -> bool:
+    """Without an exchange only: the old step 30 is aside, the new one not yet in its place."""
+    return operation == "sync_dir" and key == ".stepseal/superseded"
+
+
 WORKLOADS = {
     "mixed": Workload(_mixed),
     "async": Workload(_async),
@@ -205,7 +244,12 @@ WORKLOADS = {
     "alone": Workload(_mixed, num_participants=1),
     "three": Workload(_mixed, num_participants=3),
     "superseding": Workload(_superseding),
+    "pruning": Workload(_pruning, keep=1),
     "after-crash-in-part": Workload(_resuming, prelude=_three_saves, crash=_in_part_of_30),
     "after-crash-at-commit": Workload(_resuming, prelude=_three_saves, crash=_at_commit_of_30),
     "after-crash-in-exchange": Workload(_resuming, prelude=_superseding, crash=_after_exchange),
+    "two-moves": Workload(_going_back, prelude=_three_saves, crash=_at_commit_of_30, flagless=True),
+    "after-crash-in-two-moves": Workload(
+        _resuming, prelude=_superseding, crash=_between_moves, flagless=True
+    ),
 }

@@ -54,15 +54,15 @@ def recover(life: Life) -> list[Violation]:
         life: the incarnation after all that were killed; its storage is not disturbed.
     """
     compared: set[str] = set()
-    found = survey(life.root, life.log, compared)
+    found = survey(life.root, life.log, compared, life.keep)
     if not any(violation.kind == "damaged" for violation in found):
         found += _resume_and_save(life)
-        found += survey(life.root, life.log, compared)
+        found += survey(life.root, life.log, compared, life.keep)
         found += _not_swept(life.root)
     return list(dict.fromkeys(found))
 
 
-def survey(root: Path, log: Log, compared: set[str]) -> list[Violation]:
+def survey(root: Path, log: Log, compared: set[str], keep: int | None = None) -> list[Violation]:
     """Check all that a reader can see against what the job was told.
 
     Args:
@@ -70,6 +70,7 @@ def survey(root: Path, log: Log, compared: set[str]) -> list[Violation]:
         log: what it was told.
         compared: attempts whose values were compared earlier, so that to verify them is enough;
             those of this survey are added.
+        keep: how many of the newest steps the job keeps; None: all.
     """
     events = log.events()
     timelines = timelines_of(events)
@@ -86,7 +87,7 @@ def survey(root: Path, log: Log, compared: set[str]) -> list[Violation]:
             found.append(Violation("damaged", f"{entry.name} is {entry.state}: {entry.problem}"))
     if found:
         return found
-    found += _check_kept(run, events)
+    found += _check_kept(run, events, keep)
     return found + _check_newest(run.latest(), timelines)
 
 
@@ -108,14 +109,15 @@ def _check_step(step: ss.Step, events: list[Event], compared: set[str]) -> list[
     return []
 
 
-def _check_kept(run: ss.Run, events: list[Event]) -> list[Violation]:
-    """Whatever was acknowledged is in its place, or was put aside whole."""
+def _check_kept(run: ss.Run, events: list[Event], keep: int | None) -> list[Violation]:
+    """Whatever was acknowledged is in its place, or was put aside whole, or pruned by the rule."""
     kept = {(step, run.step(step).manifest.cut.get("life")) for step in run.steps()}
     kept |= _superseded(run.root)
     told = {(event.step, event.life) for event in events if event.kind == "acknowledged"}
     return [
         Violation("lost", f"step {step} of life {life} was acknowledged and is nowhere")
         for step, life in sorted(told - kept)
+        if keep is None or sum(newer > step for newer in run.steps()) < keep
     ]
 
 

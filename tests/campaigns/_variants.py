@@ -17,9 +17,10 @@ from stepseal.commit._messages import Committed, Prepared
 from stepseal.commit._roots import STAGING
 from stepseal.commit._save_round import SaveRound
 from stepseal.layout import MANIFEST, step_name
+from stepseal.retention import _prune
 from stepseal.session._finisher import StepFinisher
 from stepseal.session._saving import PartWriter
-from stepseal.storage import KeyExists, MemoryStorage, create_durable
+from stepseal.storage import KeyExists, MemoryStorage, create_durable, remove_tree
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage, WriteHandle
 
-__all__ = ["VARIANTS", "Variant", "replace"]
+__all__ = ["VARIANTS", "Variant", "Wrapped", "replace"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Variant:
     """Break the storage of one participant."""
     caught_as: frozenset[str] = frozenset({"damaged", "values"})
     """Kinds of violation of which at least one must be reported."""
+    workload: str = "mixed"
+    """The one that gives it occasion."""
 
 
 def replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
@@ -51,7 +54,7 @@ def replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a mod
     setattr(owner, name, new)
 
 
-class _Wrapped:
+class Wrapped:
     """A storage of which single verbs are replaced."""
 
     def __init__(self, inner: Storage) -> None:
@@ -125,7 +128,7 @@ def _share_names() -> None:
     replace(_performer, "begin", begin)
 
 
-class _Reusing(_Wrapped):
+class _Reusing(Wrapped):
     """Documents are written anew, data that is there already is kept: the upload is resumed."""
 
     def create_file(self, key: str) -> WriteHandle:
@@ -160,7 +163,7 @@ class _Nothing:
 # -- prepared before close -------------------------------------------------------------------------
 
 
-class _Late(_Wrapped):
+class _Late(Wrapped):
     """Data files get their size at once, and their bytes only with `finish`."""
 
     def __init__(self, inner: Storage) -> None:
@@ -231,7 +234,7 @@ def _acknowledge_early() -> None:
 def _publish_by_copying() -> None:
     """The step's folder is made, then filled file by file, as a move between file systems does."""
 
-    def commit(storage: Storage, staging: str, manifest: Any) -> None:  # noqa: ANN401 - as patched
+    def commit(storage: Storage, staging: str, manifest: Any, *_: object) -> None:  # noqa: ANN401
         target = step_name(manifest.step)
         storage.make_dir(target)
         names = [entry.name for entry in storage.list_dir(staging)]
@@ -243,6 +246,43 @@ def _publish_by_copying() -> None:
     replace(_publish, "_commit", commit)
 
 
+def _supersede_by_deleting() -> None:
+    """Without an exchange, what stands in the way is deleted before the rename."""
+
+    def take_place(storage: Storage, staging: str, manifest: Any) -> None:  # noqa: ANN401 - as patched
+        target = step_name(manifest.step)
+        remove_tree(storage, target)
+        storage.rename(staging, target)
+
+    replace(_publish, "_take_place_in_two_moves", take_place)
+
+
+# -- pruning ---------------------------------------------------------------------------------------
+
+
+def _prune_in_place() -> None:
+    """A step is deleted where it stands."""
+
+    def remove_step(self: _prune._Prune, manifest: Any) -> None:  # noqa: ANN401 - as patched
+        remove_tree(self._storage, step_name(manifest.step))
+        self._storage.sync_dir("")
+
+    replace(_prune._Prune, "remove_step", remove_step)
+
+
+def _prune_before_commit() -> None:
+    """Room is made for a step before it is committed."""
+    publish = _performer.Performer._publish
+
+    def make_room_and_publish(self: _performer.Performer, action: Publish) -> Any:  # noqa: ANN401
+        for entry in self._storage.list_dir(""):
+            if entry.name.startswith("step-"):
+                remove_tree(self._storage, entry.name)
+        return publish(self, action)
+
+    replace(_performer.Performer, "_publish", make_room_and_publish)
+
+
 VARIANTS = {
     "none": Variant(lambda: None),
     "commit-before-all-prepared": Variant(_commit_early),
@@ -250,4 +290,11 @@ VARIANTS = {
     "prepared-before-close": Variant(_prepare_early, _Late),
     "acknowledged-before-commit": Variant(_acknowledge_early, caught_as=frozenset({"lost"})),
     "published-file-by-file": Variant(_publish_by_copying),
+    "superseded-by-deleting": Variant(
+        _supersede_by_deleting, caught_as=frozenset({"lost", "damaged"}), workload="two-moves"
+    ),
+    "pruned-in-place": Variant(_prune_in_place, workload="pruning"),
+    "pruned-before-commit": Variant(
+        _prune_before_commit, caught_as=frozenset({"lost", "damaged"}), workload="pruning"
+    ),
 }

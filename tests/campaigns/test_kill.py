@@ -8,26 +8,20 @@ protocols.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 from tests.campaigns._kill_report import Report, campaign, run_program
+from tests.campaigns._kill_row import BROKEN, WORKLOADS, run_variants
+from tests.campaigns._variants import VARIANTS
 
-CAUGHT_AS = {
-    "commit-before-all-prepared": {"damaged", "values"},
-    "names-shared-between-attempts": {"damaged", "values"},
-    "prepared-before-close": {"damaged", "values"},
-    "acknowledged-before-commit": {"lost"},
-    "published-file-by-file": {"damaged", "values"},
-}
 VERBS = {
     "make_dir", "create_file", "write", "sync", "close", "sync_dir", "link", "rename", "remove_file"
 }  # fmt: skip
-NIGHTLY = [
-    "async", "sync", "alone", "three", "superseding",
-    "after-crash-in-part", "after-crash-at-commit", "after-crash-in-exchange",
-]  # fmt: skip
-STRIDE = "5"  # a commit takes more operations than that
+TWO_MOVES = [
+    "rename step-20 -> .stepseal/superseded/step-20.2.*",
+    "sync_dir .stepseal/superseded",
+    "rename .stepseal/staging/step-20.2.* -> step-20",
+]
+"""What a superseding is without the flags of renameat2."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -47,35 +41,42 @@ def test_killed_before_every_operation(capsys: pytest.CaptureFixture[str]) -> No
     assert {pattern.split()[0] for pattern in report.struck} >= VERBS
 
 
+def test_killed_between_the_two_moves_of_a_superseding(capsys: pytest.CaptureFixture[str]) -> None:
+    points = [text for pattern in TWO_MOVES for text in ("--kill-at", pattern)]
+    report = run_program("two-moves", *points)[0]
+    with capsys.disabled():
+        print(f"\nSIGKILL, superseding without rename flags: {report.summary()}")
+    assert not report.broken, report.text("two-moves")
+    assert report.struck == sorted(TWO_MOVES)
+
+
 @pytest.fixture(scope="module")
 def caught() -> dict[str, Report]:
-    """Run the campaign on each broken protocol until it is caught; two processes."""
-
-    def run(names: list[str]) -> dict[str, Report]:
-        wanted = [text for name in names for text in ("--variant", name)]
-        split = ["--num-shares", STRIDE, "--stop-after", "1"]
-        return dict(zip(names, run_program("mixed", *wanted, *split), strict=True))
-
-    names = list(CAUGHT_AS)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(run, [names[::2], names[1::2]])
-    return {**first, **second}
+    """Run the campaign on each broken protocol until it is caught."""
+    return run_variants(BROKEN)
 
 
-@pytest.mark.parametrize("variant", CAUGHT_AS)
+@pytest.mark.parametrize("variant", BROKEN)
 def test_broken_protocols_are_caught(variant: str, caught: dict[str, Report]) -> None:
     report = caught[variant]
-    assert report.kinds & CAUGHT_AS[variant], report.text(variant)
+    assert report.kinds & VARIANTS[variant].caught_as, report.text(variant)
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("action", ["kill", "tear"])
-@pytest.mark.parametrize("workload", NIGHTLY)
+@pytest.mark.parametrize("workload", WORKLOADS[1:])
 def test_killed_in_other_workloads(
     workload: str, action: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = campaign(workload, "--action", action)
     check(f"{workload}, {action}", report, capsys)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("workload", ["mixed", "superseding"])
+def test_killed_without_rename_flags(workload: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = campaign(workload, "--flagless")
+    check(f"{workload}, flagless", report, capsys)
 
 
 @pytest.mark.nightly

@@ -217,7 +217,7 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
         link: Any
         if topology.rank == 0:
             try:
-                hub = rendezvous.listen()
+                hub = rendezvous.listen(ss.__version__)
             except errors.CheckpointError as error:
                 rendezvous.refuse(error)
                 raise

@@ -162,3 +162,28 @@ def unpin(root: str, step: str) -> None:
 
     if not unpin_step(root, step):
         sys.exit(4)
+
+
+@main.command()
+@_root
+@click.option("--meet", metavar="NAME", help="Meet the other hosts under a name never used yet.")
+@click.option("--participants", type=click.IntRange(2, 10_000), default=2, show_default=True)
+@click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=60, show_default=True)
+@_json
+def doctor(
+    root: str, *, meet: str | None, participants: int, timeout_s: float, as_json: bool
+) -> None:
+    """Say which promises hold on the file system of ROOT, a run or the place for one.
+
+    Looks at what calls really do, in a folder of its own that it removes. With --meet, run it on
+    each host at once. Exit code 1: a promise does not hold.
+    """
+    from stepseal.cli._doctor import examine, print_verdicts
+
+    found = examine(root, meeting=meet, num_participants=participants, timeout_s=timeout_s)
+    if as_json:
+        print_json(found)
+    else:
+        print_verdicts(found)
+    if any(verdict["state"] == "does not hold" for verdict in found["verdicts"]):
+        sys.exit(1)

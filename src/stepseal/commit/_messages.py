@@ -37,6 +37,7 @@ __all__ = [
     "PartFacts",
     "PostVerdict",
     "Prepared",
+    "Refused",
     "Rejected",
     "RestoreCalled",
     "RestoreFailed",
@@ -82,6 +83,10 @@ class Hello(_Message, frozen=True):
     participant: str
     token: str
     version: str
+
+    def __repr__(self) -> str:
+        """Return a text without the token, for logs and tracebacks."""
+        return f"Hello({self.participant!r}, version={self.version!r})"
 
 
 class Heartbeat(_Message, frozen=True):
@@ -163,6 +168,13 @@ class Goodbye(_Message, frozen=True):
 
 class Welcome(_Message, frozen=True):
     """The coordinator knows this participant; also the answer to a goodbye."""
+
+
+class Refused(_Message, frozen=True):
+    """The coordinator knows this participant and will not work with it; the line ends."""
+
+    kind: str
+    message: str
 
 
 class Write(_Message, frozen=True):
@@ -276,6 +288,7 @@ FromParticipant = (
 FromCoordinator = (
     Heartbeat
     | Welcome
+    | Refused
     | Write
     | Committed
     | Aborted

@@ -30,6 +30,7 @@ from stepseal.session._saving import (
     facts_of,
 )
 from stepseal.session._wiring import JobOptions, join_process_group
+from stepseal.storage import Access
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -65,6 +66,8 @@ class Checkpointer:
         role: first part of the participant ids of this job, `trainer` in `trainer/3`.
         max_staging_bytes: bound of this process's private memory for asynchronous saves; None for
             no bound.
+        access: modes of what is made, and whether a root that others can change is accepted; None
+            makes files for the owner alone, and refuses such roots.
         control_host: interface of rank 0 for the control plane; None takes loopback when all ranks
             share a host.
 
@@ -85,6 +88,7 @@ class Checkpointer:
         deadlines: Deadlines | None = None,
         role: str = "trainer",
         max_staging_bytes: int | None = None,
+        access: Access | None = None,
         control_host: str | None = None,
         _join: Join | None = None,
     ) -> None:
@@ -92,7 +96,7 @@ class Checkpointer:
         self._root = os.path.abspath(os.fspath(root))
         self._rule = save
         self._mode = mode
-        options = JobOptions(deadlines or Deadlines(), as_retention(keep))
+        options = JobOptions(deadlines or Deadlines(), as_retention(keep), access or Access())
         self._deadlines = options.deadlines
         self._registry = Registry()
         self._flight = InFlight(max_staging_bytes)

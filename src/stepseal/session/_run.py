@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -135,17 +136,30 @@ class Step:
         reader = StepReader(self._storage, step_name(self.step), self.manifest)
         found = {}
         requests = []
-        for name in names:
-            owner, key = tensors[name]
-            boxes = reader.stored(owner)[key]
+        wanted = {name: reader.stored(tensors[name][0])[tensors[name][1]] for name in names}
+        for boxes in wanted.values():  # before memory is taken for any of them
+            reader.check_whole(boxes)
+        for name, boxes in wanted.items():
             first = boxes[0].tensor
             dtype = getattr(torch, first.dtype)
-            target = torch.empty(first.shape, dtype=dtype, device="cpu")
+            target = self._empty(name, first.shape, dtype)
             sink = DenseSink(target, whole(first.shape), dtype)
             requests += [ReadRequest(box, sink) for box in boxes]
             found[name] = target
         reader.stream(requests, check_cancelled=tick)
         return found
+
+    def _empty(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        try:
+            return torch.empty(shape, dtype=dtype, device="cpu")
+        except RuntimeError as error:  # what torch raises when memory is refused
+            raise errors.StorageUnavailable(
+                f"step {self.step}: cannot read {name!r:.80}: expected memory for {list(shape)} of "
+                f"{dtype}, found too little. Read it where there is more, or in a job that shards "
+                "it.",
+                step=self.step,
+                errno=errno.ENOMEM,
+            ) from error
 
     def value(self, component: str, participant: str | None = None) -> Any:  # noqa: ANN401
         """Return the non-tensor state of a component as it was saved.

@@ -1,0 +1,75 @@
+"""The kill campaign as one row: every workload, every broken protocol.
+
+`python -m tests.campaigns._kill_row --size nightly`; see `_kill` for a single workload or point.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from tests.campaigns._kill_report import campaign, run_program
+from tests.campaigns._lives import WORKLOADS as ALL
+from tests.campaigns._sizes import Row, main
+from tests.campaigns._variants import VARIANTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.campaigns._kill_report import Report
+    from tests.campaigns._sizes import Size
+
+__all__ = ["BROKEN", "WORKLOADS", "run", "run_variants"]
+
+WORKLOADS = tuple(ALL)
+"""The first one is the fast campaign."""
+BROKEN = tuple(name for name in VARIANTS if name != "none")
+_STRIDE = "5"  # a commit takes more operations than that
+
+
+def run_variants(names: Sequence[str]) -> dict[str, Report]:
+    """Run the campaign on broken protocols, each until it is caught; two processes."""
+
+    def run_some(some: Sequence[str]) -> dict[str, Report]:
+        found: dict[str, Report] = {}
+        for workload in dict.fromkeys(VARIANTS[name].workload for name in some):
+            chosen = [name for name in some if VARIANTS[name].workload == workload]
+            wanted = [text for name in chosen for text in ("--variant", name)]
+            split = ["--num-shares", _STRIDE, "--stop-after", "1"]
+            reports = run_program(workload, *wanted, *split)
+            found.update(zip(chosen, reports, strict=True))
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run_some, [names[::2], names[1::2]])
+    return {**first, **second}
+
+
+def run(size: Size) -> Row:
+    """Kill before every mutating operation of the workloads of this size."""
+    started_s = time.monotonic()
+    actions = {"fast": ["kill"], "nightly": ["kill"], "release": ["kill", "tear"]}[size]
+    workloads = WORKLOADS[:1] if size == "fast" else WORKLOADS
+    reports = {
+        f"{name} ({action})": campaign(name, "--action", action)
+        for action in actions
+        for name in workloads
+    }
+    caught = run_variants(BROKEN)
+    noticed = [name for name in BROKEN if caught[name].kinds & VARIANTS[name].caught_as]
+    return Row(
+        campaign="kill -9 before every mutating storage operation",
+        unit="kill points",
+        cases=sum(report.num_kills for report in reports.values()),
+        violations=tuple(b.reproduction for r in reports.values() for b in r.broken),
+        caught=tuple(noticed),
+        missed=tuple(name for name in BROKEN if name not in noticed),
+        seconds=time.monotonic() - started_s,
+        notes=tuple(f"{name}: {report.summary()}" for name, report in reports.items()),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(run))
