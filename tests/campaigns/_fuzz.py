@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
 import msgspec
@@ -99,7 +99,7 @@ def _edit_bytes(random_: random.Random, data: bytes, other: bytes) -> bytes:
         place -= place % 8
         width = random_.choice([4, 8])
         number = random_.choice(_NUMBERS) % 2 ** (8 * width)
-        order: Any = random_.choice(["little", "big"])
+        order: Literal["little", "big"] = random_.choice(("little", "big"))
         return data[:place] + number.to_bytes(width, order) + data[place + width :]
     flipped = bytearray(data or b"\0")
     flipped[place % len(flipped)] ^= 1 << random_.randrange(8)
