@@ -100,7 +100,7 @@ def _edit_bytes(random_: random.Random, data: bytes, other: bytes) -> bytes:
         width = random_.choice([4, 8])
         number = random_.choice(_NUMBERS) % 2 ** (8 * width)
         order: Literal["little", "big"] = random_.choice(("little", "big"))
-        return data[:place] + number.to_bytes(width, order) + data[place + width :]
+        return bytes(data[:place] + number.to_bytes(width, order) + data[place + width :])
     flipped = bytearray(data or b"\0")
     flipped[place % len(flipped)] ^= 1 << random_.randrange(8)
     return bytes(flipped)
