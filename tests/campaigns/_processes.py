@@ -76,7 +76,7 @@ class Child:
     ) -> None:
         self.pipe, theirs = _context.Pipe()
         self._process: ForkProcess = _context.Process(
-            target=_live, args=(work, theirs, self.pipe, stack, limit_s)
+            target=_live, args=(work, os.getpid(), theirs, self.pipe, stack, limit_s)
         )
         self._process.start()
         theirs.close()
@@ -117,12 +117,15 @@ class Child:
 
 def _live(
     work: Callable[[Any], None],
+    parent: int,
     pipe: Any,  # noqa: ANN401 - a connection
     theirs: Any,  # noqa: ANN401 - a connection
     stack: Path | None,
     limit_s: float,
 ) -> None:
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)  # it died before that
     theirs.close()
     torch.set_num_threads(1)  # makes this process's pool anew; two threads at once may not
     code = 0

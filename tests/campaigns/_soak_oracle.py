@@ -90,13 +90,14 @@ def judge_words(words: list[Word]) -> tuple[dict[int, int], list[str]]:
     return story.acknowledged, list(dict.fromkeys(story.problems))
 
 
-def survey(folder: Folder, world: int, keep: int | None) -> list[str]:
+def survey(folder: Folder, world: int, keep: int | None, checked: set[str]) -> list[str]:
     """Check all that a reader can see; no life of the job runs meanwhile.
 
     Args:
         folder: of the round.
         world: number of participants.
         keep: number of newest steps that pruning leaves; None if nothing is pruned.
+        checked: attempts that need not be read again; those of this survey are added.
     """
     acknowledged, found = judge_words(folder.words.all())
     try:
@@ -108,8 +109,13 @@ def survey(folder: Folder, world: int, keep: int | None) -> list[str]:
         if entry.state != "committed" or entry.manifest is None:
             found.append(f"step {entry.step} is {entry.state}: {entry.problem}")
             continue
+        life = entry.manifest.cut["life"]
+        assert isinstance(life, int)
         try:
-            present[entry.step] = _check_step(run.step(entry.step), world, found)
+            if entry.manifest.attempt not in checked:
+                _check_step(run.step(entry.step), life, world, found)
+                checked.add(entry.manifest.attempt)
+            present[entry.step] = life
         except errors.StepNotFound:
             continue  # pruned meanwhile
     lives = {*acknowledged.values(), max(present.values(), default=0)}
@@ -124,12 +130,9 @@ def survey(folder: Folder, world: int, keep: int | None) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _check_step(step: ss.Step, world: int, found: list[str]) -> int:
-    """Return whose life saved a step, after it was found whole and as it was saved."""
-    life = step.manifest.cut["life"]
-    assert isinstance(life, int)
+def _check_step(step: ss.Step, life: int, world: int, found: list[str]) -> None:
+    """Note whether a step is not whole, or not what that life saved."""
     findings = step.verify()
     found += [f"step {step.step}: {finding}" for finding in findings]
     if not findings and stored_step(step) != expected_step(life, step.step, names(world)):
         found.append(f"step {step.step} of life {life} holds other values than were saved")
-    return life

@@ -49,7 +49,7 @@ def pin_on(folder: Folder, seed: int, _pipe: Any) -> None:  # noqa: ANN401
     """Pin some step, look that it stays, and unpin it, over and over, until killed."""
     chance = random.Random(seed)
     while True:
-        time.sleep(0.05)
+        time.sleep(0.2)
         try:
             storage = LocalStorage.open(str(folder.root))
             step = chance.choice(ss.open(folder.root).steps() or (0,))
@@ -64,7 +64,7 @@ def pin_on(folder: Folder, seed: int, _pipe: Any) -> None:  # noqa: ANN401
                 text = f"step {step} is gone although it is pinned"
                 folder.words.say(Word("wrong", 0, -1, step, text=text))
                 break
-            time.sleep(0.02)
+            time.sleep(0.1)
         unpin(storage, step)
 
 
@@ -89,7 +89,7 @@ def read_on(folder: Folder, world: int, verify: bool, _pipe: Any) -> None:  # no
             words.say(Word("gone", 0, -1))
         except Exception as error:
             words.say(Word("wrong", 0, -1, text=f"reader: {type(error).__name__}: {error}"))
-        time.sleep(0.02)
+        time.sleep(0.08)
 
 
 def _read(step: ss.Step, world: int, *, verify: bool) -> Word:

@@ -172,6 +172,7 @@ class _Round:
         self._prunes = self._keep is not None and self._chance.random() < _PRUNED_BESIDE
         self._others: list[_Life] = []
         """Lives that still go on, or stand still, beside the newest."""
+        self._checked: set[str] = set()
         self._life = 10  # replicas that were never restored use small numbers
 
     def run(self) -> RoundReport:
@@ -180,9 +181,9 @@ class _Round:
             for _ in range(self._chance.randint(3, 5)):
                 self._live(self._chance.choice(list(self._troubles)))
             self._settle_others()
-            self._survey()
             self._live("none")
             self._check_last()
+            self._survey(anew=True)
         finally:
             for life in self._others:
                 life.end()
@@ -214,7 +215,7 @@ class _Round:
         plan = Plan(
             self._life,
             world,
-            chance.randint(5, 25),
+            chance.randint(4, 16),
             chance.choice(("sync", "async", "async")),
             chance.choice((0.0, 0.02, 0.1)),
             full if trouble == "disk-full" else None,
@@ -273,6 +274,8 @@ class _Round:
             text = "; ".join(str(call) for call in calls if call.outcome != "returned")
             self._report.problems.append(f"the last life did not resume and save: {text}")
 
-    def _survey(self) -> None:
+    def _survey(self, *, anew: bool = False) -> None:
+        checked = set() if anew else self._checked
         if not self._others:
-            self._report.problems += survey(self._folder, self._world, self._keep)
+            found = survey(self._folder, self._world, self._keep, checked)
+            self._report.problems += [each for each in found if each not in self._report.problems]
