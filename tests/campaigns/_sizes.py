@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Row", "Size", "main"]
+__all__ = ["Row", "Size", "main", "report"]
 
 Size = Literal["fast", "nightly", "release"]
 
@@ -56,7 +56,11 @@ def main(run: Callable[[Size], Row]) -> int:
     """Run one campaign from the command line; return the exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", choices=get_args(Size), default="fast")
-    row = run(parser.parse_args().size)
+    return report(run(parser.parse_args().size))
+
+
+def report(row: Row) -> int:
+    """Print a row with all that it has to say; return the exit code."""
     print(row.text(), flush=True)
     for note in row.notes:
         print(f"  {note}")

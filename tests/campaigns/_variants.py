@@ -49,6 +49,7 @@ class Variant:
 
 
 def replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
+    """Put `new` in the place of an attribute, for the life of this process."""
     assert hasattr(owner, name), f"{owner}.{name} is gone: this variant would break nothing"
     setattr(owner, name, new)
 
@@ -233,7 +234,7 @@ def _acknowledge_early() -> None:
 def _publish_by_copying() -> None:
     """The step's folder is made, then filled file by file, as a move between file systems does."""
 
-    def commit(storage: Storage, staging: str, manifest: Any) -> None:  # noqa: ANN401 - as patched
+    def commit(storage: Storage, staging: str, manifest: Any, *_: object) -> None:  # noqa: ANN401
         target = step_name(manifest.step)
         storage.make_dir(target)
         names = [entry.name for entry in storage.list_dir(staging)]
@@ -243,6 +244,17 @@ def _publish_by_copying() -> None:
         storage.remove_dir(staging)
 
     replace(_publish, "_commit", commit)
+
+
+def _supersede_by_deleting() -> None:
+    """Without an exchange, what stands in the way is deleted before the rename."""
+
+    def take_place(storage: Storage, staging: str, manifest: Any) -> None:  # noqa: ANN401 - as patched
+        target = step_name(manifest.step)
+        remove_tree(storage, target)
+        storage.rename(staging, target)
+
+    replace(_publish, "_take_place_in_two_moves", take_place)
 
 
 # -- pruning ---------------------------------------------------------------------------------------
@@ -278,6 +290,9 @@ VARIANTS = {
     "prepared-before-close": Variant(_prepare_early, _Late),
     "acknowledged-before-commit": Variant(_acknowledge_early, caught_as=frozenset({"lost"})),
     "published-file-by-file": Variant(_publish_by_copying),
+    "superseded-by-deleting": Variant(
+        _supersede_by_deleting, caught_as=frozenset({"lost", "damaged"}), workload="two-moves"
+    ),
     "pruned-in-place": Variant(_prune_in_place, workload="pruning"),
     "pruned-before-commit": Variant(
         _prune_before_commit, caught_as=frozenset({"lost", "damaged"}), workload="pruning"

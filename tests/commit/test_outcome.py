@@ -4,7 +4,7 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.commit._kit import Root, attempt_id, cause
+from tests.commit._kit import Root, attempt_id, cause, damage
 
 from stepseal import errors
 from stepseal.commit import _messages as messages
@@ -99,6 +99,14 @@ def test_another_attempt_in_the_steps_place_is_not_ours(storage: Storage) -> Non
     discard(storage, staging)
     root.commit(10)
     with pytest.raises(errors.CoordinatorLost):
+        resolve_save(lost, 10, storage)
+
+
+def test_damaged_step_in_the_place_is_unknown(storage: Storage) -> None:
+    root, staging, manifest, lost = prepared(storage)
+    root.publish(staging, manifest)
+    damage(storage, 10)
+    with pytest.raises(errors.OutcomeUnknown, match="step-10"):
         resolve_save(lost, 10, storage)
 
 

@@ -4,12 +4,12 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.commit._kit import TWO, Root, damage, exists
+from tests.commit._kit import TWO, FakeFinisher, Root, damage, exists
 
 from stepseal import errors
 from stepseal.commit import list_steps, read_step
 from stepseal.commit._attempts import attempt_at, discard
-from stepseal.commit._publish import PublishUnconfirmed, check_place
+from stepseal.commit._publish import PublishUnconfirmed, check_place, publish
 from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.layout import MANIFEST, manifest_digest
 from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
@@ -319,6 +319,17 @@ def test_step_that_does_not_count_is_put_aside_and_kept(storage: Storage, what: 
     assert exists(storage, f"{SUPERSEDED}/{kept}/parts")
     assert attempt_at(storage, f"{SUPERSEDED}/{kept}") == (old if what == "outside" else None)
     assert root.names(STAGING) == []
+
+
+def test_newer_claim_and_deadline_are_judged_before_the_exchange_too(storage: Storage) -> None:
+    root = forked(storage)
+    staging, manifest = root.prepare(20)
+    asked = iter([False, True])
+    with pytest.raises(errors.CommitTimeout):
+        publish(
+            storage, staging, manifest, finisher=FakeFinisher(), deadline_passed=lambda: next(asked)
+        )
+    assert attempt_at(storage, "step-20") != manifest.attempt
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT, errno.ENOSPC])

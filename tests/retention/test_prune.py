@@ -12,9 +12,11 @@ from tests.commit._kit import FakeFinisher, Root, attempt_id, exists
 from tests.retention._kit import NOW_S, Meanwhile, plan_for, prune_now, steps_of
 
 from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, take_lease
+from stepseal.commit._claims import claim
+from stepseal.commit._resume import put_back_parent
 from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.retention import Retention, latest, prune
-from stepseal.storage import MemoryStorage, create_durable
+from stepseal.storage import MemoryStorage, create_durable, remove_tree
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
@@ -205,6 +207,37 @@ def test_a_crash_at_any_operation_leaves_whole_steps_only(lossy: bool, protected
     assert at > 20
 
 
+def test_a_step_goes_only_when_the_newer_one_is_durable() -> None:
+    storage = MemoryStorage()
+    root = four(storage)
+    storage.rename("step-40", "moved")
+    storage.sync_dir("")
+    storage.rename("moved", "step-40")  # as by a commit that did not sync the root yet
+    crashing = FaultyStorage(storage, [Fault(lambda verb, _key: verb == "rename", Fail(errno.EIO))])
+    prune(crashing, plan_for(storage, root), Retention(latest(1)), clock=lambda: NOW_S)
+    assert "step-40" in steps_of(storage.after_power_loss(lambda *_: 0.0))
+
+
+def test_a_restart_finds_its_parent_although_a_replaced_job_died_pruning_it(
+    storage: Storage,
+) -> None:
+    root = four(storage)
+    plan = plan_for(storage, root)
+
+    parent = list_steps(storage)[0].lineage()
+
+    def claim_and_die() -> None:
+        claim(storage, parent)
+        raise Stop
+
+    with pytest.raises(Stop):
+        prune(Meanwhile(storage, claim_and_die), plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert "step-10" not in steps_of(storage)
+    put_back_parent(storage)
+    assert "step-10" in steps_of(storage)
+    put_back_parent(storage)
+
+
 def test_a_folder_that_is_being_deleted_is_never_put_back(storage: Storage) -> None:
     root = four(storage)
 
@@ -249,3 +282,44 @@ def test_a_step_that_became_a_symlink_stays(local: LocalStorage, tmp_path: Path)
     assert prune_now(local, root, keep=3).removed == []
     assert (tmp_path / "elsewhere" / "manifest.json").exists()
     assert (tmp_path / "root" / "step-10").is_symlink()
+
+
+def test_what_somebody_else_removed_is_not_reported(storage: Storage) -> None:
+    root = four(storage)
+    plan = plan_for(storage, root, keep=3)
+    storage.rename("step-10", "mine")
+    report = prune(storage, plan, Retention(latest(3)), clock=lambda: NOW_S)
+    assert (report.removed, report.failures) == ([], [])
+
+
+def test_two_prunes_at_once_do_not_disturb_each_other(storage: Storage) -> None:
+    """The other one finishes what this one has begun: superseded folders, and the trash."""
+    root = Root(storage)
+    parent = root.commit(10)
+    root.commit(20)
+    root.claim(parent)
+    root.commit(20)
+    root.commit(30)
+    plan = plan_for(storage, root)
+    assert [aside.keep for aside in plan.superseded] == [False]
+    other = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert len(other.removed_superseded) == 1
+    report = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert (report.removed, report.removed_superseded, report.failures) == ([], [], [])
+
+
+def test_a_folder_that_somebody_else_deletes_is_done(storage: Storage) -> None:
+    root = four(storage)
+
+    def delete() -> None:
+        for entry in storage.list_dir(TRASH):
+            remove_tree(storage, f"{TRASH}/{entry.name}")
+
+    report = prune_now(Meanwhile(storage, delete, after=".deleting"), root, keep=3)
+    assert (report.removed, report.failures) == ([10], [])
+
+
+def test_a_root_without_claims_is_pruned_by_the_same_rules(storage: Storage) -> None:
+    root = four(storage)
+    storage.remove_file(".stepseal/incarnations/1.json")
+    assert prune_now(storage, root, keep=3).removed == [10]

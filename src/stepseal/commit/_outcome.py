@@ -111,6 +111,8 @@ def _find(storage: Storage, step: int, attempt: str) -> messages.Committed | Non
         entry = read_step(storage, step, None)
     except errors.StepNotFound:
         return None
+    if entry.state == "damaged":  # whose it was cannot be told: perhaps ours
+        raise errors.StorageUnavailable(f"{entry.name}: {entry.problem}", step=step)
     if entry.manifest is None or entry.manifest.attempt != attempt:
         return None
     return messages.Committed(0, attempt, step, entry.manifest_sha256)

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 from stepseal.commit import _actions as actions
 from stepseal.commit import _causes as causes
 from stepseal.commit._attempts import attempt_at, begin, discard
-from stepseal.commit._catalog import list_steps
+from stepseal.commit._catalog import list_steps, read_step
 from stepseal.commit._claims import check_current, claim
 from stepseal.commit._draft import JobFacts, draft_manifest
+from stepseal.commit._durability import durability_of
+from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
-from stepseal.commit._resume import Selection, select
+from stepseal.commit._resume import Selection, put_back_parent, select
 from stepseal.commit._roots import initialise_root
 from stepseal.errors import CheckpointError, InternalError, NotRestored, StorageUnavailable
 from stepseal.layout import LATEST, Lineage, step_name
@@ -87,6 +89,7 @@ class Performer:
         self._lease_s = lease_s
         self._housekeep = housekeep
         self._life = _Incarnation(initialise_root(storage))
+        self._durability = durability_of(storage)
 
     def perform(
         self, action: actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
@@ -178,7 +181,7 @@ class Performer:
             run_id=life.run_id,
             incarnation=life.number,
             parent=life.head,
-            durability=self._storage.sync_support(),
+            durability=self._durability,
             facts=self._facts,
         )
         sha256 = publish(
@@ -192,6 +195,8 @@ class Performer:
         return actions.Published(action.call, sha256)
 
     def _select(self, action: actions.Select) -> actions.Selected:
+        if action.unverified and (foreign := offer_foreign(self._storage, action)) is not None:
+            return foreign
         found = self._select_leased(action)
         lineage = None if found.entry is None else found.entry.lineage()
         manifest = None if found.entry is None else found.entry.manifest
@@ -200,6 +205,7 @@ class Performer:
 
     def _select_leased(self, action: actions.Select) -> Selection:
         """Select, lease what was selected, and look whether it still stands: else select again."""
+        put_back_parent(self._storage)
         for _ in range(_SELECTIONS):
             self.close()
             found = select(
@@ -223,7 +229,20 @@ class Performer:
         )
 
     def _claim(self, action: actions.Claim) -> actions.Claimed:
+        if action.parent is not None:
+            self._require_standing(action.parent)
         self._life.number = claim(self._storage, action.parent)
         self._life.head = action.parent
         self.close()  # as the parent of a claim it is protected without a lease
         return actions.Claimed(action.call, self._life.number)
+
+    def _require_standing(self, parent: Lineage) -> None:
+        """Refuse to descend from a step that another start of the job superseded meanwhile."""
+        entry = read_step(self._storage, parent.step, self._life.run_id)
+        if entry.manifest_sha256 != parent.manifest_sha256:
+            raise StorageUnavailable(
+                f"restore: {entry.name} was superseded, or damaged, while it was restored. Is "
+                "another start of the job at work on this root? Stop it, and restore again.",
+                step=parent.step,
+                path=entry.name,
+            )

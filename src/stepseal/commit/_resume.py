@@ -6,13 +6,17 @@ over like a damaged one; none of this ever deletes anything.
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.commit._catalog import StepEntry, read_step, refuse_newer, step_numbers
 from stepseal.commit._claims import in_lineage, lineage_limits, read_claims
+from stepseal.commit._roots import TRASH
 from stepseal.errors import Corrupt, NoResumableStep, StepNotFound, StorageUnavailable
-from stepseal.layout import step_name
+from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, manifest_digest, step_name
+from stepseal.storage import KeyExists, KeyNotFound, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,7 +26,12 @@ if TYPE_CHECKING:
 
     Inspect = Callable[[Storage, str, Manifest], Sequence[str]]
 
-__all__ = ["Selection", "select"]
+__all__ = ["Selection", "put_back_parent", "select"]
+
+_PRUNED = re.compile(
+    r"(step-(?:0|[1-9][0-9]{0,15}))\.([1-9][0-9]{0,15})\.[0-9a-f]{32}\.\w+\.pruned"
+)
+"""A step that a prune took out of sight, and has not decided to delete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,37 @@ def select(
     return Selection(None, has_commits, reasons if has_commits else {})
 
 
+def put_back_parent(storage: Storage) -> None:
+    """Put the step that the newest claim descends from back, if a prune left it in the trash.
+
+    A prune by a replaced job moves first and sees the claim second. Should it die in between, the
+    next restore finishes for it; otherwise the lineage would be without a step until somebody
+    commits. Beside a prune that lives this is harmless: it finds the step back already.
+
+    Raises:
+        StorageUnavailable: the root cannot be read or written.
+    """
+    claims = read_claims(storage)
+    parent = claims[-1].parent if claims else None
+    if parent is None:
+        return
+    name = step_name(parent.step)
+    with suppress(KeyNotFound):
+        storage.stat(name)
+        return
+    for entry in storage.list_dir(TRASH):
+        match = _PRUNED.fullmatch(entry.name)
+        if match is None or (match[1], int(match[2])) != (name, parent.incarnation):
+            continue
+        with suppress(KeyNotFound, KeyExists, Corrupt):  # the prune was quicker; or it is damaged
+            trash = f"{TRASH}/{entry.name}"
+            data = read_bytes(storage, f"{trash}/{MANIFEST}", MAX_MANIFEST_BYTES)
+            if manifest_digest(data) == parent.manifest_sha256:
+                storage.rename(trash, name)
+                storage.sync_dir("")
+                storage.sync_dir(TRASH)
+
+
 def _reason_against(
     storage: Storage, entry: StepEntry, limits: Mapping[int, int | None], inspect: Inspect
 ) -> str | None:
@@ -106,7 +146,7 @@ def _exactly(storage: Storage, run_id: str, step: int, inspect: Inspect) -> Sele
     if entry.state == "foreign":
         raise StepNotFound(
             f"restore(step={step}): {entry.name} is foreign: {entry.problem}. Only steps of this "
-            "run are restored.",
+            "run are restored; unverified=True takes a folder of stock DCP as it is.",
             step=step,
             path=entry.name,
         )

@@ -72,14 +72,17 @@ def prune(
 
     Raises:
         NotCurrent: a newer incarnation owns the root; what was done so far stays done.
+        StorageUnavailable: the steps that stay could not be made durable; nothing was removed.
 
     Durability: a step that is reported as removed stays removed after power loss.
     """
     work = _Prune(storage, plan, retention, clock)
-    for verdict in plan.steps:
-        manifest = plan.entries[verdict.step].manifest
-        if not verdict.keep and manifest is not None:
-            work.attempt(work.remove_step, manifest)
+    verdicts = ((plan.entries[v.step].manifest, v.keep) for v in plan.steps)
+    doomed = [manifest for manifest, keep in verdicts if not keep and manifest is not None]
+    if doomed:
+        storage.sync_dir("")  # the newer steps of the plan may be visible, but not durable yet
+    for manifest in doomed:
+        work.attempt(work.remove_step, manifest)
     for aside in plan.superseded:
         if not aside.keep:
             work.attempt(work.remove_superseded, aside.name)

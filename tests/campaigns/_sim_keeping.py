@@ -1,0 +1,131 @@
+"""Promises about what stays: judged when a step is taken out of sight, and when it is deleted."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from tests.campaigns._sim_state import manifest_at
+
+from stepseal.layout import parse_step_name
+
+if TYPE_CHECKING:
+    from tests.campaigns._sim_disk import Disk
+    from tests.campaigns._sim_oracle import Oracle
+    from tests.campaigns._sim_world import Node
+
+    from stepseal.layout import Lineage
+
+__all__ = ["Keeping"]
+
+_PRUNED = re.compile(r".*/step-(\d+)\.(\d+)\.([0-9a-f]{32})\.[0-9a-f]{16}\.pruned")
+
+
+class Keeping:
+    """Knows who reads what, which steps are pinned, and what was deleted.
+
+    Args:
+        oracle: knows the rest.
+    """
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+        self.pinned: set[int] = set()
+        """Numbers of which somebody was told that they are pinned."""
+        self._held: dict[Node, tuple[str, float]] = {}
+        """Process to the attempt that it found standing under its lease, and until when."""
+        self._parent_wanted: dict[Node, tuple[str | None, int]] = {}
+        """Process to the parent of the claim that it begins, and the number of the verb then."""
+        self.out: set[str] = set()
+        """Commits in the trash, from where they may come back; none was the newest."""
+        self._left_at: dict[str, int] = {}
+        """Attempt to the number of the verb before which it left its place."""
+
+    def hold(self, node: Node, attempt: str, seconds: float) -> None:
+        """Note that a process leased a step and then found it standing."""
+        if attempt:
+            self._held[node] = (attempt, self.oracle.world.now + seconds)
+
+    def release(self, node: Node) -> None:
+        """Note that a process does not need its step any more."""
+        self._held.pop(node, None)
+
+    def before_pruning(self, disk: Disk, key: str) -> None:
+        """Judge that a step is about to be taken out of its place."""
+        oracle = self.oracle
+        step = parse_step_name(key)
+        owed = oracle.owed()
+        stale = oracle.claimed_at.get(max(oracle.claims, default=0), 0) > disk.saw_claims_at
+        if not stale:  # one that is stale looks again, and puts it back
+            kept = self._is_newer_durable(step)
+            oracle.require("the newest step is not taken away", kept, disk.node.name, key)
+        found = manifest_at(oracle.world.disk, key)
+        if found is not None and not (stale and step == max(owed, default=-1)):
+            self.out.add(found.attempt)
+
+    def _is_newer_durable(self, step: int | None) -> bool:
+        """Tell whether a step would be left to resume from if power were lost now."""
+        image = self.oracle.world.disk.after_power_loss(lambda *_: 0.0)
+        for entry in image.list_dir(""):
+            number = parse_step_name(entry.name)
+            if number is None or number == step:
+                continue
+            found = manifest_at(image, entry.name)
+            if found is not None and self.oracle.in_lineage(found.incarnation, number):
+                return True
+        return False
+
+    def before_deletion(self, disk: Disk, key: str, target: str) -> None:
+        """Judge that a folder in the trash is about to be called deleted."""
+        match = _PRUNED.fullmatch(key)
+        if match is None:
+            self._before_deletion_aside(key)
+            return
+        oracle, now = self.oracle, self.oracle.world.now
+        step, attempt = int(match[1]), match[3]
+        readers = [
+            node.name
+            for node, (held, until) in self._held.items()
+            if held == attempt and node.alive and now <= until
+        ]
+        oracle.require("what is leased is not deleted", not readers, target, readers)
+        oracle.require("what is pinned is not deleted", step not in self.pinned, target)
+        owed = oracle.owed()
+        newest = owed[max(owed)].attempt if owed else ""
+        oracle.require("the newest step is not deleted", attempt != newest, target)
+        parent = oracle.claims.get(max(oracle.claims, default=0))
+        needed = parent is not None and oracle.places.get((parent[1], parent[0])) == attempt
+        claimed = oracle.claimed_at.get(max(oracle.claims, default=0), 0)
+        seen = claimed <= disk.saw_claims_at
+        oracle.require("what was resumed from is not deleted", not (needed and seen), target)
+        current = disk.node.incarnation == max(oracle.claims, default=0)
+        oracle.require("a replaced job deletes nothing", current or not seen, target)
+        oracle.pruned.add(attempt)
+
+    def _before_deletion_aside(self, key: str) -> None:
+        """Judge that something superseded is about to be called deleted."""
+        oracle = self.oracle
+        found = manifest_at(oracle.world.disk, key)
+        if found is None:
+            return
+        owed = found.attempt in {commit.attempt for commit in oracle.owed().values()}
+        oracle.require("what is owed is not deleted", not owed, key)
+        oracle.pruned.add(found.attempt)
+
+    def before_claim(self, node: Node, parent: Lineage | None) -> None:
+        """Note from where on the parent of a claim is looked at."""
+        place = None if parent is None else (parent.incarnation, parent.step)
+        attempt = None if place is None else self.oracle.places.get(place)
+        self._parent_wanted[node] = (attempt, self.oracle.world.num_verbs)
+
+    def left(self, attempt: str) -> None:
+        """Note that a step left its place."""
+        self._left_at[attempt] = self.oracle.world.num_verbs
+
+    def after_claim(self, node: Node, number: int) -> None:
+        """Judge that a claim descends from something that stood when it was looked at last."""
+        attempt, since = self._parent_wanted.get(node, (None, 0))
+        if attempt is None:
+            return
+        stood = self._left_at.get(attempt, since) >= since
+        self.oracle.require("a claim descends from what stands", stood, node.name, number)

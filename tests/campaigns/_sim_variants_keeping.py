@@ -1,0 +1,96 @@
+"""Broken variants of pruning, for `_sim_variants`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from stepseal.commit import _attempts, _guards
+from stepseal.layout import Manifest, step_name
+from stepseal.retention import _housekeeper, _plan, _prune
+from stepseal.storage import Storage, remove_tree
+
+__all__ = [
+    "no_leases",
+    "no_pins",
+    "no_second_look",
+    "prune_in_place",
+    "prune_undurable",
+    "stale_prune",
+    "sweep_all",
+]
+
+
+def sweep_all() -> list[tuple[object, str, object]]:
+    """After a commit all of staging is removed, whoever writes there."""
+    real = _attempts.sweep
+
+    def sweep(storage: Storage, _incarnation: int) -> tuple[str, ...]:
+        return real(storage, 10**9)
+
+    return [(_housekeeper, "sweep", sweep)]
+
+
+def no_second_look() -> list[tuple[object, str, object]]:
+    return [(_prune._Prune, "_reasons_to_stay", lambda *_: "")]
+
+
+def stale_prune() -> list[tuple[object, str, object]]:
+    """Who prunes does not ask whether the root is still its own."""
+    real = _housekeeper.Housekeeper._prune
+
+    def go_on(self: _housekeeper.Housekeeper, run_id: str, number: int, keep: Any) -> Any:  # noqa: ANN401
+        def plan(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+            return replace(_plan.plan_prune(*args, **options), incarnation=number)
+
+        with mock.patch.object(_housekeeper, "plan_prune", plan):
+            return real(self, run_id, number, keep)
+
+    return [
+        (_housekeeper.Housekeeper, "_prune", go_on),
+        (_prune._Prune, "_check_current", lambda *_: None),
+    ]
+
+
+def no_leases() -> list[tuple[object, str, object]]:
+    return [(_guards, "read_leases", lambda *_: {})]
+
+
+def no_pins() -> list[tuple[object, str, object]]:
+    return [(_guards, "read_pins", lambda *_: frozenset())]
+
+
+def prune_in_place() -> list[tuple[object, str, object]]:
+    """Files are deleted where readers find them."""
+
+    def remove(self: _prune._Prune, manifest: Manifest) -> None:
+        remove_tree(self._storage, step_name(manifest.step))
+
+    return [(_prune._Prune, "remove_step", remove)]
+
+
+class _LateSync:
+    """A storage that takes what is visible for durable, the first time it is asked."""
+
+    def __init__(self, inner: Storage) -> None:
+        self.inner = inner
+        self.asked = False
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the verb
+        return getattr(self.inner, name)
+
+    def sync_dir(self, key: str) -> None:
+        if self.asked:
+            self.inner.sync_dir(key)
+        self.asked = True
+
+
+def prune_undurable() -> list[tuple[object, str, object]]:
+    """The newer step that justifies a removal may be lost with the power."""
+    real = _prune.prune
+
+    def prune(storage: Storage, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        return real(_LateSync(storage), *args, **options)
+
+    return [(_housekeeper, "prune", prune)]

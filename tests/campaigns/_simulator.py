@@ -1,0 +1,199 @@
+"""The simulator as a campaign: seeds on several processes, and the variants that it must catch.
+
+python -m tests.campaigns._simulator --size fast|nightly|release [--jobs 2]
+python -m tests.campaigns._simulator --first-seed 500000 --seeds 500000    # go on from there
+python -m tests.campaigns._simulator --seed 17 [--variant commit-early] [--trace]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, get_args
+
+from tests.campaigns._sim_memo import remember
+from tests.campaigns._sim_run import simulate
+from tests.campaigns._sim_variants import VARIANTS, broken
+from tests.campaigns._sim_world import Faults
+from tests.campaigns._sizes import Row, Size, report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.sharedctypes import Synchronized
+
+__all__ = ["NUM_SEEDS", "catch", "run", "sweep"]
+
+NUM_SEEDS: dict[Size, int] = {"fast": 3_000, "nightly": 20_000, "release": 1_000_000}
+_CHUNK = 250
+_VARIANT_SEEDS = 3_000
+_PROGRAM = "python -m tests.campaigns._simulator"
+_SHOWN = 50
+
+
+@dataclass
+class Tally:
+    """What some seeds came to."""
+
+    num_seeds: int = 0
+    violations: list[str] = field(default_factory=list)
+    checks: Counter[str] = field(default_factory=Counter)
+    """Promise to how often it was judged."""
+    ends: Counter[str] = field(default_factory=Counter)
+    """Outcome to how many calls of participants ended so."""
+    num_verbs: int = 0
+    num_commits: int = 0
+    num_claims: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Take what other seeds came to."""
+        self.num_seeds += other.num_seeds
+        self.violations += other.violations
+        self.checks += other.checks
+        self.ends += other.ends
+        self.num_verbs += other.num_verbs
+        self.num_commits += other.num_commits
+        self.num_claims += other.num_claims
+
+
+def _run_chunk(first: int, num_seeds: int) -> Tally:
+    tally = Tally()
+    for seed in range(first, first + num_seeds):
+        outcome = simulate(seed)
+        tally.num_seeds += 1
+        tally.checks.update(outcome.checks)
+        tally.ends.update(outcome.ends)
+        tally.num_verbs += outcome.num_verbs
+        tally.num_commits += outcome.num_commits
+        tally.num_claims += outcome.num_claims
+        if outcome.problems:
+            tally.violations.append(f"{_PROGRAM} --seed {seed}  # {outcome.problems[0]}")
+    return tally
+
+
+def catch(name: str) -> str:
+    """Return the command that shows a variant's first broken promise; empty if none did."""
+    with broken(name) as faults:
+        for seed in range(_VARIANT_SEEDS):
+            outcome = simulate(seed, faults)
+            if outcome.problems:
+                promise = outcome.problems[0]
+                return f"{_PROGRAM} --seed {seed} --variant {name}  # {promise}"
+    return ""
+
+
+def _prepare(next_cpu: Synchronized[int]) -> None:
+    """Keep a worker on one processor: handing the baton is three times quicker there."""
+    logging.disable(logging.CRITICAL)
+    remember()
+    if hasattr(os, "sched_setaffinity"):
+        cpus = sorted(os.sched_getaffinity(0))
+        with next_cpu.get_lock():
+            mine = cpus[next_cpu.value % len(cpus)]
+            next_cpu.value += 1
+        os.sched_setaffinity(0, {mine})
+
+
+@contextlib.contextmanager
+def _workers(num_jobs: int) -> Iterator[ProcessPoolExecutor]:
+    context = multiprocessing.get_context("spawn")
+    next_cpu = context.Value("i", 0)
+    with ProcessPoolExecutor(num_jobs, context, _prepare, (next_cpu,)) as pool:
+        yield pool
+
+
+def sweep(first: int, num_seeds: int, num_jobs: int, *, verbose: bool = False) -> Tally:
+    """Run consecutive seeds on several processes."""
+    total, began = Tally(), time.monotonic()
+    with _workers(num_jobs) as pool:
+        chunks = [
+            pool.submit(_run_chunk, start, min(_CHUNK, first + num_seeds - start))
+            for start in range(first, first + num_seeds, _CHUNK)
+        ]
+        for done, chunk in enumerate(as_completed(chunks), 1):
+            total.add(chunk.result())
+            if verbose and (done % 40 == 0 or chunk.result().violations):
+                rate = total.num_seeds / (time.monotonic() - began)
+                print(
+                    f"{total.num_seeds:,} of {num_seeds:,} seeds from {first}, "
+                    f"{len(total.violations)} violations, {rate:.0f}/s",
+                    flush=True,
+                )
+    return total
+
+
+def run(size: Size, *, num_jobs: int = 2, verbose: bool = False) -> Row:
+    """Run the campaign: seeds of the real protocol, then every broken variant."""
+    began = time.monotonic()
+    tally = sweep(0, NUM_SEEDS[size], num_jobs, verbose=verbose)
+    seconds = time.monotonic() - began
+    with _workers(num_jobs) as pool:
+        shown = dict(zip(VARIANTS, pool.map(catch, VARIANTS), strict=True))
+    return Row(
+        campaign="simulator",
+        unit="seeds",
+        cases=tally.num_seeds,
+        violations=tuple(tally.violations),
+        caught=tuple(name for name, command in shown.items() if command),
+        missed=tuple(name for name, command in shown.items() if not command),
+        seconds=seconds,
+        notes=_notes(tally) + tuple(command for command in shown.values() if command),
+    )
+
+
+def _notes(tally: Tally) -> tuple[str, ...]:
+    ends = ", ".join(f"{end} {count:,}" for end, count in tally.ends.most_common())
+    return (
+        f"{tally.num_verbs:,} storage verbs, {tally.num_commits:,} commits, "
+        f"{tally.num_claims:,} claims",
+        f"calls of participants: {ends}",
+        *(f"judged {count:,} times: {name}" for name, count in tally.checks.most_common()),
+    )
+
+
+def _show(seed: int, variant: str, *, trace: bool) -> int:
+    """Run one seed, as the command that a violation names."""
+    logging.disable(logging.CRITICAL)
+    lines: list[str] = []
+    with broken(variant) if variant else contextlib.nullcontext(Faults()) as faults:
+        outcome = simulate(seed, faults, lines)
+    if trace:
+        print("\n".join(lines))
+    for problem in outcome.problems:
+        print(f"BROKEN: {problem}")
+    num = len(outcome.problems)
+    print(f"seed {seed}: {num} broken promises, {sum(outcome.checks.values())} judged")
+    return 1 if num else 0
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", choices=get_args(Size), default="fast")
+    parser.add_argument("--seed", type=int, help="run this one alone")
+    parser.add_argument("--variant", choices=VARIANTS, default="")
+    parser.add_argument("--trace", action="store_true", help="with --seed: print what happens")
+    parser.add_argument("--first-seed", type=int, help="run from here on, without variants")
+    parser.add_argument("--seeds", type=int, help="with --first-seed: how many")
+    parser.add_argument("--jobs", type=int, default=2)
+    asked = parser.parse_args()
+    if asked.seed is not None:
+        return _show(asked.seed, asked.variant, trace=asked.trace)
+    if asked.first_seed is None:
+        return report(run(asked.size, num_jobs=asked.jobs, verbose=True))
+    num_seeds = asked.seeds or NUM_SEEDS[asked.size]
+    tally = sweep(asked.first_seed, num_seeds, asked.jobs, verbose=True)
+    for line in (*_notes(tally), *tally.violations[:_SHOWN]):
+        print(line)
+    print(f"go on with --first-seed {asked.first_seed + num_seeds}")
+    return 1 if tally.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
