@@ -83,7 +83,7 @@ def why_not() -> str:
     child = subprocess.Popen(["sleep", "60"])
     try:
         tried = subprocess.Popen(
-            ["strace", "-qq", "-o", "/dev/null", "-p", str(child.pid)], stderr=subprocess.PIPE
+            ["strace", "-qq", "-o", "/dev/null", "-p", str(child.pid)], stderr=subprocess.DEVNULL
         )
         if _wait_attached(child.pid, tried):
             return ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.campaigns import _errno
+from tests.campaigns._apart import run_apart
 from tests.campaigns._errno_job import Trial
 from tests.campaigns._errno_strike import KINDS
 
@@ -31,14 +31,14 @@ def check(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_kind_of_error_at_some_operations(capsys: pytest.CaptureFixture[str]) -> None:
-    row = _errno.run("fast")
+    row = run_apart("tests.campaigns._errno", "fast")
     check(row, capsys)
     assert row.cases >= 200
 
 
 @pytest.mark.nightly
 def test_every_kind_of_error_at_every_operation(capsys: pytest.CaptureFixture[str]) -> None:
-    check(_errno.run("nightly"), capsys)
+    check(run_apart("tests.campaigns._errno", "nightly"), capsys)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.campaigns import _strace
+from tests.campaigns._apart import run_apart
 
 if TYPE_CHECKING:
     from tests.campaigns._sizes import Row
@@ -30,9 +31,9 @@ def check(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_killed_before_some_system_calls(capsys: pytest.CaptureFixture[str]) -> None:
-    check(_strace.run("fast"), capsys)
+    check(run_apart("tests.campaigns._strace", "fast"), capsys)
 
 
 @pytest.mark.nightly
 def test_killed_before_every_system_call(capsys: pytest.CaptureFixture[str]) -> None:
-    check(_strace.run("nightly"), capsys)
+    check(run_apart("tests.campaigns._strace", "nightly"), capsys)
