@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests._architecture import ARROWS, EXEMPT, UNSAFE_MODULES, findings, reachable
+from tests._architecture import (
+    ARROWS,
+    EXEMPT,
+    UNSAFE_MODULES,
+    WHEN_CALLED,
+    findings,
+    reachable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,6 +64,12 @@ def test_exemptions_give_reasons_and_are_needed() -> None:
         is_lazy_face = what == "importlib" and path.endswith("__init__.py")
         if path in house() and not is_lazy_face:
             assert what in house()[path], f"{path} needs no exemption for {what} any more"
+
+
+def test_imports_on_call_give_reasons_and_are_needed() -> None:
+    for (path, wing), reason in WHEN_CALLED.items():
+        assert reason
+        assert f"from stepseal.{wing} import" in house()[path]
 
 
 def test_cli_and_the_wings_below_start_without_torch() -> None:
@@ -108,6 +121,14 @@ BAD: Mapping[str, tuple[str, dict[str, str]]] = {
     "up, in a class": ("arrow", in_layout("class A:\n    from stepseal.transfer import X")),
     "up, in a lazy table": ("arrow", in_session("T = {'X': 'stepseal.integrations.ray:X'}")),
     "up, through the root's face": ("arrow", in_session("import stepseal")),
+    "cli to session, when the file is loaded": (
+        "arrow",
+        {"stepseal/cli/_importing.py": "from stepseal.session import Run"},
+    ),
+    "cli to session, in a function of another file": (
+        "arrow",
+        {"stepseal/cli/_a.py": "def f():\n    from stepseal.session import Run"},
+    ),
     "cli to session": ("arrow", {"stepseal/cli/_a.py": "from stepseal.session import Run"}),
     "errors to a wing": ("arrow", {"stepseal/errors.py": "from stepseal.layout import Box"}),
     "testing to cli": ("arrow", {"stepseal/testing/_a.py": "from stepseal.cli import main"}),

@@ -15,8 +15,19 @@ if TYPE_CHECKING:
     from stepseal.commit import Deadlines
     from stepseal.components import RNG, Sharing, register, register_codec
     from stepseal.retention import Retention, latest
-    from stepseal.session import Checkpointer, PendingSave, Restored, Run, Saved, Step, every
+    from stepseal.session import (
+        Checkpointer,
+        Imported,
+        PendingSave,
+        Restored,
+        Run,
+        Saved,
+        Step,
+        every,
+        import_dcp,
+    )
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
+    from stepseal.storage import Access
 
     GLOBAL = Sharing.GLOBAL
     REPLICATED = Sharing.REPLICATED
@@ -24,22 +35,25 @@ if TYPE_CHECKING:
     PER_RANK = Sharing.PER_RANK
 
 __all__ = [
-    "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Deadlines",
-    "PendingSave", "Restored", "Retention", "Run", "Saved", "Sharing", "Step", "__version__",
-    "errors", "every", "latest", "open", "register", "register_codec",
+    "Access", "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Deadlines",
+    "Imported", "PendingSave", "Restored", "Retention", "Run", "Saved", "Sharing", "Step",
+    "__version__", "errors", "every", "import_dcp", "latest", "open", "register",
+    "register_codec",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
     if name not in __all__:
         raise AttributeError(f"module 'stepseal' has no attribute {name!r}")
-    from stepseal import commit, components, retention, session
+    from stepseal import commit, components, retention, session, storage
 
     if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK"):
         return components.Sharing[name]
     if name == "open":
         return session.open_run
-    owner = next(wing for wing in (session, components, retention, commit) if name in wing.__all__)
+    owner = next(
+        wing for wing in (session, components, retention, commit, storage) if name in wing.__all__
+    )
     return getattr(owner, name)
 
 

@@ -5,6 +5,7 @@ that is killed, one for the incarnation after it.
 
     python -m tests.campaigns._kill mixed                   every kill point
     python -m tests.campaigns._kill mixed --kill-index 123  one of them, again
+    python -m tests.campaigns._kill superseding --flagless  as on a network file system
     python -m tests.campaigns._kill mixed --kill-at 'sync_dir .stepseal/staging/step-20.1.*'
 
 Which operation has which index varies a little from run to run, because participants are threads;
@@ -19,6 +20,7 @@ import faulthandler
 import gc
 import itertools
 import json
+import logging
 import os
 import random
 import shutil
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from tests._flagless import FlaglessCalls
 from tests.campaigns._kill_report import Broken, Options, Report, pattern_of
 from tests.campaigns._lives import WORKLOADS, Life
 from tests.campaigns._log import Log
@@ -147,7 +150,9 @@ class _Trial:
         root = self._folder / "root"
 
         def storage(_rank: int) -> Storage:
-            return self._variant.wrap(faults(LocalStorage.create(root)))
+            flagless = self._workload.flagless or self._options.flagless
+            calls = FlaglessCalls() if flagless else None
+            return self._variant.wrap(faults(LocalStorage.create(root, calls=calls)))
 
         workload = self._workload
         return Life(number, root, self.log, storage, workload.num_participants, workload.keep)
@@ -224,6 +229,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--num-shares", type=int, default=1)
     parser.add_argument("--stop-after", type=int)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--flagless", action="store_true", help="no flags of renameat2")
     parser.add_argument("--json", action="store_true")
     return parser
 
@@ -233,6 +239,7 @@ def _main() -> int:
     as_json = arguments.pop("json")
     variants = arguments.pop("variant") or ["none"]
     torch.set_num_threads(1)
+    logging.getLogger("stepseal").setLevel(logging.ERROR)  # each life says that memory is volatile
     gc.collect()
     gc.freeze()  # children that collect would copy every page
     gc.disable()

@@ -51,12 +51,15 @@ class Options:
     """Stop when the variant was caught at so many kill points."""
     seed: int | None = None
     """Choose other interleavings of the threads."""
+    flagless: bool = False
+    """The file system knows no flag of renameat2."""
 
     def reproduction(self, at: int | str, struck: str) -> str:
         """Return the command that repeats one kill point."""
         point = f"--kill-at {shlex.quote(struck)}" if struck else f"--kill-index {at}"
         more = "" if self.variant == "none" else f" --variant {self.variant}"
         more += "" if self.action == "kill" else f" --action {self.action}"
+        more += " --flagless" if self.flagless else ""
         return f"python -m {_MODULE} {self.workload}{more} {point}"
 
 

@@ -117,6 +117,8 @@ class Workload:
     """What an earlier job did, which was killed too."""
     crash: Callable[[str, str], bool] | None = None
     """The operation before which the earlier job was killed."""
+    flagless: bool = False
+    """The file system knows no flag of renameat2."""
 
 
 def _four(player: Player) -> None:
@@ -208,6 +210,16 @@ def _resuming(life: Life) -> None:
     life.run(script, "async")
 
 
+def _going_back(life: Life) -> None:
+    """Save step 20 again, in place of one that is outside the lineage then."""
+
+    def script(player: Player) -> None:
+        player.go_back(10)
+        player.save(20)
+
+    life.run(script, "async")
+
+
 def _in_part_of_30(operation: str, key: str) -> bool:
     return operation == "write" and ".stepseal/staging/step-30." in key and "/components/" in key
 
@@ -218,6 +230,11 @@ def _at_commit_of_30(operation: str, key: str) -> bool:
 
 def _after_exchange(operation: str, key: str) -> bool:
     return operation == "rename" and " -> .stepseal/superseded/" in key
+
+
+def _between_moves(operation: str, key: str) -> bool:
+    """Without an exchange only: the old step 30 is aside, the new one not yet in its place."""
+    return operation == "sync_dir" and key == ".stepseal/superseded"
 
 
 WORKLOADS = {
@@ -231,4 +248,8 @@ WORKLOADS = {
     "after-crash-in-part": Workload(_resuming, prelude=_three_saves, crash=_in_part_of_30),
     "after-crash-at-commit": Workload(_resuming, prelude=_three_saves, crash=_at_commit_of_30),
     "after-crash-in-exchange": Workload(_resuming, prelude=_superseding, crash=_after_exchange),
+    "two-moves": Workload(_going_back, prelude=_three_saves, crash=_at_commit_of_30, flagless=True),
+    "after-crash-in-two-moves": Workload(
+        _resuming, prelude=_superseding, crash=_between_moves, flagless=True
+    ),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from tests.campaigns._sim_fibers import Killed
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.campaigns._sim_world import Node, World
     from typing_extensions import Buffer, Self
 
-    from stepseal.storage import Entry, ReadHandle, WriteHandle
+    from stepseal.storage import Entry, ReadHandle, SyncFacts, WriteHandle
 
 __all__ = ["Disk", "Watcher"]
 
@@ -71,8 +71,8 @@ class Disk:
             self.saw_claims_at = self.world.num_verbs
         return self.world.disk.list_dir(key)
 
-    def sync_support(self) -> Literal["fsync", "best-effort"]:
-        return "fsync"
+    def sync_support(self) -> SyncFacts:
+        return self.world.disk.sync_support()
 
     def create_file(self, key: str) -> WriteHandle:
         made: list[WriteHandle] = []

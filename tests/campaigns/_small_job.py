@@ -11,6 +11,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ from torch import nn
 import stepseal as ss
 from stepseal.commit import read_marker, read_step
 from stepseal.errors import CheckpointError
+from stepseal.layout import CHUNK_BYTES, StoredItem
 from stepseal.storage import LocalStorage
 from stepseal.testing import World, find_difference, snapshot
 from stepseal.transfer import StepReader, verify_step
@@ -44,8 +46,12 @@ _DTYPES = (
 )  # fmt: skip
 
 
+_LARGE = 5 * (1 << 19) + 4
+"""Elements of 1 byte: two whole chunks, and a piece of one."""
+
+
 class _Net(nn.Module):
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, large: bool) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.first = nn.Linear(96, 64)
@@ -55,15 +61,20 @@ class _Net(nn.Module):
         for dtype in _DTYPES:
             values = (torch.rand(3, 7, generator=generator) * 100).to(dtype)
             self.register_buffer(f"of_{str(dtype).removeprefix('torch.')}", values)
+        if large:
+            self.register_buffer("large", torch.zeros(_LARGE, dtype=torch.uint8))
         self.register_buffer("empty", torch.empty(0, 4))
         self.register_buffer("scalar", torch.tensor(float("nan")))
 
 
 class Participant:
-    """The live objects of one participant; all state follows from `rank` and what it was taught."""
+    """The live objects of one participant; all state follows from `rank` and what it was taught.
 
-    def __init__(self, rank: int) -> None:
-        self.model = _Net(seed=7)
+    The files of all steps have the same sizes, so that nothing but digests tells them apart.
+    """
+
+    def __init__(self, rank: int, *, large: bool = False) -> None:
+        self.model = _Net(seed=7, large=large)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.05)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 2)
         self.counters: dict[str, Any] = {"seen": 0, "best": float("inf"), "name": "run"}
@@ -73,6 +84,8 @@ class Participant:
             "noise": torch.zeros(5, dtype=torch.bfloat16),
             "nested": {"rank": rank, 4: (None, True, b"\x00\xff")},
         }
+        if large:
+            self.loader["large"] = torch.zeros(_LARGE, dtype=torch.uint8)
 
     def add_to(self, checkpointer: ss.Checkpointer) -> None:
         checkpointer.add("model", self.model)
@@ -81,17 +94,19 @@ class Participant:
         checkpointer.add("counters", self.counters, sharing=ss.REPLICATED)
         checkpointer.add("loader", self.loader, sharing=ss.PER_RANK)
 
-    def train(self, step: int) -> None:
-        generator = torch.Generator().manual_seed(step)
+    def train(self, step: int, salt: int = 0) -> None:
+        generator = torch.Generator().manual_seed(step + salt)
         for parameter in self.model.parameters():
             parameter.grad = torch.rand(parameter.shape, generator=generator).to(parameter.dtype)
         for buffer in self.model.buffers():
             buffer.copy_(torch.rand(buffer.shape, generator=generator) * 100)
         self.optimizer.step()
         self.scheduler.step()
-        self.counters |= {"seen": step * 1000, "best": 1 / step}
+        self.counters |= {"seen": step * 1000 + salt, "best": step + 0.5}
         self.loader["noise"].copy_(torch.rand(5, generator=generator))
-        self.loader["order"].append(step)
+        self.loader["order"][-1] = step
+        if "large" in self.loader:
+            self.loader["large"].random_(generator=generator)
 
     def scramble(self) -> None:
         """Leave state that no restored step would have anywhere."""
@@ -130,11 +145,12 @@ class Life:
 
     Args:
         storage: of each participant, by rank.
+        large: the state has a tensor and an array of several chunks.
     """
 
-    def __init__(self, storage: Callable[[int], Storage]) -> None:
+    def __init__(self, storage: Callable[[int], Storage], *, large: bool = False) -> None:
         world = World(NUM_PARTICIPANTS, storage, deadlines=QUICK)
-        self.participants = [Participant(rank) for rank in range(NUM_PARTICIPANTS)]
+        self.participants = [Participant(rank, large=large) for rank in range(NUM_PARTICIPANTS)]
         self._pool = ThreadPoolExecutor(NUM_PARTICIPANTS)
         self._checkpointers = [world.checkpointer(rank) for rank in range(NUM_PARTICIPANTS)]
         for participant, checkpointer in zip(self.participants, self._checkpointers, strict=True):
@@ -161,9 +177,9 @@ class Life:
         assert restored is not None
         return restored
 
-    def train_and_save(self, step: int) -> list[dict[str, Any]]:
+    def train_and_save(self, step: int, salt: int = 0) -> list[dict[str, Any]]:
         for participant in self.participants:
-            participant.train(step)
+            participant.train(step, salt)
         states = self.states()
         self.all(lambda checkpointer: checkpointer.save(step).wait())
         return states
@@ -189,9 +205,10 @@ class SavedRoot:
     run_id: str
     saved: dict[int, list[dict[str, Any]]]
     """Step to the state of each participant."""
+    large: bool = False
 
     def life(self, storage: Callable[[int], Storage] | None = None) -> Life:
-        return Life(storage or (lambda _: self.storage))
+        return Life(storage or (lambda _: self.storage), large=self.large)
 
     def files(self, step: str = NEWEST) -> dict[str, int]:
         """Return path inside the step and size of every file."""
@@ -229,6 +246,29 @@ class SavedRoot:
                 found.append((tensor.data_offset, tensor.data_offset + tensor.data_size))
         return ranges
 
+    def item_bounds(self) -> dict[str, set[int]]:
+        """Return where items, records, data and chunks begin and end in each payload of the newest
+        step.
+        """
+        entry = read_step(self.storage, STEPS[-1], self.run_id)
+        assert entry.manifest is not None
+        reader = StepReader(self.storage, NEWEST, entry.manifest)
+        bounds: dict[str, set[int]] = {}
+        for participant in entry.manifest.participants:
+            index = reader.index(participant)
+            for item in chain[StoredItem](index.tensors, index.bytes_items):
+                found = bounds.setdefault(f"{NEWEST}/{index.payloads[item.file]}", set())
+                for start, size in (
+                    (item.item_offset, item.item_size),
+                    (item.record_offset, item.record_size),
+                    (item.data_offset, item.data_size),
+                ):
+                    found |= {start, start + size}
+                found |= set(
+                    range(item.data_offset, item.data_offset + item.data_size, CHUNK_BYTES)
+                )
+        return bounds
+
     def wrong_values(self, life: Life, step: int) -> str | None:
         """Say where live state differs from what `step` holds, or None."""
         difference = find_difference(self.saved[step], life.states())
@@ -241,14 +281,20 @@ class SavedRoot:
                 path.unlink()
 
 
-def save_small_job(path: Path) -> SavedRoot:
-    """Run the job's first life over a new root."""
+def save_small_job(path: Path, salt: int = 0, *, large: bool = False) -> SavedRoot:
+    """Run the job's first life over a new root.
+
+    Args:
+        path: of the root.
+        salt: below 1000; jobs that differ in it have different state of the same sizes.
+        large: as for `Life`.
+    """
     storage = LocalStorage.create(str(path))
-    life = Life(lambda _: storage)
+    life = Life(lambda _: storage, large=large)
     assert life.outcomes(lambda checkpointer: checkpointer.restore()) == [None, None]
-    saved = {step: life.train_and_save(step) for step in STEPS}
+    saved = {step: life.train_and_save(step, salt) for step in STEPS}
     life.close()
-    return SavedRoot(path, storage, read_marker(storage), saved)
+    return SavedRoot(path, storage, read_marker(storage), saved, large)
 
 
 @contextmanager

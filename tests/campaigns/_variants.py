@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage, WriteHandle
 
-__all__ = ["VARIANTS", "Variant"]
+__all__ = ["VARIANTS", "Variant", "Wrapped", "replace"]
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,13 @@ class Variant:
     """The one that gives it occasion."""
 
 
-def _replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
+def replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
+    """Put `new` in the place of an attribute, for the life of this process."""
     assert hasattr(owner, name), f"{owner}.{name} is gone: this variant would break nothing"
     setattr(owner, name, new)
 
 
-class _Wrapped:
+class Wrapped:
     """A storage of which single verbs are replaced."""
 
     def __init__(self, inner: Storage) -> None:
@@ -100,14 +101,14 @@ def _commit_early() -> None:
             todo += on_prepared(self, other, Prepared(message.call, message.attempt, known), now)
         return todo
 
-    _replace(PartWriter, "_run", promise_and_run)
-    _replace(SaveRound, "on_prepared", on_first)
+    replace(PartWriter, "_run", promise_and_run)
+    replace(SaveRound, "on_prepared", on_first)
     _trust_reports()
 
 
 def _trust_reports() -> None:
-    _replace(StepFinisher, "finish", lambda _self, _storage, _staging, draft: draft)
-    _replace(StepFinisher, "inspect", lambda *_args, **_options: ())
+    replace(StepFinisher, "finish", lambda _self, _storage, _staging, draft: draft)
+    replace(StepFinisher, "inspect", lambda *_args, **_options: ())
 
 
 # -- names shared between attempts -----------------------------------------------------------------
@@ -124,10 +125,10 @@ def _share_names() -> None:
         create_durable(storage, f"{key}/{_attempts.NONCE}", attempt.encode())
         return _attempts.Staging(key, attempt)
 
-    _replace(_performer, "begin", begin)
+    replace(_performer, "begin", begin)
 
 
-class _Reusing(_Wrapped):
+class _Reusing(Wrapped):
     """Documents are written anew, data that is there already is kept: the upload is resumed."""
 
     def create_file(self, key: str) -> WriteHandle:
@@ -162,7 +163,7 @@ class _Nothing:
 # -- prepared before close -------------------------------------------------------------------------
 
 
-class _Late(_Wrapped):
+class _Late(Wrapped):
     """Data files get their size at once, and their bytes only with `finish`."""
 
     def __init__(self, inner: Storage) -> None:
@@ -209,7 +210,7 @@ def _prepare_early() -> None:
         assert isinstance(self._storage, _Late)
         self._storage.finish()
 
-    _replace(PartWriter, "_run", run_late)
+    replace(PartWriter, "_run", run_late)
 
 
 # -- more ------------------------------------------------------------------------------------------
@@ -227,7 +228,7 @@ def _acknowledge_early() -> None:
                     self._hub.send(name, told)
         perform(self, todo)
 
-    _replace(CoordinatorDriver, "_perform", tell_and_perform)
+    replace(CoordinatorDriver, "_perform", tell_and_perform)
 
 
 def _publish_by_copying() -> None:
@@ -242,7 +243,18 @@ def _publish_by_copying() -> None:
         storage.sync_dir("")
         storage.remove_dir(staging)
 
-    _replace(_publish, "_commit", commit)
+    replace(_publish, "_commit", commit)
+
+
+def _supersede_by_deleting() -> None:
+    """Without an exchange, what stands in the way is deleted before the rename."""
+
+    def take_place(storage: Storage, staging: str, manifest: Any) -> None:  # noqa: ANN401 - as patched
+        target = step_name(manifest.step)
+        remove_tree(storage, target)
+        storage.rename(staging, target)
+
+    replace(_publish, "_take_place_in_two_moves", take_place)
 
 
 # -- pruning ---------------------------------------------------------------------------------------
@@ -255,7 +267,7 @@ def _prune_in_place() -> None:
         remove_tree(self._storage, step_name(manifest.step))
         self._storage.sync_dir("")
 
-    _replace(_prune._Prune, "remove_step", remove_step)
+    replace(_prune._Prune, "remove_step", remove_step)
 
 
 def _prune_before_commit() -> None:
@@ -268,7 +280,7 @@ def _prune_before_commit() -> None:
                 remove_tree(self._storage, entry.name)
         return publish(self, action)
 
-    _replace(_performer.Performer, "_publish", make_room_and_publish)
+    replace(_performer.Performer, "_publish", make_room_and_publish)
 
 
 VARIANTS = {
@@ -278,6 +290,9 @@ VARIANTS = {
     "prepared-before-close": Variant(_prepare_early, _Late),
     "acknowledged-before-commit": Variant(_acknowledge_early, caught_as=frozenset({"lost"})),
     "published-file-by-file": Variant(_publish_by_copying),
+    "superseded-by-deleting": Variant(
+        _supersede_by_deleting, caught_as=frozenset({"lost", "damaged"}), workload="two-moves"
+    ),
     "pruned-in-place": Variant(_prune_in_place, workload="pruning"),
     "pruned-before-commit": Variant(
         _prune_before_commit, caught_as=frozenset({"lost", "damaged"}), workload="pruning"

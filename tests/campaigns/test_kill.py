@@ -9,13 +9,20 @@ protocols.
 from __future__ import annotations
 
 import pytest
-from tests.campaigns._kill_report import Report, campaign
+from tests.campaigns._kill_report import Report, campaign, run_program
 from tests.campaigns._kill_row import BROKEN, WORKLOADS, run_variants
 from tests.campaigns._variants import VARIANTS
 
 VERBS = {
     "make_dir", "create_file", "write", "sync", "close", "sync_dir", "link", "rename", "remove_file"
 }  # fmt: skip
+TWO_MOVES = [
+    "rename step-20 -> .stepseal/superseded/step-20.2.*",
+    "sync_dir .stepseal/superseded",
+    "rename .stepseal/staging/step-20.2.* -> step-20",
+]
+"""What a superseding is without the flags of renameat2."""
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
@@ -32,6 +39,15 @@ def test_killed_before_every_operation(capsys: pytest.CaptureFixture[str]) -> No
     report = campaign("mixed")
     check("mixed", report, capsys)
     assert {pattern.split()[0] for pattern in report.struck} >= VERBS
+
+
+def test_killed_between_the_two_moves_of_a_superseding(capsys: pytest.CaptureFixture[str]) -> None:
+    points = [text for pattern in TWO_MOVES for text in ("--kill-at", pattern)]
+    report = run_program("two-moves", *points)[0]
+    with capsys.disabled():
+        print(f"\nSIGKILL, superseding without rename flags: {report.summary()}")
+    assert not report.broken, report.text("two-moves")
+    assert report.struck == sorted(TWO_MOVES)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +70,13 @@ def test_killed_in_other_workloads(
 ) -> None:
     report = campaign(workload, "--action", action)
     check(f"{workload}, {action}", report, capsys)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("workload", ["mixed", "superseding"])
+def test_killed_without_rename_flags(workload: str, capsys: pytest.CaptureFixture[str]) -> None:
+    report = campaign(workload, "--flagless")
+    check(f"{workload}, flagless", report, capsys)
 
 
 @pytest.mark.nightly

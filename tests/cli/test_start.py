@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MODULES = """
 import json, sys
 from stepseal.cli import main
-for verb in ("ls", "show", "verify"):
+for verb in ("ls", "show", "verify", "doctor"):
     try:
         main([verb, sys.argv[1]])
     except SystemExit:

@@ -72,6 +72,7 @@ class Job:
         deadlines: Deadlines = PATIENT,
         hub: Hub | None = None,
         link: Callable[[str], Link] | None = None,
+        housekeep: Callable[[str, int], None] | None = None,
     ) -> None:
         self.storage = MemoryStorage() if storage is None else storage
         self.participants = participants
@@ -85,6 +86,7 @@ class Job:
             deadlines=deadlines,
             finisher=self.finisher,
             facts=JobFacts(),
+            housekeep=housekeep,
         )
         lines = own.link if link is None else link
         self.drivers = {p: ParticipantDriver(p, lines(p), deadlines) for p in participants}

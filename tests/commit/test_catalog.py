@@ -7,9 +7,9 @@ import pytest
 from tests.commit._kit import Root, damage, overwrite
 
 from stepseal import errors
-from stepseal.commit import list_foreign, list_steps, read_step
+from stepseal.commit import list_foreign, list_steps, read_step, refuse_newer
 from stepseal.commit._catalog import step_numbers
-from stepseal.layout import MANIFEST, MARKER, encode_manifest
+from stepseal.layout import MANIFEST, MARKER, encode_manifest, seal
 from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_dirs, read_bytes
 
 if TYPE_CHECKING:
@@ -183,3 +183,14 @@ def test_manifest_of_the_kit_is_whole() -> None:
     root.claim()
     _, manifest = root.prepare(3, metrics={"loss": float("nan")}, tags=["release"], cut={"a": 1})
     assert encode_manifest(manifest)
+
+
+def test_a_step_of_a_newer_format_is_never_passed_over(storage: Storage) -> None:
+    root = Root(storage)
+    root.commit(10)
+    body = {"format_version": 2, "surprise": True}
+    overwrite(storage, f"step-10/{MANIFEST}", seal(body))
+    entry = read_step(storage, 10, root.run_id)
+    assert entry.state == "newer"
+    with pytest.raises(errors.IncompatibleFormat, match="step-10"):
+        refuse_newer(entry)

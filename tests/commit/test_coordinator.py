@@ -267,3 +267,16 @@ def test_votes_for_a_save_are_dropped() -> None:
     found = new()
     found.on_message(TWO[0], called(), 0.0)
     assert found.on_message(TWO[0], prepared(TWO[0]), 0.0) == []
+
+
+def test_who_connects_late_is_told_what_failed_before() -> None:
+    found = new()
+    hello = messages.Hello(TWO[0], "", "")
+    found.on_message(TWO[0], hello, 0.0)
+    found.on_message(TWO[0], called(), 0.0)
+    found.on_time(DEADLINES.connect_s)
+    assert found.on_message(TWO[1], called(), DEADLINES.connect_s + 1.0) == []
+    hello = messages.Hello(TWO[1], "", "")
+    todo = found.on_message(TWO[1], hello, DEADLINES.connect_s + 1.0)
+    assert kinds(todo) == [(TWO[1], "Welcome"), (TWO[1], "RestoreFailed")]
+    assert kinds(found.on_message(TWO[1], hello, 60.0)) == [(TWO[1], "Welcome")]

@@ -284,6 +284,26 @@ def test_close_waits_for_housekeeping() -> None:
     assert job.storage.stat("latest").kind == "file"
 
 
+def test_commits_during_housekeeping_are_kept_house_for_at_once() -> None:
+    runs: list[int] = []
+    busy, go_on = threading.Event(), threading.Event()
+
+    def housekeep(_run_id: str, incarnation: int) -> None:
+        runs.append(incarnation)
+        busy.set()
+        assert go_on.wait(10)
+
+    with Job(housekeep=housekeep) as job:
+        together(TWO, lambda name: job.save(name, 10))
+        assert busy.wait(10)
+        for step in (20, 30):
+            together(TWO, lambda name, step=step: job.save(name, step))  # type: ignore[misc]
+        while job.coordinator._chores.qsize() < 2:
+            threading.Event().wait(0.001)
+        go_on.set()
+    assert runs == [1, 1]
+
+
 def test_close_lingers_no_longer_than_its_limit() -> None:
     job = Job(deadlines=QUICK)
     job.coordinator.close()  # nobody said goodbye

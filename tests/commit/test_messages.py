@@ -33,6 +33,7 @@ FROM_PARTICIPANT: list[messages.FromParticipant] = [
 FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Heartbeat(),
     messages.Welcome(),
+    messages.Refused("invalid_input", "another release"),
     messages.Write(1, "a" * 32, "staging", "nonce", 3),
     messages.Committed(1, "a" * 32, 10, "b" * 64),
     messages.Aborted(1, 10, "corrupt", "text", {"trainer/0": CAUSE}),

@@ -16,8 +16,8 @@ from tests.commit._kit import (
 )
 
 from stepseal import errors
+from stepseal.commit import LEASES, TRASH, list_steps, read_leases, read_marker, read_step
 from stepseal.commit import _actions as actions
-from stepseal.commit import list_steps, read_step
 from stepseal.commit._claims import read_claims
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer
@@ -28,7 +28,7 @@ from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
     from stepseal.layout import Lineage
-    from stepseal.storage import Storage
+    from stepseal.storage import Storage, WriteHandle
 
 
 class Life:
@@ -114,7 +114,7 @@ def test_manifest_holds_the_facts_of_the_job(storage: Storage) -> None:
     assert manifest.versions == {"stepseal": "0"}
     assert manifest.topology == {"world_size": 2}
     assert manifest.participants == TWO
-    assert manifest.durability == storage.sync_support()
+    assert manifest.durability == storage.sync_support().durability
     assert [c.name for c in manifest.components] == ["model"]
 
 
@@ -271,3 +271,94 @@ def test_discard_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     life.performer.discard(actions.Discard(staged.staging))
     assert "next sweep" in caplog.text
     assert list_steps(inner) == ()
+
+
+def leased(storage: Storage) -> list[int]:
+    return list(read_leases(storage, time.time()))
+
+
+def test_the_candidate_is_leased_until_the_claim(storage: Storage) -> None:
+    Life(storage).save(10)
+    life = Life(storage)
+    selected = life.select()
+    assert isinstance(selected, actions.Selected)
+    assert leased(storage) == [10]
+    life.claim(selected.lineage)
+    assert storage.list_dir(LEASES) == ()
+
+
+def test_falling_back_moves_the_lease(storage: Storage) -> None:
+    old = Life(storage)
+    old.save(10)
+    old.save(20)
+    life = Life(storage)
+    life.select()
+    assert leased(storage) == [20]
+    life.performer.perform(actions.Select(2, None, (20,)))
+    assert leased(storage) == [10]
+    life.performer.close()
+    life.performer.close()
+    assert storage.list_dir(LEASES) == ()
+
+
+class Pruning(FaultyStorage):
+    """The newest step is pruned between its selection and its lease, a number of times."""
+
+    times = 1
+
+    def create_file(self, key: str) -> WriteHandle:
+        if key.startswith(LEASES) and self.times:
+            self.times -= 1
+            newest = max(entry.step for entry in list_steps(self))
+            self.rename(f"step-{newest}", f"{TRASH}/{newest}")
+        return super().create_file(key)
+
+
+def test_a_step_that_goes_before_its_lease_is_not_the_candidate(storage: Storage) -> None:
+    old = Life(storage)
+    for step in (10, 20):
+        old.save(step)
+    selected = Life(Pruning(storage)).select()
+    assert isinstance(selected, actions.Selected)
+    assert selected.lineage is not None
+    assert selected.lineage.step == 10
+    assert leased(storage) == [10]
+
+
+def test_selection_does_not_run_after_vanishing_steps_for_ever(storage: Storage) -> None:
+    old = Life(storage)
+    for step in range(10, 30):
+        old.save(step)
+    pruning = Pruning(storage)
+    pruning.times = 100
+    event = Life(pruning).select()
+    assert kind(event) == errors.StorageUnavailable.kind
+    assert storage.list_dir(LEASES) == ()
+
+
+def test_a_lease_that_cannot_be_ended_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    inner = MemoryStorage()
+    Life(inner).save(10)
+    plan = [Fault(lambda verb, key: verb == "remove_file" and LEASES in key, Fail(errno.EIO))]
+    life = Life(FaultyStorage(inner, plan))
+    selected = life.select()
+    assert isinstance(selected, actions.Selected)
+    assert isinstance(life.claim(selected.lineage), actions.Claimed)
+    assert "ends by itself" in caplog.text
+
+
+def test_housekeeping_is_told_run_and_incarnation() -> None:
+    told: list[tuple[str, int]] = []
+    storage = MemoryStorage()
+    performer = Performer(
+        storage,
+        TWO,
+        finisher=FakeFinisher(),
+        facts=JobFacts({}, {}),
+        housekeep=lambda run_id, incarnation: told.append((run_id, incarnation)),
+    )
+    performer.housekeep()
+    assert told == []
+    performer.perform(actions.Claim(1, None))
+    performer.housekeep()
+    assert told == [(read_marker(storage), 1)]

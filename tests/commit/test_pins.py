@@ -37,18 +37,23 @@ def test_only_committed_steps_of_the_run_are_pinned(storage: Storage, what: str)
     assert read_pins(storage) == frozenset()
 
 
-def test_a_step_that_is_pruned_meanwhile_does_not_stay_pinned(storage: Storage) -> None:
+@pytest.mark.parametrize("before", [False, True])
+def test_a_step_that_is_pruned_meanwhile_is_not_newly_pinned(
+    storage: Storage, before: bool
+) -> None:
     root = Root(storage)
     root.commit(10)
+    if before:
+        pin(storage, 10, root.run_id)
 
     class Pruned(FaultyStorage):
         def link(self, source: str, target: str) -> None:
-            super().link(source, target)
             storage.rename("step-10", ".stepseal/trash/gone")
+            super().link(source, target)
 
     with pytest.raises(StepNotFound):
         pin(Pruned(storage), 10, root.run_id)
-    assert read_pins(storage) == frozenset()
+    assert read_pins(storage) == ({10} if before else frozenset())
 
 
 def test_other_names_are_no_pins(storage: Storage) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.commit._kit import Root
 
 from stepseal.commit._catalog import read_step
-from stepseal.commit._leases import LEASES, read_leases
+from stepseal.commit._leases import LEASES, drop_expired, read_leases
 from stepseal.commit._reading import Reading
 from stepseal.errors import Corrupt, StepNotFound
 from stepseal.storage import KeyNotFound
@@ -95,3 +95,16 @@ def test_a_lease_that_cannot_be_released_is_logged(
     with Reading(FaultyStorage(storage, plan), manifest):
         pass
     assert "until it expires" in caplog.text
+
+
+def test_a_lease_that_is_gone_when_it_is_renewed_is_reported(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    manifest = manifest_of(Root(storage), 10)
+    now = [1000.0]
+    with Reading(storage, manifest, clock=lambda: now[0]) as reading:
+        drop_expired(storage, 5000)
+        now[0] += 500
+        reading.tick()
+    assert "without a lease" in caplog.text

@@ -36,6 +36,8 @@ OF_ANY = (
     "close/before", "close/in-flight",
 )  # fmt: skip
 """Gates of every rank."""
+OF_CONNECTING = ("connect/address", "connect/reached")
+"""Gates of every rank that looks for the coordinator: all but the first."""
 OF_OTHERS = ("save/prepared",)
 """Gates of every rank but the coordinator's, which publishes at its own gates."""
 OF_COORDINATOR = (
@@ -43,7 +45,7 @@ OF_COORDINATOR = (
     "coordinator/begin", "coordinator/publish", "coordinator/rename", "coordinator/renamed",
     "coordinator/committed", "coordinator/told", "coordinator/latest",
 )  # fmt: skip
-OF_CONSTRUCTION = ("construct/before", "coordinator/listening")
+OF_CONSTRUCTION = ("construct/before", "coordinator/listening", *OF_CONNECTING)
 CONNECT_S = 3.0
 """Deadline of the construction where that is what fails."""
 TOLERANCE_S = 5.0
@@ -136,7 +138,7 @@ def matrix(world: int) -> Iterator[Case]:
     for how in HOWS:
         for gate, victim in itertools.product(OF_ANY, range(world)):
             yield Case(world, gate, victim, how)
-        for gate, victim in itertools.product(OF_OTHERS, range(1, world)):
+        for gate, victim in itertools.product((*OF_CONNECTING, *OF_OTHERS), range(1, world)):
             yield Case(world, gate, victim, how)
         for gate in OF_COORDINATOR:
             yield Case(world, gate, 0, how)

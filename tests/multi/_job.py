@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -90,9 +90,11 @@ class Gate:
         if name == self.name:
             self.pipe.send(("reached", name))
         try:
-            self.pipe.recv()
+            answer = self.pipe.recv()
         except EOFError:
             os._exit(3)  # the test is gone
+        if answer == "leave":
+            os._exit(0)  # without a goodbye
 
 
 class GatedHub:
@@ -121,6 +123,45 @@ class GatedHub:
         self._inner.close()
 
 
+class GatedRendezvous(Rendezvous):
+    """A rendezvous with a gate between the coordinator's address and the connection to it."""
+
+    gate: Gate
+
+    def _ask(self) -> dict[str, Any]:
+        answer = super()._ask()
+        self.gate.reach("connect/address")
+        return answer
+
+
+class GatedLink(commit.SocketLink):
+    """A line with gates between its connection, its first word and its last one."""
+
+    gate: Gate
+
+    def start(self, on_message: Callable[[Any], None]) -> None:
+        self.gate.reach("connect/reached")
+        super().start(on_message)
+        self.gate.reach("connect/hello")
+
+    def send(self, message: Any) -> None:  # noqa: ANN401 - any message
+        super().send(message)
+        if self.gate.name == "close/said" and type(message).__name__ == "Goodbye":
+            self.gate.reach("close/said")
+
+
+class GatedWiring(Wiring):
+    """What takes part, with a gate before the coordinator lingers for the others."""
+
+    gate: ClassVar[Gate]
+
+    def close(self) -> None:
+        self.driver.close()
+        if self.coordinator is not None:
+            self.gate.reach("close/linger")
+            self.coordinator.close()
+
+
 class GatedDriver(commit.ParticipantDriver):
     """A participant with gates around what it reports."""
 
@@ -139,7 +180,7 @@ class GatedDriver(commit.ParticipantDriver):
         return sent
 
 
-def _gated_storage(root: str, gate: Gate) -> FaultyStorage:
+def gated_storage(root: str, gate: Gate) -> FaultyStorage:
     renamed = threading.Event()
 
     def before(_index: int, operation: str, key: str) -> None:
@@ -169,13 +210,14 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
 
     def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
         topology = discover("trainer")
-        rendezvous = Rendezvous(topology, options.deadlines, None)
-        storage = _gated_storage(root, gate)
+        rendezvous = GatedRendezvous(topology, options.deadlines, None)
+        rendezvous.gate = gate
+        storage = gated_storage(root, gate)
         coordinator = None
         link: Any
         if topology.rank == 0:
             try:
-                hub = rendezvous.listen()
+                hub = rendezvous.listen(ss.__version__)
             except errors.CheckpointError as error:
                 rendezvous.refuse(error)
                 raise
@@ -186,6 +228,7 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
             rendezvous.publish(hub.address)
         else:
             link = rendezvous.connect(ss.__version__)
+            gate.reach("connect/reached")
         driver = GatedDriver(topology.me, link, options.deadlines)
         driver.gate = gate
         return topology, Wiring(storage, driver, coordinator)

@@ -124,15 +124,7 @@ class Ranks:
 
     def calls(self, rank: int) -> list[Call]:
         """Return what a rank did so far, oldest first."""
-        events = _events(self.life.file("events", rank))
-        calls = []
-        for index, event in enumerate(events):
-            if event["what"] != "started":
-                continue
-            later = (e for e in events[index + 1 :] if e["call"] == event["call"])
-            end: dict[str, Any] = next(later, {"at": None, "what": "pending"})
-            calls.append(Call(rank, event["call"], event["at"], end["at"], end["what"], end))
-        return calls
+        return read_calls(rank, self.life.file("events", rank))
 
     def values(self, rank: int) -> str | None:
         """Return `right` or `wrong` if the rank restored something."""
@@ -143,6 +135,19 @@ class Ranks:
         """Return the stack of a rank that hung."""
         path = self.life.file("stack", rank)
         return path.read_text("utf-8") if path.exists() else ""
+
+
+def read_calls(rank: int, path: Path) -> list[Call]:
+    """Return what a rank wrote to its file of events, oldest call first."""
+    events = _events(path)
+    calls = []
+    for index, event in enumerate(events):
+        if event["what"] != "started":
+            continue
+        later = (e for e in events[index + 1 :] if e["call"] == event["call"])
+        end: dict[str, Any] = next(later, {"at": None, "what": "pending"})
+        calls.append(Call(rank, event["call"], event["at"], end["at"], end["what"], end))
+    return calls
 
 
 def _events(path: Path) -> list[dict[str, Any]]:

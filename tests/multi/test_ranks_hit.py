@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.multi._cases import (
     OF_ANY,
+    OF_CONNECTING,
     OF_COORDINATOR,
     OF_OTHERS,
     Case,
@@ -40,7 +41,7 @@ def _each_gate_once() -> list[Case]:
     order: tuple[How, ...] = ("kill", "stop", "zombie", "kill", "stop")
     ways = itertools.cycle(order)
     cases = [Case(2, gate, next(victims), next(ways)) for gate in OF_ANY]
-    cases += [Case(2, gate, 1, next(ways)) for gate in OF_OTHERS]
+    cases += [Case(2, gate, 1, next(ways)) for gate in (*OF_CONNECTING, *OF_OTHERS)]
     return cases + [Case(2, gate, 0, next(ways)) for gate in OF_COORDINATOR]
 
 

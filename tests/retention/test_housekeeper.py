@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.commit._kit import FakeFinisher, Root, exists
@@ -94,3 +94,44 @@ def test_only_the_current_incarnation_prunes(storage: Storage) -> None:
     assert len(steps_of(storage)) == 3
     keep(root.run_id, 2)
     assert steps_of(storage) == ["step-30"]
+
+
+def test_each_step_is_looked_at_once(storage: Storage) -> None:
+    root = Root(storage)
+    looks: list[str] = []
+
+    class Counting(FakeFinisher):
+        def inspect(self, storage: Storage, key: str, *args: Any, **options: Any) -> list[str]:  # noqa: ANN401
+            looks.append(key)
+            return list(super().inspect(storage, key, *args, **options))
+
+    keep = Housekeeper(storage, Retention(latest(2)), Counting(), clock=lambda: NOW_S)
+    for step in (10, 20, 30):
+        root.commit(step)
+        keep(root.run_id, root.number)
+    assert looks == ["step-10", "step-20", "step-30"]
+    assert steps_of(storage) == ["step-20", "step-30"]
+
+
+def test_damaged_steps_are_looked_at_again(storage: Storage) -> None:
+    root = Root(storage)
+    for step in (10, 20, 30):
+        root.commit(step)
+    finisher = FakeFinisher(problems=["missing"])
+    keep = Housekeeper(storage, Retention(latest(1)), finisher, clock=lambda: NOW_S)
+    keep(root.run_id, root.number)
+    assert len(steps_of(storage)) == 3
+    finisher.problems.clear()
+    keep(root.run_id, root.number)
+    assert steps_of(storage) == ["step-30"]
+
+
+def test_what_could_not_be_removed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    inner = MemoryStorage()
+    root = Root(inner)
+    for step in (10, 20):
+        root.commit(step)
+    plan = [Fault(lambda verb, key: verb == "remove_file" and TRASH in key, Fail(errno.EIO))]
+    keeper(FaultyStorage(inner, plan), keep=1)(root.run_id, root.number)
+    assert "prune: " in caplog.text
+    assert steps_of(inner) == ["step-20"]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+import datetime
 from typing import TYPE_CHECKING
 
 from tests.commit._kit import Root, damage
 from tests.retention._kit import NOW_S, plan_for, prune_now
 
-from stepseal.commit import SUPERSEDED, pin
-from stepseal.storage import MemoryStorage
+from stepseal.commit import SUPERSEDED, pin, read_step
+from stepseal.storage import MemoryStorage, remove_tree
 
 if TYPE_CHECKING:
     from stepseal.retention import Plan
@@ -69,10 +71,6 @@ def test_steps_outside_the_lineage_stay_for_their_grace(storage: Storage) -> Non
 
 
 def prune_time(root: Root) -> float:
-    import datetime
-
-    from stepseal.commit import read_step
-
     manifest = read_step(root.storage, 30, root.run_id).manifest
     assert manifest is not None
     return datetime.datetime.fromisoformat(manifest.created_at).timestamp()
@@ -103,3 +101,22 @@ def test_a_root_that_nobody_claimed_has_an_empty_plan() -> None:
     root = Root(storage)
     plan = plan_for(storage, root, now_s=NOW_S)
     assert (plan.incarnation, plan.steps, plan.superseded) == (0, (), ())
+
+
+def test_publications_are_not_counted_and_stay(storage: Storage) -> None:
+    root = Root(storage)
+    for step in (10, 20, 30):
+        if step == 20:
+            staging, manifest = root.prepare(step)
+            weights = dataclasses.replace(manifest, kind="weights", resumable=False)
+            root.publish(staging, weights)
+        else:
+            root.commit(step)
+    assert actions(plan_for(storage, root)) == {10: False, 20: True, 30: True}
+
+
+def test_a_copied_root_without_control_folders_has_a_plan(storage: Storage) -> None:
+    root = Root(storage)
+    root.commit(10)
+    remove_tree(storage, SUPERSEDED)
+    assert plan_for(storage, root).superseded == ()

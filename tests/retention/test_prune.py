@@ -16,7 +16,7 @@ from stepseal.commit._claims import claim
 from stepseal.commit._resume import put_back_parent
 from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.retention import Retention, latest, prune
-from stepseal.storage import MemoryStorage, create_durable
+from stepseal.storage import MemoryStorage, create_durable, remove_tree
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
@@ -282,3 +282,44 @@ def test_a_step_that_became_a_symlink_stays(local: LocalStorage, tmp_path: Path)
     assert prune_now(local, root, keep=3).removed == []
     assert (tmp_path / "elsewhere" / "manifest.json").exists()
     assert (tmp_path / "root" / "step-10").is_symlink()
+
+
+def test_what_somebody_else_removed_is_not_reported(storage: Storage) -> None:
+    root = four(storage)
+    plan = plan_for(storage, root, keep=3)
+    storage.rename("step-10", "mine")
+    report = prune(storage, plan, Retention(latest(3)), clock=lambda: NOW_S)
+    assert (report.removed, report.failures) == ([], [])
+
+
+def test_two_prunes_at_once_do_not_disturb_each_other(storage: Storage) -> None:
+    """The other one finishes what this one has begun: superseded folders, and the trash."""
+    root = Root(storage)
+    parent = root.commit(10)
+    root.commit(20)
+    root.claim(parent)
+    root.commit(20)
+    root.commit(30)
+    plan = plan_for(storage, root)
+    assert [aside.keep for aside in plan.superseded] == [False]
+    other = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert len(other.removed_superseded) == 1
+    report = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert (report.removed, report.removed_superseded, report.failures) == ([], [], [])
+
+
+def test_a_folder_that_somebody_else_deletes_is_done(storage: Storage) -> None:
+    root = four(storage)
+
+    def delete() -> None:
+        for entry in storage.list_dir(TRASH):
+            remove_tree(storage, f"{TRASH}/{entry.name}")
+
+    report = prune_now(Meanwhile(storage, delete, after=".deleting"), root, keep=3)
+    assert (report.removed, report.failures) == ([10], [])
+
+
+def test_a_root_without_claims_is_pruned_by_the_same_rules(storage: Storage) -> None:
+    root = four(storage)
+    storage.remove_file(".stepseal/incarnations/1.json")
+    assert prune_now(storage, root, keep=3).removed == [10]

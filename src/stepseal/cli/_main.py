@@ -90,6 +90,26 @@ def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
         sys.exit(4)
 
 
+@main.command("import")
+@click.option("--from", "kind", type=click.Choice(["dcp"]), required=True, help="What SOURCE is.")
+@click.argument("source", type=click.Path())
+@_root
+@click.option("--step", type=int, required=True, help="Number of the new step.")
+@click.option("--skip-bytes", is_flag=True, help="Leave out values of more than plain types.")
+@_json
+def import_(
+    kind: str, source: str, root: str, *, step: int, skip_bytes: bool, as_json: bool
+) -> None:
+    """Store SOURCE as the first step of ROOT; needs torch, unpickles nothing."""
+    from stepseal.cli._importing import import_folder, print_imported
+
+    found = import_folder(kind, source, root, step=step, skip_bytes=skip_bytes)
+    if as_json:
+        print_json(found)
+    else:
+        print_imported(found)
+
+
 @main.command()
 @_root
 @click.option(
@@ -162,3 +182,28 @@ def unpin(root: str, step: str) -> None:
 
     if not unpin_step(root, step):
         sys.exit(4)
+
+
+@main.command()
+@_root
+@click.option("--meet", metavar="NAME", help="Meet the other hosts under a name never used yet.")
+@click.option("--participants", type=click.IntRange(2, 10_000), default=2, show_default=True)
+@click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=60, show_default=True)
+@_json
+def doctor(
+    root: str, *, meet: str | None, participants: int, timeout_s: float, as_json: bool
+) -> None:
+    """Say which promises hold on the file system of ROOT, a run or the place for one.
+
+    Looks at what calls really do, in a folder of its own that it removes. With --meet, run it on
+    each host at once. Exit code 1: a promise does not hold.
+    """
+    from stepseal.cli._doctor import examine, print_verdicts
+
+    found = examine(root, meeting=meet, num_participants=participants, timeout_s=timeout_s)
+    if as_json:
+        print_json(found)
+    else:
+        print_verdicts(found)
+    if any(verdict["state"] == "does not hold" for verdict in found["verdicts"]):
+        sys.exit(1)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from stepseal.errors import CheckpointError
 
-__all__ = ["fail", "print_json", "print_line", "print_table", "size_text"]
+__all__ = ["fail", "print_json", "print_line", "print_table", "size_text", "warn"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -47,6 +47,11 @@ def fail(error: CheckpointError) -> None:
     """Print an error on stderr."""
     lines = "\n".join(_printable(line) for line in str(error).splitlines())
     sys.stderr.write(f"stepseal: {lines}\n")
+
+
+def warn(text: str) -> None:
+    """Print one line on stderr that does not change the exit code."""
+    sys.stderr.write(f"stepseal: warning: {_printable(text)}\n")
 
 
 def size_text(size_bytes: int) -> str:

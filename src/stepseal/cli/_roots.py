@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stepseal.cli._output import warn
 from stepseal.commit import (
     StepEntry,
     in_lineage,
@@ -41,6 +42,8 @@ def open_root(path: str) -> OpenRoot:
     """Open a root for reading; RootNotFound when it is none."""
     absolute = os.path.abspath(path)
     storage = LocalStorage.open(absolute)
+    if problem := storage.writable_problem():
+        warn(f"{absolute} is {problem}: what is read here may be another the next time")
     return OpenRoot(absolute, storage, read_marker(storage))
 
 

@@ -26,6 +26,7 @@ from stepseal.commit._outcome import resolve_save
 from stepseal.commit._participant import Participant
 from stepseal.commit._participant_driver import ParticipantDriver
 from stepseal.commit._pins import PINS, pin, read_pins, unpin
+from stepseal.commit._promises import Verdict, judge
 from stepseal.commit._publish import Finisher
 from stepseal.commit._reading import Reading
 from stepseal.commit._roots import SUPERSEDED, TRASH
@@ -40,8 +41,10 @@ __all__ = [
     "Guards", "Hub", "INCARNATIONS", "InProcessHub", "JobFacts", "LEASES", "Lease", "Link",
     "NONCE", "PINS", "PartFacts", "Participant", "ParticipantDriver", "Reading", "Rejected",
     "RestoreCalled", "RestoreFailed", "Restored", "SUPERSEDED", "SocketHub", "SocketLink",
-    "StepEntry", "TRASH", "Write", "attempt_at", "cause_of", "check_current", "details_of",
-    "drop_expired", "error_from", "in_lineage", "lineage_limits", "list_foreign", "list_steps",
+    "StepEntry", "TRASH", "Verdict", "Write", "attempt_at", "cause_of", "check_current",
+    "details_of",
+    "drop_expired", "error_from", "in_lineage", "judge", "lineage_limits", "list_foreign",
+    "list_steps",
     "messages_of", "pin", "read_claims", "read_guards", "read_leases", "read_marker", "read_pins",
     "read_step", "refuse_newer", "release_lease", "renew_lease", "resolve_save", "sweep",
     "take_lease", "unpin",

@@ -78,6 +78,8 @@ class Select:
     call: int
     step: int | None
     exclude: tuple[int, ...]
+    unverified: bool = False
+    """A foreign DCP folder will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ class Selected:
     """The root holds at least one committed step, resumable or not."""
     reasons: Mapping[str, str] = field(default_factory=dict)
     """Step name to why it was passed over."""
+    unverified: bool = False
+    """The step is a foreign DCP folder; `lineage` holds the SHA-256 of its `.metadata`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,10 @@ from stepseal.storage import KeyNotFound, create_durable, read_bytes, remove_tre
 if TYPE_CHECKING:
     from stepseal.storage import Storage
 
-__all__ = ["NONCE", "Staging", "attempt_at", "begin", "discard", "put_aside", "sweep", "to_trash"]
+__all__ = [
+    "NONCE", "Staging", "aside_key", "attempt_at", "begin", "discard", "put_aside", "sweep",
+    "to_trash",
+]  # fmt: skip
 
 NONCE = ".nonce"
 """File in a staging folder by which participants know that they see the coordinator's root."""
@@ -69,13 +72,18 @@ def attempt_at(storage: Storage, key: str) -> str | None:
         return None
 
 
+def aside_key(staging: str) -> str:
+    """Return a new key, never taken, for what an attempt supersedes."""
+    return f"{SUPERSEDED}/{_last(staging)}.{_stamp()}"
+
+
 def put_aside(storage: Storage, staging: str) -> None:
     """Move what a commit put out of a step's place from staging to the superseded area.
 
     Raises:
         StorageUnavailable: refused; `sweep` does it later.
     """
-    storage.rename(staging, f"{SUPERSEDED}/{_last(staging)}.{_stamp()}")
+    storage.rename(staging, aside_key(staging))
     storage.sync_dir(SUPERSEDED)
     storage.sync_dir(STAGING)
 

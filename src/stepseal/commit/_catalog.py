@@ -107,6 +107,8 @@ def read_marker(storage: Storage) -> str:
     if (
         type(version) is not int  # True == 1 == 1.0
         or version != FORMAT_VERSION
+        or not isinstance(value, dict)
+        or value.keys() != {"format_version", "run_id"}
         or not isinstance(run_id, str)
         or not _RUN_ID.fullmatch(run_id)
     ):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt, NotCurrent
-from stepseal.layout import CONTROL, Lineage, seal, unseal
+from stepseal.layout import CONTROL, MAX_STEP, Lineage, seal, unseal
 from stepseal.storage import KeyNotFound, put_if_absent, read_bytes
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = [
 INCARNATIONS = f"{CONTROL}/incarnations"
 """One record per claim."""
 _NAME = re.compile(r"([1-9][0-9]{0,15})\.json")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_CLAIM_BYTES = 16384
 _ATTEMPTS = 64
 
@@ -75,15 +76,30 @@ def _read_claim(storage: Storage, number: int) -> ClaimRecord:
 
 
 def _parent_of(body: object, number: int) -> Lineage | None:
+    """Return what a claim's record descends from; Corrupt unless it is exactly such a record."""
     match body:
-        case {"incarnation": int(found), "parent": None} if found == number:
-            return None
         case {
-            "incarnation": int(found),
-            "parent": {"step": int(step), "manifest_sha256": str(sha256), "incarnation": int(by)},
-        } if found == number:
-            return Lineage(step, sha256, by)
+            "incarnation": found,
+            "parent": parent,
+            "claimed_at": str(),
+            "host": str(),
+            "pid": int(),
+            **other,
+        } if type(found) is int and found == number and not other:
+            if parent is None:
+                return None
+            if (lineage := _lineage_of(parent)) is not None:
+                return lineage
     raise Corrupt(f"{INCARNATIONS}/{number}.json: not the record of incarnation {number}")
+
+
+def _lineage_of(parent: object) -> Lineage | None:
+    match parent:
+        case {"step": step, "manifest_sha256": str(sha256), "incarnation": by, **other}:
+            numbers = type(step) is int and 0 <= step <= MAX_STEP and type(by) is int and by > 0
+            if numbers and _SHA256.fullmatch(sha256) and not other:
+                return Lineage(step, sha256, by)
+    return None
 
 
 def claim(storage: Storage, parent: Lineage | None) -> int:

@@ -3,7 +3,8 @@
 One instance per incarnation. It dispatches to one round per call and remembers who is lost and what
 was decided. The same code runs under threads, actors and a simulator. Invariants: a participant
 that was lost stays lost, because a restarted one does not know the calls; each call has exactly one
-round, and messages for a decided call change nothing.
+round, and messages for a decided call change nothing; who connects late is told what was decided
+before.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Coordinator:
         self._decided: dict[int, Literal["save", "restore"]] = {}
         self._lost: dict[str, messages.Cause] = {}
         self._gone: set[str] = set()
+        self._kept: dict[str, list[actions.Action]] = {p: [] for p in participants}
 
     @property
     def everybody_left(self) -> bool:
@@ -69,14 +71,22 @@ class Coordinator:
         if participant not in self._known or participant in self._lost:
             return []
         todo = self._dispatch(participant, message, now)
-        return todo + self._settle()
+        return self._keep(todo + self._settle())
+
+    def _keep(self, todo: list[actions.Action]) -> list[actions.Action]:
+        """Keep what participants are told who have not said Hello: no line may carry it yet."""
+        for action in todo:
+            if isinstance(action, actions.Send) and action.to in self._kept:
+                self._kept[action.to].append(action)
+        return todo
 
     def _dispatch(
         self, participant: str, message: messages.FromParticipant, now: float
     ) -> list[actions.Action]:
         match message:
             case messages.Hello():
-                return [actions.Send(participant, messages.Welcome())]
+                kept = self._kept.pop(participant, [])
+                return [actions.Send(participant, messages.Welcome()), *kept]
             case messages.Goodbye():
                 self._gone.add(participant)
                 return [actions.Send(participant, messages.Welcome())]
@@ -168,7 +178,7 @@ class Coordinator:
         """Take the end of a connection, or silence, that came without a goodbye."""
         if participant not in self._gone:
             self._lost.setdefault(participant, cause)
-        return self._settle()
+        return self._keep(self._settle())
 
     def on_driver(self, event: actions.DriverEvent, now: float) -> list[actions.Action]:
         """Take the driver's answer to an earlier action; one that nobody waits for is dropped."""
@@ -191,7 +201,7 @@ class Coordinator:
                 todo = found.on_io_failed(event)
             case _:
                 pass  # the round ended meanwhile, at its deadline or by a failure
-        return todo + self._settle()
+        return self._keep(todo + self._settle())
 
     def on_time(self, now: float) -> list[actions.Action]:
         """Judge deadlines; call after all messages that already arrived were taken."""
@@ -199,7 +209,7 @@ class Coordinator:
         for found in list(self._rounds.values()):
             if now >= found.deadline:
                 todo += found.on_deadline()
-        return todo + self._settle()
+        return self._keep(todo + self._settle())
 
     def _settle(self) -> list[actions.Action]:
         """Fail rounds that wait for someone who cannot answer; forget rounds that are done."""

@@ -37,6 +37,7 @@ __all__ = [
     "PartFacts",
     "PostVerdict",
     "Prepared",
+    "Refused",
     "Rejected",
     "RestoreCalled",
     "RestoreFailed",
@@ -83,6 +84,10 @@ class Hello(_Message, frozen=True):
     token: str
     version: str
 
+    def __repr__(self) -> str:
+        """Return a text without the token, for logs and tracebacks."""
+        return f"Hello({self.participant!r}, version={self.version!r})"
+
 
 class Heartbeat(_Message, frozen=True):
     """Nothing but a sign of life; both directions."""
@@ -124,6 +129,8 @@ class RestoreCalled(_Message, frozen=True):
     step: _Number | None
     fresh: bool
     components: list[str]
+    unverified: bool = False
+    """A foreign DCP folder will do where the root has no steps, or where one is asked for."""
 
 
 class Checked(_Message, frozen=True):
@@ -163,6 +170,13 @@ class Goodbye(_Message, frozen=True):
 
 class Welcome(_Message, frozen=True):
     """The coordinator knows this participant; also the answer to a goodbye."""
+
+
+class Refused(_Message, frozen=True):
+    """The coordinator knows this participant and will not work with it; the line ends."""
+
+    kind: str
+    message: str
 
 
 class Write(_Message, frozen=True):
@@ -213,6 +227,9 @@ class Candidate(_Message, frozen=True):
     step: _Number
     attempt: str
     manifest_sha256: str
+    """SHA-256 of the manifest; of `.metadata` where the candidate is `unverified`."""
+    unverified: bool = False
+    """A foreign DCP folder, whose bytes no digest covers."""
 
 
 class Apply(_Message, frozen=True):
@@ -229,6 +246,7 @@ class Restored(_Message, frozen=True):
     step: _Number
     incarnation: _Number
     skipped: dict[str, str]
+    unverified: bool = False
 
 
 class Fresh(_Message, frozen=True):
@@ -276,6 +294,7 @@ FromParticipant = (
 FromCoordinator = (
     Heartbeat
     | Welcome
+    | Refused
     | Write
     | Committed
     | Aborted

@@ -128,6 +128,8 @@ class Participant:
                 pass
             case messages.Welcome():
                 self.welcomed = True
+            case messages.Refused():
+                self.on_lost(messages.Cause(message.kind, message.message))
             case _ if message.call in self._forgotten:
                 pass
             case messages.Write():

@@ -14,6 +14,7 @@ from stepseal import errors
 from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._participant import Participant, RestoreState, SaveState
+from stepseal.commit._rules import error_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,8 +37,9 @@ class ParticipantDriver:
         deadlines: limits per phase.
 
     Raises:
-        CoordinatorLost: the coordinator refused this participant, or did not answer within
+        CoordinatorLost: the coordinator did not let this participant in, or did not answer within
             `connect_s`; the link is closed.
+        InvalidInput: the coordinator runs another release.
     """
 
     def __init__(self, participant: str, link: Link, deadlines: Deadlines) -> None:
@@ -52,6 +54,8 @@ class ParticipantDriver:
         if not self._protocol.welcomed:
             link.close()
             lost = self._protocol.lost
+            if lost is not None and lost.kind != errors.CoordinatorLost.kind:
+                raise error_from(lost.kind, lost.message, participant=participant)
             why = f"no answer within {deadlines.connect_s:g} s" if lost is None else lost.message
             raise errors.CoordinatorLost(
                 f"control plane: {participant} was not let in by the coordinator: {why}. Do all "

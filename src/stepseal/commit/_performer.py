@@ -19,6 +19,8 @@ from stepseal.commit._attempts import attempt_at, begin, discard
 from stepseal.commit._catalog import list_steps, read_step
 from stepseal.commit._claims import check_current, claim
 from stepseal.commit._draft import JobFacts, draft_manifest
+from stepseal.commit._durability import durability_of
+from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
 from stepseal.commit._resume import Selection, put_back_parent, select
@@ -87,6 +89,7 @@ class Performer:
         self._lease_s = lease_s
         self._housekeep = housekeep
         self._life = _Incarnation(initialise_root(storage))
+        self._durability = durability_of(storage)
 
     def perform(
         self, action: actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
@@ -178,7 +181,7 @@ class Performer:
             run_id=life.run_id,
             incarnation=life.number,
             parent=life.head,
-            durability=self._storage.sync_support(),
+            durability=self._durability,
             facts=self._facts,
         )
         sha256 = publish(
@@ -192,6 +195,8 @@ class Performer:
         return actions.Published(action.call, sha256)
 
     def _select(self, action: actions.Select) -> actions.Selected:
+        if action.unverified and (foreign := offer_foreign(self._storage, action)) is not None:
+            return foreign
         found = self._select_leased(action)
         lineage = None if found.entry is None else found.entry.lineage()
         manifest = None if found.entry is None else found.entry.manifest

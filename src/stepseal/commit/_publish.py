@@ -2,7 +2,9 @@
 
 Order: all parts checked -> index and manifest written and synced -> staging synced -> still the
 current incarnation, deadline not passed -> rename (or exchange) -> root synced. The rename is the
-commit point. Nothing is overwritten in place and nothing that was committed is deleted here. An
+commit point. Where the file system has no exchange, what stands in the way is first moved to the
+superseded area: it is damaged or outside the lineage, so a crash before the rename loses nothing
+that counts. Nothing is overwritten in place and nothing that was committed is deleted here. An
 answer that is an error is never believed: storage is read, and where it does not tell, the outcome
 is unknown.
 """
@@ -13,13 +15,19 @@ import contextlib
 import errno
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from stepseal.commit._attempts import NONCE, attempt_at, put_aside, to_trash
+from stepseal.commit._attempts import NONCE, aside_key, attempt_at, put_aside, to_trash
 from stepseal.commit._catalog import read_folder
 from stepseal.commit._claims import check_current, in_lineage, lineage_limits, read_claims
-from stepseal.commit._roots import STAGING
+from stepseal.commit._roots import STAGING, SUPERSEDED
 from stepseal.errors import CommitTimeout, Corrupt, StepExists, StorageUnavailable
 from stepseal.layout import MANIFEST, encode_manifest, manifest_digest, step_name
-from stepseal.storage import KeyExists, KeyNotFound, create_durable, remove_tree
+from stepseal.storage import (
+    KeyExists,
+    KeyNotFound,
+    NotSupported,
+    create_durable,
+    remove_tree,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -184,11 +192,7 @@ def _commit(
     if superseding:
         check_place(storage, manifest.step, manifest.run_id)
         last_look()
-        try:
-            storage.exchange(staging, target)
-        except StorageUnavailable as error:
-            _require_happened(storage, staging, manifest, error)
-        _check_displaced(storage, staging, manifest)
+        superseding = _take_place(storage, staging, manifest)
     try:
         storage.sync_dir("")
         storage.sync_dir(STAGING)
@@ -197,6 +201,70 @@ def _commit(
     if superseding:
         with contextlib.suppress(StorageUnavailable):  # then `sweep` does it
             put_aside(storage, staging)
+
+
+def _take_place(storage: Storage, staging: str, manifest: Manifest) -> bool:
+    """Put our folder in the place of what may be superseded; True if that is now in staging."""
+    target = step_name(manifest.step)
+    try:
+        storage.exchange(staging, target)
+    except NotSupported:
+        _take_place_in_two_moves(storage, staging, manifest)
+        return False
+    except StorageUnavailable as error:
+        _require_happened(storage, staging, manifest, error)
+    _check_displaced(storage, staging, manifest)
+    return True
+
+
+def _take_place_in_two_moves(storage: Storage, staging: str, manifest: Manifest) -> None:
+    """Move out what stands there, durably, look at it once more, and only then rename.
+
+    A crash between the moves leaves no step of this number, which is what counted before, too.
+    """
+    target = step_name(manifest.step)
+    aside = aside_key(staging)
+    try:
+        storage.rename(target, aside)
+    except KeyNotFound:
+        pass  # it has left meanwhile, or the answer is a retry's
+    except StorageUnavailable:
+        if not _exists(storage, aside):
+            raise
+    if _exists(storage, aside):
+        storage.sync_dir(SUPERSEDED)
+        storage.sync_dir("")
+        _return_if_good(storage, aside, manifest)
+    try:
+        storage.rename(staging, target)
+    except KeyExists:
+        if not _is_ours(storage, staging, manifest):
+            check_place(storage, manifest.step, manifest.run_id)
+            raise
+    except StorageUnavailable as error:
+        _require_happened(storage, staging, manifest, error)
+
+
+def _return_if_good(storage: Storage, aside: str, manifest: Manifest) -> None:
+    """Move back a good step, committed between the look and the move."""
+    try:
+        check_place(storage, manifest.step, manifest.run_id, key=aside)
+    except StepExists:
+        try:
+            storage.rename(aside, step_name(manifest.step))
+            storage.sync_dir("")
+            storage.sync_dir(SUPERSEDED)
+        except StorageUnavailable as error:
+            raise _unconfirmed(manifest, f"the step it displaced, now {aside},", error) from error
+        raise
+
+
+def _exists(storage: Storage, key: str) -> bool:
+    try:
+        storage.stat(key)
+    except KeyNotFound:
+        return False
+    return True
 
 
 def _is_ours(storage: Storage, staging: str, manifest: Manifest) -> bool:

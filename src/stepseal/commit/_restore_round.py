@@ -58,6 +58,7 @@ class RestoreRound:
         self._reasons: dict[str, str] = {}
         self._excluded: list[int] = []
         self._tainted = False
+        self._unverified = False
 
     @property
     def done(self) -> bool:
@@ -82,15 +83,16 @@ class RestoreRound:
 
     def _differences(self) -> dict[str, messages.Cause]:
         first = self._joined[self.participants[0]]
-        wanted = (first.step, first.fresh, first.components)
+        wanted = (first.step, first.fresh, first.components, first.unverified)
         found = {}
         for participant, call in self._joined.items():
-            has = (call.step, call.fresh, call.components)
+            has = (call.step, call.fresh, call.components, call.unverified)
             if has != wanted:
                 text = (
-                    f"called restore(step={call.step}, fresh={call.fresh}) with components "
-                    f"{call.components}, but {self.participants[0]} with step={first.step}, "
-                    f"fresh={first.fresh}, components {first.components}"
+                    f"called restore(step={call.step}, fresh={call.fresh}, "
+                    f"unverified={call.unverified}) with components {call.components}, but "
+                    f"{self.participants[0]} with step={first.step}, fresh={first.fresh}, "
+                    f"unverified={first.unverified}, components {first.components}"
                 )
                 found[participant] = messages.Cause(errors.StateMismatch.kind, text)
         return found
@@ -105,6 +107,7 @@ class RestoreRound:
                 return self._claim(now)
             return self._give_up()
         self._candidate = event.lineage
+        self._unverified = event.unverified
         self._round += 1
         self._enter("check", self._deadlines.check_s, now)
         return self._send(
@@ -114,6 +117,7 @@ class RestoreRound:
                 event.lineage.step,
                 event.attempt,
                 event.lineage.manifest_sha256,
+                event.unverified,
             )
         )
 
@@ -171,7 +175,11 @@ class RestoreRound:
             message = messages.Fresh(self.call, event.incarnation)
         else:
             message = messages.Restored(
-                self.call, self.restored.step, event.incarnation, dict(self._reasons)
+                self.call,
+                self.restored.step,
+                event.incarnation,
+                dict(self._reasons),
+                self._unverified,
             )
         return self._finish(message)
 
@@ -215,12 +223,14 @@ class RestoreRound:
 
     def _select(self, now: float) -> list[actions.Action]:
         self._enter("select", self._deadlines.check_s, now)
-        asked = next(iter(self._joined.values())).step
-        return [actions.Select(self.call, asked, tuple(self._excluded))]
+        asked = next(iter(self._joined.values()))
+        excluded = tuple(self._excluded)
+        return [actions.Select(self.call, asked.step, excluded, asked.unverified)]
 
     def _claim(self, now: float) -> list[actions.Action]:
         self._enter("claim", self._deadlines.commit_s, now)
-        return [actions.Claim(self.call, self.restored)]
+        # a foreign folder has no manifest that a lineage could name
+        return [actions.Claim(self.call, None if self._unverified else self.restored)]
 
     def _give_up(self) -> list[actions.Action]:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(self._reasons.items())[:8])

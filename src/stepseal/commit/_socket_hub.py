@@ -74,17 +74,24 @@ class SocketHub:
         participants: ids that may connect.
         token: secret that Hello must carry.
         deadlines: heartbeat and loss limits.
+        version: release that every participant must run; None accepts any.
 
     Raises:
         OSError: the interface cannot be listened on.
     """
 
     def __init__(
-        self, host: str, participants: tuple[str, ...], token: str, deadlines: Deadlines
+        self,
+        host: str,
+        participants: tuple[str, ...],
+        token: str,
+        deadlines: Deadlines,
+        version: str | None = None,
     ) -> None:
         self._participants = frozenset(participants)
         self._token = token
         self._deadlines = deadlines
+        self._version = version
         self._max_strangers = len(participants) + _MAX_STRANGERS
         self._local = InProcessHub()
         self._local_names: set[str] = set()
@@ -242,7 +249,8 @@ class SocketHub:
 
     def _take(self, line: _Line, message: messages.FromParticipant) -> None:
         if line.participant is None:
-            self._admit(line, message)
+            if not self._admit(line, message):
+                return
         elif isinstance(message, messages.Hello):
             raise errors.InvalidInput("control plane: expected one Hello, found a second")
         elif isinstance(message, messages.Heartbeat):
@@ -251,7 +259,8 @@ class SocketHub:
         assert line.participant is not None
         self._on_message(line.participant, message)
 
-    def _admit(self, line: _Line, message: messages.FromParticipant) -> None:
+    def _admit(self, line: _Line, message: messages.FromParticipant) -> bool:
+        """Give a stranger its line, or raise; False when it may not stay after all."""
         if not isinstance(message, messages.Hello) or not self._knows(message):
             raise errors.InvalidInput("control plane: expected Hello with the token of this job")
         name = message.participant
@@ -264,6 +273,21 @@ class SocketHub:
         line.reader.max_bytes = MAX_FRAME_BYTES
         with self._lock:
             self._lines[name] = line
+        if self._version in (None, message.version):
+            return True
+        self._refuse(line, name, message.version)
+        return False
+
+    def _refuse(self, line: _Line, name: str, version: str) -> None:
+        """End the line of a participant of another release, and tell it and the others why."""
+        text = (
+            f"control plane: {name} runs stepseal {version!r:.80}: expected {self._version!r}, as "
+            "the coordinator does. Install the same release everywhere."
+        )
+        refused = messages.Refused(errors.InvalidInput.kind, text)
+        with suppress(OSError):  # the first bytes on this line always fit
+            line.connection.send(frame(messages.encode_message(refused)))
+        self._drop(line, text, errors.InvalidInput.kind)
 
     def _knows(self, hello: messages.Hello) -> bool:
         good = hmac.compare_digest(hello.token.encode(), self._token.encode())
@@ -289,7 +313,7 @@ class SocketHub:
                 with self._lock:
                     _queue(line, data)
 
-    def _drop(self, line: _Line, why: str) -> None:
+    def _drop(self, line: _Line, why: str, kind: str = errors.ParticipantFailed.kind) -> None:
         if not line.is_open:
             return
         self._strangers.pop(line, None)
@@ -301,7 +325,6 @@ class SocketHub:
         with self._lock:
             del self._lines[participant]
         if self._on_message is not None:
-            kind = errors.ParticipantFailed.kind
             self._on_message(participant, messages.Cause(kind, why))
 
     def _shut(self) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from stepseal.components._imported import ImportedComponent, ImportedState
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizers import OptimizerComponent
 from stepseal.components._rng import RNG, RNGComponent
@@ -116,6 +117,8 @@ class Registry:
                 f"state_dict and load_state_dict, found {type(state).__name__}. Leave `kind` out.",
                 component=name,
             )
+        if isinstance(state, ImportedState):
+            return ImportedComponent(name, state)
         if isinstance(state, RNG):
             return RNGComponent(name, state, sharing)
         if isinstance(state, torch.nn.Module):

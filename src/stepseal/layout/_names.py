@@ -97,7 +97,7 @@ def parse_step_name(name: str) -> int | None:
 
 def component_problem(name: object) -> str | None:
     """Say why `name` cannot name a component, or None."""
-    if isinstance(name, str) and _COMPONENT.fullmatch(name):
+    if isinstance(name, str) and _COMPONENT.fullmatch(name) and not name.endswith("."):
         return None
     return f"expected a component name such as `model`, found {show(name)}"
 
@@ -115,7 +115,7 @@ def participant_problem(participant: object) -> str | None:
 def check_component_name(name: object) -> str:
     """Return `name` if it can name a component.
 
-    It has 1 to 64 of `A-Z a-z 0-9 _ . -` and does not begin with `.` or `-`.
+    It has 1 to 64 of `A-Z a-z 0-9 _ . -`, does not begin with `.` or `-`, nor end with `.`.
 
     Raises:
         InvalidInput: anything else.
@@ -151,8 +151,8 @@ def path_problem(path: object) -> str | None:
     """Say why `path` is not a safe path inside a step, or None.
 
     Safe is relative, at most 1024 bytes, with segments of at most 255 of `A-Z a-z 0-9 . _ -`. A
-    segment begins with a dot only in `.metadata`, at the top or as the last segment below
-    `external/<component>/`.
+    segment never ends with a dot, and begins with one only in `.metadata`, at the top or as the
+    last segment below `external/<component>/`.
     """
     if not isinstance(path, str):
         return f"expected a path, found {show(path)}"
@@ -168,6 +168,8 @@ def path_problem(path: object) -> str | None:
         index_name = segment == DCP_INDEX and number == len(segments) - 1
         if segment.startswith(".") and not (index_name and (number == 0 or foreign)):
             return f"expected no segment that begins with a dot, found {show(path)}"
+        if segment.endswith("."):
+            return f"expected no segment that ends with a dot, found {show(path)}"
     return None
 
 

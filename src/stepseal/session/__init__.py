@@ -4,6 +4,7 @@ Wires commit, transfer, components and storage; holds no protocol logic and no f
 """
 
 from stepseal.session._checkpointer import Checkpointer
+from stepseal.session._importing import Imported, import_dcp
 from stepseal.session._pending import PendingSave, Saved
 from stepseal.session._restoring import Restored
 from stepseal.session._rules import SaveRule, every
@@ -12,6 +13,7 @@ from stepseal.session._wiring import JobOptions, Join, Wiring, coordinate
 
 __all__ = [
     "Checkpointer",
+    "Imported",
     "JobOptions",
     "Join",
     "PendingSave",
@@ -23,5 +25,6 @@ __all__ = [
     "Wiring",
     "coordinate",
     "every",
+    "import_dcp",
     "open_run",
 ]

@@ -20,7 +20,7 @@ from stepseal.session._facts import checked_facts
 from stepseal.session._inflight import InFlight
 from stepseal.session._pending import PendingSave
 from stepseal.session._progress import Progress
-from stepseal.session._restoring import Restored, Targets, check_choice, take_part
+from stepseal.session._restoring import Restored, check_choice, take_part
 from stepseal.session._rules import SaveRule, check_rule
 from stepseal.session._saving import (
     PartWriter,
@@ -29,7 +29,9 @@ from stepseal.session._saving import (
     collection_paused,
     facts_of,
 )
+from stepseal.session._targets import Targets
 from stepseal.session._wiring import JobOptions, join_process_group
+from stepseal.storage import Access
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -65,6 +67,8 @@ class Checkpointer:
         role: first part of the participant ids of this job, `trainer` in `trainer/3`.
         max_staging_bytes: bound of this process's private memory for asynchronous saves; None for
             no bound.
+        access: modes of what is made, and whether a root that others can change is accepted; None
+            makes files for the owner alone, and refuses such roots.
         control_host: interface of rank 0 for the control plane; None takes loopback when all ranks
             share a host.
 
@@ -85,6 +89,7 @@ class Checkpointer:
         deadlines: Deadlines | None = None,
         role: str = "trainer",
         max_staging_bytes: int | None = None,
+        access: Access | None = None,
         control_host: str | None = None,
         _join: Join | None = None,
     ) -> None:
@@ -92,7 +97,7 @@ class Checkpointer:
         self._root = os.path.abspath(os.fspath(root))
         self._rule = save
         self._mode = mode
-        options = JobOptions(deadlines or Deadlines(), as_retention(keep))
+        options = JobOptions(deadlines or Deadlines(), as_retention(keep), access or Access())
         self._deadlines = options.deadlines
         self._registry = Registry()
         self._flight = InFlight(max_staging_bytes)
@@ -136,7 +141,12 @@ class Checkpointer:
         self._registry.add(name, state, sharing=sharing, kind=kind, topology=self._topology)
 
     def restore(
-        self, step: int | None = None, *, fresh: bool = False, skip: Collection[str] = ()
+        self,
+        step: int | None = None,
+        *,
+        fresh: bool = False,
+        skip: Collection[str] = (),
+        unverified: bool = False,
     ) -> Restored | None:
         """Bring all components back from one committed step, on all ranks alike.
 
@@ -150,6 +160,8 @@ class Checkpointer:
             fresh: start anew beside the steps that are there.
             skip: components to leave as they are now, saved or not; for example per-rank state
                 when the number of ranks changed.
+            unverified: take a foreign DCP folder `step-N`, which no digest covers: the newest one
+                if the root has no step of stepseal, or the one that `step` names.
 
         Returns:
             What was restored, or None when the root has no step at all or `fresh` was asked for.
@@ -164,14 +176,14 @@ class Checkpointer:
                 and `step` refuse until a restore succeeds.
         """
         self._check_open()
-        check_choice(step, fresh, skip)
+        check_choice(step, fresh, skip, unverified)
         self._settle_previous()
         self._progress.started = True
         driver = self._wiring.driver
         known = self._registry.names()
         wanted = [part for part in self._registry.components() if part.name not in skip]
         names = sorted(part.name for part in wanted)
-        call = RestoreCalled(driver.new_call(), step, fresh, names)
+        call = RestoreCalled(driver.new_call(), step, fresh, names, unverified)
         try:
             restored = take_part(
                 driver,

@@ -80,8 +80,8 @@ class Rendezvous:
         if topology.rank == 0:
             self._set({self._life_key: self._word})
 
-    def listen(self) -> SocketHub:
-        """Open the coordinator's socket, once every rank has shown up.
+    def listen(self, version: str) -> SocketHub:
+        """Open the coordinator's socket, once every rank has shown up; only `version` may enter.
 
         Raises:
             CoordinatorLost: a rank did not show up within `connect_s`.
@@ -92,7 +92,7 @@ class Rendezvous:
         own = _LOOPBACK if self._hosts == {mine} else socket.gethostbyname(mine)
         token = secrets.token_hex(16)
         host = self._control_host or own
-        return SocketHub(host, self._topology.participants, token, self._deadlines)
+        return SocketHub(host, self._topology.participants, token, self._deadlines, version)
 
     def publish(self, address: Address) -> None:
         """Tell the others where to connect."""

@@ -35,6 +35,7 @@ from stepseal.layout import (
     step_name,
 )
 from stepseal.session._saving import collection_paused
+from stepseal.session._unverified import CheckedFolder, check_folder
 from stepseal.storage import read_bytes
 from stepseal.transfer import ReadRequest, StepReader
 
@@ -44,23 +45,12 @@ if TYPE_CHECKING:
     from stepseal.commit import Deadlines, ParticipantDriver, RestoreCalled
     from stepseal.components import Component, RestorePlan, Topology
     from stepseal.layout import ComponentEntry, Manifest
+    from stepseal.session._targets import Targets
     from stepseal.storage import Storage
 
-__all__ = ["Restored", "Targets", "check_choice", "take_part"]
+__all__ = ["Restored", "check_choice", "take_part"]
 
 _log = logging.getLogger("stepseal")
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """The live state that a restore fills."""
-
-    components: Sequence[Component]
-    skip: frozenset[str]
-    """Names to leave as they are, live or saved."""
-    known: frozenset[str]
-    """Names of all live components, skipped ones included."""
-    topology: Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +84,21 @@ class CheckedStep:
             plan.apply()
 
 
-def check_choice(step: int | None, fresh: bool, skip: Collection[str]) -> None:
+def check_choice(
+    step: int | None, fresh: bool, skip: Collection[str], unverified: bool = False
+) -> None:
     """Refuse arguments of `restore` that exclude each other.
 
     Raises:
-        InvalidInput: `step` is no step number or comes with `fresh`, or `skip` is one string.
+        InvalidInput: `step` is no step number, `fresh` comes with `step` or `unverified`, or `skip`
+            is one string.
     """
     if step is not None:
         check_step(step)
     if step is not None and fresh:
         raise InvalidInput("restore(step=..., fresh=True): expected one of the two, found both")
+    if unverified and fresh:
+        raise InvalidInput("restore(unverified=True, fresh=True): expected one of the two")
     if isinstance(skip, str):
         raise InvalidInput(
             f"restore(skip={skip!r}): expected a list of component names, found one string. "
@@ -210,6 +205,8 @@ class Restored:
     """Newer steps that were passed over, by folder name, each with the reason."""
     report: Mapping[str, str]
     """Component to what was done with it."""
+    unverified: bool = False
+    """It came from a foreign DCP folder: no digest says that its bytes are what was written."""
 
 
 def take_part(
@@ -229,7 +226,7 @@ def take_part(
         CoordinatorLost: the coordinator is gone.
     """
     driver.call_restore(call)
-    checked: CheckedStep | None = None
+    checked: CheckedStep | CheckedFolder | None = None
     while True:
         order = driver.wait_order(call.call, deadlines.restore_s)
         match order:
@@ -241,7 +238,8 @@ def take_part(
                 path = f"{root}/{step_name(order.step)}"
                 report = {} if checked is None else checked.report()
                 report |= dict.fromkeys(targets.skip, "left as it was (skip)")
-                return Restored(order.step, path, order.incarnation, order.skipped, report)
+                facts = (order.incarnation, order.skipped, report, order.unverified)
+                return Restored(order.step, path, *facts)
             case Fresh():
                 return None
             case RestoreFailed():
@@ -250,10 +248,11 @@ def take_part(
 
 def _vote_on(
     driver: ParticipantDriver, order: Candidate, storage: Storage, targets: Targets
-) -> CheckedStep | None:
+) -> CheckedStep | CheckedFolder | None:
+    check = check_folder if order.unverified else check_candidate
     try:
         with collection_paused():
-            checked = check_candidate(storage, order, targets)
+            checked = check(storage, order, targets)
     except Exception as error:
         _log_unexpected(error, "checking")
         driver.vote(Rejected(order.call, order.round, touched=False, cause=cause_of(error)))
@@ -262,7 +261,7 @@ def _vote_on(
     return checked
 
 
-def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep) -> None:
+def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep | CheckedFolder) -> None:
     try:
         checked.apply()
     except Exception as error:

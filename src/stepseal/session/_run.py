@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -22,7 +23,7 @@ from stepseal.commit import (
 )
 from stepseal.components import DenseSink, TreeContents, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
-from stepseal.storage import LocalStorage
+from stepseal.storage import KeyNotFound, LocalStorage
 from stepseal.transfer import ReadRequest, StepReader, verify_step
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from stepseal.transfer import Finding
 
 __all__ = ["Run", "Step", "open_run"]
+
+T = TypeVar("T")
 
 
 class Step:
@@ -68,23 +71,26 @@ class Step:
             What is wrong or not listed; empty when the step is whole. Damage is an answer, not an
             error.
         """
-        name = step_name(self.step)
-        with Reading(self._storage, self.manifest) as reading:
 
+        def look(reading: Reading) -> tuple[Finding, ...]:
             def advance(num_bytes: int) -> None:
                 reading.tick()
                 if progress is not None:
                     progress(num_bytes)
 
-            found = verify_step(self._storage, name, self.manifest, progress=advance)
-            if found:
+            name = step_name(self.step)
+            return verify_step(self._storage, name, self.manifest, progress=advance)
+
+        with Reading(self._storage, self.manifest) as reading:
+            found = look(reading)
+            if any(finding.severity == "damage" for finding in found):
                 reading.require_standing()
+                found = look(reading)  # a prune may have taken it away, and put it back
         return found
 
     def tensor_names(self) -> tuple[str, ...]:
         """Return the FQNs of all stored tensors, as stock DCP readers name them."""
-        with Reading(self._storage, self.manifest):
-            return tuple(sorted(self._tensors()))
+        return tuple(sorted(self._leased(lambda _: self._tensors())))
 
     def tensors(
         self, pattern: str = "*", *, component: str | None = None
@@ -99,8 +105,20 @@ class Step:
             StepNotFound: no FQN matches; the message lists some that exist.
             Corrupt: a digest does not match.
         """
+        return self._leased(lambda reading: self._read_tensors(pattern, component, reading.tick))
+
+    def _leased(self, read: Callable[[Reading], T]) -> T:
+        """Read under a lease.
+
+        What is missing is looked for once more: a prune that began before the lease takes the step
+        out of its place until it sees the lease.
+        """
         with Reading(self._storage, self.manifest) as reading:
-            return self._read_tensors(pattern, component, reading.tick)
+            try:
+                return read(reading)
+            except (errors.Corrupt, KeyNotFound):
+                reading.require_standing()
+                return read(reading)
 
     def _read_tensors(
         self, pattern: str, component: str | None, tick: Callable[[], None]
@@ -118,17 +136,30 @@ class Step:
         reader = StepReader(self._storage, step_name(self.step), self.manifest)
         found = {}
         requests = []
-        for name in names:
-            owner, key = tensors[name]
-            boxes = reader.stored(owner)[key]
+        wanted = {name: reader.stored(tensors[name][0])[tensors[name][1]] for name in names}
+        for boxes in wanted.values():  # before memory is taken for any of them
+            reader.check_whole(boxes)
+        for name, boxes in wanted.items():
             first = boxes[0].tensor
             dtype = getattr(torch, first.dtype)
-            target = torch.empty(first.shape, dtype=dtype, device="cpu")
+            target = self._empty(name, first.shape, dtype)
             sink = DenseSink(target, whole(first.shape), dtype)
             requests += [ReadRequest(box, sink) for box in boxes]
             found[name] = target
         reader.stream(requests, check_cancelled=tick)
         return found
+
+    def _empty(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        try:
+            return torch.empty(shape, dtype=dtype, device="cpu")
+        except RuntimeError as error:  # what torch raises when memory is refused
+            raise errors.StorageUnavailable(
+                f"step {self.step}: cannot read {name!r:.80}: expected memory for {list(shape)} of "
+                f"{dtype}, found too little. Read it where there is more, or in a job that shards "
+                "it.",
+                step=self.step,
+                errno=errno.ENOMEM,
+            ) from error
 
     def value(self, component: str, participant: str | None = None) -> Any:  # noqa: ANN401
         """Return the non-tensor state of a component as it was saved.
@@ -143,8 +174,8 @@ class Step:
         entry = next((e for e in self.manifest.components if e.name == component), None)
         owners = {} if entry is None else entry.payloads
         owner = owners.get(participant) if participant else next(iter(owners.values()), None)
-        reader = StepReader(self._storage, step_name(self.step), self.manifest)
-        if owner is None or not reader.has_tree(component, owner):
+        found = None if owner is None else self._leased(lambda _: self._tree(component, owner))
+        if found is None:
             raise errors.StepNotFound(
                 f"step {self.step}: component {component} of {participant or 'any participant'}: "
                 "no such state; "
@@ -153,9 +184,14 @@ class Step:
                 component=component,
                 participant=participant,
             )
-        with Reading(self._storage, self.manifest):
-            found = reader.read_tree(component, owner)
-        return decode_tree(TreeContents(found.document, found.arrays))
+        return decode_tree(found)
+
+    def _tree(self, component: str, owner: str) -> TreeContents | None:
+        reader = StepReader(self._storage, step_name(self.step), self.manifest)
+        if not reader.has_tree(component, owner):
+            return None
+        found = reader.read_tree(component, owner)
+        return TreeContents(found.document, found.arrays)
 
     def _tensors(self, component: str | None = None) -> dict[str, tuple[str, str]]:
         reader = StepReader(self._storage, step_name(self.step), self.manifest)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from stepseal.errors import CheckpointError
 from stepseal.retention import Housekeeper
 from stepseal.session._finisher import StepFinisher
 from stepseal.session._job import Rendezvous, discover
-from stepseal.storage import LocalStorage, Storage
+from stepseal.storage import Access, LocalStorage, Storage
 
 if TYPE_CHECKING:
     from stepseal.commit import Hub
@@ -35,6 +35,8 @@ class JobOptions:
     deadlines: Deadlines
     retention: Retention | None = None
     """None keeps every step."""
+    access: Access = field(default_factory=Access)
+    """Modes of what is made, and whether shared directories are accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def join_process_group(
     Args:
         role: first part of the participant ids.
         root: absolute path of the root.
-        options: limits and retention.
+        options: limits, retention, and how the root is made.
         control_host: interface of rank 0 for the control plane, or None.
 
     Raises:
@@ -80,7 +82,7 @@ def join_process_group(
     link = rendezvous.connect(__version__)
     driver = ParticipantDriver(topology.me, link, options.deadlines)
     try:
-        storage = LocalStorage.open(root)
+        storage = LocalStorage.open(root, access=options.access)
     except CheckpointError:
         driver.close()
         raise
@@ -88,7 +90,7 @@ def join_process_group(
 
 
 def _alone(root: str, topology: Topology, options: JobOptions) -> Wiring:
-    storage = LocalStorage.create(root)
+    storage = LocalStorage.create(root, access=options.access)
     hub = InProcessHub()
     coordinator = coordinate(storage, topology, options, hub)
     driver = ParticipantDriver(topology.me, hub.link(topology.me), options.deadlines)
@@ -97,8 +99,8 @@ def _alone(root: str, topology: Topology, options: JobOptions) -> Wiring:
 
 def _host(root: str, topology: Topology, options: JobOptions, rendezvous: Rendezvous) -> Wiring:
     try:
-        storage = LocalStorage.create(root)
-        hub = rendezvous.listen()
+        storage = LocalStorage.create(root, access=options.access)
+        hub = rendezvous.listen(__version__)
         link = hub.link(topology.me)
         coordinator = coordinate(storage, topology, options, hub)
     except (CheckpointError, OSError) as error:

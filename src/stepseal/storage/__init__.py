@@ -8,22 +8,30 @@ into durable writes, conditional puts and tree walks.
 
 # ruff: noqa: I001 - isort would give each name a line, and a face stays under 40 lines
 
+from stepseal.storage._access import Access
 from stepseal.storage._compose import (
     create_durable, make_dirs, put_if_absent, read_bytes, remove_tree, replace_durable,
     sweep_temporaries, walk_files,
 )  # fmt: skip
 from stepseal.storage._local import LocalStorage
 from stepseal.storage._memory import MemoryStorage
+from stepseal.storage._meeting import Meeting, Peer, meet
+from stepseal.storage._mounts import Mount
+from stepseal.storage._probe import probe
+from stepseal.storage._probe_values import ABILITIES, Ability, Finding, Probe
 from stepseal.storage._verbs import (
-    CreateFile, Entry, Exchange, KeyExists, KeyNotFound, Link, ListDir, MakeDir, OpenRead,
-    ReadHandle, RemoveDir, RemoveFile, Rename, Stat, Storage, SyncDir, SyncSupport, WriteHandle,
+    CreateFile, Entry, Exchange, KeyExists, KeyNotFound, Link, ListDir, MakeDir, NotSupported,
+    OpenRead, ReadHandle, RemoveDir, RemoveFile, Rename, Stat, Storage, SyncDir, SyncFacts,
+    SyncSupport, WriteHandle,
 )  # fmt: skip
 
 __all__ = [
-    "Storage", "ReadHandle", "WriteHandle", "Entry", "KeyNotFound", "KeyExists",
+    "Storage", "ReadHandle", "WriteHandle", "Entry", "KeyNotFound", "KeyExists", "NotSupported",
+    "SyncFacts", "Mount", "Probe", "Finding", "ABILITIES", "Ability", "Meeting", "Peer",
+    "probe", "meet",
     "OpenRead", "Stat", "ListDir", "CreateFile", "MakeDir", "SyncDir", "SyncSupport", "Link",
     "Rename", "Exchange", "RemoveFile", "RemoveDir",
-    "LocalStorage", "MemoryStorage",
+    "Access", "LocalStorage", "MemoryStorage",
     "make_dirs", "read_bytes", "create_durable", "put_if_absent", "replace_durable",
     "remove_tree", "sweep_temporaries", "walk_files",
 ]  # fmt: skip

@@ -49,6 +49,15 @@ class Calls:
         """Make the call close."""
         os.close(fd)
 
+    def read_proc(self, name: str) -> str:
+        """Return what the kernel says of this process under a name such as `mountinfo`."""
+        with open(f"/proc/self/{name}", encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+
+    def statvfs(self, fd: int) -> os.statvfs_result:
+        """Make the call fstatvfs."""
+        return os.fstatvfs(fd)
+
     def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
         """Make the call linkat, not following a symlink."""
         os.link(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import Corrupt, StorageUnavailable
-from stepseal.storage._keys import parent_key, split_key
+from stepseal.storage._keys import check_key, parent_key, split_key
 from stepseal.storage._verbs import (
     CreateFile,
     Entry,
@@ -217,13 +217,16 @@ def sweep_temporaries(
 def remove_tree(storage: _RemovesTrees, key: str) -> None:
     """Remove an entry and all below it; a symlink is removed itself, never followed.
 
-    Tolerates entries that vanish meanwhile. Does not enter mounts.
+    Tolerates entries that vanish meanwhile. Does not enter mounts, bind mounts included where the
+    backend can tell them.
 
     Raises:
+        InvalidInput: the key is the root itself.
         KeyNotFound: nothing has this key.
         Corrupt: a directory was swapped for something else while being emptied.
         StorageUnavailable: refused, or a mount is inside; what is left is left in place.
     """
+    check_key(key)
     top = storage.stat(key)
     if top.kind != "directory":
         storage.remove_file(key)
@@ -237,7 +240,7 @@ def remove_tree(storage: _RemovesTrees, key: str) -> None:
             continue
         pending.append((directory, True))
         with suppress(KeyNotFound):
-            pending += _remove_leaves(storage, directory, top.device)
+            pending += _remove_leaves(storage, directory, top)
 
 
 def walk_files(storage: ListDir, key: str) -> list[tuple[str, Entry]]:
@@ -262,22 +265,23 @@ def walk_files(storage: ListDir, key: str) -> list[tuple[str, Entry]]:
     return sorted(found, key=lambda item: item[0])
 
 
-def _remove_leaves(storage: _RemovesTrees, directory: str, device: int) -> list[tuple[str, bool]]:
+def _remove_leaves(storage: _RemovesTrees, directory: str, top: Entry) -> list[tuple[str, bool]]:
     """Remove what is not a directory; return the directories, still to be emptied."""
     directories: list[tuple[str, bool]] = []
     for entry in storage.list_dir(directory):
         path = _join(directory, entry.name)
-        if entry.kind != "directory":
-            with suppress(KeyNotFound):
+        with suppress(KeyNotFound):
+            if entry.kind != "directory":
                 storage.remove_file(path)
-        elif entry.device != device:
-            raise StorageUnavailable(
-                f"cannot remove {path!r}: expected a directory of the same file system, found a "
-                "mount. Unmount it first.",
-                path=path,
-                errno=errno.EXDEV,
-            )
-        else:
+                continue
+            found = storage.stat(path)
+            if (found.device, found.mount) != (top.device, top.mount):
+                raise StorageUnavailable(
+                    f"cannot remove {path!r}: expected a directory of the same file system, found "
+                    "a mount. Unmount it first.",
+                    path=path,
+                    errno=errno.EXDEV,
+                )
             directories.append((path, False))
     return directories
 

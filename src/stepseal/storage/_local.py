@@ -2,7 +2,7 @@
 
 The root is opened once and pinned by its descriptor. Every key is walked from there, one segment
 at a time, with `O_NOFOLLOW`, so no symlink and no rename of the root's path can lead a verb
-elsewhere. Nothing here knows steps. Linux only: the atomic renames are renameat2(2).
+elsewhere. Nothing here knows steps. Linux only: renames are those of renameat2(2), where it is.
 """
 
 from __future__ import annotations
@@ -12,15 +12,25 @@ import os
 import stat
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from stepseal.errors import StorageUnavailable
-from stepseal.storage._calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Calls
+from stepseal.errors import InvalidInput, StorageUnavailable
+from stepseal.storage._access import (
+    DEFAULT_ACCESS,
+    Access,
+    refuse_shared,
+    set_mode,
+    shared_problem,
+    writable_problem,
+)
+from stepseal.storage._calls import Calls
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._local_files import LocalReader, LocalWriter
-from stepseal.storage._local_root import make_root, open_root, root_path
+from stepseal.storage._local_renames import Renames
+from stepseal.storage._local_root import check_root, make_root, open_root, root_path
+from stepseal.storage._mounts import find_mount, sync_doubts
 from stepseal.storage._refusals import entry_kind, kind_name, refused, wrong_kind
-from stepseal.storage._verbs import Entry
+from stepseal.storage._verbs import Entry, SyncFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,10 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["LocalStorage"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE_MODE = 0o600
-_DIR_MODE = 0o700
 _NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -47,21 +56,48 @@ class LocalStorage:
         root: absolute path, for messages only.
         descriptor: of the root directory; owned from now on.
         calls: answers for the kernel; tests pass their own.
+        access: modes of what is made, and whether names are made where others can write.
     """
 
-    __slots__ = ("__weakref__", "_calls", "_release", "_root", "_root_fd", "_sync_support")
+    __slots__ = (
+        "__weakref__",
+        "_access",
+        "_calls",
+        "_release",
+        "_renames",
+        "_root",
+        "_root_fd",
+        "_sync",
+    )
 
-    def __init__(self, root: str, descriptor: int, *, calls: Calls | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        descriptor: int,
+        *,
+        calls: Calls | None = None,
+        access: Access = DEFAULT_ACCESS,
+    ) -> None:
         self._root = root
         self._root_fd = descriptor
         # A reader that nobody closes must not use up descriptors: `stepseal.open` has no close.
         self._release = weakref.finalize(self, os.close, self._root_fd)
         self._calls = calls or Calls()
-        self._sync_support: Literal["fsync", "best-effort"] | None = None
+        self._renames = Renames(self._calls)
+        self._access = access
+        self._sync: SyncFacts | None = None
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], *, calls: Calls | None = None) -> Self:
+    def open(
+        cls,
+        root: str | os.PathLike[str],
+        *,
+        calls: Calls | None = None,
+        access: Access = DEFAULT_ACCESS,
+    ) -> Self:
         """Open an existing root; a symlink to a directory is resolved now and never again.
+
+        Any root can be read; names are made only where `access` allows it.
 
         Raises:
             RootNotFound: nothing is there.
@@ -70,24 +106,37 @@ class LocalStorage:
         """
         calls = calls or Calls()
         path = root_path(root)
-        return cls(path, open_root(path, calls), calls=calls)
+        return cls(path, open_root(path, calls), calls=calls, access=access)
 
     @classmethod
-    def create(cls, root: str | os.PathLike[str], *, calls: Calls | None = None) -> Self:
-        """Open a root, after making it and its missing parents with mode 0700.
+    def create(
+        cls,
+        root: str | os.PathLike[str],
+        *,
+        calls: Calls | None = None,
+        access: Access = DEFAULT_ACCESS,
+    ) -> Self:
+        """Open a root for writing, after making it and its missing parents.
 
         Every participant may call it at once.
 
         Raises:
-            InvalidInput: a file or another non-directory is there.
+            InvalidInput: a file or another non-directory is there, other users can write there, or
+                it is theirs.
             StorageUnavailable: a directory cannot be made or synced.
 
         Durability: the root's name survives power loss on return.
         """
         calls = calls or Calls()
         path = root_path(root)
-        make_root(path, calls)
-        return cls(path, open_root(path, calls), calls=calls)
+        make_root(path, calls, access.dir_mode)
+        fd = open_root(path, calls)
+        try:
+            check_root(path, fd, access)
+        except InvalidInput:
+            os.close(fd)
+            raise
+        return cls(path, fd, calls=calls, access=access)
 
     def __repr__(self) -> str:
         return f"LocalStorage({self._root!r})"
@@ -96,6 +145,11 @@ class LocalStorage:
     def root(self) -> str:
         """Absolute path that the root had when it was opened."""
         return self._root
+
+    def writable_problem(self) -> str | None:
+        """Say who besides its owner can change names in the root, or None."""
+        with self._guard("stat", ""), self._walk((), "stat", "") as fd:
+            return writable_problem(os.fstat(fd))
 
     def close(self) -> None:
         """Release the root. No verb works afterwards; open handles do. Safe to repeat."""
@@ -137,8 +191,16 @@ class LocalStorage:
         segments = split_key(key)
         with self._guard("stat", key), self._walk(segments[:-1], "stat", key) as fd:
             if not segments:
-                return _entry("", os.fstat(fd))
-            return _entry(segments[-1], os.stat(segments[-1], dir_fd=fd, follow_symlinks=False))
+                return _entry("", os.fstat(fd), _mount_of(fd))
+            name = segments[-1]
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode):
+                return _entry(name, status)
+            found = os.open(name, _LOOK, dir_fd=fd)
+            try:
+                return _entry(name, os.fstat(found), _mount_of(found))
+            finally:
+                os.close(found)
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
         """Return every entry of a directory, sorted by name."""
@@ -154,38 +216,55 @@ class LocalStorage:
                 entries.append(_entry(name, status))
         return tuple(sorted(entries, key=lambda entry: entry.name))
 
-    def sync_support(self) -> Literal["fsync", "best-effort"]:
-        """Say whether `sync_dir` is honoured here; asks the file system once."""
-        if self._sync_support is None:
+    def sync_support(self) -> SyncFacts:
+        """Say whether syncs are honoured here, from one sync of the root and from its mount."""
+        if self._sync is None:
             self.sync_dir("")
-        return self._sync_support or "fsync"
+            assert self._sync is not None
+        return self._sync
 
     # -- changing ----------------------------------------------------------------------------
 
     def create_file(self, key: str) -> LocalWriter:
-        """Create a file that nobody had, with mode 0600."""
+        """Create a file that nobody had, with mode 0600 unless configured."""
         parents, name = check_key(key)
         with self._guard("create", key), self._walk(parents, "create", key) as parent_fd:
-            fd = self._calls.open(name, _CREATE, _FILE_MODE, dir_fd=parent_fd)
+            self._require_own(parent_fd, parents)
+            fd = self._calls.open(name, _CREATE, 0o600, dir_fd=parent_fd)
+            try:
+                set_mode(fd, self._access.file_mode)
+            except OSError:
+                os.close(fd)
+                raise
         return LocalWriter(fd, key, self._root, self._calls)
 
     def make_dir(self, key: str) -> None:
-        """Create a directory that nobody had, with mode 0700."""
+        """Create a directory that nobody had, with mode 0700 unless configured."""
         parents, name = check_key(key)
         with self._guard("make directory", key), self._walk(parents, "make", key) as parent_fd:
-            os.mkdir(name, _DIR_MODE, dir_fd=parent_fd)
+            self._require_own(parent_fd, parents)
+            os.mkdir(name, 0o700, dir_fd=parent_fd)
+            fd = self._calls.open(name, _DIRECTORY, dir_fd=parent_fd)
+            try:
+                set_mode(fd, self._access.dir_mode)
+            finally:
+                os.close(fd)
 
     def sync_dir(self, key: str) -> None:
         """Make the names inside a directory durable, where the file system can."""
         with self._guard("sync directory", key), self._walk(split_key(key), "sync", key) as fd:
+            refusal = None
             try:
                 self._calls.fsync_dir(fd)
             except OSError as error:
                 if error.errno not in _NO_DIR_SYNC:
                     raise
-                self._sync_support = "best-effort"
-            else:
-                self._sync_support = self._sync_support or "fsync"
+                code = errno.errorcode.get(error.errno, str(error.errno))
+                refusal = f"directories cannot be synced: fsync answers {code}"
+            if self._sync is None:
+                self._sync = SyncFacts(sync_doubts(find_mount(fd, self._calls)))
+            if refusal and refusal not in self._sync.doubts:
+                self._sync = SyncFacts((*self._sync.doubts, refusal))
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name, atomically and only if nobody has that name."""
@@ -193,18 +272,17 @@ class LocalStorage:
             self._calls.link(name, source_fd, new, target_fd)
 
     def rename(self, source: str, target: str, *, replace: bool = False) -> None:
-        """Move a file or directory to another name, atomically."""
-        verb = "rename" if replace else "rename atomically"
-        with self._pair(verb, source, target) as (name, source_fd, new, target_fd):
+        """Move a file or directory to another name; without RENAME_NOREPLACE as `Renames` says."""
+        with self._pair("rename", source, target) as (name, source_fd, new, target_fd):
             if replace:
                 self._calls.rename(name, source_fd, new, target_fd)
             else:
-                self._renameat2(name, source_fd, new, target_fd, RENAME_NOREPLACE)
+                self._renames.move(name, source_fd, new, target_fd)
 
     def exchange(self, first: str, second: str) -> None:
         """Swap two present keys, of any kind, atomically."""
         with self._pair("exchange atomically", first, second) as (name, first_fd, other, second_fd):
-            self._renameat2(name, first_fd, other, second_fd, RENAME_EXCHANGE)
+            self._renames.exchange(name, first_fd, other, second_fd)
 
     def remove_file(self, key: str) -> None:
         """Remove a name that is not a directory."""
@@ -252,14 +330,16 @@ class LocalStorage:
             self._walk(source_parents, verb, source) as source_fd,
             self._walk(target_parents, verb, target) as target_fd,
         ):
+            self._require_own(target_fd, target_parents)
             yield source_name, source_fd, target_name, target_fd
 
-    def _renameat2(self, name: str, fd: int, target: str, target_fd: int, flags: int) -> None:
-        while True:
-            try:
-                return self._calls.renameat2(name, fd, target, target_fd, flags)
-            except InterruptedError:
-                continue  # not carried out; Python retries its own calls the same way
+    def _require_own(self, fd: int, segments: Sequence[str]) -> None:
+        """Refuse to make a name in a directory whose names somebody else can change."""
+        if self._access.allow_shared:
+            return
+        problem = shared_problem(os.fstat(fd))
+        if problem is not None:
+            raise refuse_shared("directory", "/".join((self._root, *segments)), problem)
 
     def _check_kind(self, name: str, fd: int, verb: str, key: str, *, expected: str) -> None:
         """Raise `Corrupt` naming what `name` is, if it is not `expected` any more."""
@@ -277,11 +357,25 @@ class LocalStorage:
             raise refused(verb, key, self._root, error) from error
 
 
-def _entry(name: str, status: os.stat_result) -> Entry:
+def _mount_of(fd: int) -> int:
+    """Return the number of the mount behind a descriptor, 0 where the kernel does not tell.
+
+    A bind mount of the same file system has the device number of what it hides, so that only this
+    number tells it from an ordinary directory.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+            return next((int(line[7:]) for line in lines if line.startswith("mnt_id:")), 0)
+    except OSError:
+        return 0
+
+
+def _entry(name: str, status: os.stat_result, mount: int = 0) -> Entry:
     return Entry(
         name=name,
         kind=entry_kind(status.st_mode),
         size_bytes=status.st_size,
         device=status.st_dev,
         inode=status.st_ino,
+        mount=mount,
     )

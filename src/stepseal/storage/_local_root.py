@@ -7,15 +7,16 @@ import os
 from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput, RootNotFound
+from stepseal.storage._access import refuse_shared, set_mode, shared_problem
 from stepseal.storage._refusals import refused
 
 if TYPE_CHECKING:
+    from stepseal.storage._access import Access
     from stepseal.storage._calls import Calls
 
-__all__ = ["make_root", "open_root", "root_path"]
+__all__ = ["check_root", "make_root", "open_root", "root_path"]
 
 _OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_ROOT_MODE = 0o700
 _NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -51,12 +52,32 @@ def open_root(path: str, calls: Calls) -> int:
         raise refused("open the root", path, "", error) from error
 
 
-def make_root(path: str, calls: Calls) -> None:
+def check_root(path: str, fd: int, access: Access) -> None:
+    """Refuse a root in which somebody else could change names, unless that was asked for.
+
+    Raises:
+        InvalidInput: others can write there, or it belongs to another user.
+    """
+    problem = shared_problem(os.fstat(fd))
+    if problem is not None and not access.allow_shared:
+        raise refuse_shared("root", path, problem)
+
+
+def make_root(path: str, calls: Calls, mode: int) -> None:
     """Make the root and its missing parents; sync each directory that names a new one.
 
     The parent of the root is synced even if the root was there: whoever made it may have died
     before syncing it. Only then may it be unreadable for us.
+
+    Raises:
+        InvalidInput: it is the file system's own root, or not a directory.
     """
+    if os.path.realpath(path) == "/":
+        raise InvalidInput(
+            f"root {path} refused: expected a directory of its own for the run, found the root of "
+            "the file system. Choose another path.",
+            path=path,
+        )
     missing: list[str] = []
     probe = path.rstrip("/") or "/"
     while not os.path.exists(probe) and probe not in {"", "/"}:
@@ -68,7 +89,8 @@ def make_root(path: str, calls: Calls) -> None:
         raise _not_a_directory(path)
     for directory in reversed(missing):
         try:
-            os.mkdir(directory, _ROOT_MODE)
+            os.mkdir(directory, 0o700)
+            _set_mode_of(directory, mode, calls)
         except FileExistsError:
             pass  # another participant made it; its name is synced below like our own
         except OSError as error:
@@ -76,6 +98,14 @@ def make_root(path: str, calls: Calls) -> None:
         _sync_parent(directory, path, calls)
     if not missing:
         _sync_parent(os.path.realpath(path), path, calls, may_be_unreadable=True)
+
+
+def _set_mode_of(directory: str, mode: int, calls: Calls) -> None:
+    fd = calls.open(directory, _OPEN_ROOT | os.O_NOFOLLOW)
+    try:
+        set_mode(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def _sync_parent(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from stepseal.storage._buffers import byte_view
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._refusals import refused, short_read, wrong_kind
-from stepseal.storage._verbs import Entry
+from stepseal.storage._verbs import Entry, SyncFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,9 +83,9 @@ class MemoryStorage:
             directory = self._walk(split_key(key), "list", key)
             return tuple(_entry(name, node) for name, node in sorted(directory.entries.items()))
 
-    def sync_support(self) -> Literal["fsync", "best-effort"]:
+    def sync_support(self) -> SyncFacts:
         """Answer as a disk that honours fsync, which `after_power_loss` simulates."""
-        return "fsync"
+        return SyncFacts()
 
     def create_file(self, key: str) -> _MemoryWriter:
         """Create a file that nobody had."""

@@ -8,7 +8,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt, StorageUnavailable
-from stepseal.storage._verbs import KeyExists, KeyNotFound
+from stepseal.storage._local_renames import NO_FLAGS
+from stepseal.storage._verbs import KeyExists, KeyNotFound, NotSupported
 
 if TYPE_CHECKING:
     from stepseal.storage._verbs import EntryKind
@@ -29,7 +30,7 @@ _NEXT_STEPS = {
     errno.EISDIR: "Name a file.",
     errno.EBADF: "The storage or handle is closed: open it again.",
 }
-_UNSUPPORTED_RENAME = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+_NO_LINK = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def refused(verb: str, key: str, root: str, error: OSError) -> StorageUnavailable:
@@ -54,10 +55,17 @@ def refused(verb: str, key: str, root: str, error: OSError) -> StorageUnavailabl
             path=key,
             errno=number,
         )
-    if number in _UNSUPPORTED_RENAME and "atomically" in verb.split():
+    if number in NO_FLAGS and verb.startswith("exchange"):
+        return NotSupported(
+            f"{where}: expected renameat2 with RENAME_EXCHANGE, found a kernel or file system "
+            f"without it [{code}]. Move twice instead.",
+            path=key,
+            errno=number,
+        )
+    if number in _NO_LINK and verb.startswith("link"):
         return StorageUnavailable(
-            f"{where}: expected renameat2 with RENAME_NOREPLACE and RENAME_EXCHANGE, found a "
-            f"kernel or file system without it [{code}]. Use a root on ext4, xfs, btrfs or tmpfs.",
+            f"{where}: expected a file system with hard links, found {reason} [{code}]. Run "
+            "`stepseal doctor` on the root; use a root on a file system that has them.",
             path=key,
             errno=number,
         )

@@ -1,6 +1,6 @@
 """The storage seam: one small Protocol per verb, and `Storage`, which joins them.
 
-What lives here: the verbs, their handles, the entry value and the two errors of presence.
+What lives here: the verbs, their handles, the values they give and the errors of their own.
 What never will: steps, ranks, manifests, retries.
 Invariants of every implementation:
 
@@ -33,6 +33,7 @@ __all__ = [
     "Link",
     "ListDir",
     "MakeDir",
+    "NotSupported",
     "OpenRead",
     "ReadHandle",
     "RemoveDir",
@@ -41,6 +42,7 @@ __all__ = [
     "Stat",
     "Storage",
     "SyncDir",
+    "SyncFacts",
     "SyncSupport",
     "WriteHandle",
 ]
@@ -60,6 +62,25 @@ class KeyExists(StorageUnavailable, FileExistsError):
     kind: ClassVar[str] = "key_exists"
 
 
+class NotSupported(StorageUnavailable):
+    """The file system has no such call, now and later; nothing changed. `errno` is its answer."""
+
+    kind: ClassVar[str] = "not_supported"
+
+
+@dataclass(frozen=True, slots=True)
+class SyncFacts:
+    """What is known of whether a sync that answered success survives power loss."""
+
+    doubts: tuple[str, ...] = ()
+    """Why it may not, one sentence each; none where it does."""
+
+    @property
+    def durability(self) -> Literal["fsync", "best-effort"]:
+        """`fsync` where nothing speaks against it."""
+        return "best-effort" if self.doubts else "fsync"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """What a directory says about one name, without following it."""
@@ -73,6 +94,8 @@ class Entry:
     """File system it is on; a directory whose number differs from its parent's is a mount."""
     inode: int = 0
     """Identity on that device, equal for hard links of one file; 0 when the backend has none."""
+    mount: int = 0
+    """Mount that a directory is reached through, where `stat` was asked and can tell; else 0."""
 
 
 class ReadHandle(Protocol):
@@ -225,8 +248,12 @@ class SyncDir(Protocol):
 class SyncSupport(Protocol):
     """Question `sync_support`."""
 
-    def sync_support(self) -> Literal["fsync", "best-effort"]:
-        """Say whether `sync_dir` is honoured here, or durability is best-effort."""
+    def sync_support(self) -> SyncFacts:
+        """Say whether syncs are honoured here, and if not, why; cheap after the first time.
+
+        Raises:
+            StorageUnavailable: the question itself was refused.
+        """
 
 
 class Link(Protocol):
@@ -247,6 +274,9 @@ class Rename(Protocol):
     def rename(self, source: str, target: str, *, replace: bool = False) -> None:
         """Move a file or directory to another name, atomically.
 
+        Where the backend cannot refuse a taken target in the same instant, it may replace an empty
+        directory that appears in it, and a crash may leave a file under both names; never more.
+
         Args:
             source: present key.
             target: key to have afterwards; its directory must exist.
@@ -255,7 +285,7 @@ class Rename(Protocol):
         Raises:
             KeyExists: `target` is taken, and `replace` is false or it is a directory with entries.
             KeyNotFound: `source`, or the directory of `target`, is missing.
-            StorageUnavailable: refused, or the file system lacks the atomic form.
+            StorageUnavailable: refused.
         """
 
 
@@ -266,8 +296,9 @@ class Exchange(Protocol):
         """Swap two present keys, of any kind, atomically.
 
         Raises:
+            NotSupported: the file system has no such call; who needs it moves twice.
             KeyNotFound: one of them is missing; nothing changed.
-            StorageUnavailable: refused, or the file system lacks the atomic form.
+            StorageUnavailable: refused.
         """
 
 

@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Union
 
 from stepseal.errors import InternalError, InvalidInput, StorageUnavailable
-from stepseal.storage import Entry, KeyExists, KeyNotFound, ReadHandle, Storage, WriteHandle
+from stepseal.storage import (
+    Entry,
+    KeyExists,
+    KeyNotFound,
+    ReadHandle,
+    Storage,
+    SyncFacts,
+    WriteHandle,
+)
 from stepseal.testing._counters import Count, ThreadCount
 
 if TYPE_CHECKING:
@@ -131,7 +139,7 @@ class FaultyStorage:
         """Pass on undisturbed."""
         return self._inner.list_dir(key)
 
-    def sync_support(self) -> Literal["fsync", "best-effort"]:
+    def sync_support(self) -> SyncFacts:
         """Pass on undisturbed."""
         return self._inner.sync_support()
 

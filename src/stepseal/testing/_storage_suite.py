@@ -16,6 +16,7 @@ from stepseal.errors import Corrupt, InvalidInput, StorageUnavailable
 from stepseal.storage import (
     KeyExists,
     KeyNotFound,
+    NotSupported,
     Storage,
     create_durable,
     make_dirs,
@@ -318,9 +319,16 @@ class StorageSuite:
             with pytest.raises(InvalidInput):
                 verb(first, second)
 
-    def test_exchange_swaps_any_kinds(self, storage: Storage) -> None:
+    def test_exchange_swaps_any_kinds_or_says_that_there_is_none(self, storage: Storage) -> None:
         tree(storage)
-        storage.exchange("moving", "full")
+        before = walk_files(storage, "")
+        try:
+            storage.exchange("moving", "full")
+        except NotSupported:
+            with pytest.raises(NotSupported):
+                storage.exchange("file", "full/x")
+            assert walk_files(storage, "") == before
+            return
         assert (names(storage, "moving"), names(storage, "full")) == (["x"], ["m"])
         storage.exchange("file", "full/m")
         assert read_bytes(storage, "file", 10) == b"m"
@@ -386,5 +394,6 @@ class StorageSuite:
         with pytest.raises(Corrupt):
             walk_files(storage, "a")
 
-    def test_sync_support_says_one_of_two(self, storage: Storage) -> None:
-        assert storage.sync_support() in {"fsync", "best-effort"}
+    def test_sync_support_gives_reasons_for_best_effort(self, storage: Storage) -> None:
+        facts = storage.sync_support()
+        assert facts.durability == ("best-effort" if facts.doubts else "fsync")

@@ -6,10 +6,12 @@ written from its start to its end, synced and closed before the next one begins.
 
 from __future__ import annotations
 
+import errno
 import mmap
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from stepseal.errors import StorageUnavailable
 from stepseal.layout import CHUNK_BYTES, chunk_digests
 from stepseal.storage import make_dirs
 
@@ -28,8 +30,19 @@ assert PIECE_BYTES % CHUNK_BYTES == 0
 
 
 def allocate(size_bytes: int) -> memoryview:
-    """Return private, writable, page-aligned memory; freed when the last view of it is gone."""
-    return memoryview(mmap.mmap(-1, max(size_bytes, 1)))[:size_bytes]
+    """Return private, writable, page-aligned memory; freed when the last view of it is gone.
+
+    Raises:
+        StorageUnavailable: there is not so much.
+    """
+    try:
+        return memoryview(mmap.mmap(-1, max(size_bytes, 1)))[:size_bytes]
+    except (OSError, OverflowError, ValueError) as error:
+        raise StorageUnavailable(
+            f"cannot hold {size_bytes} bytes: expected that much memory, found too little "
+            f"({error}). Run where there is more.",
+            errno=errno.ENOMEM,
+        ) from error
 
 
 class _TakesBuffer(Protocol):

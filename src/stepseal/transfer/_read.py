@@ -18,6 +18,7 @@ from stepseal.layout import (
     MAX_PART_BYTES,
     PartIndex,
     StoredItem,
+    coverage_problems,
     decode_index,
     decode_part,
     parse_payload_path,
@@ -102,6 +103,28 @@ class StepReader:
         if self._stored is None:
             self._stored = self._collect()
         return self._stored.get(component, {})
+
+    def check_whole(self, stored: Sequence[StoredBox]) -> None:
+        """Check, before memory is taken for a tensor, that its boxes fill it and its files exist.
+
+        Args:
+            stored: all boxes of one tensor.
+
+        Raises:
+            InvalidInput: a box of somebody who took no part.
+            Corrupt: elements are stored nowhere or twice, or a file is missing or of another size.
+        """
+        first = stored[0].tensor
+        for problem in coverage_problems(first.shape, [box.tensor.box for box in stored]):
+            raise self._files.damaged(
+                stored[0].path,
+                f"{first.key!r:.80}: expected each element once, found {problem}",
+                component=first.component,
+            )
+        for box in stored:
+            self.part(box.participant)
+            size_bytes = self._entries[box.participant][box.path].size_bytes
+            self._files.open(box.path, size_bytes, participant=box.participant).close()
 
     def has_tree(self, component: str, owner: str) -> bool:
         """Return whether a participant wrote a tree for a component.

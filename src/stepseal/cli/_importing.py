@@ -1,0 +1,29 @@
+"""`stepseal import`: a foreign checkpoint as a step; the one verb that loads torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from stepseal.cli._output import print_line
+
+__all__ = ["import_folder", "print_imported"]
+
+
+def import_folder(
+    kind: str, source: str, root: str, *, step: int, skip_bytes: bool
+) -> dict[str, Any]:
+    """Import a folder of the given kind; return JSON-able facts."""
+    from stepseal.session import import_dcp
+
+    assert kind == "dcp", "the only choice"
+    return asdict(import_dcp(source, root, step=step, skip_bytes=skip_bytes))
+
+
+def print_imported(found: dict[str, Any]) -> None:
+    """Print what was made, and what was left out."""
+    print_line(f"step {found['step']}: {found['path']}")
+    for name, text in sorted(found["components"].items()):
+        print_line(f"  {name}: {text}")
+    for fqn, why in sorted(found["skipped"].items()):
+        print_line(f"  left out: {fqn}: {why}")

@@ -1,0 +1,115 @@
+"""A foreign DCP folder as the first step of a new root, through the ordinary commit."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from stepseal.commit import list_steps
+from stepseal.components import foreign_components
+from stepseal.errors import InvalidInput, NotRestored, RootNotFound, StepNotFound
+from stepseal.layout import check_step
+from stepseal.session._checkpointer import Checkpointer
+from stepseal.session._dcp_folder import DcpFolder, state_of
+from stepseal.session._saving import collection_paused
+from stepseal.storage import LocalStorage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Imported", "import_dcp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What `import_dcp` made."""
+
+    step: int
+    path: str
+    """Folder of the step."""
+    source: str
+    """Folder that was read; it is unchanged."""
+    source_sha256: str
+    """SHA-256 of its `.metadata`, also in the step's tags."""
+    components: Mapping[str, str]
+    """Component to its kind and size."""
+    skipped: Mapping[str, str]
+    """FQN of each value that was left out, with the reason."""
+
+
+def import_dcp(
+    source: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    *,
+    step: int,
+    skip_bytes: bool = False,
+) -> Imported:
+    """Store a folder that stock `torch.distributed.checkpoint` wrote as one committed step.
+
+    Nothing in the folder is unpickled or changed. What it holds is taken as it is: DCP writes no
+    digests, so damage from before the import stays unseen. All of it must fit into memory. Call
+    it in one process, outside a job.
+
+    Args:
+        source: the folder with `.metadata`.
+        root: a new root, or one without any step.
+        step: number of the new step.
+        skip_bytes: leave out non-tensor values that hold more than plain types.
+
+    Raises:
+        StepNotFound: `source` is no DCP folder.
+        NotRestored: `root` already holds steps: an import never joins the history of a run.
+        UnsupportedState: the folder names something that is not taken from foreign checkpoints.
+        Corrupt: the folder is not whole, or not what DCP writes.
+        InvalidInput: `step` is no step number, a top-level key cannot name a component, or this
+            process is one of several of a job.
+    """
+    check_step(step)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise InvalidInput("import_dcp: expected one process, found a job of several ranks")
+    place = os.path.abspath(os.fspath(source))
+    target = os.path.abspath(os.fspath(root))
+    skipped: dict[str, str] | None = {} if skip_bytes else None
+    with collection_paused():
+        folder = _open(place)
+        _check_empty(target)
+        components = foreign_components(folder.index)
+        states = {name: state_of(folder, components, name, skipped) for name in components}
+    with Checkpointer(target, mode="sync") as checkpointer:
+        for name, state in states.items():
+            checkpointer.add(name, state)
+        tags = [f"imported from dcp {folder.sha256}"]
+        saved = checkpointer.save(step, tags=tags).wait()
+    kinds = {
+        name: f"tree, {len(components[name].values)} values"
+        if not state.tensors
+        else f"tensors, {len(state.tensors)} tensors"
+        for name, state in states.items()
+    }
+    return Imported(step, saved.path, place, folder.sha256, kinds, skipped or {})
+
+
+def _open(place: str) -> DcpFolder:
+    try:
+        storage = LocalStorage.open(place)
+    except RootNotFound as error:
+        raise StepNotFound(f"{place}: no such folder.", path=place) from error
+    return DcpFolder(storage, "")
+
+
+def _check_empty(target: str) -> None:
+    try:
+        storage = LocalStorage.open(target)
+    except RootNotFound:
+        return
+    with storage:
+        commits = [entry for entry in list_steps(storage) if entry.is_commit]
+    if commits:
+        raise NotRestored(
+            f"{target}: expected a root without steps, found {len(commits)}, the newest "
+            f"{commits[-1].name}. An import never joins the history of a run: name a new root.",
+            path=target,
+        )

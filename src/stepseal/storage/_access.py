@@ -1,0 +1,131 @@
+"""Who may read and write what stepseal makes, and directories that others could change under us.
+
+Pure rules over mode words and owners, and the one call that sets a mode. A directory is *shared*
+when somebody other than this user and root can make, rename or remove names in it: no check of what
+it holds then means anything a moment later.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from dataclasses import dataclass
+from functools import lru_cache
+
+from stepseal.errors import InvalidInput
+
+__all__ = [
+    "DEFAULT_ACCESS",
+    "Access",
+    "refuse_shared",
+    "set_mode",
+    "shared_problem",
+    "writable_problem",
+]
+
+_NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}
+"""How a file system answers that has no modes of its own, or not ours to set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Modes of what is made, whatever the umask, and whether shared directories are accepted.
+
+    Group-readable checkpoints are `Access(file_mode=0o640, dir_mode=0o750)`.
+
+    Raises:
+        InvalidInput: a mode takes something from the owner, makes files executable, lets everybody
+            write, or lets the group write without `allow_shared`.
+    """
+
+    file_mode: int = 0o600
+    dir_mode: int = 0o700
+    allow_shared: bool = False
+    """Also write where other users can write, and below a root of another user."""
+
+    def __post_init__(self) -> None:
+        group = 0o020 if self.allow_shared else 0
+        _check_mode("file_mode", self.file_mode, least=0o600, most=0o644 | group)
+        _check_mode("dir_mode", self.dir_mode, least=0o700, most=0o2755 | group)
+
+
+def _check_mode(name: str, mode: object, *, least: int, most: int) -> None:
+    if type(mode) is int and mode & least == least and mode & ~most == 0:
+        return
+    found = f"{mode:#o}" if type(mode) is int and mode >= 0 else repr(mode)
+    raise InvalidInput(
+        f"access refused: {name}: expected at least {least:#o} and at most {most:#o}, found "
+        f"{found}. Modes that let the group write need allow_shared=True.",
+        expected=most,
+        found=mode,
+    )
+
+
+DEFAULT_ACCESS = Access()
+"""Nobody else reads or writes."""
+
+
+def shared_problem(status: os.stat_result) -> str | None:
+    """Say who else can change the names in a directory, or None."""
+    if status.st_uid not in {0, os.geteuid()}:
+        return f"a directory that belongs to user {status.st_uid}"
+    return writable_problem(status)
+
+
+def writable_problem(status: os.stat_result) -> str | None:
+    """Say who besides its owner can change the names in a directory, or None.
+
+    The sticky bit protects names, so such directories pass. A group that holds only its owner (as
+    many distributions give each user) is nobody else.
+    """
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & stat.S_ISVTX:
+        return None
+    if mode & stat.S_IWOTH:
+        return f"a directory of mode {mode:#o}, in which everybody can write"
+    if mode & stat.S_IWGRP and not _is_private(status.st_gid, status.st_uid):
+        return f"a directory of mode {mode:#o}, in which group {status.st_gid} can write"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _is_private(gid: int, uid: int) -> bool:
+    """Return whether a group is a user's own: its primary one, of the same name, without others."""
+    try:
+        user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return (
+        user.pw_gid == gid and group.gr_name == user.pw_name and set(group.gr_mem) <= {user.pw_name}
+    )
+
+
+def refuse_shared(what: str, path: str, problem: str) -> InvalidInput:
+    """Return the error for a directory in which nothing is made."""
+    return InvalidInput(
+        f"{what} {path} refused: expected a directory in which only this user can write, found "
+        f"{problem}. Run `chmod go-w` on it, take another root, or pass "
+        "Access(allow_shared=True) if you trust whoever can write there.",
+        path=path,
+        found=problem,
+    )
+
+
+def set_mode(fd: int, mode: int) -> None:
+    """Give what was just made its mode, whatever the umask took; keeps setgid and the like.
+
+    Raises:
+        OSError: refused for another reason than a file system without modes.
+    """
+    found = stat.S_IMODE(os.fstat(fd).st_mode)
+    wanted = mode | (found & ~0o777)
+    if found == wanted:
+        return
+    try:
+        os.fchmod(fd, wanted)
+    except OSError as error:
+        if error.errno not in _NO_MODES:
+            raise

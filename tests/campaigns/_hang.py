@@ -1,0 +1,165 @@
+"""The hang proofs: whoever is killed, stopped, blocked or cut off, everybody else comes back.
+
+Real processes over real sockets; see `_hang_cases` for who is hit where and how, `_hang_judge` for
+what must hold.
+
+    python -m tests.campaigns._hang --size fast                    this size of the matrix
+    python -m tests.campaigns._hang --case stop:save/write:1of3    one case, again
+    python -m tests.campaigns._hang --variant silence-ignored      one broken protocol
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from tests.campaigns._programs import print_row, row_of
+from tests.campaigns._sizes import Row, Size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tests.campaigns._hang_cases import Case, Result
+
+__all__ = ["run"]
+
+_MODULE = "tests.campaigns._hang"
+_LANES_PER_CORE = 8
+"""Cases sleep most of their time."""
+_VARIANT_LIMIT_S = 14.0
+"""In a broken protocol, who runs for longer hangs; real cases get far more."""
+
+
+def run(size: Size) -> Row:
+    """Run the campaign as a program of its own."""
+    return row_of(_MODULE, "--size", size, "--json")
+
+
+def _cases(size: Size) -> Iterator[Case]:
+    from tests.campaigns._hang_cases import How, matrix
+    from tests.campaigns._relay import PARTITIONS
+
+    if size == "fast":
+        yield from matrix(2, ("kill", "stop", "block"), (0, 1))
+        yield from matrix(3, ("kill", "stop"), (0, 2))
+        for number, case in enumerate(matrix(2, PARTITIONS, (1, 0))):
+            if number % 4 == 0:  # every gate in one direction or another
+                yield case
+        return
+    worlds = range(2, 9)
+    for world in worlds:
+        hows = get_args(How)
+        everybody = range(world)
+        ends = sorted({0, 1, world - 1})
+        yield from matrix(world, hows, everybody if size == "release" or world <= 4 else ends)
+        if size != "release" and world > 4:
+            between = [rank for rank in everybody if rank not in ends]
+            yield from matrix(world, ("kill", "stop"), between)
+
+
+def _campaign(cases: Sequence[Case], variants: Sequence[str], lanes: int) -> Row:
+    from tests.campaigns._hang_job import make_template
+    from tests.campaigns._hang_run import run_case
+    from tests.campaigns._hang_variants import HANGING
+    from tests.campaigns._processes import each, fast_directory, warm_up
+
+    warm_up()
+    begun = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="stepseal-hang-", dir=fast_directory()))
+    broken = [_of_variant(name) for name in variants]
+    try:
+        worlds = sorted({case.world for case in (*cases, *broken)})
+        made = each(worlds, lambda world: make_template(folder / str(world), world), 1, 60.0)
+        assert len(list(made)) == len(worlds)
+
+        def work(item: tuple[Case, str]) -> Result:
+            case, variant = item
+            if not variant:
+                return run_case(case, folder / str(case.world))
+            patch = HANGING[variant].patch
+            return run_case(case, folder / str(case.world), patch, _VARIANT_LIMIT_S)
+
+        items = [*zip(broken, variants, strict=True), *((case, "") for case in cases)]
+        results = list(each(items, work, lanes, 400.0))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _row(results, time.monotonic() - begun)
+
+
+def _of_variant(name: str) -> Case:
+    from tests.campaigns._hang_cases import parse_case
+    from tests.campaigns._hang_variants import HANGING
+
+    return parse_case(HANGING[name].case)
+
+
+def _row(results: list[tuple[tuple[Case, str], Result | None]], seconds: float) -> Row:
+    violations: list[str] = []
+    caught: list[str] = []
+    missed: list[str] = []
+    kinds: Counter[str] = Counter()
+    real = [(case, result) for (case, variant), result in results if not variant]
+    for (_, variant), result in results:
+        if variant:
+            told = result is None or result.violations
+            (caught if told else missed).append(variant)
+    for case, result in real:
+        found = ["the case itself died or hung"] if result is None else result.violations
+        for text in found[:1]:
+            again = f"python -m {_MODULE} --case '{case}'"
+            violations.append(f"{again}  # {text.splitlines()[0]}")
+            for line in "\n".join(found).splitlines():
+                print(f"{case}: {line}", file=sys.stderr)
+        kinds.update([] if result is None else result.kinds)
+    done = [result for _, result in real if result is not None]
+    notes = [
+        f"longest beyond a limit {max((r.over_s for r in done), default=0.0):.2f} s, longest from "
+        f"hit to answer {max((r.noticed_s for r in done), default=0.0):.2f} s",
+        *(f"{count} cases saw {kind}" for kind, count in sorted(kinds.items())),
+    ]
+    return Row(
+        "hang proofs", "cases", len(real), tuple(violations), tuple(caught), tuple(missed),
+        seconds, tuple(notes),
+    )  # fmt: skip
+
+
+def _main() -> int:
+    from tests.campaigns._hang_cases import parse_case
+    from tests.campaigns._hang_variants import HANGING
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--size", choices=get_args(Size), default="fast")
+    parser.add_argument("--case", action="append", default=[], metavar="HOW:GATE:NofM")
+    parser.add_argument("--variant", choices=HANGING, action="append", default=[])
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--lanes", type=int, default=_LANES_PER_CORE * cores)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    chosen = [parse_case(text) for text in arguments.case]
+    everything = not chosen and not arguments.variant
+    cases = list(_cases(arguments.size)) if everything else chosen
+    variants = list(HANGING) if everything else arguments.variant
+    row = _campaign(cases, variants, arguments.lanes)
+    if arguments.json:
+        print_row(row)
+        return 0
+    print(row.text())
+    for note in row.notes:
+        print(f"  {note}")
+    for name in row.missed:
+        print(f"  MISSED VARIANT: {name}")
+    for violation in row.violations:
+        print(f"  VIOLATION: {violation}")
+    return 1 if row.violations or row.missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

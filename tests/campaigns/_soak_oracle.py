@@ -1,0 +1,135 @@
+"""What must hold of a root, given everything that was said about it.
+
+The current lineage is known from outside: the incarnation with the highest number that restored
+owns the root, and stands on the step that it restored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.campaigns._soak_job import names
+from tests.campaigns._states import expected_step, stored_step
+
+import stepseal as ss
+from stepseal import errors
+
+if TYPE_CHECKING:
+    from tests.campaigns._soak_job import Folder, Word
+
+__all__ = ["judge_words", "survey"]
+
+
+@dataclass(slots=True)
+class _Story:
+    """The words, told in order."""
+
+    owner: int = 0
+    """Life that owns the root."""
+    incarnation: int = 0
+    acknowledged: dict[int, int] = field(default_factory=dict)
+    """Step to life, of the owner's lineage."""
+    promised: dict[int, int] = field(default_factory=dict)
+    """Life to the newest step that was acknowledged when it began to restore."""
+    fenced: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Life and step of saves that began when another life owned the root already, with that."""
+    restored: set[int] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+    def tell(self, word: Word) -> None:
+        """Take the next word."""
+        match word.kind:
+            case "claiming":
+                newest = max(self.acknowledged, default=0)
+                self.promised.setdefault(word.life, newest)
+            case "restored":
+                self._restored(word)
+            case "begin" if word.life != self.owner:
+                self.fenced[word.life, word.step] = self.owner
+            case "acknowledged":
+                self._acknowledged(word)
+            case "wrong":
+                self.problems.append(f"life {word.life}, rank {word.rank}: {word.text}")
+
+    def _restored(self, word: Word) -> None:
+        if word.life in self.restored:
+            return  # every participant says so
+        self.restored.add(word.life)
+        if word.step < self.promised[word.life]:
+            self.problems.append(
+                f"life {word.life} restored step {word.step}, but step "
+                f"{self.promised[word.life]} was acknowledged before"
+            )
+        told = self.acknowledged.get(word.step)
+        if told is not None and str(told) != word.text:
+            self.problems.append(
+                f"life {word.life} restored step {word.step} of life {word.text}, not of {told}"
+            )
+        if word.incarnation == 0 or word.incarnation > self.incarnation:
+            self.owner, self.incarnation = word.life, word.incarnation
+            kept = {step: life for step, life in self.acknowledged.items() if step <= word.step}
+            self.acknowledged = kept
+
+    def _acknowledged(self, word: Word) -> None:
+        owner = self.fenced.get((word.life, word.step))
+        if owner is not None:
+            self.problems.append(
+                f"life {word.life} began to save step {word.step} when life {owner} owned the "
+                "root, and it was acknowledged"
+            )
+        if word.life == self.owner:
+            self.acknowledged[word.step] = word.life
+
+
+def judge_words(words: list[Word]) -> tuple[dict[int, int], list[str]]:
+    """Return what was acknowledged in the current lineage, step to life, and what is wrong."""
+    story = _Story()
+    for word in words:
+        story.tell(word)
+    return story.acknowledged, list(dict.fromkeys(story.problems))
+
+
+def survey(folder: Folder, world: int, keep: int | None) -> list[str]:
+    """Check all that a reader can see; no life of the job runs meanwhile.
+
+    Args:
+        folder: of the round.
+        world: number of participants.
+        keep: number of newest steps that pruning leaves; None if nothing is pruned.
+    """
+    acknowledged, found = judge_words(folder.words.all())
+    try:
+        run = ss.open(folder.root)
+    except errors.RootNotFound:
+        return [*found, *(f"no root, but step {step} was acknowledged" for step in acknowledged)]
+    present = {}
+    for entry in run.entries():
+        if entry.state != "committed" or entry.manifest is None:
+            found.append(f"step {entry.step} is {entry.state}: {entry.problem}")
+            continue
+        try:
+            present[entry.step] = _check_step(run.step(entry.step), world, found)
+        except errors.StepNotFound:
+            continue  # pruned meanwhile
+    lives = {*acknowledged.values(), max(present.values(), default=0)}
+    for step, life in acknowledged.items():
+        if present.get(step) == life:
+            continue
+        newer = sum(1 for other, of in present.items() if other > step and of in lives)
+        if step in present:
+            found.append(f"step {step} was acknowledged to life {life}, found {present[step]}'s")
+        elif keep is None or newer < keep:
+            found.append(f"step {step} of life {life} was acknowledged and is gone: {present}")
+    return list(dict.fromkeys(found))
+
+
+def _check_step(step: ss.Step, world: int, found: list[str]) -> int:
+    """Return whose life saved a step, after it was found whole and as it was saved."""
+    life = step.manifest.cut["life"]
+    assert isinstance(life, int)
+    findings = step.verify()
+    found += [f"step {step.step}: {finding}" for finding in findings]
+    if not findings and stored_step(step) != expected_step(life, step.step, names(world)):
+        found.append(f"step {step.step} of life {life} holds other values than were saved")
+    return life

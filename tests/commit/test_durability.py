@@ -1,0 +1,42 @@
+"""What manifests say of durability, and that whoever runs the job is told why it is less."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from tests.commit._kit import TWO, FakeFinisher
+
+from stepseal.commit._draft import JobFacts
+from stepseal.commit._performer import Performer
+from stepseal.storage import MemoryStorage, SyncFacts
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Doubtful(MemoryStorage):
+    """Memory that says what memory is."""
+
+    def sync_support(self) -> SyncFacts:
+        return SyncFacts(("tmpfs at /runs is in memory", "directories cannot be synced"))
+
+
+def warnings_of(storage: MemoryStorage, caplog: pytest.LogCaptureFixture) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "stepseal"):
+        Performer(storage, TWO, finisher=FakeFinisher(), facts=JobFacts())
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_best_effort_is_told_once_with_every_reason_and_what_to_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (told,) = warnings_of(Doubtful(), caplog)
+    assert "best-effort" in told
+    assert "tmpfs at /runs is in memory; directories cannot be synced" in told
+    assert "stepseal doctor" in told
+
+
+def test_storage_without_doubts_is_not_talked_about(caplog: pytest.LogCaptureFixture) -> None:
+    assert warnings_of(MemoryStorage(), caplog) == []

@@ -1,0 +1,106 @@
+"""Foreign DCP folders are offered only on request, and only where no step of stepseal is."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.commit._kit import DEADLINES, TWO, Root, damage, sent
+
+from stepseal import errors
+from stepseal.commit import _actions as actions
+from stepseal.commit import _messages as messages
+from stepseal.commit._foreign import offer_foreign
+from stepseal.commit._restore_round import RestoreRound
+from stepseal.layout import Lineage
+from stepseal.storage import create_durable
+
+if TYPE_CHECKING:
+    from stepseal.storage import Storage
+
+INDEX = b"whatever DCP wrote"
+SHA256 = hashlib.sha256(INDEX).hexdigest()
+
+
+def put(storage: Storage, name: str, data: bytes = INDEX) -> None:
+    storage.make_dir(name)
+    create_durable(storage, f"{name}/.metadata", data)
+
+
+def offer(storage: Storage, step: int | None = None, *exclude: int) -> actions.Selected | None:
+    return offer_foreign(storage, actions.Select(1, step, exclude, unverified=True))
+
+
+def offered(found: actions.Selected | None) -> Lineage | None:
+    if found is None:
+        return None
+    assert found.unverified
+    return found.lineage
+
+
+def test_the_newest_folder_with_an_index_is_offered_by_its_digest(storage: Storage) -> None:
+    for name in ("step-9", "step-100", "step-007", "checkpoint-500", "step-200.tmp"):
+        put(storage, name)
+    storage.make_dir("step-300")
+    create_durable(storage, "step-400", b"a file")
+    assert offered(offer(storage)) == Lineage(100, SHA256, 0)
+    assert offered(offer(storage, None, 100)) == Lineage(9, SHA256, 0)
+    assert offer(storage, None, 100, 9) is None
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_any_step_of_stepseal_comes_first(storage: Storage, damaged: bool) -> None:
+    root = Root(storage)
+    root.commit(5)
+    if damaged:
+        damage(storage, 5)
+    put(storage, "step-9")
+    assert offer(storage) is None
+    assert offered(offer(storage, 9)) == Lineage(9, SHA256, 0)
+    assert offer(storage, 5) is None
+
+
+def test_a_folder_that_was_asked_for_must_be_there(storage: Storage) -> None:
+    with pytest.raises(errors.StepNotFound):
+        offer(storage, 3)
+
+
+def called(*, unverified: bool = True) -> messages.RestoreCalled:
+    return messages.RestoreCalled(1, None, False, ["model"], unverified)
+
+
+def joined() -> RestoreRound:
+    found = RestoreRound(1, TWO, DEADLINES, 0.0)
+    found.on_called(TWO[0], called(), 0.0)
+    assert found.on_called(TWO[1], called(), 0.0) == [actions.Select(1, None, (), True)]
+    return found
+
+
+def told(todo: list[actions.Action], kind: Any) -> list[Any]:  # noqa: ANN401 - of that kind
+    found = sent(todo, kind)
+    assert [name for name, _ in found] == list(TWO)
+    return [message for _, message in found]
+
+
+def test_a_restored_folder_is_no_parent_of_the_claim(storage: Storage) -> None:
+    found = joined()
+    chosen = Lineage(9, SHA256, 0)
+    selected = actions.Selected(1, chosen, "", has_commits=False, unverified=True)
+    candidates = told(found.on_selected(selected, 1.0), messages.Candidate)
+    assert {(c.step, c.manifest_sha256, c.unverified) for c in candidates} == {(9, SHA256, True)}
+    for vote in (messages.Checked(1, 1), messages.Applied(1, 1)):
+        for name in TWO:
+            last = found.on_vote(name, vote, 2.0)
+    assert last == [actions.Claim(1, None)]
+    restored = told(found.on_claimed(actions.Claimed(1, 4)), messages.Restored)
+    assert {(r.step, r.incarnation, r.unverified) for r in restored} == {(9, 4, True)}
+
+
+def test_participants_that_differ_in_the_request_fail_together() -> None:
+    found = RestoreRound(1, TWO, DEADLINES, 0.0)
+    found.on_called(TWO[0], called(), 0.0)
+    todo = found.on_called(TWO[1], called(unverified=False), 0.0)
+    (first, _) = told(todo, messages.RestoreFailed)
+    assert first.kind == errors.StateMismatch.kind
+    assert "unverified=False" in first.message

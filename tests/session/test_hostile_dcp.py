@@ -1,0 +1,117 @@
+"""A foreign folder can be refused, and no more: it runs nothing and takes neither time nor memory.
+
+The corpus is made and imported in a process of its own, which hears every audit event.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.session._hostile_dcp import GADGETS, corpus, make_good
+
+from stepseal.components import foreign_components
+from stepseal.errors import CheckpointError
+from stepseal.session._dcp_folder import DcpFolder, state_of
+from stepseal.storage import LocalStorage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NUM_DAMAGED = 1500
+MAX_SECONDS = 2.0
+MAX_GROWN_MIB = 200
+TYPED = {"Corrupt", "UnsupportedState"}
+
+
+def run(folder: str, *options: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.session._hostile_dcp", folder, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run(str(tmp_path_factory.mktemp("hostile")))
+
+
+def wrong(report: dict[str, Any], name: str, good: object) -> dict[str, Any]:
+    """Return the cases in which a fact is not as it must be."""
+    assert report
+    cases = {case: facts[name] for case, facts in report.items() if case != "good"}
+    assert len(cases) == len(corpus())
+    return {case: fact for case, fact in cases.items() if fact != good}
+
+
+def test_the_folder_that_all_cases_change_is_good(report: dict[str, Any]) -> None:
+    assert report["good"]["outcome"] == "imported"
+    assert report["good"]["root_made"]
+
+
+def test_each_is_refused_with_a_typed_error_that_names_the_file(report: dict[str, Any]) -> None:
+    assert {c: f for c, f in wrong(report, "outcome", None).items() if f not in TYPED} == {}
+    files = (".metadata", ".distcp")
+    silent = [
+        c for c, text in wrong(report, "message", "").items() if not any(map(text.count, files))
+    ]
+    assert silent == []
+
+
+def test_a_refused_value_is_named(report: dict[str, Any]) -> None:
+    values = {case: facts["message"] for case, facts in report.items() if case.startswith("value/")}
+    assert [case for case, message in values.items() if "'n.a'" not in message] == []
+
+
+def test_nothing_is_run_imported_or_looked_up(report: dict[str, Any]) -> None:
+    assert wrong(report, "events", []) == {}
+    assert wrong(report, "executed", False) == {}
+
+
+def test_each_ends_within_two_seconds_and_200_mib(report: dict[str, Any]) -> None:
+    assert {c: s for c, s in wrong(report, "seconds", 0).items() if s > MAX_SECONDS} == {}
+    grown = wrong(report, "grown_mib", 0)
+    assert {c: size for c, size in grown.items() if size > MAX_GROWN_MIB} == {}
+
+
+def test_neither_folder_nor_root_is_touched(report: dict[str, Any]) -> None:
+    assert wrong(report, "unchanged", True) == {}
+    assert wrong(report, "root_made", False) == {}
+
+
+def test_a_reader_that_unpickles_runs_every_gadget(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    executed = run(str(tmp_path_factory.mktemp("naive")), "--naive")
+    assert executed == dict.fromkeys(GADGETS, True)
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_any_damaged_byte_is_refused_in_a_typed_way_or_harmless(tmp_path: Path, name: str) -> None:
+    make_good(tmp_path)
+    path = tmp_path / name
+    whole, random = path.read_bytes(), Random(7)
+    refused = 0
+    for _ in range(NUM_DAMAGED):
+        data = bytearray(whole)
+        for _ in range(random.choice((1, 1, 2, 8))):
+            data[random.randrange(len(data))] = random.randrange(256)
+        path.write_bytes(data[: random.choice((None, None, None, random.randrange(len(data))))])
+        try:
+            read_all(tmp_path)
+        except CheckpointError:
+            refused += 1
+    assert 0 < refused < NUM_DAMAGED
+
+
+def read_all(path: Path) -> None:
+    with LocalStorage.open(path) as storage:
+        folder = DcpFolder(storage, "")
+        components = foreign_components(folder.index)
+        for component in components:
+            state_of(folder, components, component, None)

@@ -1,0 +1,221 @@
+"""Kernels that lack one ability each: some refuse, some answer success and do something else."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import TYPE_CHECKING
+
+from stepseal.storage._calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Calls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Buffer
+
+    from stepseal.storage import Ability
+
+__all__ = ["LIES", "REFUSALS", "Refusing"]
+
+
+class Refusing(Calls):
+    """Answers one call with an error."""
+
+    def __init__(self, call: str, number: int, flags: int = 0) -> None:
+        self._call = call
+        self._number = number
+        self._flags = flags
+
+    def _answer(self, call: str, flags: int = 0) -> None:
+        if call == self._call and flags & self._flags == self._flags:
+            raise OSError(self._number, os.strerror(self._number))
+
+    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+        self._answer("open", flags)
+        return super().open(name, flags, mode, dir_fd=dir_fd)
+
+    def fsync(self, fd: int) -> None:
+        self._answer("fsync")
+        super().fsync(fd)
+
+    def fsync_dir(self, fd: int) -> None:
+        self._answer("fsync_dir")
+        super().fsync_dir(fd)
+
+    def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+        self._answer("link")
+        super().link(source, source_fd, target, target_fd)
+
+    def rename(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+        self._answer("rename")
+        super().rename(source, source_fd, target, target_fd)
+
+    def renameat2(
+        self, source: str, source_fd: int, target: str, target_fd: int, flags: int
+    ) -> None:
+        self._answer("renameat2", flags)
+        super().renameat2(source, source_fd, target, target_fd, flags)
+
+
+class _NotExclusive(Calls):
+    """O_EXCL is not known: the file that is there is emptied, as without it."""
+
+    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_EXCL:
+            flags = flags & ~os.O_EXCL | os.O_TRUNC
+        return super().open(name, flags, mode, dir_fd=dir_fd)
+
+
+class _LinkCopies(Calls):
+    """A link is a copy, and refuses a taken name only."""
+
+    def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(os.open(source, os.O_RDONLY, dir_fd=source_fd), "rb") as file:
+            data = file.read()
+        with open(os.open(target, flags, dir_fd=target_fd), "wb") as file:
+            file.write(data)
+
+
+class _LinkReplaces(Calls):
+    """A link takes the place of what is there."""
+
+    def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+        if target in os.listdir(target_fd):
+            os.unlink(target, dir_fd=target_fd)
+        super().link(source, source_fd, target, target_fd)
+
+
+class _LinkRaces(Calls):
+    """Looks, waits, and links: what an emulation above an object store does."""
+
+    def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+        if target in os.listdir(target_fd):
+            raise FileExistsError(errno.EEXIST, "exists")
+        time.sleep(0.005)
+        if target in os.listdir(target_fd):
+            os.unlink(target, dir_fd=target_fd)
+        super().link(source, source_fd, target, target_fd)
+
+
+def _files(name: str, fd: int) -> Iterator[str]:
+    inner = os.open(name, os.O_RDONLY, dir_fd=fd)
+    try:
+        yield from sorted(os.listdir(inner))
+    finally:
+        os.close(inner)
+
+
+class _RenameCopies(Calls):
+    """A directory is renamed file by file."""
+
+    def rename(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+        if target in os.listdir(target_fd):
+            raise OSError(errno.ENOTEMPTY, "not empty")
+        os.mkdir(target, dir_fd=target_fd)
+        for name in _files(source, source_fd):
+            time.sleep(0.002)
+            os.rename(
+                f"{source}/{name}", f"{target}/{name}", src_dir_fd=source_fd, dst_dir_fd=target_fd
+            )
+        os.rmdir(source, dir_fd=source_fd)
+
+
+class _RenameMerges(Calls):
+    """A rename onto a directory with entries replaces them."""
+
+    def rename(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+        if target in os.listdir(target_fd):
+            for name in _files(target, target_fd):
+                os.unlink(f"{target}/{name}", dir_fd=target_fd)
+        super().rename(source, source_fd, target, target_fd)
+
+
+class _FlagsIgnored(Calls):
+    """A flag of renameat2 is not known, and the call made without it."""
+
+    def __init__(self, flag: int) -> None:
+        self._flag = flag
+
+    def renameat2(
+        self, source: str, source_fd: int, target: str, target_fd: int, flags: int
+    ) -> None:
+        if flags != self._flag:
+            super().renameat2(source, source_fd, target, target_fd, flags)
+        elif flags == RENAME_NOREPLACE:
+            os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+
+
+class _DirectLoses(Calls):
+    """What is written past the cache is not what is read."""
+
+    def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
+        if memoryview(data).nbytes < 4096:
+            return super().pwrite(fd, data, offset)
+        return super().pwrite(fd, bytes(memoryview(data).nbytes), offset)
+
+    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+        return super().open(name, flags & ~os.O_DIRECT, mode, dir_fd=dir_fd)
+
+
+class _Follows(Calls):
+    """O_NOFOLLOW is not known."""
+
+    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+        return super().open(name, flags & ~os.O_NOFOLLOW, mode, dir_fd=dir_fd)
+
+
+class _ModesLost(Calls):
+    """Everybody may read everything, as on a FAT disk."""
+
+    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+        fd = super().open(name, flags, mode, dir_fd=dir_fd)
+        if flags & os.O_CREAT:
+            os.fchmod(fd, 0o755)
+        return fd
+
+
+class _SeenLate(Calls):
+    """Another process sees a closed file later: its own cache says that there is none."""
+
+    def __init__(self) -> None:
+        self._home = os.getpid()
+
+    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
+        if os.getpid() != self._home and name.startswith("note-"):
+            raise FileNotFoundError(errno.ENOENT, "cached")
+        return super().open(name, flags, mode, dir_fd=dir_fd)
+
+
+REFUSALS: list[tuple[Calls, set[Ability], str]] = [
+    (Refusing("fsync", errno.EINVAL), {"fsync_file"}, "EINVAL"),
+    (Refusing("fsync_dir", errno.EINVAL), {"fsync_dir"}, "EINVAL"),
+    (Refusing("link", errno.EPERM), {"link", "one_winner"}, "EPERM"),
+    (
+        Refusing("rename", errno.EXDEV),
+        {"rename_dir", "rename_keeps_full_dir", "seen_at_once"},
+        "EXDEV",
+    ),
+    (
+        Refusing("renameat2", errno.EINVAL, RENAME_NOREPLACE),
+        {"noreplace_file", "noreplace_dir"},
+        "EINVAL",
+    ),
+    (Refusing("renameat2", errno.ENOSYS, RENAME_EXCHANGE), {"exchange"}, "ENOSYS"),
+    (Refusing("open", errno.EINVAL, os.O_DIRECT), {"direct_io"}, "EINVAL"),
+]
+LIES: list[tuple[Calls, set[Ability], str]] = [
+    (_NotExclusive(), {"exclusive_create", "one_winner"}, "O_EXCL"),
+    (_LinkCopies(), {"link"}, "copy"),
+    (_LinkReplaces(), {"link", "one_winner"}, "link"),
+    (_LinkRaces(), {"one_winner"}, "winners"),
+    (_RenameCopies(), {"rename_dir"}, "showed only"),
+    (_RenameMerges(), {"rename_keeps_full_dir"}, "was replaced"),
+    (_FlagsIgnored(RENAME_NOREPLACE), {"noreplace_file", "noreplace_dir"}, "was replaced"),
+    (_FlagsIgnored(RENAME_EXCHANGE), {"exchange"}, "not swapped"),
+    (_DirectLoses(), {"direct_io"}, "other bytes"),
+    (_Follows(), {"nofollow"}, "was followed"),
+    (_ModesLost(), {"modes"}, "0755"),
+    (_SeenLate(), {"seen_at_once"}, "not seen"),
+]
