@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from stepseal import errors
 from stepseal.commit._publish import publish
 from stepseal.commit._resume import Selection, select
 from stepseal.layout import MANIFEST
-from stepseal.storage import MemoryStorage, create_durable, make_dirs
+from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_dirs
 from stepseal.testing import FaultyStorage
 
 if TYPE_CHECKING:
@@ -185,7 +186,8 @@ def test_step_that_vanishes_while_choosing_is_skipped() -> None:
         def list_dir(self, key: str):  # type: ignore[no-untyped-def] # noqa: ANN202
             found = super().list_dir(key)
             if key == "":
-                storage.rename("step-10", "elsewhere")
+                with contextlib.suppress(KeyNotFound):
+                    storage.rename("step-10", "elsewhere")
             return found
 
     root.storage = Vanishing(storage)
