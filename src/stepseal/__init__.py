@@ -3,6 +3,7 @@
 Names are loaded on first use, so that importing stepseal costs nothing and metadata tools never
 load torch.
 """
+# ruff: noqa: I001 - names side by side keep the face on one page
 
 from __future__ import annotations
 
@@ -16,16 +17,8 @@ if TYPE_CHECKING:
     from stepseal.components import RNG, Sharing, register, register_codec
     from stepseal.retention import Retention, latest
     from stepseal.session import (
-        Checkpointer,
-        Imported,
-        PendingSave,
-        Restored,
-        Run,
-        Saved,
-        Step,
-        every,
-        import_dcp,
-    )
+        Checkpointer, Imported, PendingSave, Restored, Run, Saved, Step, every, import_dcp,
+    )  # fmt: skip
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
     from stepseal.storage import Access
 

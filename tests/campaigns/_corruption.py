@@ -147,7 +147,10 @@ def _damages(root: SavedRoot, scope: _Scope) -> list[str]:
 
 
 def _control_damages(bench: ControlBench, scope: _Scope) -> list[str]:
-    return list(plans.of_control_files(bench.pristine.files))[:: scope.control_every]
+    """Return damages outside steps: some of those inside a file, all of those to whole files."""
+    found = list(plans.of_control_files(bench.pristine.files))
+    inside = [text for text in found if text.startswith(("flip", "truncate"))]
+    return [*inside[:: scope.control_every], *(text for text in found if text not in inside)]
 
 
 def _chunk_damages(root: SavedRoot, scope: _Scope) -> list[str]:

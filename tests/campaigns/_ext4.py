@@ -47,7 +47,7 @@ FILESYSTEMS = tuple(OPTIONS)
 _NUM_IMAGES = {"fast": 300, "nightly": 2_000, "release": 100_000}
 _PER_RECORDING = {"fast": 50, "nightly": 80, "release": 250}
 _FOR_A_VARIANT = 200
-_WORKLOADS = ("superseding", "mixed", "async", "sync", "three", "alone")
+_WORKLOADS = ("superseding", "pruning", "mixed", "async", "sync", "three", "alone")
 _HOUSE = Path(__file__).resolve().parents[2]
 
 
@@ -94,7 +94,7 @@ def _broken(filesystem: str, all_options: Iterable[str]) -> Iterator[Task]:
             continue
         lying = name == "lying-disk"
         variant = "none" if lying else name
-        job = Job("mixed", filesystem, options, variant)
+        job = Job(VARIANTS[variant].workload, filesystem, options, variant)
         yield Task(job, _FOR_A_VARIANT, until_caught=True, lying=lying)
 
 

@@ -130,7 +130,7 @@ def _check(
     with _mounted(device, point, recording.job) as problem:
         if problem is not None:
             return [problem]
-        found = _survey(root, log, compared)
+        found = _survey(recording.job, root, log, compared)
         if not found and image.number % RESUME_EVERY == 0:
             found = _in_child(recording.job, root, log)
         gc.collect()  # errors on the way may hold storages in cycles
@@ -148,9 +148,9 @@ def _mounted(device: str, point: Path, job: Job) -> Iterator[Violation | None]:
         yield problem
 
 
-def _survey(root: Path, log: Log, compared: set[str]) -> list[Violation]:
+def _survey(job: Job, root: Path, log: Log, compared: set[str]) -> list[Violation]:
     try:
-        return survey(root, log, compared)
+        return survey(root, log, compared, WORKLOADS[job.workload].keep)
     except (CheckpointError, OSError) as error:
         return [Violation("damaged", f"{type(error).__name__}: {error}")]
 
@@ -168,7 +168,8 @@ def _in_child(job: Job, root: Path, log: Log) -> list[Violation]:
             def storage(_rank: int) -> LocalStorage:
                 return LocalStorage.create(root)
 
-            found = recover(Life(6, root, log, storage, workload.num_participants))
+            life = Life(6, root, log, storage, workload.num_participants, workload.keep)
+            found = recover(life)
         except BaseException as error:
             found = [Violation("workload", f"{type(error).__name__}: {error}")]
         with open(writing, "w") as pipe:

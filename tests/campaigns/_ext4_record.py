@@ -181,7 +181,8 @@ def _live(folder: Path, point: Path, job: Job) -> None:
         return variant.wrap(LocalStorage.create(root))
 
     over = threading.Event()
-    life = Life(1, root, _DiaryLog(folder), storage, workload.num_participants)
+    log = _DiaryLog(folder)
+    life = Life(1, root, log, storage, workload.num_participants, workload.keep)
     beside = threading.Thread(target=_be_neighbour, args=(point / "neighbour", job.neighbour, over))
     beside.start()
     try:

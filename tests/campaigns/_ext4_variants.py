@@ -1,4 +1,8 @@
-"""Savers that leave out a sync, or do it too late: what the power-loss campaigns must catch."""
+"""Savers that leave out a sync, or do it too late: what the power-loss campaigns must catch.
+
+What a journal hides is not among them: ext4 and xfs commit all removals of one small folder at
+once, so that a step which is pruned in place is seldom half there. The crash campaign catches it.
+"""
 
 from __future__ import annotations
 
@@ -122,4 +126,5 @@ VARIANTS = {
     "nothing-synced": Variant(_nothing, _NothingSynced, _CAUGHT_AS),
     "rename-before-sync": Variant(_nothing, _SyncAfterRename, _CAUGHT_AS),
     "acknowledged-before-commit": PROTOCOLS["acknowledged-before-commit"],
+    "pruned-before-commit": PROTOCOLS["pruned-before-commit"],
 }

@@ -12,6 +12,7 @@ from tests.campaigns._states import digest_of, stored_step
 import stepseal as ss
 from stepseal import errors
 from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest
+from stepseal.session import Run
 from stepseal.storage import KeyNotFound, LocalStorage, read_bytes
 from stepseal.transfer import verify_step
 
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
     from tests.campaigns._lives import Life, Player
     from tests.campaigns._log import Event, Log, Timeline
 
-__all__ = ["Violation", "recover", "survey"]
+    from stepseal.storage import Storage
+
+__all__ = [
+    "Violation",
+    "check_newest",
+    "check_step",
+    "recover",
+    "resume_and_save",
+    "superseded",
+    "survey",
+    "survey_storage",
+]
 
 Kind = Literal[
     "damaged",
@@ -56,7 +68,7 @@ def recover(life: Life) -> list[Violation]:
     compared: set[str] = set()
     found = survey(life.root, life.log, compared, life.keep)
     if not any(violation.kind == "damaged" for violation in found):
-        found += _resume_and_save(life)
+        found += resume_and_save(life)
         found += survey(life.root, life.log, compared, life.keep)
         found += _not_swept(life.root)
     return list(dict.fromkeys(found))
@@ -72,26 +84,41 @@ def survey(root: Path, log: Log, compared: set[str], keep: int | None = None) ->
             those of this survey are added.
         keep: how many of the newest steps the job keeps; None: all.
     """
-    events = log.events()
+    try:
+        storage = LocalStorage.open(root)
+    except errors.RootNotFound:
+        return _nothing_there(timelines_of(log.events()))
+    with storage:
+        return survey_storage(storage, log.events(), compared, keep)
+
+
+def survey_storage(
+    storage: Storage, events: list[Event], compared: set[str], keep: int | None = None
+) -> list[Violation]:
+    """Do the same for a root of any kind."""
     timelines = timelines_of(events)
     try:
-        run = ss.open(root)
+        run = Run(storage, "")
     except errors.RootNotFound:
-        lost = [Violation("lost", f"no root, but {t.newest} acknowledged") for t in timelines[:1]]
-        return lost if all(t.acknowledged for t in timelines) else []
+        return _nothing_there(timelines)
     found: list[Violation] = []
     for entry in run.entries():
         if entry.state == "committed":
-            found += _check_step(run.step(entry.step), events, compared)
+            found += check_step(run.step(entry.step), events, compared)
         else:
             found.append(Violation("damaged", f"{entry.name} is {entry.state}: {entry.problem}"))
     if found:
         return found
-    found += _check_kept(run, events, keep)
-    return found + _check_newest(run.latest(), timelines)
+    found += _check_kept(run, storage, events, keep)
+    return found + check_newest(run.latest(), timelines)
 
 
-def _check_step(step: ss.Step, events: list[Event], compared: set[str]) -> list[Violation]:
+def _nothing_there(timelines: list[Timeline]) -> list[Violation]:
+    lost = [Violation("lost", f"no root, but {t.newest} acknowledged") for t in timelines[:1]]
+    return lost if all(t.acknowledged for t in timelines) else []
+
+
+def check_step(step: ss.Step, events: list[Event], compared: set[str]) -> list[Violation]:
     """A visible step is whole, holds nothing else, and exactly what one save meant it to hold."""
     found = []
     for finding in step.verify():
@@ -109,10 +136,12 @@ def _check_step(step: ss.Step, events: list[Event], compared: set[str]) -> list[
     return []
 
 
-def _check_kept(run: ss.Run, events: list[Event], keep: int | None) -> list[Violation]:
+def _check_kept(
+    run: ss.Run, storage: Storage, events: list[Event], keep: int | None
+) -> list[Violation]:
     """Whatever was acknowledged is in its place, or was put aside whole, or pruned by the rule."""
     kept = {(step, run.step(step).manifest.cut.get("life")) for step in run.steps()}
-    kept |= _superseded(run.root)
+    kept |= superseded(storage)
     told = {(event.step, event.life) for event in events if event.kind == "acknowledged"}
     return [
         Violation("lost", f"step {step} of life {life} was acknowledged and is nowhere")
@@ -121,9 +150,8 @@ def _check_kept(run: ss.Run, events: list[Event], keep: int | None) -> list[Viol
     ]
 
 
-def _superseded(root: str) -> set[tuple[int, object]]:
+def superseded(storage: Storage) -> set[tuple[int, object]]:
     """Return step and life of what lies whole where superseded steps are kept or pass through."""
-    storage = LocalStorage.open(root)
     found = set()
     for area in (".stepseal/superseded", ".stepseal/staging", ".stepseal/trash"):
         try:
@@ -142,7 +170,8 @@ def _superseded(root: str) -> set[tuple[int, object]]:
     return found
 
 
-def _check_newest(latest: ss.Step | None, timelines: list[Timeline]) -> list[Violation]:
+def check_newest(latest: ss.Step | None, timelines: list[Timeline]) -> list[Violation]:
+    """What a restore chooses is on a timeline of the job, and not behind what it was promised."""
     for timeline in timelines:
         if latest is None and timeline.newest is None:
             return []
@@ -155,11 +184,12 @@ def _check_newest(latest: ss.Step | None, timelines: list[Timeline]) -> list[Vio
     return [Violation("lost", f"newest is {chosen}, but {newest} was acknowledged")]
 
 
-def _resume_and_save(life: Life) -> list[Violation]:
+def resume_and_save(life: Life) -> list[Violation]:
+    """Restore as the next incarnation does, compare with what a reader chooses, and save twice."""
     found: list[Violation] = []
     wanted = None
     with contextlib.suppress(errors.RootNotFound):
-        wanted = ss.open(life.root).latest()
+        wanted = Run(life.storage(0), "").latest()
 
     def script(player: Player) -> None:
         restored = player.restore()

@@ -117,7 +117,7 @@ def test_check_current(storage: Storage) -> None:
 def test_each_flipped_bit_of_a_claim_is_noticed() -> None:
     storage = MemoryStorage()
     ready(storage)
-    claim(storage, PARENT)
+    claim(storage, Lineage(40, "a" * 64, 0))
     key = f"{INCARNATIONS}/1.json"
     data = read_bytes(storage, key, 1 << 14)
     for bit in range(8 * len(data)):
@@ -193,6 +193,23 @@ def test_damaged_claim_hides_its_parent_so_all_older_count() -> None:
 
 def test_missing_claim_is_treated_as_damaged() -> None:
     assert lineage_limits([record(1), record(3, 50, 2)]) == {3: None, 2: 50, 1: None}
+
+
+def test_a_step_above_all_claims_counts_because_its_claim_was_lost() -> None:
+    limits = lineage_limits([ClaimRecord(1, None), ClaimRecord(2, PARENT)])
+    assert in_lineage(limits, 3, 50)
+    assert not in_lineage(limits, 1, 50)
+
+
+def test_the_number_of_a_lost_claim_is_not_taken_again(storage: Storage) -> None:
+    ready(storage)
+    assert claim(storage, None) == 1
+    parent = Lineage(40, "a" * 64, 3)
+    assert claim(storage, parent) == 4
+    limits = lineage_limits(read_claims(storage))
+    assert in_lineage(limits, 3, 40)
+    assert in_lineage(limits, 1, 20)
+    assert not in_lineage(limits, 3, 41)
 
 
 @pytest.mark.parametrize("parent", [3, 4])

@@ -136,12 +136,24 @@ def test_all_applied_claims_then_tells() -> None:
     assert found.done
 
 
-@pytest.mark.parametrize("kind", [CORRUPT, errors.StorageUnavailable.kind])
 @pytest.mark.parametrize("apply", [False, True])
-def test_damage_sends_all_to_an_older_step(apply: bool, kind: str) -> None:
+def test_what_storage_refused_is_tried_once_more(apply: bool) -> None:
+    refused = errors.StorageUnavailable.kind
     found = in_apply() if apply else in_check()
     vote = messages.Applied(1, 1) if apply else messages.Checked(1, 1)
-    assert found.on_rejected(TWO[1], rejected(kind, touched=apply), 3.0) == []
+    found.on_rejected(TWO[1], rejected(refused, touched=apply), 3.0)
+    assert found.on_vote(TWO[0], vote, 3.0) == [actions.Select(1, None, ())]
+    told = sent(found.on_selected(selected(STEP_20), 4.0))
+    assert told[0][1] == messages.Candidate(1, 2, 20, attempt_id(1), "a" * 64)
+    found.on_rejected(TWO[1], rejected(refused, round_=2), 5.0)
+    assert found.on_vote(TWO[0], messages.Checked(1, 2), 5.0) == [actions.Select(1, None, (20,))]
+
+
+@pytest.mark.parametrize("apply", [False, True])
+def test_damage_sends_all_to_an_older_step(apply: bool) -> None:
+    found = in_apply() if apply else in_check()
+    vote = messages.Applied(1, 1) if apply else messages.Checked(1, 1)
+    assert found.on_rejected(TWO[1], rejected(touched=apply), 3.0) == []
     assert found.on_vote(TWO[0], vote, 3.0) == [actions.Select(1, None, (20,))]
     told = sent(found.on_selected(selected(STEP_10), 4.0))
     assert told[0][1] == messages.Candidate(1, 2, 10, attempt_id(1), "b" * 64)

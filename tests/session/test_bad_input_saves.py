@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -338,5 +339,8 @@ def test_ranks_that_mix_up_save_and_restore_are_told(tmp_path: Path) -> None:
 
     for failed in outcomes(tmp_path, work):
         assert isinstance(failed, (ParticipantFailed, StateMismatch))
-        assert "called save, but others called restore" in str(failed)
+        # which of the two came second is nobody's choice
+        assert re.search(
+            "called (save, but others called restore|restore, but others)", str(failed)
+        )
     assert ss.open(tmp_path).steps() == (5,)

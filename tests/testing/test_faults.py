@@ -236,3 +236,23 @@ def test_two_processes_count_one_sequence_and_only_one_is_struck(tmp_path: Path)
     operations = FileCount(tmp_path / "count").operations()
     assert [operation.index for operation in operations] == list(range(len(operations)))
     assert len(os.listdir(tmp_path / "root")) == len(operations) - 1
+
+
+def test_reading_is_numbered_and_fails_only_on_request() -> None:
+    inner = MemoryStorage()
+    create_durable(inner, "a", b"1")
+    undisturbed = FaultyStorage(inner, [Fault(lambda *_: True, Fail(errno.EIO), sticky=True)])
+    assert read_bytes(undisturbed, "a", 1) == b"1"
+    assert _recorded(undisturbed) == []
+    for number, verb in enumerate(["open_read", "read", "stat", "list_dir"]):
+        storage = FaultyStorage(inner, [Fault(number, Fail(errno.ESTALE))], reads=True)
+        with pytest.raises(StorageUnavailable) as caught:
+            _look_at(storage)
+        assert caught.value.errno == errno.ESTALE
+        assert _recorded(storage)[-1] == (verb, "" if verb == "list_dir" else "a")
+
+
+def _look_at(storage: FaultyStorage) -> None:
+    read_bytes(storage, "a", 1)
+    storage.stat("a")
+    storage.list_dir("")

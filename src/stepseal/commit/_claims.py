@@ -105,7 +105,8 @@ def _lineage_of(parent: object) -> Lineage | None:
 def claim(storage: Storage, parent: Lineage | None) -> int:
     """Claim the next incarnation and return its number.
 
-    Coordinator only, once per life of a job.
+    Coordinator only, once per life of a job. The number is above all claims, and above the parent's
+    incarnation, whose claim may be lost.
 
     Args:
         storage: the root, with its control folders made.
@@ -117,7 +118,7 @@ def claim(storage: Storage, parent: Lineage | None) -> int:
 
     Durability: on return the claim survives power loss.
     """
-    number = max(_numbers(storage), default=0)
+    number = max([0 if parent is None else parent.incarnation, *_numbers(storage)])
     for _ in range(_ATTEMPTS):
         number += 1
         if put_if_absent(storage, f"{INCARNATIONS}/{number}.json", _record(number, parent)):
@@ -195,8 +196,12 @@ def lineage_limits(claims: Iterable[ClaimRecord]) -> dict[int, int | None]:
 
 
 def in_lineage(limits: Mapping[int, int | None], incarnation: int, step: int) -> bool:
-    """Tell whether a step that `incarnation` committed descends to the newest claim."""
-    if not limits:
+    """Tell whether a step that `incarnation` committed descends to the newest claim.
+
+    Claims come before commits, so that a step of an incarnation above all claims says that its
+    claim is lost; it counts, because losing it, too, could strand the job.
+    """
+    if not limits or incarnation > max(limits):
         return True
     if incarnation not in limits:
         return False

@@ -152,6 +152,12 @@ class ParticipantDriver:
             participant=self.participant,
         )
 
+    def restore_ended(self, call: int) -> bool:
+        """Tell whether going on with an order makes no sense: the restore failed, or is alone."""
+        state = self._restore(call)
+        with self._changed:
+            return state.answer is not None or state.lost is not None
+
     def vote(self, message: messages.Checked | messages.Applied | messages.Rejected) -> None:
         """Answer an order of a restore."""
         self._link.send(message)

@@ -2,7 +2,8 @@
 
 Invariants:
 - nobody applies before everybody checked the same candidate;
-- a damaged candidate sends all participants to the next older one together;
+- a damaged candidate sends all participants to the next older one together; one that storage
+  refused does so only when it was refused twice;
 - a candidate that does not fit the live state is an answer, not damage: the restore fails on all
   participants, because an older step would not fit either and falling back would lose work;
 - once `Apply` was sent, every failure says that live state was changed.
@@ -57,6 +58,8 @@ class RestoreRound:
         self._candidate: Lineage | None = None
         self._reasons: dict[str, str] = {}
         self._excluded: list[int] = []
+        self._tried_again: set[int] = set()
+        """Candidates that storage refused once."""
         self._tainted = False
         self._unverified = False
 
@@ -159,6 +162,10 @@ class RestoreRound:
         failures = dict(self._rejected)
         asked = next(iter(self._joined.values())).step
         damage = all(cause.kind in _DAMAGE for cause in failures.values())
+        refused = any(c.kind == errors.StorageUnavailable.kind for c in failures.values())
+        if damage and refused and step not in self._tried_again:
+            self._tried_again.add(step)
+            return self._select(now)
         if asked is not None or not damage:
             return self._fail_with(f"restore of step {step}", failures)
         why = "; ".join(f"{p}: {c.message}" for p, c in sorted(failures.items())[:4])

@@ -40,7 +40,7 @@ from stepseal.storage import read_bytes
 from stepseal.transfer import ReadRequest, StepReader
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from stepseal.commit import Deadlines, ParticipantDriver, RestoreCalled
     from stepseal.components import Component, RestorePlan, Topology
@@ -51,6 +51,12 @@ if TYPE_CHECKING:
 __all__ = ["Restored", "check_choice", "take_part"]
 
 _log = logging.getLogger("stepseal")
+
+
+class RestoreGivenUp(CheckpointError):
+    """The restore failed while this participant was still applying; the coordinator knows why."""
+
+    kind = "restore_given_up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +73,11 @@ class CheckedStep:
             for component, plan in self.plans
         }
 
-    def apply(self) -> None:
+    def apply(self, check_cancelled: Callable[[], None]) -> None:
         """Stream every tensor needed here, then finish each component; changes live state.
+
+        Args:
+            check_cancelled: called before every read and every component; raises to give up.
 
         Raises:
             Corrupt: a digest did not match; live state may hold a mix of old and new by now.
@@ -79,8 +88,9 @@ class CheckedStep:
             for key, sink in plan.sinks.items()
             for stored in self.reader.stored(component.name)[key]
         ]
-        self.reader.stream(requests, check_cancelled=lambda: None)
+        self.reader.stream(requests, check_cancelled=check_cancelled)
         for _, plan in self.plans:
+            check_cancelled()
             plan.apply()
 
 
@@ -223,16 +233,22 @@ def take_part(
         NoResumableStep, StepNotFound, Corrupt, StateMismatch, ParticipantFailed: as the coordinator
             decided, alike on all participants; `.tainted` of the error tells whether live state was
             changed.
-        CoordinatorLost: the coordinator is gone.
+        CoordinatorLost, CommitTimeout: the coordinator is gone, or silent.
     """
     driver.call_restore(call)
     checked: CheckedStep | CheckedFolder | None = None
+    touched = False
     while True:
-        order = driver.wait_order(call.call, deadlines.restore_s)
+        try:
+            order = driver.wait_order(call.call, deadlines.restore_s)
+        except CheckpointError as error:
+            error.tainted = touched  # who else applied, nobody tells any more
+            raise
         match order:
             case Candidate():
                 checked = _vote_on(driver, order, storage, targets)
             case Apply() if checked is not None:
+                touched = True
                 _apply(driver, order, checked)
             case commit.Restored():
                 path = f"{root}/{step_name(order.step)}"
@@ -262,8 +278,14 @@ def _vote_on(
 
 
 def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep | CheckedFolder) -> None:
+    def check_cancelled() -> None:
+        if driver.restore_ended(order.call):
+            raise RestoreGivenUp("restore: given up: it has failed already, elsewhere")
+
     try:
-        checked.apply()
+        checked.apply(check_cancelled)
+    except RestoreGivenUp:
+        return  # the answer is here
     except Exception as error:
         _log_unexpected(error, "applying")
         driver.vote(Rejected(order.call, order.round, touched=True, cause=cause_of(error)))

@@ -23,7 +23,7 @@ from stepseal.layout import intersect, step_name
 from stepseal.session._dcp_folder import DcpFolder, value_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from stepseal.commit import Candidate
     from stepseal.components import Component, ForeignComponent, ForeignTensor, RestorePlan
@@ -58,16 +58,21 @@ class CheckedFolder:
             for component, _, plan in self.plans
         }
 
-    def apply(self) -> None:
+    def apply(self, check_cancelled: Callable[[], None]) -> None:
         """Copy every tensor needed here, then finish each component; changes live state.
+
+        Args:
+            check_cancelled: called before every read and every component; raises to give up.
 
         Raises:
             UnsupportedState, Corrupt: a record is refused; live state may hold a mix by now.
         """
         for tensor, near, sink in self.reads():
             for box, piece in self.folder.boxes(tensor, near):
+                check_cancelled()
                 sink.write(box, 0, byte_view(piece))
         for _, _, plan in self.plans:
+            check_cancelled()
             plan.apply()
 
 

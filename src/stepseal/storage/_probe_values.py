@@ -26,6 +26,7 @@ Ability = Literal[
     "one_winner",
     "seen_at_once",
 ]
+"""What is tried, each by itself."""
 ABILITIES: dict[Ability, str] = {
     "fsync_file": "fsync of a file",
     "fsync_dir": "fsync of a directory",
@@ -42,6 +43,7 @@ ABILITIES: dict[Ability, str] = {
     "one_winner": "of several processes one creates, one links",
     "seen_at_once": "another process sees what was written",
 }
+"""Each in words, in the order in which they are tried."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How mutating operations are numbered: by one process, or by several that share a file."""
+"""How operations are numbered: by one process, or by several that share a file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _HEADER_BYTES = 32  # number of operations and end of the records, 16 digits eac
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One mutating operation, as it was numbered."""
+    """One operation, as it was numbered."""
 
     index: int
     """Position in the common sequence, from 0."""
     name: str
     """The verb: make_dir, create_file, write, sync, close, sync_dir, link, rename, exchange,
-    remove_file or remove_dir."""
+    remove_file or remove_dir; where reading is numbered, open_read, read, stat or list_dir."""
     key: str
     """Key; for link, rename and exchange `"<source> -> <target>"`."""
     process_id: int

@@ -1,8 +1,8 @@
 """Storage that fails on purpose, around any backend.
 
 `FaultyStorage` numbers every mutating operation and lets a plan decide what becomes of each: an
-errno, a delay, a torn write, a lost answer, or the death of the process. Reading is neither
-numbered nor disturbed. With an empty plan it behaves exactly as what it wraps.
+errno, a delay, a torn write, a lost answer, or the death of the process. Reading is numbered and
+disturbed only on request. With an empty plan it behaves exactly as what it wraps.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Union
+from typing import TYPE_CHECKING, Literal, TypeVar, Union
 
 from stepseal.errors import InternalError, InvalidInput, StorageUnavailable
 from stepseal.storage import (
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
 __all__ = ["Action", "Delay", "Fail", "Fault", "FaultyStorage", "Kill", "Lose", "Tear"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ class FaultyStorage:
         before: called with index, operation and key before the plan is asked; what it raises
             takes the operation's place.
         sleep: waits for `Delay`; tests pass their own.
+        reads: number and disturb open_read, read, stat and list_dir, too.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class FaultyStorage:
         count: Count | None = None,
         before: Callable[[int, str, str], None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        reads: bool = False,
     ) -> None:
         self._inner = inner
         self._plan = tuple(plan)
@@ -119,6 +123,7 @@ class FaultyStorage:
         self._count = ThreadCount() if count is None else count
         self._before = before
         self._sleep = sleep
+        self._reads = reads
         for fault in self._plan:
             _check(fault)
 
@@ -128,16 +133,19 @@ class FaultyStorage:
         return self._count
 
     def open_read(self, key: str) -> ReadHandle:
-        """Pass on undisturbed."""
-        return self._inner.open_read(key)
+        """Pass on; with `reads` numbered, and so is each read of the handle."""
+        if not self._reads:
+            return self._inner.open_read(key)
+        handle = self._look("open_read", key, lambda: self._inner.open_read(key))
+        return _FaultyReader(handle, key, self)
 
     def stat(self, key: str) -> Entry:
-        """Pass on undisturbed."""
-        return self._inner.stat(key)
+        """Pass on; with `reads` numbered."""
+        return self._look("stat", key, lambda: self._inner.stat(key))
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
-        """Pass on undisturbed."""
-        return self._inner.list_dir(key)
+        """Pass on; with `reads` numbered."""
+        return self._look("list_dir", key, lambda: self._inner.list_dir(key))
 
     def sync_support(self) -> SyncFacts:
         """Pass on undisturbed."""
@@ -222,6 +230,13 @@ class FaultyStorage:
         if isinstance(action, (Fail, Lose)):
             raise _failure(index, operation, key, action.errno)
 
+    def _look(self, operation: str, key: str, run: Callable[[], T]) -> T:
+        if not self._reads:
+            return run()
+        found: list[T] = []
+        self.perform(operation, key, lambda: found.append(run()))
+        return found[0]
+
     def _action(self, index: int, operation: str, key: str) -> Action | None:
         for number, fault in enumerate(self._plan):
             if callable(fault.at):
@@ -233,6 +248,36 @@ class FaultyStorage:
                     self._spent.add(number)
                     return fault.action
         return None
+
+
+class _FaultyReader:
+    """An open file whose reads are numbered."""
+
+    def __init__(self, inner: ReadHandle, key: str, storage: FaultyStorage) -> None:
+        self._inner = inner
+        self._key = key
+        self._storage = storage
+
+    @property
+    def size_bytes(self) -> int:
+        return self._inner.size_bytes
+
+    def read_into(self, buffer: Buffer, offset: int) -> None:
+        self._storage.perform("read", self._key, lambda: self._inner.read_into(buffer, offset))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class _FaultyWriter:

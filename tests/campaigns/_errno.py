@@ -1,0 +1,188 @@
+"""The errno campaign: every storage operation of a job fails once, or from then on, in every way.
+
+    python -m tests.campaigns._errno --size fast
+    python -m tests.campaigns._errno --workload fresh --kind EIO --sticky --at 123
+    python -m tests.campaigns._errno --workload fresh --kind EIO --at 'sync_dir #6'
+
+Reading operations count, too. Which operation has which index varies a little from run to run,
+because participants are threads; a name with a count, such as the sixth sync of the root, does
+not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import itertools
+import logging
+import multiprocessing
+import os
+import shlex
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, get_args
+
+import torch
+from tests.campaigns._errno_job import WORKLOADS, Trial, Where
+from tests.campaigns._errno_strike import KINDS
+from tests.campaigns._errno_variants import VARIANTS
+from tests.campaigns._sizes import Row, Size, main
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["run"]
+
+_MODULE = "tests.campaigns._errno"
+_HANG_S = 120.0
+
+
+class _Scale(NamedTuple):
+    workloads: tuple[str, ...]
+    stride: int
+    """Strike one operation of so many; each kind another one."""
+    stride_on_disk: int
+    """The same for local storage, and for system calls."""
+
+
+_SCALES: dict[Size, _Scale] = {
+    "fast": _Scale(("fresh", "superseding"), 60, 500),
+    "nightly": _Scale(("fresh", "resumed", "superseding"), 1, 31),
+    "release": _Scale(("fresh", "resumed", "superseding"), 1, 3),
+}
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process does in one go."""
+
+    workload: str
+    kind: str
+    sticky: bool
+    start: int
+    stride: int
+    where: Where = "memory"
+    variant: str = "none"
+    at: tuple[str, ...] = ()
+    """Operations by name, instead of by index."""
+
+
+@dataclass
+class _Report:
+    num_cases: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+def _work(share: _Share) -> _Report:
+    """Strike one operation after the other until there is no further one."""
+    logging.getLogger("stepseal").setLevel(logging.CRITICAL)
+    torch.set_num_threads(1)
+    VARIANTS[share.variant].patch()
+    report = _Report()
+    places = share.at or itertools.count(share.start, share.stride)
+    for at in places:
+        faulthandler.dump_traceback_later(_HANG_S, exit=True)
+        trial = Trial(
+            share.workload, share.kind, at, sticky=share.sticky, where=share.where,
+            wrap=VARIANTS[share.variant].wrap, deadline_s=VARIANTS[share.variant].deadline_s,
+        )  # fmt: skip
+        found = trial.run()
+        faulthandler.cancel_dump_traceback_later()
+        if not trial.struck:
+            if found:
+                report.violations += [f"{_again(share, 'nothing')}  # {text}" for text in found]
+            if isinstance(at, int):
+                break
+            continue
+        report.num_cases += 1
+        report.violations += [f"{_again(share, trial.struck)}  # {text}" for text in found]
+        if found and share.variant != "none":
+            break
+    return report
+
+
+def _again(share: _Share, struck: str) -> str:
+    sticky = " --sticky" if share.sticky else ""
+    where = "" if share.where == "memory" else f" --where {share.where}"
+    variant = "" if share.variant == "none" else f" --variant {share.variant}"
+    return (
+        f"python -m {_MODULE} --workload {share.workload} --kind {share.kind}{sticky}{where}"
+        f"{variant} --at {shlex.quote(struck)}"
+    )
+
+
+def _shares(scale: _Scale) -> list[_Share]:
+    kinds = list(itertools.product(scale.workloads, KINDS, (False, True)))
+    shares = []
+    for number, (workload, kind, sticky) in enumerate(kinds):
+        for where in get_args(Where):
+            stride = scale.stride if where == "memory" else scale.stride_on_disk
+            num_parts = 4 if stride == 1 else 1
+            first, step = number * 7 % stride, stride * num_parts
+            shares += [
+                _Share(workload, kind, sticky, part + first, step, where)
+                for part in range(num_parts)
+            ]
+    return shares
+
+
+def _spread(shares: Iterable[_Share]) -> list[_Report]:
+    context = multiprocessing.get_context("fork")
+    num_processes = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(num_processes, context, max_tasks_per_child=None) as pool:
+        return list(pool.map(_work, shares))
+
+
+def _caught(name: str) -> bool:
+    """Tell whether a variant is noticed; in a process of its own, because it patches that."""
+    variant = VARIANTS[name]
+    share = _Share("fresh", variant.kind, variant.sticky, 0, 1, variant=name, at=variant.at)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return bool(pool.submit(_work, share).result().violations)
+
+
+def run(size: Size) -> Row:
+    """Strike, then let every broken variant be caught."""
+    started = time.monotonic()
+    reports = _spread(_shares(_SCALES[size]))
+    seconds = time.monotonic() - started
+    names = [name for name in VARIANTS if name != "none"]
+    caught = {name: _caught(name) for name in names}
+    return Row(
+        "storage errors",
+        "operations struck",
+        sum(report.num_cases for report in reports),
+        tuple(violation for report in reports for violation in report.violations),
+        tuple(name for name in names if caught[name]),
+        tuple(name for name in names if not caught[name]),
+        seconds,
+        (f"{len(KINDS)} kinds, once and sticky: {', '.join(KINDS)}",),
+    )
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workload", choices=WORKLOADS, default="fresh")
+    parser.add_argument("--kind", choices=KINDS, default="EIO")
+    parser.add_argument("--sticky", action="store_true")
+    parser.add_argument("--where", choices=get_args(Where), default="memory")
+    parser.add_argument("--variant", choices=VARIANTS, default="none")
+    parser.add_argument("--at", required=True)
+    options = parser.parse_args()
+    at = int(options.at) if options.at.isdigit() else options.at
+    VARIANTS[options.variant].patch()
+    trial = Trial(
+        options.workload, options.kind, at, sticky=options.sticky, where=options.where,
+        wrap=VARIANTS[options.variant].wrap, deadline_s=VARIANTS[options.variant].deadline_s,
+    )  # fmt: skip
+    found = trial.run()
+    print(f"struck: {trial.struck or 'nothing'}")
+    for line in [*trial.told(), *found]:
+        print(f"  {line}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main() if "--at" in sys.argv else main(run))

@@ -1,0 +1,357 @@
+"""The system-call campaign: a job is killed from outside before one system call after the other.
+
+    python -m tests.campaigns._strace --size fast
+    python -m tests.campaigns._strace --call renameat2 --at 3
+
+strace sees what our own layer does not, if anything writes past it. It counts calls per thread, so
+the job makes all calls of its storage on one thread. A job is forked from a process that has
+imported everything, and strace is attached before it begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from tests.campaigns._lives import Life
+from tests.campaigns._log import Log
+from tests.campaigns._recovery import Violation, recover
+from tests.campaigns._sizes import Row, Size, main
+from tests.campaigns._strace_calls import CHANGING, Kinds, OneThread, kinds_of, kinds_seen
+from tests.campaigns._strace_variants import VARIANTS
+
+from stepseal.errors import CheckpointError
+from stepseal.storage import LocalStorage
+from stepseal.testing import FaultyStorage, ThreadCount
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.campaigns._lives import Player
+
+    from stepseal.storage import Storage
+
+__all__ = ["CALLS", "KILL", "Trial", "differences", "run", "why_not"]
+
+_MODULE = "tests.campaigns._strace"
+CALLS = (
+    "openat", "pwrite64", "fsync", "close", "mkdir", "mkdirat", "renameat2", "renameat", "linkat",
+    "unlinkat",
+)  # fmt: skip
+"""What changes a root, as strace shows it."""
+KILL = "signal=KILL"
+_ERRORS = ("error=EIO", "error=ENOSPC")
+_HANG_S = 120.0
+_ATTACH_S = 20.0
+_NEVER = 60_000
+"""More than a job makes, and less than strace can count."""
+
+
+class _Scale(NamedTuple):
+    per_call: int | None
+    """Kill at so many places of each call; None for all."""
+    injections: tuple[str, ...]
+
+
+_SCALES: dict[Size, _Scale] = {
+    "fast": _Scale(7, (KILL,)),
+    "nightly": _Scale(None, (KILL, *_ERRORS)),
+    "release": _Scale(None, (KILL, *_ERRORS, "error=EDQUOT", "error=EACCES")),
+}
+
+
+def why_not() -> str:
+    """Return why this machine cannot run the campaign; empty if it can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        tried = subprocess.Popen(
+            ["strace", "-qq", "-o", "/dev/null", "-p", str(child.pid)], stderr=subprocess.PIPE
+        )
+        if _wait_attached(child.pid, tried):
+            return ""
+        return "strace may not attach to a process here"
+    finally:
+        child.kill()
+        child.wait()
+        tried.wait()
+
+
+def _wait_attached(pid: int, tracer: subprocess.Popen[bytes]) -> bool:
+    """Wait until a process is traced; False if that will not be."""
+    end = time.monotonic() + _ATTACH_S
+    while time.monotonic() < end and tracer.poll() is None:
+        status = Path(f"/proc/{pid}/status").read_text()
+        if "TracerPid:\t0\n" not in status:
+            return True
+        time.sleep(0.002)
+    return False
+
+
+@dataclass
+class Trial:
+    """One job in a directory of its own.
+
+    Args:
+        folder: empty.
+        inject: what becomes of the call: `signal=KILL`, or `error=` and an errno; empty for
+            nothing.
+        call: name of the system call.
+        at: which one on its thread, from 1.
+        variant: broken protocol.
+    """
+
+    folder: Path
+    inject: str = ""
+    call: str = ""
+    at: int = 0
+    variant: str = "none"
+    killed: bool = False
+    trace: str = ""
+    performed: Kinds = field(default_factory=dict)
+    """What our own layer carried out, by kind."""
+
+    def run(self) -> list[Violation]:
+        """Run the job, then the incarnation after it."""
+        answer = self._job_under_strace()
+        if answer is not None:
+            found = [Violation(*each) for each in answer["violations"]]
+            self.performed = answer["performed"]
+            if found:
+                return found
+        elif not self.killed:
+            return [Violation("hang", (self.folder / "hang").read_text())]
+        recovered = _fork(self._recovery, self.folder, lambda _: None)[1]
+        if recovered is None:
+            return [Violation("hang", (self.folder / "hang").read_text())]
+        return [Violation(*each) for each in recovered["violations"]]
+
+    @property
+    def struck(self) -> bool:
+        """The call came."""
+        return self.killed or "(INJECTED)" in self.trace
+
+    def _job_under_strace(self) -> dict[str, Any] | None:
+        calls = ",".join(CALLS if self.inject else CHANGING)
+        out = self.folder / "trace"
+        command = ["strace", "-f", "-y", "-qq", "-s", "0", "-o", str(out), "-e", f"trace={calls}"]
+        command += ["-e", "signal=none"]
+        if self.inject:
+            command += ["-e", f"inject={self.call}:{self.inject}:when={self.at}"]
+        tracers = []
+
+        def attach(pid: int) -> None:
+            tracers.append(subprocess.Popen([*command, "-p", str(pid)]))
+            assert _wait_attached(pid, tracers[0]), "strace did not attach"
+
+        status, answer = _fork(self._job, self.folder, attach)
+        tracers[0].wait()
+        self.trace = out.read_text()
+        self.killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        return answer
+
+    def _job(self) -> dict[str, Any]:
+        variant = VARIANTS[self.variant]
+        variant.patch()
+        count = ThreadCount()
+        root = self.folder / "root"
+        storage = OneThread(lambda: FaultyStorage(LocalStorage.create(root), count=count))
+        violations: list[Violation] = []
+        try:
+            storage.begin()
+            self._life(1, storage).run(_two, "async")
+        except CheckpointError as error:
+            if not self.inject:
+                violations.append(Violation("workload", str(error)))
+        kinds = kinds_of(count.operations())
+        return {"violations": [(v.kind, v.text) for v in violations], "performed": kinds}
+
+    def _recovery(self) -> dict[str, Any]:
+        with LocalStorage.create(self.folder / "root") as storage:
+            found = recover(self._life(6, storage))
+        return {"violations": [(v.kind, v.text) for v in found]}
+
+    def _life(self, number: int, storage: Storage) -> Life:
+        log = Log(self.folder / "log")
+        return Life(number, self.folder / "root", log, lambda _: storage, 1)
+
+
+def _two(player: Player) -> None:
+    player.restore()
+    player.save(10, wait=False)
+    player.save(20)
+
+
+def _fork(
+    work: Callable[[], dict[str, Any]], folder: Path, attach: Callable[[int], None]
+) -> tuple[int, dict[str, Any] | None]:
+    """Run `work` in a child that begins once `attach` returned; return its status and answer."""
+    answer = folder / "answer"
+    answer.unlink(missing_ok=True)
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(theirs)
+        if os.read(ours, 1):
+            _live(work, answer, folder / "hang")
+        os._exit(1)
+    try:
+        attach(child)
+        os.write(theirs, b".")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(FileNotFoundError):
+        found: dict[str, Any] = json.loads(answer.read_text())
+        return status, found
+    return status, None
+
+
+def _live(work: Callable[[], dict[str, Any]], answer: Path, hang: Path) -> None:
+    """Be the child; never returns."""
+    with hang.open("w") as file:
+        faulthandler.dump_traceback_later(_HANG_S, exit=True, file=file)
+        try:
+            found = work()
+        except BaseException:
+            found = {"violations": [("workload", traceback.format_exc())], "performed": {}}
+        partial = answer.with_suffix(".partial")
+        partial.write_text(json.dumps(found))
+        partial.rename(answer)
+        os._exit(0)
+
+
+def _tried(**options: Any) -> tuple[Trial, list[Violation]]:  # noqa: ANN401 - those of `Trial`
+    folder = Path(tempfile.mkdtemp(prefix="stepseal-strace-"))
+    try:
+        trial = Trial(folder.resolve(), **options)
+        return trial, trial.run()
+    finally:
+        shutil.rmtree(folder)
+
+
+def differences(variant: str = "none") -> list[str]:
+    """Return where the calls on a root that strace sees differ from those that our layer made."""
+    trial, found = _tried(variant=variant)
+    seen = kinds_seen(trial.trace, str(trial.folder / "root"))
+    lines = [f"{violation.kind}: {violation.text}" for violation in found]
+    for kind in sorted({*seen, *trial.performed}):
+        wanted = trial.performed.get(kind, 0)
+        if seen.get(kind, 0) != wanted:
+            lines.append(f"{kind}: our layer made {wanted}, strace saw {seen.get(kind, 0)}")
+    return lines
+
+
+def _most(call: str, trace: str) -> int:
+    """Return how many such calls one thread made at most."""
+    threads = [line.split()[0] for line in trace.splitlines() if f" {call}(" in line]
+    return max((threads.count(thread) for thread in set(threads)), default=0)
+
+
+def _places(most: int, per_call: int | None) -> list[int]:
+    if per_call is None:
+        return list(range(1, most + 1))
+    return sorted({1 + number * (most - 1) // max(1, per_call - 1) for number in range(per_call)})
+
+
+def _warm_up() -> Trial:
+    """Import in this process all that a job imports, and see which calls one makes."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        with LocalStorage.create(path / "root") as storage:
+            Life(1, path / "root", Log(path / "log"), lambda _: storage, 1).run(_two, "async")
+            recover(Life(2, path / "root", Log(path / "log"), lambda _: storage, 1))
+    gc.collect()
+    gc.freeze()
+    trial, _ = _tried(inject=KILL, call="openat", at=_NEVER)
+    return trial
+
+
+def _is_caught(name: str, sound: Trial) -> bool:
+    variant = VARIANTS[name]
+    if not variant.call:
+        return bool(differences(name))
+    for at in range(1, _most(variant.call, sound.trace) + 40):
+        trial, found = _tried(inject=KILL, call=variant.call, at=at, variant=name)
+        if any(violation.kind in variant.caught_as for violation in found):
+            return True
+        if not trial.killed:
+            break
+    return False
+
+
+def run(size: Size) -> Row:
+    """Compare the calls, kill at each, and let the broken variants be caught."""
+    if reason := why_not():
+        sys.exit(f"cannot run here: {reason}")
+    scale = _SCALES[size]
+    started = time.monotonic()
+    sound = _warm_up()
+    violations = [f"python -m {_MODULE} --differences  # {line}" for line in differences()]
+    num_cases, notes = 0, []
+    for call, inject in itertools.product(CALLS, scale.injections):
+        most = _most(call, sound.trace)
+        places = _places(most, scale.per_call)
+        struck = 0
+        for at in places:
+            trial, found = _tried(inject=inject, call=call, at=at)
+            struck += trial.struck
+            again = f"python -m {_MODULE} --call {call} --inject {inject} --at {at}"
+            violations += [f"{again}  # {v.kind}: {v.text}" for v in found]
+        num_cases += struck
+        notes.append(f"{call}, {inject}: {struck} struck of {most} in one job")
+    seconds = time.monotonic() - started
+    names = [name for name in VARIANTS if name != "none"]
+    caught = {name: _is_caught(name, sound) for name in names}
+    return Row(
+        "system calls",
+        "calls struck",
+        num_cases,
+        tuple(violations),
+        tuple(name for name in names if caught[name]),
+        tuple(name for name in names if not caught[name]),
+        seconds,
+        tuple(notes),
+    )
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--call", choices=CALLS)
+    parser.add_argument("--inject", default=KILL)
+    parser.add_argument("--at", type=int)
+    parser.add_argument("--differences", action="store_true")
+    options = parser.parse_args()
+    _warm_up()
+    if options.differences:
+        lines = differences()
+    else:
+        trial, found = _tried(inject=options.inject, call=options.call, at=options.at)
+        print(f"struck: {trial.struck}, killed: {trial.killed}")
+        print("\n".join(trial.trace.splitlines()[-8:]))
+        lines = [f"{violation.kind}: {violation.text}" for violation in found]
+    print("\n".join(lines))
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main() if {"--call", "--differences"} & {*sys.argv} else main(run))

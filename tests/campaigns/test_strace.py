@@ -1,0 +1,38 @@
+"""A real job that is killed from outside before a system call leaves what it was promised, and
+nothing of it writes past our own storage layer; see `_strace`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.campaigns import _strace
+
+if TYPE_CHECKING:
+    from tests.campaigns._sizes import Row
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(14400)]
+
+
+@pytest.fixture(autouse=True)
+def needs_strace() -> None:
+    if reason := _strace.why_not():
+        pytest.skip(reason)
+
+
+def check(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"\n{row.text()}")
+    assert not row.violations, "\n".join(row.violations)
+    assert not row.missed
+    for call in set(_strace.CALLS) - {"mkdir"}:
+        assert any(note.startswith(f"{call},") and ": 0 struck" not in note for note in row.notes)
+
+
+def test_killed_before_some_system_calls(capsys: pytest.CaptureFixture[str]) -> None:
+    check(_strace.run("fast"), capsys)
+
+
+@pytest.mark.nightly
+def test_killed_before_every_system_call(capsys: pytest.CaptureFixture[str]) -> None:
+    check(_strace.run("nightly"), capsys)
