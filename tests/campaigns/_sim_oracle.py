@@ -129,6 +129,8 @@ class Oracle:
 
     def _before_move(self, disk: Disk, key: str, target: str) -> None:
         node = disk.node
+        if not exists(self.world.disk, key):
+            return  # it will be refused
         if target.endswith(".deleting"):
             self.keeping.before_deletion(disk, key, target)
         elif key.startswith("step-"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from stepseal import errors
 from stepseal.commit._publish import publish
 from stepseal.commit._resume import Selection, select
 from stepseal.layout import MANIFEST
-from stepseal.storage import MemoryStorage, create_durable, make_dirs
+from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_dirs
 from stepseal.testing import FaultyStorage
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stepseal.layout import Manifest
-    from stepseal.storage import LocalStorage, ReadHandle, Storage
+    from stepseal.storage import Entry, LocalStorage, ReadHandle, Storage
 
 
 def inspect(storage: Storage, key: str, manifest: Manifest) -> Sequence[str]:
@@ -153,6 +154,28 @@ def test_inspection_that_fails_is_a_reason(root: Root) -> None:
     assert "bad part" in found.reasons["step-100"]
 
 
+class Pruned(FaultyStorage):
+    """The step of the first look is pruned for a newer one before it can be read."""
+
+    def __init__(self, root: Root) -> None:
+        super().__init__(root.storage)
+        self.root: Root | None = root
+
+    def stat(self, key: str) -> Entry:
+        if key == "step-10" and self.root is not None:
+            root, self.root = self.root, None
+            root.commit(20)
+            root.storage.rename("step-10", "gone")
+        return super().stat(key)
+
+
+def test_step_that_is_pruned_while_choosing_sends_to_the_newer_one() -> None:
+    root = Root(MemoryStorage())
+    root.commit(10)
+    found = select(Pruned(root), root.run_id, step=None, exclude=(), inspect=inspect)
+    assert chosen(found) == 20
+
+
 def test_step_that_vanishes_while_choosing_is_skipped() -> None:
     storage = MemoryStorage()
     root = Root(storage)
@@ -163,7 +186,8 @@ def test_step_that_vanishes_while_choosing_is_skipped() -> None:
         def list_dir(self, key: str):  # type: ignore[no-untyped-def] # noqa: ANN202
             found = super().list_dir(key)
             if key == "":
-                storage.rename("step-10", "elsewhere")
+                with contextlib.suppress(KeyNotFound):
+                    storage.rename("step-10", "elsewhere")
             return found
 
     root.storage = Vanishing(storage)

@@ -17,7 +17,7 @@ from stepseal.commit._resume import put_back_parent
 from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.retention import Retention, latest, prune
 from stepseal.storage import MemoryStorage, create_durable, remove_tree
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,6 +205,16 @@ def test_a_crash_at_any_operation_leaves_whole_steps_only(lossy: bool, protected
         if not crashing.stopped:
             break
     assert at > 20
+
+
+def test_a_move_whose_answer_was_lost_is_made_durable_before_anything_is_deleted() -> None:
+    storage = MemoryStorage()
+    root = four(storage)
+    lost = FaultyStorage(storage, [Fault(lambda verb, _key: verb == "rename", Lose(errno.EIO))])
+    plan = plan_for(storage, root, keep=3)
+    prune(lost, plan, Retention(latest(3)), clock=lambda: NOW_S)
+    after = storage.after_power_loss(lambda _kind, key: float(key != "step-10"))
+    assert {entry.state for entry in list_steps(after)} == {"committed"}
 
 
 def test_a_step_goes_only_when_the_newer_one_is_durable() -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Selection", "put_back_parent", "select"]
 
+_LOOKS = 8
 _PRUNED = re.compile(
     r"(step-(?:0|[1-9][0-9]{0,15}))\.([1-9][0-9]{0,15})\.[0-9a-f]{32}\.\w+\.pruned"
 )
@@ -67,10 +68,28 @@ def select(
         NoResumableStep: `step` was given and is no resume point.
         Corrupt: `step` was given and is damaged.
         IncompatibleFormat: a newer release wrote `step`, or the newest step.
-        StorageUnavailable: the root cannot be listed, or `step` was given and cannot be read.
+        StorageUnavailable: the root cannot be listed, or `step` was given and cannot be read; or
+            steps kept vanishing while they were looked at.
     """
     if step is not None:
         return _exactly(storage, run_id, step, inspect)
+    for _ in range(_LOOKS):
+        found = _newest(storage, run_id, exclude, inspect)
+        if found is not None:
+            return found
+    raise StorageUnavailable(
+        f"restore: in {_LOOKS} looks at the root a step vanished before it could be read. Is "
+        "another job or `stepseal prune` at work on this root? Stop it."
+    )
+
+
+def _newest(
+    storage: Storage, run_id: str, exclude: Collection[int], inspect: Inspect
+) -> Selection | None:
+    """Choose the newest; None if a step vanished since it was listed.
+
+    What was pruned was pruned for a newer step, which the same listing may not show yet.
+    """
     limits = lineage_limits(read_claims(storage))
     reasons: dict[str, str] = {}
     has_commits = bool(exclude)
@@ -83,7 +102,7 @@ def select(
             reason = _reason_against(storage, entry, limits, inspect)
             has_commits = has_commits or entry.is_commit
         except StepNotFound:
-            continue  # removed since it was listed
+            return None
         except (Corrupt, StorageUnavailable) as error:
             reason, has_commits = f"cannot be read: {error}", True
         if reason is None:

@@ -142,7 +142,11 @@ class _Prune:
             if _DELETING.fullmatch(entry.name):
                 self.attempt(self._delete, f"{area}/{entry.name}")
             elif _PRUNED.fullmatch(entry.name):
-                self.attempt(self._settle, f"{area}/{entry.name}")
+                self.attempt(self._settle_again, f"{area}/{entry.name}")
+
+    def _settle_again(self, trash: str) -> None:
+        self._storage.sync_dir("")  # who moved it may have died, or failed, before it did so
+        self._settle(trash)
 
     def _settle(self, trash: str) -> bool:
         """Look again at a step that was moved: put it back, leave it for its grace, or delete it.
