@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stepseal.components import RNG, Sharing, register, register_codec
     from stepseal.session import Checkpointer, PendingSave, Restored, Run, Saved, Step, every
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
+    from stepseal.storage import Access
 
     GLOBAL = Sharing.GLOBAL
     REPLICATED = Sharing.REPLICATED
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     PER_RANK = Sharing.PER_RANK
 
 __all__ = [
-    "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Deadlines",
+    "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Access", "Checkpointer", "Deadlines",
     "PendingSave", "Restored", "Run", "Saved", "Sharing", "Step", "__version__", "errors", "every",
     "open", "register", "register_codec",
 ]  # fmt: skip
@@ -32,13 +33,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
     if name not in __all__:
         raise AttributeError(f"module 'stepseal' has no attribute {name!r}")
-    from stepseal import commit, components, session
+    from stepseal import commit, components, session, storage
 
     if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK"):
         return components.Sharing[name]
     if name == "open":
         return session.open_run
-    owner = next(wing for wing in (session, components, commit) if name in wing.__all__)
+    owner = next(wing for wing in (session, components, commit, storage) if name in wing.__all__)
     return getattr(owner, name)
 
 

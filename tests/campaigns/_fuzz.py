@@ -94,13 +94,15 @@ def _edit_bytes(random_: random.Random, data: bytes, other: bytes) -> bytes:
     if action == 3:
         return data[:place] + other[random_.randint(0, len(other)) :]
     if action == 4:
-        return data[:place] + random_.choice(_QUIRKS) + data[place + random_.randint(0, 1) :]
+        quirk: bytes = random_.choice(_QUIRKS)
+        return data[:place] + quirk + data[place + random_.randint(0, 1) :]
     if action == 5:
         place -= place % 8
         width = random_.choice([4, 8])
         number = random_.choice(_NUMBERS) % 2 ** (8 * width)
         order: Any = random_.choice(["little", "big"])
-        return data[:place] + number.to_bytes(width, order) + data[place + width :]
+        spelled: bytes = number.to_bytes(width, order)
+        return data[:place] + spelled + data[place + width :]
     flipped = bytearray(data or b"\0")
     flipped[place % len(flipped)] ^= 1 << random_.randrange(8)
     return bytes(flipped)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from stepseal.components import CapturedComponent, Sharing
     from stepseal.session._wiring import Join
+    from stepseal.storage import Access
 
 __all__ = ["Checkpointer"]
 
@@ -66,17 +67,15 @@ class Checkpointer:
     Args:
         root: directory of the run's steps; made by the coordinator if it is missing.
         save: when `step` saves, for example `every(steps=500)`; None leaves saving to `save`.
-        mode: `async` copies the state and writes it behind; `sync` returns when the step is
-            committed.
+        mode: `async` writes a copy of the state behind; `sync` returns when it is committed.
         deadlines: how long anybody waits for anybody.
         role: first part of the participant ids of this job, `trainer` in `trainer/3`.
-        max_staging_bytes: bound of this process's private memory for asynchronous saves; None for
-            no bound.
-        control_host: interface of rank 0 for the control plane; None takes loopback when all ranks
-            share a host.
+        max_staging_bytes: most private memory for asynchronous saves; None for no bound.
+        control_host: interface of rank 0 for the control plane; None: loopback on a shared host.
+        access: modes of what is made, and whether shared directories are accepted; None: neither.
 
     Raises:
-        InvalidInput: an argument is wrong, or the root is a file.
+        InvalidInput: an argument is wrong, the root is a file, or others can write there.
         IncompatibleFormat: the root was made by a newer format version.
         StorageUnavailable: the root cannot be made or written.
         CoordinatorLost: the ranks did not find each other within `deadlines.connect_s`.
@@ -92,6 +91,7 @@ class Checkpointer:
         role: str = "trainer",
         max_staging_bytes: int | None = None,
         control_host: str | None = None,
+        access: Access | None = None,
         _join: Join | None = None,
     ) -> None:
         _check_arguments(save, mode)
@@ -103,8 +103,8 @@ class Checkpointer:
         self._flight = InFlight(max_staging_bytes)
         self._progress = _Progress()
         self._closed = False
-        join = _join or functools.partial(join_process_group, role, control_host=control_host)
-        self._topology, self._wiring = join(self._root, self._deadlines)
+        join = functools.partial(join_process_group, role, control_host=control_host, access=access)
+        self._topology, self._wiring = (_join or join)(self._root, self._deadlines)
         close_at_exit(self)
 
     def add(
