@@ -121,7 +121,7 @@ if os.getuid() == 0:
     os.setuid(65534)
 for root in sys.argv[1:]:
     try:
-        checkpointer = ss.Checkpointer(root)
+        checkpointer = ss.Checkpointer(root, access=ss.Access(allow_shared=True))
         checkpointer.add("counters", {"seen": 0})
         with checkpointer:
             checkpointer.restore()
