@@ -94,7 +94,8 @@ def _edit_bytes(random_: random.Random, data: bytes, other: bytes) -> bytes:
     if action == 3:
         return data[:place] + other[random_.randint(0, len(other)) :]
     if action == 4:
-        return data[:place] + random_.choice(_QUIRKS) + data[place + random_.randint(0, 1) :]
+        quirk: bytes = random_.choice(_QUIRKS)
+        return data[:place] + quirk + data[place + random_.randint(0, 1) :]
     if action == 5:
         place -= place % 8
         width = random_.choice([4, 8])

@@ -186,3 +186,14 @@ def test_the_command_line_warns_of_a_root_that_others_can_write(root: Path) -> N
     assert warned.exit_code == 0
     assert "warning" in warned.stderr
     assert warned.stdout == quiet.stdout
+
+
+def test_a_checkpointer_takes_the_access_to_give(root: Path) -> None:
+    root.mkdir(parents=True)
+    os.chmod(root, 0o777)
+    access = ss.Access(file_mode=0o640, dir_mode=0o750, allow_shared=True)
+    with ss.Checkpointer(root, access=access) as checkpointer:
+        checkpointer.add("model", {"w": torch.arange(3.0)})
+        checkpointer.restore()
+        checkpointer.save(1)
+    assert modes(root / "step-1") == {"file": {0o640}, "dir": {0o750}}

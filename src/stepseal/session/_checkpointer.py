@@ -73,7 +73,7 @@ class Checkpointer:
             share a host.
 
     Raises:
-        InvalidInput: an argument is wrong, or the root is a file.
+        InvalidInput: an argument is wrong, the root is a file, or others can write there.
         IncompatibleFormat: the root was made by a newer format version.
         StorageUnavailable: the root cannot be made or written.
         CoordinatorLost: the ranks did not find each other within `deadlines.connect_s`.

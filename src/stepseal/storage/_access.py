@@ -36,6 +36,11 @@ class Access:
 
     Group-readable checkpoints are `Access(file_mode=0o640, dir_mode=0o750)`.
 
+    Args:
+        file_mode: of files, at least 0o600.
+        dir_mode: of directories, at least 0o700.
+        allow_shared: also write where other users can write, and below a root of another user.
+
     Raises:
         InvalidInput: a mode takes something from the owner, makes files executable, lets everybody
             write, or lets the group write without `allow_shared`.
@@ -44,7 +49,6 @@ class Access:
     file_mode: int = 0o600
     dir_mode: int = 0o700
     allow_shared: bool = False
-    """Also write where other users can write, and below a root of another user."""
 
     def __post_init__(self) -> None:
         group = 0o020 if self.allow_shared else 0
