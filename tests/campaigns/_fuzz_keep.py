@@ -1,15 +1,14 @@
-"""Fuzzes every target under atheris, and keeps the inputs that reach most, the shortest first.
+"""Fuzzes every target under atheris, and keeps inputs that reached something new.
 
     python -m tests.campaigns._fuzz_keep SECONDS_PER_TARGET [TARGET ...]
 
-The kept ones are checked again by every fast campaign; all together they stay below 300 KB.
+The kept ones, the shortest of them, are checked again by every fast campaign; all together they
+stay below 300 KB.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,20 +25,14 @@ def keep(name: str, seconds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cases, violations = guided(TARGETS[name], seconds, Path(folder))
         print(f"{name}: {cases:,} inputs", *violations, sep="\n  ", flush=True)
-        few = Path(folder) / "few"
-        few.mkdir()
-        command = [sys.executable, "-m", "tests.campaigns._fuzz_atheris", name, str(few)]
-        subprocess.run(
-            [*command, str(Path(folder) / name), "-merge=1"],
-            check=True,
-            capture_output=True,
-            env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-        )
         kept = FUZZ_CORPUS / name
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
         size = 0
-        for path in sorted(few.iterdir(), key=lambda path: (path.stat().st_size, path.name)):
+        for path in sorted(
+            (path for path in (Path(folder) / name).iterdir() if not path.name.startswith("seed-")),
+            key=lambda path: (path.stat().st_size, path.name),
+        ):
             size += path.stat().st_size
             if size > MAX_BYTES:
                 break
