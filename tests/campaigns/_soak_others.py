@@ -33,7 +33,7 @@ def prune_on(folder: Folder, keep: int, seed: int, _pipe: Any) -> None:  # noqa:
         try:
             found = prune_root(
                 str(folder.root), keep_latest=keep, superseded_grace_s=3600.0, dry_run=False,
-                verify=chance.random() < 0.5,
+                verify=chance.random() < 0.5, allow_shared=False,
             )  # fmt: skip
             removed = [s["step"] for s in found["steps"] if s["action"] == "removed"]
             for step in removed:

@@ -21,7 +21,7 @@ def root(eventful_root: Path, tmp_path: Path) -> Path:
 def run(*arguments: object, code: int = 0) -> str:
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
-    return result.output
+    return result.stdout
 
 
 def steps_of(root: Path) -> set[str]:
@@ -100,3 +100,22 @@ def test_bad_input_changes_nothing(root: Path, arguments: tuple[object, ...], co
 def test_no_such_root(tmp_path: Path) -> None:
     for arguments in (("prune", "--keep-latest", "1"), ("pin", "1"), ("unpin", "1")):
         run(arguments[0], tmp_path / "nowhere", *arguments[1:], code=10)
+
+
+def test_a_root_that_others_can_change_is_pruned_only_on_request(root: Path) -> None:
+    root.chmod(0o777)
+    before = steps_of(root)
+    found = json.loads(run("prune", root, "--keep-latest", 1, "--json", "--dry-run"))
+    assert any(step["action"] == "would remove" for step in found["steps"])
+    run("prune", root, "--keep-latest", 1, code=2)
+    run("pin", root, 10, code=2)
+    assert steps_of(root) == before
+    run("pin", root, 30, "--allow-shared")
+    run("prune", root, "--keep-latest", 1, "--allow-shared")
+    assert steps_of(root) < before
+
+
+def test_a_root_that_others_can_change_is_read_without_a_lease(root: Path) -> None:
+    (root / ".stepseal" / "leases").chmod(0o777)
+    root.chmod(0o777)
+    assert "whole" in run("verify", root, 30)

@@ -17,6 +17,9 @@ from stepseal.errors import CheckpointError
 __all__ = ["main"]
 
 _root = click.argument("root", type=click.Path())
+_allow_shared = click.option(
+    "--allow-shared", is_flag=True, help="Also where other users can write."
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
@@ -134,6 +137,7 @@ def import_(
     show_default=True,
     help="Read every byte of the newest step before anything is removed.",
 )
+@_allow_shared
 @_json
 def prune(
     root: str,
@@ -142,6 +146,7 @@ def prune(
     superseded_grace_h: float,
     dry_run: bool,
     verify: bool,
+    allow_shared: bool,
     as_json: bool,
 ) -> None:
     """Remove old steps of ROOT; steps that are pinned or in use, and the last good one, stay."""
@@ -153,6 +158,7 @@ def prune(
         superseded_grace_s=superseded_grace_h * 3600,
         dry_run=dry_run,
         verify=verify,
+        allow_shared=allow_shared,
     )
     if as_json:
         print_json(found)
@@ -166,11 +172,12 @@ def prune(
 @_root
 @click.argument("step", type=str)
 @click.option("--reason", default="", help="For people; stands in the pin.")
-def pin(root: str, step: str, *, reason: str) -> None:
+@_allow_shared
+def pin(root: str, step: str, *, reason: str, allow_shared: bool) -> None:
     """Keep STEP of ROOT until it is unpinned, whatever the keep rules say."""
     from stepseal.cli._pruning import pin_step
 
-    pin_step(root, step, reason)
+    pin_step(root, step, reason, allow_shared=allow_shared)
 
 
 @main.command()

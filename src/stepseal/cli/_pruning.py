@@ -26,7 +26,13 @@ __all__ = ["pin_step", "print_pruned", "prune_root", "unpin_step"]
 
 
 def prune_root(
-    path: str, *, keep_latest: int, superseded_grace_s: float, dry_run: bool, verify: bool
+    path: str,
+    *,
+    keep_latest: int,
+    superseded_grace_s: float,
+    dry_run: bool,
+    verify: bool,
+    allow_shared: bool,
 ) -> dict[str, Any]:
     """Prune a root, or say what would be pruned; return JSON-able verdicts.
 
@@ -36,8 +42,9 @@ def prune_root(
         superseded_grace_s: how long superseded steps stay.
         dry_run: only say it.
         verify: read every byte of the newest steps until one is whole, before anything goes.
+        allow_shared: also where other users can write.
     """
-    root = open_root(path)
+    root = open_root(path, allow_shared=allow_shared)
     retention = Retention(latest(keep_latest), superseded_grace_s=superseded_grace_s)
     inspect = _Inspection(root.storage, deeply=verify and not dry_run)
     plan = plan_prune(root.storage, root.run_id, retention, inspect=inspect, now_s=time.time())
@@ -95,9 +102,9 @@ def print_pruned(found: dict[str, Any]) -> None:
         sys.stderr.write(f"stepseal: not done: {failure}\n")
 
 
-def pin_step(path: str, step: str, reason: str) -> None:
+def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> None:
     """Pin one step and say so."""
-    root = open_root(path)
+    root = open_root(path, allow_shared=allow_shared)
     number = _number(step)
     is_new = pin(root.storage, number, root.run_id, reason=reason)
     print_line(f"step {number}: {'pinned' if is_new else 'was pinned already'}")

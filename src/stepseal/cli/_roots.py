@@ -19,7 +19,7 @@ from stepseal.commit import (
 )
 from stepseal.errors import Corrupt, InvalidInput, StepNotFound
 from stepseal.layout import parse_step_name
-from stepseal.storage import LocalStorage
+from stepseal.storage import Access, LocalStorage
 from stepseal.transfer import StepReader
 
 if TYPE_CHECKING:
@@ -38,10 +38,15 @@ class OpenRoot:
     run_id: str
 
 
-def open_root(path: str) -> OpenRoot:
-    """Open a root for reading; RootNotFound when it is none."""
+def open_root(path: str, *, allow_shared: bool = False) -> OpenRoot:
+    """Open a root; RootNotFound when it is none.
+
+    Args:
+        path: of the root.
+        allow_shared: also make names in it where other users can write.
+    """
     absolute = os.path.abspath(path)
-    storage = LocalStorage.open(absolute)
+    storage = LocalStorage.open(absolute, access=Access(allow_shared=allow_shared))
     if problem := storage.writable_problem():
         warn(f"{absolute} is {problem}: what is read here may be another the next time")
     return OpenRoot(absolute, storage, read_marker(storage))

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 from stepseal.commit._attempts import attempt_at
 from stepseal.commit._leases import release_lease, renew_lease, take_lease
-from stepseal.errors import Corrupt, StepNotFound, StorageUnavailable
+from stepseal.errors import (
+    CheckpointError,
+    Corrupt,
+    InvalidInput,
+    StepNotFound,
+    StorageUnavailable,
+)
 from stepseal.layout import step_name
 from stepseal.storage import KeyNotFound
 
@@ -32,8 +38,8 @@ _TTL_S = 900.0
 class Reading:
     """Keeps one committed step in place while it is read; a context manager.
 
-    A root that cannot be written is read without a lease. A step that was pruned or superseded
-    before or meanwhile is `StepNotFound`, never half a step.
+    A root that cannot be written, or that others can change, is read without a lease. A step that
+    was pruned or superseded before or meanwhile is `StepNotFound`, never half a step.
 
     Args:
         storage: the root.
@@ -59,13 +65,16 @@ class Reading:
         now_s = self._clock()
         try:
             lease = take_lease(self._storage, self._manifest.step, ttl_s=_TTL_S, now_s=now_s)
-        except StorageUnavailable as error:
+        except (
+            StorageUnavailable,
+            InvalidInput,
+        ) as error:  # read-only, full, or shared with others
             self._go_unleased(error)
             return None
         self._renew_at_s = now_s + _TTL_S / 3
         return lease
 
-    def _go_unleased(self, error: StorageUnavailable) -> None:
+    def _go_unleased(self, error: CheckpointError) -> None:
         name = step_name(self._manifest.step)
         _log.info("stepseal: %s is read without a lease, pruning may take it: %s", name, error)
 
@@ -80,7 +89,7 @@ class Reading:
             self._renew_at_s = now_s + _TTL_S / 3
             try:
                 self._lease = renew_lease(self._storage, self._lease, ttl_s=_TTL_S, now_s=now_s)
-            except StorageUnavailable as error:
+            except (StorageUnavailable, InvalidInput) as error:
                 self._go_unleased(error)
 
     def require_standing(self) -> None:
