@@ -354,6 +354,5 @@ VARIANTS = {
     "pruned-by-a-stale-job": Variant(keeping.stale_prune, _RACY),
     "leases-ignored": Variant(keeping.no_leases, _BUSY),
     "pins-ignored": Variant(keeping.no_pins, _BUSY),
-    "pruned-before-durable": Variant(keeping.prune_undurable, _BUSY),
     "pruned-in-place": Variant(keeping.prune_in_place),
 }

@@ -16,7 +16,6 @@ __all__ = [
     "no_pins",
     "no_second_look",
     "prune_in_place",
-    "prune_undurable",
     "stale_prune",
     "sweep_all",
 ]
@@ -68,29 +67,3 @@ def prune_in_place() -> list[tuple[object, str, object]]:
         remove_tree(self._storage, step_name(manifest.step))
 
     return [(_prune._Prune, "remove_step", remove)]
-
-
-class _LateSync:
-    """A storage that takes what is visible for durable, the first time it is asked."""
-
-    def __init__(self, inner: Storage) -> None:
-        self.inner = inner
-        self.asked = False
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the verb
-        return getattr(self.inner, name)
-
-    def sync_dir(self, key: str) -> None:
-        if self.asked:
-            self.inner.sync_dir(key)
-        self.asked = True
-
-
-def prune_undurable() -> list[tuple[object, str, object]]:
-    """The newer step that justifies a removal may be lost with the power."""
-    real = _prune.prune
-
-    def prune(storage: Storage, *args: Any, **options: Any) -> Any:  # noqa: ANN401
-        return real(_LateSync(storage), *args, **options)
-
-    return [(_housekeeper, "prune", prune)]
