@@ -102,8 +102,9 @@ def test_no_such_root(tmp_path: Path) -> None:
         run(arguments[0], tmp_path / "nowhere", *arguments[1:], code=10)
 
 
-def test_a_root_that_others_can_change_is_pruned_only_on_request(root: Path) -> None:
-    root.chmod(0o777)
+def test_where_others_can_change_names_steps_go_only_on_request(root: Path) -> None:
+    for area in ("trash", "pins"):
+        (root / ".stepseal" / area).chmod(0o777)
     before = steps_of(root)
     found = json.loads(run("prune", root, "--keep-latest", 1, "--json", "--dry-run"))
     assert any(step["action"] == "would remove" for step in found["steps"])
