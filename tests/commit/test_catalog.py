@@ -15,7 +15,7 @@ from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_di
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stepseal.storage import LocalStorage, ReadHandle, Storage
+    from stepseal.storage import Entry, LocalStorage, ReadHandle, Storage
 
 
 def states(storage: Storage, run_id: str | None = None) -> dict[int, str]:
@@ -150,6 +150,19 @@ def test_step_that_vanishes_between_listing_and_look_is_not_listed() -> None:
     storage = Vanishing()
     make_dirs(storage, "step-5/parts")
     assert list_steps(storage) == ()
+
+
+def test_listing_does_not_run_after_vanishing_steps_for_ever() -> None:
+    class Restless(MemoryStorage):
+        """No folder that is listed is there when it is looked at."""
+
+        def stat(self, key: str) -> Entry:
+            raise KeyNotFound(key)
+
+    storage = Restless()
+    storage.make_dir("step-5")
+    with pytest.raises(errors.StorageUnavailable, match="vanished"):
+        list_steps(storage)
 
 
 def test_folder_that_is_swapped_while_it_is_looked_at_is_foreign(

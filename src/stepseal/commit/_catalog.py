@@ -7,10 +7,18 @@ not an index file, not `latest`.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from stepseal.errors import CheckpointError, Corrupt, IncompatibleFormat, RootNotFound, StepNotFound
+from stepseal.errors import (
+    CheckpointError,
+    Corrupt,
+    IncompatibleFormat,
+    RootNotFound,
+    StepNotFound,
+    StorageUnavailable,
+)
 from stepseal.layout import (
     CONTROL,
     MANIFEST,
@@ -42,6 +50,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
+_LOOKS = 16
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_MARKER_BYTES = 4096
 _STEP_LIKE = re.compile(r"step|ckpt|checkpoint|iter|epoch|global_step", re.IGNORECASE)
@@ -223,20 +232,23 @@ def step_numbers(storage: Storage) -> list[int]:
 def list_steps(storage: Storage, run_id: str | None = None) -> tuple[StepEntry, ...]:
     """Return every entry with a canonical step name, in step order.
 
+    A step that is pruned meanwhile makes it look again, because it was pruned for a newer one that
+    the first listing may not show yet: a root with steps is never seen as an empty one.
+
     Args:
         storage: the root.
         run_id: run that the manifests must name; None accepts any.
 
     Raises:
-        StorageUnavailable: the storage refused to list or read.
+        StorageUnavailable: the storage refused to list or read, or steps kept vanishing.
     """
-    entries = []
-    for step in step_numbers(storage):
-        try:
-            entries.append(read_step(storage, step, run_id))
-        except StepNotFound:
-            continue  # removed between the listing and the look
-    return tuple(entries)
+    for _ in range(_LOOKS):
+        with suppress(StepNotFound):  # removed between the listing and the look
+            return tuple(read_step(storage, step, run_id) for step in step_numbers(storage))
+    raise StorageUnavailable(
+        f"root: in {_LOOKS} looks a step vanished between its listing and its reading. Is "
+        "somebody moving step folders away? Wait for it, and try again."
+    )
 
 
 def list_foreign(storage: Storage) -> tuple[Entry, ...]:

@@ -65,10 +65,7 @@ class Reading:
         now_s = self._clock()
         try:
             lease = take_lease(self._storage, self._manifest.step, ttl_s=_TTL_S, now_s=now_s)
-        except (
-            StorageUnavailable,
-            InvalidInput,
-        ) as error:  # read-only, full, or shared with others
+        except (StorageUnavailable, InvalidInput) as error:  # read-only, full, or shared
             self._go_unleased(error)
             return None
         self._renew_at_s = now_s + _TTL_S / 3
