@@ -111,7 +111,7 @@ VARIANTS = {
     "committed-before-sync": Variant(_late(_is_sync_of_step, _is_its_commit)),
     "prepared-before-sync": Variant(_late(_is_sync_of_part, _is_its_commit)),
     "acknowledged-before-root-sync": Variant(_late(_is_sync_of_commit, _is_acknowledged)),
-    "claim-not-synced": Variant(_without(r"sync_dir \.stepseal/incarnations")),
+    "claim-not-synced": Variant(_without(r"sync_dir \.stepseal/incarnations"), "superseding"),
     "claim-bytes-not-synced": Variant(_without(r"sync \.stepseal/incarnations/.*"), "superseding"),
     "marker-bytes-not-synced": Variant(_without(r"sync \.tmp-.*")),
     "superseded-area-not-synced": Variant(
