@@ -53,11 +53,11 @@ class _Scale(NamedTuple):
 
 
 _EVERY = (
-    "mixed", "async", "sync", "alone", "three", "superseding",
+    "mixed", "async", "sync", "alone", "three", "superseding", "pruning",
     "after-loss-in-part", "after-loss-at-commit", "after-loss-in-exchange",
 )  # fmt: skip
 _SCALES: dict[Size, _Scale] = {
-    "fast": _Scale(("mixed", "superseding", "after-loss-in-exchange"), 1, 50),
+    "fast": _Scale(("mixed", "superseding", "pruning", "after-loss-in-exchange"), 1, 50),
     "nightly": _Scale(_EVERY, 3, 200),
     "release": _Scale(_EVERY, 12, 400),
 }
@@ -81,6 +81,8 @@ class Recording:
     told: list[Event] = field(default_factory=list)
     """What an earlier job was told, which lost its power."""
     num_participants: int = 2
+    keep: int | None = None
+    """How many of the newest steps the job keeps."""
 
 
 @dataclass
@@ -98,9 +100,9 @@ def record(name: str) -> Recording:
     """Run a workload once, on a new storage or on what a power loss left of an earlier job's."""
     workload = _lives.WORKLOADS[_AFTER_LOSS.get(name, name)]
     if workload.prelude is None:
-        return _recorded(workload.run, 1, MemoryStorage(), [], workload.num_participants)
+        return _recorded(workload.run, 1, MemoryStorage(), [], workload)
     assert workload.crash is not None
-    earlier = _recorded(workload.prelude, 1, MemoryStorage(), [], workload.num_participants)
+    earlier = _recorded(workload.prelude, 1, MemoryStorage(), [], workload)
     disk, told = Disk(), []
     for operation in earlier.operations:
         verb, _, key = operation.text.partition(" ")
@@ -110,7 +112,7 @@ def record(name: str) -> Recording:
         told += [operation.event] if operation.event is not None else []
     chance = random.Random(name)
     kept = disk.image(lambda _: chance.random() < 0.5, lambda _: ("zeros", 0.5)).storage
-    return _recorded(workload.run, 3, kept, told, workload.num_participants)
+    return _recorded(workload.run, 3, kept, told, workload)
 
 
 def _recorded(
@@ -118,13 +120,15 @@ def _recorded(
     number: int,
     storage: MemoryStorage,
     told: list[Event],
-    num_participants: int,
+    workload: _lives.Workload,
 ) -> Recording:
     start = storage.after_power_loss(lambda *_: 1.0)
     recorder = Recorder(storage)
-    life = Life(number, Path(), RecordedLog(recorder), lambda _: recorder, num_participants)
+    num_participants, keep = workload.num_participants, workload.keep
+    log = RecordedLog(recorder)
+    life = Life(number, Path(), log, lambda _: recorder, num_participants, keep)
     work(life)
-    recording = Recording(recorder.operations, start, told, num_participants)
+    recording = Recording(recorder.operations, start, told, num_participants, keep)
     _check_model(recording, storage)
     return recording
 
@@ -189,7 +193,7 @@ def try_all(
     """
     outcome = Outcome()
     disk = _disk_of(recording)
-    checker = Checker(recording.num_participants)
+    checker = Checker(recording.num_participants, recording.keep)
     events = list(recording.told)
     for at, operation in enumerate(recording.operations):
         disk.apply(operation)

@@ -69,10 +69,12 @@ class Checker:
 
     Args:
         num_participants: of the job.
+        keep: how many of the newest steps it keeps; None: all.
     """
 
-    def __init__(self, num_participants: int) -> None:
+    def __init__(self, num_participants: int, keep: int | None) -> None:
         self._num_participants = num_participants
+        self._keep = keep
         self._seen: set[tuple[int, int]] = set()
         self._steps: dict[tuple[int, int], _Judged] = {}
         self._aside: dict[tuple[int, ...], set[tuple[int, object]]] = {}
@@ -96,7 +98,7 @@ class Checker:
         try:
             run = Run(image.storage, "")
         except errors.RootNotFound:
-            return survey_storage(image.storage, events, set())
+            return survey_storage(image.storage, events, set(), self._keep)
         except errors.CheckpointError as error:
             return [Violation("damaged", f"marker: {error}")]
         names = [name for name in image.signatures if "/" not in name]
@@ -114,9 +116,9 @@ class Checker:
     def go_on(self, image: Image, events: list[Event]) -> list[Violation]:
         """Let the next incarnation restore and save on the image, then look at all of it again."""
         log = _Events(events)
-        life = Life(8, Path(), log, lambda _: image.storage, self._num_participants)
+        life = Life(8, Path(), log, lambda _: image.storage, self._num_participants, self._keep)
         found = resume_and_save(life)
-        return found or survey_storage(image.storage, log.events(), set())
+        return found or survey_storage(image.storage, log.events(), set(), self._keep)
 
     def _judge(self, run: Run, step: int, name: str, image: Image, events: list[Event]) -> _Judged:
         key = (step, image.signatures[name])
@@ -141,6 +143,7 @@ class Checker:
         return [
             Violation("lost", f"step {step} of life {life} was acknowledged and is nowhere")
             for step, life in sorted(told - kept - self._aside[key])
+            if self._keep is None or sum(newer > step for newer, _ in kept) < self._keep
         ]
 
     def _select(self, image: Image, run: Run, steps: tuple[int, ...]) -> StepEntry | None:
