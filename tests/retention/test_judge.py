@@ -38,7 +38,7 @@ def test_only_good_steps_count_towards_a_rule() -> None:
         *good(1, 2),
         Candidate(StepFacts(3), "untouchable", "damaged: x"),
         Candidate(StepFacts(4), "not resumable"),
-        Candidate(StepFacts(5), "outside the lineage", age_s=1e9),
+        Candidate(StepFacts(5), "outside the lineage", outside_s=1e9),
     ]
     verdicts = judge(candidates, latest(2), Guards(), orphan_grace_s=GRACE_S)
     assert kept(verdicts) == [1, 2, 3, 4]
@@ -47,8 +47,8 @@ def test_only_good_steps_count_towards_a_rule() -> None:
 
 
 def test_a_step_outside_the_lineage_goes_only_after_its_grace() -> None:
-    young = Candidate(StepFacts(1), "outside the lineage", age_s=GRACE_S - 1)
-    old = Candidate(StepFacts(2), "outside the lineage", age_s=GRACE_S)
+    young = Candidate(StepFacts(1), "outside the lineage", outside_s=GRACE_S - 1)
+    old = Candidate(StepFacts(2), "outside the lineage", outside_s=GRACE_S)
     assert kept(judge([young, old, *good(3)], latest(1), Guards(), orphan_grace_s=GRACE_S)) == [
         1,
         3,
@@ -56,7 +56,7 @@ def test_a_step_outside_the_lineage_goes_only_after_its_grace() -> None:
 
 
 def test_without_a_good_step_nothing_goes() -> None:
-    old = Candidate(StepFacts(2), "outside the lineage", age_s=1e9)
+    old = Candidate(StepFacts(2), "outside the lineage", outside_s=1e9)
     (verdict,) = judge([old], latest(1), Guards(), orphan_grace_s=GRACE_S)
     assert verdict.keep
     assert "no good step" in verdict.reasons[0]
@@ -78,7 +78,7 @@ class ChoosesNothing:
             Candidate,
             st.builds(StepFacts, st.integers(0, 50)),
             st.sampled_from(STANDINGS),
-            age_s=st.floats(0, 1e6),
+            outside_s=st.floats(0, 1e6),
         ),
         unique_by=lambda candidate: candidate.facts.step,
     ),

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import json
 from typing import TYPE_CHECKING
 
-from tests.commit._kit import Root, damage
+import pytest
+from tests.commit._kit import Root, damage, overwrite
 from tests.retention._kit import NOW_S, plan_for, prune_now
 
-from stepseal.commit import SUPERSEDED, pin, read_step
-from stepseal.storage import MemoryStorage, remove_tree
+from stepseal.commit import INCARNATIONS, SUPERSEDED, pin, read_step
+from stepseal.commit._claims import claim
+from stepseal.layout import seal
+from stepseal.storage import MemoryStorage, read_bytes, remove_tree
 
 if TYPE_CHECKING:
     from stepseal.retention import Plan
@@ -68,6 +72,34 @@ def test_steps_outside_the_lineage_stay_for_their_grace(storage: Storage) -> Non
     saved_at_s = prune_time(root)
     assert actions(plan_for(storage, root, now_s=saved_at_s + 3600))[20]
     assert not actions(plan_for(storage, root, now_s=saved_at_s + 90_000))[20]
+
+
+def test_the_grace_of_old_steps_begins_when_they_leave_the_lineage(storage: Storage) -> None:
+    """Whoever restores an old step by mistake finds the newer ones, however old they are."""
+    root = Root(storage)
+    parent = root.commit(10)
+    root.commit(20)
+    number = claim(storage, parent)
+    key = f"{INCARNATIONS}/{number}.json"
+    record = json.loads(read_bytes(storage, key, 1 << 14))["body"]
+    claimed_at = datetime.datetime.fromtimestamp(NOW_S, datetime.timezone.utc)
+    overwrite(storage, key, seal(record | {"claimed_at": claimed_at.isoformat()}))
+    assert actions(plan_for(storage, root, now_s=NOW_S + 3600))[20]
+    assert not actions(plan_for(storage, root, now_s=NOW_S + 90_000))[20]
+    overwrite(storage, key, seal(record | {"claimed_at": "some day"}))
+    assert actions(plan_for(storage, root, now_s=NOW_S + 90_000))[20]
+
+
+@pytest.mark.parametrize("ending", ["Z", ".5Z", ".123456+00:00"])
+def test_every_time_that_a_manifest_may_say_is_understood(storage: Storage, ending: str) -> None:
+    root = Root(storage)
+    parent = root.commit(10)
+    staging, manifest = root.prepare(20)
+    root.publish(staging, dataclasses.replace(manifest, created_at=f"2033-05-18T03:33:20{ending}"))
+    root.claim(parent)
+    root.commit(30)
+    assert actions(plan_for(storage, root, now_s=NOW_S + 3600))[20]
+    assert not actions(plan_for(storage, root, now_s=NOW_S + 90_000))[20]
 
 
 def prune_time(root: Root) -> float:

@@ -11,7 +11,7 @@ import datetime
 import os
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt, NotCurrent
@@ -29,7 +29,9 @@ __all__ = [
     "check_current",
     "claim",
     "in_lineage",
+    "left_lineage_at",
     "lineage_limits",
+    "newest_claim",
     "read_claims",
 ]
 
@@ -50,11 +52,19 @@ class ClaimRecord:
     """Step it resumed from; None for a fresh start."""
     damaged: bool = False
     """The record exists but cannot be read; what it descends from is not known."""
+    claimed_at_s: float | None = field(default=None, compare=False)
+    """Unix time by the claimant's clock; None where the record does not tell."""
 
 
 def read_claims(storage: Storage) -> tuple[ClaimRecord, ...]:
     """Return all claims, oldest first; empty when nobody ever claimed."""
     return tuple(_read_claim(storage, number) for number in _numbers(storage))
+
+
+def newest_claim(storage: Storage) -> ClaimRecord | None:
+    """Return the claim that owns the root, None when nobody ever claimed; reads one record."""
+    numbers = _numbers(storage)
+    return _read_claim(storage, numbers[-1]) if numbers else None
 
 
 def _numbers(storage: Storage) -> list[int]:
@@ -70,9 +80,19 @@ def _read_claim(storage: Storage, number: int) -> ClaimRecord:
     try:
         data = read_bytes(storage, f"{INCARNATIONS}/{number}.json", _MAX_CLAIM_BYTES)
         body = unseal(data, what=f"{INCARNATIONS}/{number}.json", max_bytes=_MAX_CLAIM_BYTES)
-        return ClaimRecord(number, _parent_of(body, number))
+        parent = _parent_of(body, number)
     except Corrupt:
         return ClaimRecord(number, None, damaged=True)
+    return ClaimRecord(number, parent, claimed_at_s=_claimed_at(body))
+
+
+def _claimed_at(body: object) -> float | None:
+    assert isinstance(body, dict)
+    try:
+        found = datetime.datetime.fromisoformat(body["claimed_at"][:19])
+    except ValueError:
+        return None
+    return found.replace(tzinfo=datetime.timezone.utc).timestamp()
 
 
 def _parent_of(body: object, number: int) -> Lineage | None:
@@ -207,3 +227,14 @@ def in_lineage(limits: Mapping[int, int | None], incarnation: int, step: int) ->
         return False
     limit = limits[incarnation]
     return limit is None or step <= limit
+
+
+def left_lineage_at(claims: Iterable[ClaimRecord], incarnation: int) -> float | None:
+    """Return when steps of `incarnation` that are outside the lineage were left behind.
+
+    That was done by the first later claim of the lineage. Unix time; None where no record tells.
+    """
+    records = {record.incarnation: record for record in claims}
+    later = [number for number in lineage_limits(records.values()) if number > incarnation]
+    record = records.get(min(later)) if later else None
+    return None if record is None else record.claimed_at_s

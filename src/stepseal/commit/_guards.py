@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stepseal.commit._claims import read_claims
+from stepseal.commit._claims import newest_claim
 from stepseal.commit._leases import read_leases
 from stepseal.commit._pins import read_pins
 
@@ -49,8 +49,8 @@ def read_guards(storage: Storage, now_s: float) -> Guards:
     Raises:
         StorageUnavailable: it cannot be told; then nothing may be removed.
     """
-    claims = read_claims(storage)
-    parent = claims[-1].parent if claims else None
+    claim = newest_claim(storage)
+    parent = None if claim is None else claim.parent
     return Guards(
         read_pins(storage), read_leases(storage, now_s), None if parent is None else parent.step
     )

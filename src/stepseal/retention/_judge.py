@@ -24,8 +24,8 @@ class Candidate:
     `untouchable`: anything but a sound commit of this run; never removed."""
     why: str = ""
     """What makes it untouchable."""
-    age_s: float = 0.0
-    """Seconds since it was saved."""
+    outside_s: float = 0.0
+    """Seconds since it left the lineage, or was saved outside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +85,16 @@ def _verdict(
         reasons.append(candidate.why)
     elif candidate.standing == "not resumable":
         reasons.append("not resumable: this rule is about full steps")
-    elif candidate.standing == "outside the lineage" and candidate.age_s < orphan_grace_s:
+    elif candidate.standing == "outside the lineage" and candidate.outside_s < orphan_grace_s:
         reasons.append(
-            f"outside the lineage, saved {_hours(candidate.age_s)} ago: left alone for "
+            f"outside the lineage for {_hours(candidate.outside_s)}: left alone for "
             f"{_hours(orphan_grace_s)}"
         )
     if reasons:
         return StepVerdict(step, keep=True, reasons=tuple(dict.fromkeys(reasons)))
     why = f"not among {rule}"
     if candidate.standing == "outside the lineage":
-        why = f"outside the lineage, saved {_hours(candidate.age_s)} ago"
+        why = f"outside the lineage for {_hours(candidate.outside_s)}"
     return StepVerdict(step, keep=False, reasons=(why,))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from stepseal.commit import (
     SUPERSEDED,
     in_lineage,
+    left_lineage_at,
     lineage_limits,
     list_steps,
     read_claims,
@@ -77,8 +79,10 @@ def plan_prune(
     claims = read_claims(storage)
     limits = lineage_limits(claims)
     entries = {entry.step: entry for entry in list_steps(storage, run_id)}
+    left_at = functools.cache(lambda incarnation: left_lineage_at(claims, incarnation))
     candidates = [
-        _candidate(entry, limits, inspect, now_s) for entry in reversed(list(entries.values()))
+        _candidate(entry, limits, left_at, inspect, now_s)
+        for entry in reversed(list(entries.values()))
     ]
     guards = read_guards(storage, now_s)
     verdicts = judge(
@@ -90,21 +94,32 @@ def plan_prune(
 
 
 def _candidate(
-    entry: StepEntry, limits: Mapping[int, int | None], inspect: Inspect, now_s: float
+    entry: StepEntry,
+    limits: Mapping[int, int | None],
+    left_at: Callable[[int], float | None],
+    inspect: Inspect,
+    now_s: float,
 ) -> Candidate:
     manifest = entry.manifest
     if manifest is None or entry.state != "committed":
         return Candidate(StepFacts(entry.step), "untouchable", f"{entry.state}: {entry.problem}")
     facts = StepFacts(entry.step, manifest.created_at, manifest.metrics, manifest.tags)
-    age_s = now_s - datetime.datetime.fromisoformat(manifest.created_at).timestamp()
     if not in_lineage(limits, manifest.incarnation, entry.step):
-        return Candidate(facts, "outside the lineage", age_s=age_s)
+        left_s = left_at(manifest.incarnation)  # an old step may have been left behind just now
+        since_s = now_s if left_s is None else max(left_s, _unix_time(manifest.created_at))
+        return Candidate(facts, "outside the lineage", outside_s=now_s - since_s)
     if not manifest.resumable:
-        return Candidate(facts, "not resumable", age_s=age_s)
+        return Candidate(facts, "not resumable")
     problems = inspect(entry, manifest)
     if problems:
-        return Candidate(facts, "untouchable", f"damaged: {problems[0]}", age_s)
-    return Candidate(facts, "good", age_s=age_s)
+        return Candidate(facts, "untouchable", f"damaged: {problems[0]}")
+    return Candidate(facts, "good")
+
+
+def _unix_time(created_at: str) -> float:
+    """Return the time of a manifest, which is UTC; Python 3.10 reads neither `Z` nor all digits."""
+    found = datetime.datetime.fromisoformat(created_at[:19])
+    return found.replace(tzinfo=datetime.timezone.utc).timestamp()
 
 
 def _judge_superseded(

@@ -113,7 +113,7 @@ class Retention:
 
     keep: KeepRule
     superseded_grace_s: float = _DAY_S
-    """Seconds that superseded steps, and steps outside the lineage, are left alone."""
+    """Seconds that steps are left alone after they were superseded or left the lineage."""
     trash_grace_s: float = 0.0
     """Seconds that a pruned step stays in the trash before its bytes are freed. Zero frees them at
     once: what protects readers is the second look, not time."""
