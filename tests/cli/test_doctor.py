@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from stepseal.storage import Probe
+    from stepseal.storage import Access, Probe
 
 
 def run(*arguments: object) -> tuple[int, str]:
@@ -30,8 +30,8 @@ def run(*arguments: object) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def below(calls: Refusing) -> Callable[[str], Probe]:
-    return lambda path: probe(path, calls=calls)
+def below(calls: Refusing) -> Callable[..., Probe]:
+    return lambda path, *, access: probe(path, access=access, calls=calls)
 
 
 def states(found: dict[str, Any]) -> dict[str, str]:
@@ -43,13 +43,24 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a place whose syncs are not doubted, wherever the tests run."""
     import dataclasses
 
-    def undoubted(path: str) -> Probe:
-        found = probe(path)
+    def undoubted(path: str, *, access: Access) -> Probe:
+        found = probe(path, access=access)
         mount = None if found.mount is None else dataclasses.replace(found.mount, fs_type="ext4")
         return dataclasses.replace(found, mount=mount, sync_doubts=())
 
     monkeypatch.setattr(_doctor, "probe", undoubted)
     return tmp_path
+
+
+def test_where_others_can_change_names_it_looks_only_on_request(disk: Path) -> None:
+    disk.chmod(0o777)
+    code, out = run(disk)
+    assert code == 2
+    assert "--allow-shared" in out
+    assert list(disk.iterdir()) == []
+    assert run(disk, "--allow-shared")[0] == 0
+    assert run(disk, "--allow-shared", "--meet", "me", "--timeout-s", 0.1)[0] == 1  # nobody came
+    assert list(disk.iterdir()) == []
 
 
 def test_it_says_of_each_promise_what_holds_and_exits_0(disk: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_root_of_another_user_is_refused(root: Path) -> None:
         pytest.skip("needs root, to give a directory away")
     save_once(root)
     os.chown(root, NOBODY, NOBODY)
-    with pytest.raises(InvalidInput, match=f"user {NOBODY}"):
+    with pytest.raises(InvalidInput, match=f"user {NOBODY}.*`chown 0`.*bind mount"):
         LocalStorage.create(root)
     with pytest.raises(InvalidInput, match=f"user {NOBODY}"):
         put_if_absent(LocalStorage.open(root), "x", b"")

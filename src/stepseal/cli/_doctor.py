@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stepseal.cli._output import print_line, print_table, size_text
 from stepseal.commit import judge
 from stepseal.errors import InvalidInput
-from stepseal.storage import ABILITIES, meet, probe
+from stepseal.storage import ABILITIES, Access, meet, probe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,12 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 def examine(
-    path: str, *, meeting: str | None = None, num_participants: int = 1, timeout_s: float = 60.0
+    path: str,
+    *,
+    meeting: str | None = None,
+    num_participants: int = 1,
+    timeout_s: float = 60.0,
+    allow_shared: bool = False,
 ) -> dict[str, Any]:
     """Return what holds on a directory's file system, as JSON-able values.
 
@@ -35,18 +40,21 @@ def examine(
         meeting: name under which all hosts meet there, or None for this host alone.
         num_participants: how many meet.
         timeout_s: how long to wait for them.
+        allow_shared: also where other users can write.
 
     Raises:
         RootNotFound: nothing is there.
-        InvalidInput: it is no directory, or the meeting's name is no name or was used before.
+        InvalidInput: it is no directory, or one that others can change; or the meeting's name is
+            no name, or was used before.
         StorageUnavailable: nothing can be made in it.
     """
     absolute = os.path.abspath(path)
     met = None
+    access = Access(allow_shared=allow_shared)
     with _ended_politely():
         if meeting is not None:
-            met = _meet(absolute, meeting, num_participants, timeout_s)
-        found = probe(absolute)
+            met = _meet(absolute, meeting, num_participants, timeout_s, access)
+        found = probe(absolute, access=access)
     return {
         **dataclasses.asdict(found),
         "root": absolute,
@@ -65,12 +73,12 @@ def _ended_politely() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _meet(path: str, name: str, num_participants: int, timeout_s: float) -> Meeting:
+def _meet(path: str, name: str, num_participants: int, timeout_s: float, access: Access) -> Meeting:
     if not _NAME.fullmatch(name):
         raise InvalidInput(
             f"meeting {name!r}: expected a name of letters, digits, - and _, at most 64 of them"
         )
-    return meet(path, name, num_participants=num_participants, timeout_s=timeout_s)
+    return meet(path, name, num_participants=num_participants, timeout_s=timeout_s, access=access)
 
 
 def print_verdicts(found: dict[str, Any]) -> None:

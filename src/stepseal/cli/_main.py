@@ -196,9 +196,16 @@ def unpin(root: str, step: str) -> None:
 @click.option("--meet", metavar="NAME", help="Meet the other hosts under a name never used yet.")
 @click.option("--participants", type=click.IntRange(2, 10_000), default=2, show_default=True)
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=60, show_default=True)
+@_allow_shared
 @_json
 def doctor(
-    root: str, *, meet: str | None, participants: int, timeout_s: float, as_json: bool
+    root: str,
+    *,
+    meet: str | None,
+    participants: int,
+    timeout_s: float,
+    allow_shared: bool,
+    as_json: bool,
 ) -> None:
     """Say which promises hold on the file system of ROOT, a run or the place for one.
 
@@ -207,7 +214,13 @@ def doctor(
     """
     from stepseal.cli._doctor import examine, print_verdicts
 
-    found = examine(root, meeting=meet, num_participants=participants, timeout_s=timeout_s)
+    found = examine(
+        root,
+        meeting=meet,
+        num_participants=participants,
+        timeout_s=timeout_s,
+        allow_shared=allow_shared,
+    )
     if as_json:
         print_json(found)
     else:

@@ -26,6 +26,7 @@ __all__ = [
     "writable_problem",
 ]
 
+_THEIRS = "a directory that belongs to user "
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}
 """How a file system answers that has no modes of its own, or not ours to set."""
 
@@ -75,7 +76,7 @@ DEFAULT_ACCESS = Access()
 def shared_problem(status: os.stat_result) -> str | None:
     """Say who else can change the names in a directory, or None."""
     if status.st_uid not in {0, os.geteuid()}:
-        return f"a directory that belongs to user {status.st_uid}"
+        return f"{_THEIRS}{status.st_uid}"
     return writable_problem(status)
 
 
@@ -109,10 +110,19 @@ def _is_private(gid: int, uid: int) -> bool:
 
 def refuse_shared(what: str, path: str, problem: str) -> InvalidInput:
     """Return the error for a directory in which nothing is made."""
+    me = os.geteuid()
+    advice = "Run `chmod go-w` on it, take another root, or"
+    whom = "whoever can write there"
+    if problem.startswith(_THEIRS):
+        advice = (
+            f"Run `chown {me}` on it, or take another root. Where users are mapped (a container's "
+            "bind mount, NFS with root_squash, an access point),"
+        )
+        whom = "that user"
     return InvalidInput(
-        f"{what} {path} refused: expected a directory in which only this user can write, found "
-        f"{problem}. Run `chmod go-w` on it, take another root, or pass "
-        "Access(allow_shared=True) if you trust whoever can write there.",
+        f"{what} {path} refused: expected a directory in which only this user can write, "
+        f"found {problem}. {advice} pass Access(allow_shared=True), or --allow-shared on the "
+        f"command line, if you trust {whom}.",
         path=path,
         found=problem,
     )

@@ -21,12 +21,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt, InvalidInput, StorageUnavailable
+from stepseal.storage._access import DEFAULT_ACCESS
 from stepseal.storage._compose import read_bytes
 from stepseal.storage._local import LocalStorage
 from stepseal.storage._probe import meeting_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from stepseal.storage._access import Access
 
 __all__ = ["Meeting", "Peer", "meet"]
 
@@ -161,6 +164,7 @@ def meet(
     *,
     num_participants: int,
     timeout_s: float,
+    access: Access = DEFAULT_ACCESS,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Meeting:
@@ -173,17 +177,22 @@ def meet(
         name: of this meeting, used once.
         num_participants: how many take part, this one too.
         timeout_s: seconds to wait for the others.
+        access: whether it may be a directory in which others can change names.
         clock: this host's wall clock.
         sleep: waits between two looks.
 
     Raises:
         RootNotFound: nothing is at `path`.
-        InvalidInput: more participants than expected were met: the name was used before.
+        InvalidInput: more participants than expected were met: the name was used before; or
+            `access` refuses the directory.
         StorageUnavailable: refused.
     """
     started = time.monotonic()
     deadline = started + timeout_s
-    with LocalStorage.open(path) as storage, meeting_folder(storage, name) as folder:
+    with (
+        LocalStorage.open(path, access=access) as storage,
+        meeting_folder(storage, name) as folder,
+    ):
         visit = _Visit(storage, folder, clock)
         try:
             visit.wrote_at = visit.put(f"{_TOKEN}-{visit.me}")

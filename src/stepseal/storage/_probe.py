@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from stepseal.errors import StorageUnavailable
+from stepseal.storage._access import DEFAULT_ACCESS
 from stepseal.storage._calls import Calls
 from stepseal.storage._compose import remove_tree
 from stepseal.storage._local import LocalStorage
@@ -28,6 +29,7 @@ from stepseal.storage._refusals import refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from stepseal.storage._access import Access
     from stepseal.storage._probe_values import Ability
 
 __all__ = ["meeting_folder", "probe", "work_folder"]
@@ -41,7 +43,11 @@ _NOT_TOLD = frozenset({errno.ETIMEDOUT, errno.ECHILD, errno.ENOSPC, errno.EDQUOT
 
 
 def probe(
-    path: str, *, calls: Calls | None = None, clock: Callable[[], float] = time.time
+    path: str,
+    *,
+    access: Access = DEFAULT_ACCESS,
+    calls: Calls | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> Probe:
     """Look at what a directory's file system really does.
 
@@ -49,17 +55,19 @@ def probe(
 
     Args:
         path: an existing directory: a root, or where one will be made.
+        access: whether it may be one in which others can change names.
         calls: answers for the kernel; tests pass their own.
         clock: this host's wall clock.
 
     Raises:
         RootNotFound: nothing is there.
-        InvalidInput: it is no directory.
+        InvalidInput: it is no directory, or `access` refuses it.
         StorageUnavailable: nothing can be made in it.
     """
     calls = calls or Calls()
-    with LocalStorage.open(path) as storage, work_folder(storage) as key:
-        fd = os.open(os.path.join(storage.root, key), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with LocalStorage.open(path, access=access) as storage, work_folder(storage) as key:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(os.path.join(storage.root, key), flags)
         try:
             findings = tuple(_find(ability, fd, calls) for ability in ABILITIES)
             mount = find_mount(fd, calls)
