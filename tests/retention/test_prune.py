@@ -11,9 +11,9 @@ import pytest
 from tests.commit._kit import FakeFinisher, Root, attempt_id, exists
 from tests.retention._kit import NOW_S, Meanwhile, plan_for, prune_now, steps_of
 
-from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, take_lease
+from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, read_step, take_lease
 from stepseal.commit._claims import claim
-from stepseal.commit._resume import put_back_parent
+from stepseal.commit._resume import put_back_pruned
 from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.retention import Retention, latest, prune
 from stepseal.storage import MemoryStorage, create_durable, remove_tree
@@ -157,6 +157,10 @@ class Stop(BaseException):
     """Everything ends here, as by a crash."""
 
 
+def die() -> None:
+    raise Stop
+
+
 class Crashing(FaultyStorage):
     """Stops before the operation of this number."""
 
@@ -243,9 +247,33 @@ def test_a_restart_finds_its_parent_although_a_replaced_job_died_pruning_it(
     with pytest.raises(Stop):
         prune(Meanwhile(storage, claim_and_die), plan, Retention(latest(1)), clock=lambda: NOW_S)
     assert "step-10" not in steps_of(storage)
-    put_back_parent(storage)
+    put_back_pruned(storage)
     assert "step-10" in steps_of(storage)
-    put_back_parent(storage)
+    put_back_pruned(storage)
+
+
+def test_a_restart_finds_what_was_committed_in_the_place_of_a_step_when_its_prune_died(
+    storage: Storage,
+) -> None:
+    root = four(storage)
+    root.claim(list_steps(storage)[0].lineage())  # leaves 20 to 40 outside the lineage
+    root.commit(15)
+    plan = plan_for(storage, root)
+    assert [v.step for v in plan.steps if not v.keep] == [20, 30, 40]
+    newest = root.commit(20)
+    with pytest.raises(Stop):
+        prune(Meanwhile(storage, die), plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert "step-20" not in steps_of(storage)
+    put_back_pruned(storage)
+    assert read_step(storage, 20, root.run_id).lineage() == newest
+
+
+def test_what_another_prune_finishes_meanwhile_is_no_failure(storage: Storage) -> None:
+    root = four(storage)
+    report = prune_now(Meanwhile(storage, lambda: prune_now(storage, root)), root)
+    assert report.failures == []
+    assert steps_of(storage) == ["step-40"]
+    assert storage.list_dir(TRASH) == ()
 
 
 def test_a_folder_that_is_being_deleted_is_never_put_back(storage: Storage) -> None:

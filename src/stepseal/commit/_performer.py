@@ -23,7 +23,7 @@ from stepseal.commit._durability import durability_of
 from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
-from stepseal.commit._resume import Selection, put_back_parent, select
+from stepseal.commit._resume import Selection, put_back_pruned, select
 from stepseal.commit._roots import initialise_root
 from stepseal.errors import CheckpointError, InternalError, NotRestored, StorageUnavailable
 from stepseal.layout import LATEST, Lineage, step_name
@@ -205,7 +205,7 @@ class Performer:
 
     def _select_leased(self, action: actions.Select) -> Selection:
         """Select, lease what was selected, and look whether it still stands: else select again."""
-        put_back_parent(self._storage)
+        put_back_pruned(self._storage)
         for _ in range(_SELECTIONS):
             self.close()
             found = select(

@@ -12,10 +12,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.commit._catalog import StepEntry, read_step, refuse_newer, step_numbers
-from stepseal.commit._claims import in_lineage, lineage_limits, read_claims
+from stepseal.commit._claims import in_lineage, lineage_limits, newest_claim, read_claims
 from stepseal.commit._roots import TRASH
-from stepseal.errors import Corrupt, NoResumableStep, StepNotFound, StorageUnavailable
-from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, manifest_digest, step_name
+from stepseal.errors import (
+    Corrupt,
+    IncompatibleFormat,
+    NoResumableStep,
+    StepNotFound,
+    StorageUnavailable,
+)
+from stepseal.layout import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    decode_manifest,
+    manifest_digest,
+    step_name,
+)
 from stepseal.storage import KeyExists, KeyNotFound, read_bytes
 
 if TYPE_CHECKING:
@@ -26,11 +38,11 @@ if TYPE_CHECKING:
 
     Inspect = Callable[[Storage, str, Manifest], Sequence[str]]
 
-__all__ = ["Selection", "put_back_parent", "select"]
+__all__ = ["Selection", "put_back_pruned", "select"]
 
 _LOOKS = 8
 _PRUNED = re.compile(
-    r"(step-(?:0|[1-9][0-9]{0,15}))\.([1-9][0-9]{0,15})\.[0-9a-f]{32}\.\w+\.pruned"
+    r"(step-(?:0|[1-9][0-9]{0,15}))\.[1-9][0-9]{0,15}\.([0-9a-f]{32})\.\w+\.pruned"
 )
 """A step that a prune took out of sight, and has not decided to delete."""
 
@@ -111,33 +123,31 @@ def _newest(
     return Selection(None, has_commits, reasons if has_commits else {})
 
 
-def put_back_parent(storage: Storage) -> None:
-    """Put the step that the newest claim descends from back, if a prune left it in the trash.
+def put_back_pruned(storage: Storage) -> None:
+    """Put back what a prune left in the trash when it died, and would have put back itself.
 
-    A prune by a replaced job moves first and sees the claim second. Should it die in between, the
-    next restore finishes for it; otherwise the lineage would be without a step until somebody
-    commits. Beside a prune that lives this is harmless: it finds the step back already.
+    A prune moves first and looks second. So it may have moved the step that the newest claim
+    descends from, without which the lineage could be stranded, or a step that was committed in the
+    place of the one that it meant. Beside a prune that lives this is harmless: it finds the step
+    back already.
 
     Raises:
         StorageUnavailable: the root cannot be read or written.
     """
-    claims = read_claims(storage)
-    parent = claims[-1].parent if claims else None
-    if parent is None:
-        return
-    name = step_name(parent.step)
-    with suppress(KeyNotFound):
-        storage.stat(name)
-        return
+    claim = newest_claim(storage)
+    parent = None if claim is None else claim.parent
     for entry in storage.list_dir(TRASH):
         match = _PRUNED.fullmatch(entry.name)
-        if match is None or (match[1], int(match[2])) != (name, parent.incarnation):
+        if match is None:
             continue
-        with suppress(KeyNotFound, KeyExists, Corrupt):  # the prune was quicker; or it is damaged
-            trash = f"{TRASH}/{entry.name}"
+        trash = f"{TRASH}/{entry.name}"
+        # the prune was quicker; or the number is taken again; or nobody could resume from it
+        with suppress(KeyNotFound, KeyExists, Corrupt, IncompatibleFormat):
             data = read_bytes(storage, f"{trash}/{MANIFEST}", MAX_MANIFEST_BYTES)
-            if manifest_digest(data) == parent.manifest_sha256:
-                storage.rename(trash, name)
+            found = decode_manifest(data)
+            is_parent = parent is not None and manifest_digest(data) == parent.manifest_sha256
+            if step_name(found.step) == match[1] and (is_parent or found.attempt != match[2]):
+                storage.rename(trash, match[1])
                 storage.sync_dir("")
                 storage.sync_dir(TRASH)
 

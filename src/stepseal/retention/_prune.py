@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -121,8 +122,9 @@ class _Prune:
             return  # somebody else took it
         self._storage.sync_dir("")
         self._storage.sync_dir(TRASH)
-        if self._settle(trash) and manifest.step not in self.report.put_back:
-            self.report.removed.append(manifest.step)
+        with suppress(KeyNotFound):  # another prune finished it, and reports it
+            if self._settle(trash) and manifest.step not in self.report.put_back:
+                self.report.removed.append(manifest.step)
 
     def remove_superseded(self, name: str) -> None:
         """Delete one folder of the superseded area."""
@@ -146,7 +148,8 @@ class _Prune:
 
     def _settle_again(self, trash: str) -> None:
         self._storage.sync_dir("")  # who moved it may have died, or failed, before it did so
-        self._settle(trash)
+        with suppress(KeyNotFound):  # another prune finished it
+            self._settle(trash)
 
     def _settle(self, trash: str) -> bool:
         """Look again at a step that was moved: put it back, leave it for its grace, or delete it.
