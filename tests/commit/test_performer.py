@@ -18,7 +18,7 @@ from tests.commit._kit import (
 from stepseal import errors
 from stepseal.commit import LEASES, TRASH, list_steps, read_leases, read_marker, read_step
 from stepseal.commit import _actions as actions
-from stepseal.commit._claims import read_claims
+from stepseal.commit._claims import INCARNATIONS, in_lineage, lineage_limits, read_claims
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer
 from stepseal.commit._publish import PublishUnconfirmed
@@ -275,6 +275,34 @@ def test_discard_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 def leased(storage: Storage) -> list[int]:
     return list(read_leases(storage, time.time()))
+
+
+@pytest.mark.parametrize("resumed", [None, 10])
+def test_steps_whose_claims_are_lost_are_left_behind_by_a_claim(
+    storage: Storage, resumed: int | None
+) -> None:
+    root = Root(storage)
+    first = root.commit(10)
+    for step in (20, 30):
+        root.claim(root.head)
+        root.commit(step)
+    for number in (2, 3):
+        storage.remove_file(f"{INCARNATIONS}/{number}.json")
+    parent = None if resumed is None else first
+    assert Life(storage).claim(parent) == actions.Claimed(1, 4)
+    limits = lineage_limits(read_claims(storage))
+    found = [e.step for e in list_steps(storage) if e.manifest is not None
+             and in_lineage(limits, e.manifest.incarnation, e.step)]  # fmt: skip
+    assert found == ([] if resumed is None else [10])
+
+
+def test_a_newer_step_that_cannot_be_read_does_not_stop_a_claim() -> None:
+    inner = MemoryStorage()
+    root = Root(inner)
+    first = root.commit(10)
+    root.commit(20)
+    bad = [Fault(lambda _verb, key: key.startswith("step-20"), Fail(errno.EIO), sticky=True)]
+    assert Life(FaultyStorage(inner, bad)).claim(first) == actions.Claimed(1, 2)
 
 
 def test_the_candidate_is_leased_until_the_claim(storage: Storage) -> None:

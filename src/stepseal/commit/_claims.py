@@ -122,7 +122,7 @@ def _lineage_of(parent: object) -> Lineage | None:
     return None
 
 
-def claim(storage: Storage, parent: Lineage | None) -> int:
+def claim(storage: Storage, parent: Lineage | None, *, above: int = 0) -> int:
     """Claim the next incarnation and return its number.
 
     Coordinator only, once per life of a job. The number is above all claims, and above the parent's
@@ -131,6 +131,7 @@ def claim(storage: Storage, parent: Lineage | None) -> int:
     Args:
         storage: the root, with its control folders made.
         parent: step that this incarnation resumes from; None for a fresh start.
+        above: incarnation of a step that is left behind, whose claim may be lost, too.
 
     Raises:
         NotCurrent: other jobs kept claiming at the same time.
@@ -138,7 +139,7 @@ def claim(storage: Storage, parent: Lineage | None) -> int:
 
     Durability: on return the claim survives power loss.
     """
-    number = max([0 if parent is None else parent.incarnation, *_numbers(storage)])
+    number = max([above, 0 if parent is None else parent.incarnation, *_numbers(storage)])
     for _ in range(_ATTEMPTS):
         number += 1
         if put_if_absent(storage, f"{INCARNATIONS}/{number}.json", _record(number, parent)):

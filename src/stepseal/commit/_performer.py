@@ -23,7 +23,7 @@ from stepseal.commit._durability import durability_of
 from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
-from stepseal.commit._resume import Selection, put_back_pruned, select
+from stepseal.commit._resume import Selection, highest_incarnation, put_back_pruned, select
 from stepseal.commit._roots import initialise_root
 from stepseal.errors import CheckpointError, InternalError, NotRestored, StorageUnavailable
 from stepseal.layout import LATEST, Lineage, step_name
@@ -231,7 +231,8 @@ class Performer:
     def _claim(self, action: actions.Claim) -> actions.Claimed:
         if action.parent is not None:
             self._require_standing(action.parent)
-        self._life.number = claim(self._storage, action.parent)
+        above = highest_incarnation(self._storage, self._life.run_id, action.parent)
+        self._life.number = claim(self._storage, action.parent, above=above)
         self._life.head = action.parent
         self.close()  # as the parent of a claim it is protected without a lease
         return actions.Claimed(action.call, self._life.number)

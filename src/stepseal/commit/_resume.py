@@ -33,12 +33,12 @@ from stepseal.storage import KeyExists, KeyNotFound, read_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from stepseal.layout import Manifest
+    from stepseal.layout import Lineage, Manifest
     from stepseal.storage import Storage
 
     Inspect = Callable[[Storage, str, Manifest], Sequence[str]]
 
-__all__ = ["Selection", "put_back_pruned", "select"]
+__all__ = ["Selection", "highest_incarnation", "put_back_pruned", "select"]
 
 _LOOKS = 8
 _PRUNED = re.compile(
@@ -121,6 +121,25 @@ def _newest(
             return Selection(entry, has_commits=True, reasons=reasons)
         reasons[step_name(number)] = reason
     return Selection(None, has_commits, reasons if has_commits else {})
+
+
+def highest_incarnation(storage: Storage, run_id: str, parent: Lineage | None) -> int:
+    """Return the highest incarnation among the steps that a claim leaves behind, zero for none.
+
+    They are the steps above the parent, or all before a fresh start. Should their claim be lost,
+    a claim at or below that number would leave them in the lineage.
+
+    Raises:
+        StorageUnavailable: the root cannot be listed.
+    """
+    found = 0
+    for number in step_numbers(storage):
+        if parent is None or number > parent.step:
+            # pruned meanwhile, or passed over because it cannot be read: no reason to fail
+            with suppress(StepNotFound, Corrupt, StorageUnavailable):
+                manifest = read_step(storage, number, run_id).manifest
+                found = max(found, 0 if manifest is None else manifest.incarnation)
+    return found
 
 
 def put_back_pruned(storage: Storage) -> None:
