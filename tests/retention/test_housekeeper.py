@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.commit._kit import FakeFinisher, Root, exists
-from tests.retention._kit import NOW_S, steps_of
+from tests.retention._kit import NOW_S, prune_now, steps_of
 
 from stepseal.commit import LEASES, SUPERSEDED, TRASH, take_lease
 from stepseal.retention import Housekeeper, Retention, latest
@@ -70,6 +70,34 @@ def test_what_fails_is_logged_and_tried_again(
     assert exists(inner, abandoned)
     keep(root.run_id, root.number)
     assert not exists(inner, abandoned)
+
+
+def test_steps_are_pruned_although_something_cannot_be_swept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inner = MemoryStorage()
+    root = Root(inner)
+    root.commit(10)
+    root.prepare(15)
+    root.claim(root.head)
+    for step in (20, 30, 40):
+        root.commit(step)
+    bad = [Fault(lambda _verb, key: "step-15" in key, Fail(errno.EPERM), sticky=True)]
+    keeper(FaultyStorage(inner, bad), keep=1)(root.run_id, root.number)
+    assert "after the next commit" in caplog.text
+    assert steps_of(inner) == ["step-10", "step-40"]
+
+
+def test_what_a_prune_began_is_finished_by_a_job_that_keeps_all(storage: Storage) -> None:
+    root = Root(storage)
+    for step in (10, 20, 30):
+        root.commit(step)
+    prune_now(storage, root, keep=2, trash_grace_s=1e6)  # 10, just moved
+    dying = f"{TRASH}/step-20.1.{'a' * 32}.{1000:08x}{'0' * 8}.deleting"
+    storage.rename("step-20", dying)
+    keeper(storage)(root.run_id, root.number)
+    assert [e.name.split(".")[0] for e in storage.list_dir(TRASH)] == ["step-10"]
+    assert steps_of(storage) == ["step-30"]
 
 
 def test_a_defect_is_logged_and_does_not_spread(caplog: pytest.LogCaptureFixture) -> None:

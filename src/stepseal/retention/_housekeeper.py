@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from stepseal.commit import INCARNATIONS, LEASES, PINS, drop_expired, sweep
 from stepseal.errors import CheckpointError
-from stepseal.retention._plan import plan_prune
+from stepseal.retention._plan import Plan, plan_prune
 from stepseal.retention._prune import prune
+from stepseal.retention._rules import Retention, latest
 from stepseal.storage import sweep_temporaries
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from stepseal.commit import Finisher, StepEntry
     from stepseal.layout import Manifest
     from stepseal.retention._prune import PruneReport
-    from stepseal.retention._rules import Retention
     from stepseal.storage import Storage
 
 __all__ = ["Housekeeper"]
 
 _log = logging.getLogger("stepseal")
+_FINISHING = Retention(latest(1), trash_grace_s=86_400.0)
 
 
 class Housekeeper:
@@ -56,11 +57,15 @@ class Housekeeper:
 
     def __call__(self, run_id: str, incarnation: int) -> None:
         """Sweep and prune as the coordinator of an incarnation that has just committed."""
+        if self._swept != incarnation:
+            self._attempt(lambda: self._sweep(incarnation))
+        if self._retention is not None:  # also where something cannot be swept
+            retention = self._retention
+            self._attempt(lambda: _report(self._prune(run_id, incarnation, retention)))
+
+    def _attempt(self, chore: Callable[[], None]) -> None:
         try:
-            if self._swept != incarnation:
-                self._sweep(incarnation)
-            if self._retention is not None:
-                _report(self._prune(run_id, incarnation, self._retention))
+            chore()
         except (CheckpointError, OSError) as error:
             _log.warning("stepseal: housekeeping goes on after the next commit: %s", error)
         except Exception:
@@ -71,6 +76,9 @@ class Housekeeper:
         drop_expired(self._storage, self._clock())
         for key in ("", INCARNATIONS, LEASES, PINS):
             sweep_temporaries(self._storage, key, now_s=self._clock())
+        if self._retention is None:  # what prunes began when there was a rule, or by hand
+            nothing = Plan(incarnation, (), {}, ())
+            _report(prune(self._storage, nothing, _FINISHING, clock=self._clock))
         self._swept = incarnation
 
     def _prune(self, run_id: str, incarnation: int, retention: Retention) -> PruneReport | None:
