@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -7,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from stepseal.cli import main
+from stepseal.cli import _pruning, main
+from stepseal.cli._roots import open_root
+from stepseal.commit._claims import claim
+from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +59,42 @@ def test_only_what_the_dry_run_named_is_removed(root: Path) -> None:
     assert before - steps_of(root) == gone
     assert list((root / ".stepseal" / "trash").iterdir()) == []
     assert "whole" in run("verify", root, 30)
+
+
+def test_what_could_not_be_removed_is_not_called_removed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"step-15.2.{'a' * 32}.{1000:08x}{'0' * 8}"
+    (root / ".stepseal" / "superseded" / name).mkdir(parents=True)
+    inner = open_root(str(root))
+    bad = [Fault(lambda verb, _key: verb == "rename", Fail(errno.EIO), sticky=True)]
+    faulty = dataclasses.replace(inner, storage=FaultyStorage(inner.storage, bad))
+    monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
+    found = json.loads(run("prune", root, "--keep-latest", 1, "--json", code=1))
+    assert [aside["action"] for aside in found["superseded"]] == ["not removed"]
+    assert {step["action"] for step in found["steps"]} == {"keep", "not removed"}
+    assert found["failures"]
+
+
+def test_a_job_that_claims_the_root_meanwhile_stops_a_prune(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = steps_of(root)
+    inner = open_root(str(root))
+
+    def claim_first(verb: str, key: str) -> bool:
+        if verb == "rename" and key.startswith("step-"):
+            claim(inner.storage, None)
+        return False
+
+    faulty = dataclasses.replace(
+        inner, storage=FaultyStorage(inner.storage, [Fault(claim_first, Fail(errno.EIO))])
+    )
+    monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
+    done = CliRunner().invoke(main, ["prune", str(root), "--keep-latest", "1"])
+    assert done.exit_code == 1
+    assert "Run it again" in done.stderr
+    assert steps_of(root) == before
 
 
 def test_damage_that_sizes_do_not_show_never_counts_as_the_last_good_step(root: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stepseal.cli._output import print_line, print_table
 from stepseal.cli._roots import open_root
 from stepseal.commit import pin, unpin
-from stepseal.errors import InvalidInput
+from stepseal.errors import InvalidInput, NotCurrent
 from stepseal.layout import parse_step_name
 from stepseal.retention import Retention, latest, plan_prune, prune
 from stepseal.transfer import check_files, verify_step
@@ -17,6 +17,7 @@ from stepseal.transfer import check_files, verify_step
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from stepseal.cli._roots import OpenRoot
     from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
     from stepseal.retention import Plan, PruneReport
@@ -48,8 +49,22 @@ def prune_root(
     retention = Retention(latest(keep_latest), superseded_grace_s=superseded_grace_s)
     inspect = _Inspection(root.storage, deeply=verify and not dry_run)
     plan = plan_prune(root.storage, root.run_id, retention, inspect=inspect, now_s=time.time())
-    report = None if dry_run else prune(root.storage, plan, retention, clock=time.time)
+    report = None if dry_run else _carry_out(root, plan, retention)
     return _described(root.path, plan, report, dry_run=dry_run)
+
+
+def _carry_out(root: OpenRoot, plan: Plan, retention: Retention) -> PruneReport:
+    try:
+        return prune(root.storage, plan, retention, clock=time.time)
+    except NotCurrent as error:
+        raise NotCurrent(
+            f"prune of {root.path}: a start of the job claimed the root meanwhile (incarnation "
+            f"{error.found} after {plan.incarnation}), so that another choice may be right now. "
+            "What was not removed yet stays. Run it again.",
+            path=root.path,
+            expected=plan.incarnation,
+            found=error.found,
+        ) from error
 
 
 class _Inspection:
@@ -80,14 +95,13 @@ def _described(
             action = "not removed"
         reasons = [back] if back else list(verdict.reasons)
         steps.append({"step": verdict.step, "action": action, "reasons": reasons})
-    superseded = [
-        {
-            "name": aside.name,
-            "action": "keep" if aside.keep else "would remove" if dry_run else "removed",
-            "reasons": [aside.reason],
-        }
-        for aside in plan.superseded
-    ]
+    superseded = []
+    gone = () if report is None else report.removed_superseded
+    for aside in plan.superseded:
+        action = "keep" if aside.keep else "would remove" if dry_run else "removed"
+        if action == "removed" and aside.name not in gone:
+            action = "not removed"
+        superseded.append({"name": aside.name, "action": action, "reasons": [aside.reason]})
     failures = [] if report is None else report.failures
     return {"root": path, "steps": steps, "superseded": superseded, "failures": failures}
 
