@@ -128,7 +128,7 @@ def import_(
     default=24.0,
     metavar="H",
     show_default=True,
-    help="Leave superseded and stranded steps alone for H hours.",
+    help="Leave superseded steps, and those outside the lineage, alone for H hours.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed, and why.")
 @click.option(
