@@ -40,17 +40,16 @@ _HANG_S = 120.0
 
 
 class _Scale(NamedTuple):
-    workloads: tuple[str, ...]
-    stride: int
-    """Strike one operation of so many; each kind another one."""
+    strides: dict[str, int]
+    """Workload to: strike one operation of so many; each kind another one."""
     stride_on_disk: int
     """The same for local storage, and for system calls."""
 
 
 _SCALES: dict[Size, _Scale] = {
-    "fast": _Scale(("fresh", "superseding"), 60, 500),
-    "nightly": _Scale(("fresh", "resumed", "superseding"), 1, 31),
-    "release": _Scale(("fresh", "resumed", "superseding"), 1, 3),
+    "fast": _Scale({"fresh": 60, "superseding": 60}, 500),
+    "nightly": _Scale({"fresh": 1, "resumed": 7, "superseding": 7}, 31),
+    "release": _Scale({"fresh": 1, "resumed": 1, "superseding": 1}, 3),
 }
 
 
@@ -114,11 +113,11 @@ def _again(share: _Share, struck: str) -> str:
 
 
 def _shares(scale: _Scale) -> list[_Share]:
-    kinds = list(itertools.product(scale.workloads, KINDS, (False, True)))
+    kinds = list(itertools.product(scale.strides, KINDS, (False, True)))
     shares = []
     for number, (workload, kind, sticky) in enumerate(kinds):
         for where in get_args(Where):
-            stride = scale.stride if where == "memory" else scale.stride_on_disk
+            stride = scale.strides[workload] if where == "memory" else scale.stride_on_disk
             num_parts = 4 if stride == 1 else 1
             first, step = number * 7 % stride, stride * num_parts
             shares += [

@@ -142,7 +142,7 @@ VARIANTS = {
     "sync-ignored": Variant(at=(f"sync {_PAYLOAD}",), wrap=_ignoring("sync")),
     "sync-of-directory-ignored": Variant(at=(f"sync_dir {_STEP}#1",), wrap=_ignoring("sync_dir")),
     "sync-of-root-ignored": Variant(
-        at=("sync_dir #6",), sticky=True, wrap=_ignoring("sync_dir")
+        at=("sync_dir #8",), sticky=True, wrap=_ignoring("sync_dir")
     ),
     "sync-retried-and-believed": Variant(
         at=(f"sync {_PAYLOAD}",), wrap=_ignoring("sync", retries=True)

@@ -23,6 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from tests.campaigns._fuzz_dcp import (
+    dcp_indexes,
+    dcp_records,
+    judge_dcp_index,
+    judge_dcp_record,
+)
 from tests.security._forge import BASE, NEWEST, OWNER, sealed
 from tests.security.make_corpus import CORPUS
 
@@ -300,6 +306,8 @@ TARGETS = {
         Target("path", judge_path, lambda: [path.encode() for path in _PATHS]),
         Target("claim-body", _of_body(judge_claim), lambda: list(map(_body, _CLAIMS)), True),
         Target("marker-body", _of_body(judge_marker), lambda: [_body(BASE / MARKER)], True),
+        Target("dcp-index", judge_dcp_index, dcp_indexes),
+        Target("dcp-record", judge_dcp_record, dcp_records),
     )
 }  # fmt: skip
 
@@ -307,7 +315,7 @@ TARGETS = {
 def main() -> int:
     """Check one input; return 1 if a promise is broken."""
     name, text = sys.argv[1:]
-    if Path(text).is_file():
+    if len(text) < 256 and Path(text).is_file():
         data = Path(text).read_bytes()
     else:
         try:

@@ -129,6 +129,41 @@ def test_each_flipped_bit_of_a_claim_is_noticed() -> None:
     check_current(storage, 2)
 
 
+FRESH: dict[str, object] = {
+    "incarnation": 1,
+    "parent": None,
+    "claimed_at": "2026-01-01T00:00:00Z",
+    "host": "a",
+    "pid": 5,
+}
+GOOD_PARENT: dict[str, object] = {"step": 40, "manifest_sha256": "a" * 64, "incarnation": 1}
+BAD_PARENTS: list[object] = [
+    5,
+    [],
+    {},
+    "step-40",
+    GOOD_PARENT | {"step": -1},
+    GOOD_PARENT | {"step": 10**16},
+    GOOD_PARENT | {"step": True},
+    GOOD_PARENT | {"step": 40.0},
+    GOOD_PARENT | {"manifest_sha256": "a" * 63},
+    GOOD_PARENT | {"manifest_sha256": "A" * 64},
+    GOOD_PARENT | {"manifest_sha256": "a" * 64 + "\n"},
+    GOOD_PARENT | {"manifest_sha256": 5},
+    GOOD_PARENT | {"incarnation": 0},
+    GOOD_PARENT | {"incarnation": True},
+    GOOD_PARENT | {"incarnation": "1"},
+    GOOD_PARENT | {"more": 1},
+]
+
+
+def test_claim_of_exactly_this_shape_is_read() -> None:
+    for parent, expected in ((None, None), (GOOD_PARENT, PARENT)):
+        storage = ready(MemoryStorage())
+        create_durable(storage, f"{INCARNATIONS}/1.json", seal(FRESH | {"parent": parent}))
+        assert read_claims(storage) == (ClaimRecord(1, expected),)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -141,6 +176,13 @@ def test_each_flipped_bit_of_a_claim_is_noticed() -> None:
         {"incarnation": 1, "parent": {}},
         {"incarnation": 1, "parent": {"step": "x", "manifest_sha256": "", "incarnation": 0}},
         {"incarnation": 2, "parent": {"step": 1, "manifest_sha256": "", "incarnation": 0}},
+        FRESH | {"incarnation": 2},
+        FRESH | {"incarnation": True},
+        FRESH | {"claimed_at": 5},
+        FRESH | {"host": None},
+        FRESH | {"pid": "5"},
+        FRESH | {"more": 1},
+        *(FRESH | {"parent": parent} for parent in BAD_PARENTS),
     ],
 )
 def test_claim_of_another_shape_is_damaged(body: object) -> None:

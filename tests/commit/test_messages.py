@@ -178,3 +178,9 @@ def test_failures_are_cut_to_a_number_that_travels() -> None:
     many = {f"p/{n:04}": CAUSE for n in range(2 * causes.MAX_FAILURES)}
     assert list(causes.shortened(many)) == sorted(many)[: causes.MAX_FAILURES]
     assert causes.messages_of({"p/0": CAUSE}) == {"p/0": "text"}
+
+
+def test_the_token_is_not_in_the_text_of_a_hello() -> None:
+    text = f"{messages.Hello('trainer/0', 'secret', '1.0')!r}"
+    assert "secret" not in text
+    assert "trainer/0" in text

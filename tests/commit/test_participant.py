@@ -144,3 +144,12 @@ def test_welcome_and_heartbeat() -> None:
     assert not found.welcomed
     found.on_message(messages.Welcome())
     assert found.welcomed
+
+
+def test_refusal_ends_all_calls_with_its_cause() -> None:
+    found = new()
+    found.save(1)
+    found.on_message(messages.Refused("invalid_input", "another release"))
+    refused = messages.Cause("invalid_input", "another release")
+    assert found.lost == found.save(1).lost == found.restore(2).lost == refused
+    assert not found.welcomed

@@ -63,6 +63,14 @@ def test_participant_that_is_refused_hears_why_at_once() -> None:
     hub.close()
 
 
+def test_participant_of_another_release_is_told_so() -> None:
+    hub = SocketHub("127.0.0.1", ("a",), "token", PATIENT, version="1")
+    hub.start(lambda *_: None)
+    with pytest.raises(errors.InvalidInput, match=r"runs stepseal '2': expected '1'"):
+        ParticipantDriver("a", SocketLink(hub.address, "a", PATIENT, "2"), PATIENT)
+    hub.close()
+
+
 def test_calls_are_numbered() -> None:
     found, _ = driver()
     assert [found.new_call(), found.new_call()] == [1, 2]
@@ -134,6 +142,20 @@ def test_orders_come_in_order_and_an_answer_voids_them() -> None:
     line.deliver(failed)
     assert found.wait_order(1, 30) == failed
     assert line.sent == [messages.Checked(1, 1)]
+
+
+@pytest.mark.parametrize("end", ["answer", "loss"])
+def test_restore_that_ended_is_known_while_an_order_is_carried_out(end: str) -> None:
+    found, line = driver()
+    found.call_restore(messages.RestoreCalled(1, None, False, []))
+    line.deliver(messages.Apply(1, 1))
+    found.wait_order(1, 30)
+    assert not found.restore_ended(1)
+    if end == "answer":
+        line.deliver(messages.RestoreFailed(1, "participant_failed", "b is gone", {}, {}, True))
+    else:
+        line.deliver(cause("gone"))
+    assert found.restore_ended(1)
 
 
 def test_verdict_of_another_step_or_call_is_not_taken() -> None:

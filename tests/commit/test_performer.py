@@ -23,7 +23,7 @@ from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer
 from stepseal.commit._publish import PublishUnconfirmed
 from stepseal.commit._roots import STAGING
-from stepseal.storage import MemoryStorage, make_dirs, read_bytes
+from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
@@ -179,6 +179,23 @@ def test_select_ignores_files_that_no_manifest_lists(storage: Storage) -> None:
     selected = Life(storage).select()
     assert isinstance(selected, actions.Selected)
     assert selected.lineage is not None
+
+
+def test_foreign_folder_is_selected_only_where_unverified_ones_will_do(storage: Storage) -> None:
+    storage.make_dir("step-5")
+    create_durable(storage, "step-5/.metadata", b"of DCP")
+    life = Life(storage)
+    assert life.select() == actions.Selected(1, None, "", False, {})
+    found = life.performer.perform(actions.Select(1, None, (), unverified=True))
+    assert isinstance(found, actions.Selected)
+    assert found.unverified
+    assert found.lineage is not None
+    assert found.lineage.step == 5
+    assert leased(storage) == []
+    life.save(6)
+    found = life.performer.perform(actions.Select(1, None, (), unverified=True))
+    assert isinstance(found, actions.Selected)
+    assert (found.unverified, found.lineage) == (False, read_step(storage, 6, None).lineage())
 
 
 def test_taken_step_is_refused_before_anything_is_written(storage: Storage) -> None:

@@ -131,6 +131,13 @@ def test_clocks_are_complained_about_beyond_doubt_only() -> None:
     assert weak(GOOD, apart) == {"clocks agree": "best effort"}
 
 
+def test_sync_that_was_not_timed_is_not_called_fast() -> None:
+    for probe, state in ((GOOD, "holds"), (without("direct_io"), "best effort")):
+        untimed = dataclasses.replace(probe, fsync_s=None)
+        (fast,) = [v for v in judge(untimed) if v.promise == "fast"]
+        assert (fast.state, "fsync takes a time that cannot be told" in fast.why) == (state, True)
+
+
 def test_a_full_disk_is_told() -> None:
     assert weak(dataclasses.replace(GOOD, free_bytes=1000)) == {"room": "best effort"}
     assert weak(dataclasses.replace(GOOD, free_inodes=3)) == {"room": "best effort"}

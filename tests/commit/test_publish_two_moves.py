@@ -15,7 +15,14 @@ from stepseal.commit._attempts import attempt_at, sweep
 from stepseal.commit._publish import PublishUnconfirmed
 from stepseal.commit._roots import STAGING, SUPERSEDED
 from stepseal.layout import MANIFEST, encode_manifest
-from stepseal.storage import LocalStorage, MemoryStorage, NotSupported, create_durable
+from stepseal.storage import (
+    KeyExists,
+    LocalStorage,
+    MemoryStorage,
+    NotSupported,
+    create_durable,
+    read_bytes,
+)
 from stepseal.testing import Fail, Fault, FaultyStorage, Lose
 
 if TYPE_CHECKING:
@@ -235,3 +242,45 @@ def test_step_that_appears_between_the_moves_is_not_replaced(storage: Storage) -
         root.publish(staging, manifest)
     assert attempt_at(storage, "step-20") == rivals.attempt
     assert attempt_at(storage, staging) == manifest.attempt
+
+
+def test_step_that_leaves_before_the_first_move_is_not_waited_for(storage: Storage) -> None:
+    root = forked(storage)
+    old = attempt_at(storage, "step-20")
+    staging, manifest = root.prepare(20)
+
+    def leave(operation: str, key: str) -> bool:
+        if operation == "rename" and f" -> {SUPERSEDED}" in key:
+            storage.rename("step-20", "pruned")
+        return False
+
+    root.storage = FaultyStorage(storage, [Fault(leave, Fail(errno.EIO))])
+    root.publish(staging, manifest)
+    assert read_step(storage, 20, root.run_id).manifest == manifest
+    assert attempt_at(storage, "pruned") == old
+    assert root.names(SUPERSEDED) == []
+
+
+def test_damaged_step_that_appears_between_the_moves_is_left_to_the_next_attempt(
+    storage: Storage,
+) -> None:
+    root = forked(storage)
+    rival, _ = root.prepare(20)
+    create_durable(storage, f"{rival}/{MANIFEST}", b"{}")
+    staging, manifest = root.prepare(20)
+
+    def appear(operation: str, key: str) -> bool:
+        if operation == "sync_dir" and key == SUPERSEDED:
+            storage.rename(rival, "step-20")
+        return False
+
+    root.storage = FaultyStorage(storage, [Fault(appear, Fail(errno.EIO))])
+    with pytest.raises(KeyExists) as caught:
+        root.publish(staging, manifest)
+    assert not isinstance(caught.value, PublishUnconfirmed)
+    assert read_bytes(storage, f"step-20/{MANIFEST}", 100) == b"{}"
+    assert attempt_at(storage, staging) == manifest.attempt
+    root.storage = storage
+    root.commit(20)
+    assert read_step(storage, 20, root.run_id).state == "committed"
+    assert len(root.names(SUPERSEDED)) == 2

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import queue
 import socket
 import struct
 from contextlib import closing, contextmanager
@@ -12,6 +13,7 @@ import pytest
 from tests.commit._conversations import PATIENT, Inbox
 from tests.commit._kit import captured, component
 
+from stepseal import errors
 from stepseal.commit import Deadlines, SocketHub, _socket_hub
 from stepseal.commit import _messages as messages
 from stepseal.commit._framing import FrameReader, frame
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 TOKEN = "t" * 32
 NAMES = ("a", "b", "c")
 GOODBYE = messages.Goodbye()
+HEARTBEAT = frame(messages.encode_message(messages.Heartbeat()))
 
 
 class Peer:
@@ -54,9 +57,11 @@ class Peer:
 
 
 @contextmanager
-def running(deadlines: Deadlines = PATIENT) -> Iterator[tuple[SocketHub, Inbox]]:
+def running(
+    deadlines: Deadlines = PATIENT, version: str | None = None
+) -> Iterator[tuple[SocketHub, Inbox]]:
     inbox = Inbox()
-    hub = SocketHub("127.0.0.1", NAMES, TOKEN, deadlines)
+    hub = SocketHub("127.0.0.1", NAMES, TOKEN, deadlines, version)
     hub.start(inbox)
     try:
         yield hub, inbox
@@ -73,10 +78,32 @@ def connected(hub: SocketHub, name: str | None = None) -> Iterator[Peer]:
         yield peer
 
 
+@contextmanager
+def idle() -> Iterator[SocketHub]:
+    """A hub without its thread: the test does the rounds."""
+    with closing(SocketHub("127.0.0.1", NAMES, TOKEN, PATIENT)) as hub:
+        yield hub
+
+
+def accepted(hub: SocketHub) -> _socket_hub._Line:
+    """Wait for a connection, and return its line."""
+    while not hub._strangers:
+        for key, mask in hub._selector.select(30):
+            hub._on_ready(key, mask)
+    (line,) = hub._strangers
+    return line
+
+
 def lost(delivered: Any) -> messages.Cause:  # noqa: ANN401 - narrowed here
     _, cause = delivered
     assert isinstance(cause, messages.Cause), delivered
     return cause
+
+
+def reset(peer: Peer) -> None:
+    """Break the connection off, as a host that lost its state does."""
+    peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.socket.close()
 
 
 def test_messages_go_both_ways() -> None:
@@ -180,9 +207,92 @@ def test_name_of_a_local_participant_is_refused(caplog: pytest.LogCaptureFixture
 def test_reset_connection_is_a_loss() -> None:
     with running() as (hub, inbox), connected(hub, "a") as peer:
         inbox.next()
-        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        peer.socket.close()
+        reset(peer)
         assert "connection" in lost(inbox.next()).message
+
+
+def test_connection_that_breaks_between_reading_and_writing_is_a_loss() -> None:
+    inbox, go = Inbox(), queue.SimpleQueue[None]()
+
+    def deliver(participant: str, message: object) -> None:
+        inbox(participant, message)
+        if not isinstance(message, messages.Cause):
+            go.get(timeout=30)
+
+    hub = SocketHub("127.0.0.1", NAMES, TOKEN, PATIENT)
+    hub.start(deliver)
+    with closing(hub), connected(hub, "a") as peer:
+        inbox.next()
+        peer.send(GOODBYE)
+        hub.send("a", messages.Welcome())
+        go.put(None)  # now the line can be read and be written to, in one round
+        assert inbox.next() == ("a", GOODBYE)
+        reset(peer)
+        go.put(None)
+        assert "connection failed" in lost(inbox.next()).message
+
+
+def test_line_that_is_not_ready_after_all_waits_for_the_next_round() -> None:
+    with idle() as hub, connected(hub):
+        line = accepted(hub)
+        hub._receive(line)
+        assert line.is_open
+        line.unsent += bytes(64 << 20)
+        num_waiting = [64 << 20]
+        while len(num_waiting) < 2 or num_waiting[-1] < num_waiting[-2]:
+            hub._transmit(line)
+            num_waiting.append(len(line.unsent))
+        assert line.is_open
+        assert 0 < num_waiting[-1] < 64 << 20
+
+
+def test_line_that_was_dropped_for_another_is_not_served_in_the_same_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_socket_hub, "_MAX_STRANGERS", 1 - len(NAMES))
+    with idle() as hub, connected(hub, "a") as first:
+        line = accepted(hub)
+        with connected(hub):
+            while len(ready := hub._selector.select(30)) < 2:
+                pass
+            for key, mask in sorted(ready, key=lambda found: found[0].data is line):
+                hub._on_ready(key, mask)
+            assert first.next() is None
+            assert line not in hub._strangers
+            assert accepted(hub).is_open
+
+
+def test_who_said_hello_and_nobody_else_gets_signs_of_life() -> None:
+    with (
+        running(Deadlines(heartbeat_s=0.01)) as (hub, inbox),
+        connected(hub) as stranger,
+        connected(hub, "a") as peer,
+    ):
+        inbox.next()
+        data = b""
+        while len(data) < 3 * len(HEARTBEAT):
+            data += peer.socket.recv(1 << 16)
+        assert data.startswith(3 * HEARTBEAT)
+        (line,) = hub._strangers
+        assert not line.unsent
+        stranger.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.socket.recv(1)
+
+
+def test_participant_of_another_release_is_told_and_nothing_more_of_it_is_taken() -> None:
+    with running(version="1") as (hub, inbox):
+        with connected(hub) as peer:
+            hello = frame(messages.encode_message(messages.Hello("a", TOKEN, "2")))
+            peer.socket.sendall(hello + frame(messages.encode_message(GOODBYE)))
+            cause = lost(inbox.next())
+            assert cause.kind == errors.InvalidInput.kind
+            assert "a runs stepseal '2': expected '1'" in cause.message
+            assert peer.next() == messages.Refused(cause.kind, cause.message)
+            assert peer.next() is None
+        with connected(hub) as same:
+            same.send(messages.Hello("b", TOKEN, "1"))
+            assert inbox.next() == ("b", messages.Hello("b", TOKEN, "1"))
 
 
 def test_silence_is_a_loss() -> None:

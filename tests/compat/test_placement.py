@@ -135,6 +135,8 @@ def test_the_root_holds_nothing_else(written: Written) -> None:
     }
     assert {path.name for path in (root / ".stepseal").iterdir()} == {
         "incarnations",
+        "leases",
+        "pins",
         "staging",
         "superseded",
         "trash",

@@ -43,7 +43,7 @@ FORBIDDEN = re.compile(
     r"|subprocess\.Popen|socket\.(?!gethostname).*|ctypes\.(dlopen|dlsym|call_function)|pty\.spawn"
     r"|webbrowser\.open|urllib\.Request|shutil\..*|tempfile\..*"
 )
-HARMLESS_PATHS = ("/proc/self/fdinfo/", str(Path(torch.__file__).parent))
+HARMLESS_PATHS = ("/proc/self/fdinfo/", "/proc/self/mountinfo", str(Path(torch.__file__).parent))
 """Mount numbers; and torch's own source, which it quotes in warnings."""
 
 

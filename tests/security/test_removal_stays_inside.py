@@ -93,7 +93,7 @@ def test_a_folder_that_is_a_symlink_itself_is_not_followed(
     link = root / STAGING / f"step-5.1.{ATTEMPT}"
     link.symlink_to(precious)
     REMOVALS[removal](storage, link)
-    trashed = root / TRASH / f"{link.name}.0123abcd"
+    trashed = root / TRASH / f"{link.name}.0123456789abcdef"
     trashed.symlink_to(precious)
     sweep(storage, 9)
     assert not trashed.is_symlink()

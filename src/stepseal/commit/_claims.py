@@ -119,6 +119,8 @@ def _lineage_of(parent: object) -> Lineage | None:
             numbers = type(step) is int and 0 <= step <= MAX_STEP and type(by) is int and by > 0
             if numbers and _SHA256.fullmatch(sha256) and not other:
                 return Lineage(step, sha256, by)
+        case _:
+            pass
     return None
 
 

@@ -142,7 +142,7 @@ class Participant:
             case messages.Restored() | messages.Fresh() | messages.RestoreFailed():
                 restore = self.restore(message.call)
                 restore.answer = restore.answer or message
-            case messages.Verdict():
+            case messages.Verdict():  # pragma: no branch - FromCoordinator has no other
                 self._verdicts[message.call, message.step] = message.decided
 
     def _on_order(self, restore: RestoreState, order: messages.Candidate | messages.Apply) -> None:

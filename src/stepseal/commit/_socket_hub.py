@@ -242,7 +242,7 @@ class SocketHub:
         line.last_seen = time.monotonic()
         line.reader.feed(data)
         try:
-            while (body := line.reader.take()) is not None:
+            while line.is_open and (body := line.reader.take()) is not None:
                 self._take(line, messages.decode_from_participant(body))
         except errors.InvalidInput as error:
             self._drop(line, str(error))
@@ -260,7 +260,7 @@ class SocketHub:
         self._on_message(line.participant, message)
 
     def _admit(self, line: _Line, message: messages.FromParticipant) -> bool:
-        """Give a stranger its line, or raise; False when it may not stay after all."""
+        """Give a stranger its line, or raise; False when its line was ended at once."""
         if not isinstance(message, messages.Hello) or not self._knows(message):
             raise errors.InvalidInput("control plane: expected Hello with the token of this job")
         name = message.participant
