@@ -229,12 +229,12 @@ def test_exactly_the_step_that_the_claim_descends_from_is_put_back(storage: Stor
     root.commit(20)
     root.claim(parent)
     manifest = read_bytes(storage, f"step-10/{MANIFEST}", 1 << 20)
-    storage.rename("step-10", f"{TRASH}/{pruned(10, 2)}")
-    storage.rename("step-20", f"{TRASH}/{pruned(20, 2)}")
+    storage.rename("step-10", f"{TRASH}/{pruned(10, 2, 2001)}")
+    storage.rename("step-20", f"{TRASH}/{pruned(20, 2, 2002)}")
     strange = {  # most come before the good one in a listing
         "mine": manifest,
         "step-10": manifest,
-        pruned(10, 1): manifest,  # of another incarnation
+        pruned(11, 2, 2001): manifest,  # of another step
         pruned(10, 2, 0): manifest + b" ",  # damaged
         pruned(10, 2, 0).replace("pruned", "deleting"): manifest,  # half of it may be gone
     }
@@ -244,7 +244,7 @@ def test_exactly_the_step_that_the_claim_descends_from_is_put_back(storage: Stor
     storage.make_dir(f"{TRASH}/{pruned(10, 2, 3)}")  # without a manifest
     put_back_pruned(storage)
     assert read_step(storage, 10, root.run_id).lineage() == parent
-    left = {*strange, pruned(10, 2, 3), pruned(20, 2)}
+    left = {*strange, pruned(10, 2, 3), pruned(20, 2, 2002)}
     assert set(root.names(TRASH)) == left
     put_back_pruned(storage)
     assert set(root.names(TRASH)) == left
