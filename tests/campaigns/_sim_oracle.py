@@ -71,6 +71,8 @@ class Oracle:
         """Claimed incarnation to the number of the verb that claimed it."""
         self.superseded: set[str] = set()
         """Commits that were put out of their place while they were outside the lineage."""
+        self.withdrawn: set[str] = set()
+        """Attempts that stood in their step's place until their own coordinator undid it."""
         self.keeping = Keeping(self)
         self._taken = False
         self.checked: set[tuple[str, int, int]] = set()
@@ -117,6 +119,7 @@ class Oracle:
             attempt = "" if found is None else found.attempt
             gone = attempt in self.commits and attempt not in self.pruned
             gone = gone and not self._is_elsewhere(attempt, folder)
+            gone = gone and attempt not in self.withdrawn
             self.require("what was committed is never deleted", not gone, node.name, key)
 
     def _is_elsewhere(self, attempt: str, folder: str) -> bool:
@@ -181,12 +184,20 @@ class Oracle:
         self.superseded.discard(found.attempt)
         self.keeping.out.discard(found.attempt)
         if found.attempt in self.commits:
+            self._undone(disk.node.incarnation, found)
             return
         attempt, step, incarnation = found.attempt, found.step, found.incarnation
         self._judge_commit(disk, found)
         held = self.places.setdefault((incarnation, step), attempt)
         self.require("one manifest per incarnation and step", held == attempt, held, attempt)
         self.commits[attempt] = Commit(attempt, step, incarnation, len(found.parts))
+
+    def _undone(self, incarnation: int, found: Manifest) -> None:
+        """Take what its own coordinator exchanged back, before anybody was told of it."""
+        for commit in self.commits.values():
+            own = commit.incarnation == incarnation and commit.step == found.step
+            if own and commit.attempt not in self.acknowledged:
+                self.withdrawn.add(commit.attempt)
 
     def _judge_commit(self, disk: Disk, found: Manifest) -> None:
         attempt, step, number = found.attempt, found.step, found.incarnation
