@@ -184,6 +184,7 @@ class Head:
         self.world.at(0.0, lambda: self._answer(event), self.node)
         if isinstance(event, actions.Published):
             self.performer.after_commit()
+        if isinstance(event, (actions.Published, actions.Claimed)):
             self._num_chores += 1
             self.world.at(0.0, self._keep_house, self.node)
 

@@ -27,6 +27,7 @@ from stepseal.commit._roots import STAGING
 from stepseal.commit._save_round import SaveRound
 from stepseal.errors import CheckpointError, CoordinatorLost
 from stepseal.layout import LATEST, Manifest, parse_step_name, step_name
+from stepseal.retention import _housekeeper
 from stepseal.storage import (
     KeyExists,
     KeyNotFound,
@@ -251,7 +252,11 @@ def _discard_live() -> list[tuple[object, str, object]]:
 
 
 def _no_incarnation_check() -> list[tuple[object, str, object]]:
-    return [(_publish, "check_current", lambda *_: None)]
+    """Nobody asks whether a newer start owns the root, and its sweep does not stop the old one."""
+    return [
+        (_publish, "check_current", lambda *_: None),
+        (_housekeeper, "sweep", lambda *_: ()),
+    ]
 
 
 def _shared_claim() -> list[tuple[object, str, object]]:

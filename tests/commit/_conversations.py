@@ -72,7 +72,7 @@ class Job:
         deadlines: Deadlines = PATIENT,
         hub: Hub | None = None,
         link: Callable[[str], Link] | None = None,
-        housekeep: Callable[[str, int], None] | None = None,
+        housekeep: Callable[[str, int, bool], None] | None = None,
     ) -> None:
         self.storage = MemoryStorage() if storage is None else storage
         self.participants = participants

@@ -288,7 +288,7 @@ def test_commits_during_housekeeping_are_kept_house_for_at_once() -> None:
     runs: list[int] = []
     busy, go_on = threading.Event(), threading.Event()
 
-    def housekeep(_run_id: str, incarnation: int) -> None:
+    def housekeep(_run_id: str, incarnation: int, _committed: bool) -> None:
         runs.append(incarnation)
         busy.set()
         assert go_on.wait(10)

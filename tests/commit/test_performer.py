@@ -393,17 +393,17 @@ def test_a_lease_that_cannot_be_ended_is_logged(caplog: pytest.LogCaptureFixture
 
 
 def test_housekeeping_is_told_run_and_incarnation() -> None:
-    told: list[tuple[str, int]] = []
+    told: list[tuple[str, int, bool]] = []
     storage = MemoryStorage()
     performer = Performer(
         storage,
         TWO,
         finisher=FakeFinisher(),
         facts=JobFacts({}, {}),
-        housekeep=lambda run_id, incarnation: told.append((run_id, incarnation)),
+        housekeep=lambda *facts: told.append(facts),
     )
     performer.housekeep()
     assert told == []
     performer.perform(actions.Claim(1, None))
     performer.housekeep()
-    assert told == [(read_marker(storage), 1)]
+    assert told == [(read_marker(storage), 1, False)]

@@ -22,15 +22,17 @@ def keeper(storage: Storage, keep: int | None = None) -> Housekeeper:
     return Housekeeper(storage, retention, FakeFinisher(), clock=lambda: NOW_S)
 
 
-def test_abandoned_staging_is_swept_by_a_later_incarnation(storage: Storage) -> None:
+def test_abandoned_staging_is_swept_by_the_next_incarnation_before_it_commits(
+    storage: Storage,
+) -> None:
+    """Else what was left could fill the disk, and no start of the job would ever commit again."""
     root = Root(storage)
     root.commit(10)
     abandoned, _ = root.prepare(20)
-    keeper(storage)(root.run_id, root.number)
+    keeper(storage)(root.run_id, root.number, True)
     assert exists(storage, abandoned)
     root.claim(root.head)
-    root.commit(20)
-    keeper(storage)(root.run_id, root.number)
+    keeper(storage)(root.run_id, root.number, False)
     assert not exists(storage, abandoned)
     assert storage.list_dir(TRASH) == storage.list_dir(SUPERSEDED) == ()
 
@@ -44,7 +46,7 @@ def test_what_dead_readers_and_crashes_left_is_swept(storage: Storage) -> None:
     for folder in ("", ".stepseal/incarnations/", ".stepseal/pins/"):
         for name in (old, young, ".tmp-mine"):
             create_durable(storage, f"{folder}{name}", b"")
-    keeper(storage)(root.run_id, root.number)
+    keeper(storage)(root.run_id, root.number, True)
     assert [f"{LEASES}/{e.name}" for e in storage.list_dir(LEASES)] == [alive.key]
     for folder in ("", ".stepseal/incarnations", ".stepseal/pins"):
         names = {e.name for e in storage.list_dir(folder)}
@@ -65,10 +67,10 @@ def test_what_fails_is_logged_and_tried_again(
     plan = [Fault(lambda verb, key: verb == "rename" and TRASH in key, Fail(number))]
     keep = keeper(FaultyStorage(inner, plan))
     with caplog.at_level(logging.WARNING):
-        keep(root.run_id, root.number)
+        keep(root.run_id, root.number, True)
     assert "after the next commit" in caplog.text
     assert exists(inner, abandoned)
-    keep(root.run_id, root.number)
+    keep(root.run_id, root.number, True)
     assert not exists(inner, abandoned)
 
 
@@ -83,7 +85,7 @@ def test_steps_are_pruned_although_something_cannot_be_swept(
     for step in (20, 30, 40):
         root.commit(step)
     bad = [Fault(lambda _verb, key: "step-15" in key, Fail(errno.EPERM), sticky=True)]
-    keeper(FaultyStorage(inner, bad), keep=1)(root.run_id, root.number)
+    keeper(FaultyStorage(inner, bad), keep=1)(root.run_id, root.number, True)
     assert "after the next commit" in caplog.text
     assert steps_of(inner) == ["step-10", "step-40"]
 
@@ -95,7 +97,7 @@ def test_what_a_prune_began_is_finished_by_a_job_that_keeps_all(storage: Storage
     prune_now(storage, root, keep=2, trash_grace_s=1e6)  # 10, just moved
     dying = f"{TRASH}/step-20.1.{'a' * 32}.{1000:08x}{'0' * 8}.deleting"
     storage.rename("step-20", dying)
-    keeper(storage)(root.run_id, root.number)
+    keeper(storage)(root.run_id, root.number, True)
     assert [e.name.split(".")[0] for e in storage.list_dir(TRASH)] == ["step-10"]
     assert steps_of(storage) == ["step-30"]
 
@@ -108,7 +110,7 @@ def test_a_defect_is_logged_and_does_not_spread(caplog: pytest.LogCaptureFixture
         def inspect(self, *_: object, **__: object) -> list[str]:
             raise ZeroDivisionError
 
-    Housekeeper(root.storage, Retention(latest(1)), Broken())(root.run_id, root.number)
+    Housekeeper(root.storage, Retention(latest(1)), Broken())(root.run_id, root.number, True)
     assert "defect in housekeeping" in caplog.text
 
 
@@ -118,9 +120,9 @@ def test_only_the_current_incarnation_prunes(storage: Storage) -> None:
         root.commit(step)
     keep = keeper(storage, keep=1)
     root.claim(root.head)
-    keep(root.run_id, 1)
+    keep(root.run_id, 1, True)
     assert len(steps_of(storage)) == 3
-    keep(root.run_id, 2)
+    keep(root.run_id, 2, True)
     assert steps_of(storage) == ["step-30"]
 
 
@@ -136,7 +138,7 @@ def test_each_step_is_looked_at_once(storage: Storage) -> None:
     keep = Housekeeper(storage, Retention(latest(2)), Counting(), clock=lambda: NOW_S)
     for step in (10, 20, 30):
         root.commit(step)
-        keep(root.run_id, root.number)
+        keep(root.run_id, root.number, True)
     assert looks == ["step-10", "step-20", "step-30"]
     assert steps_of(storage) == ["step-20", "step-30"]
 
@@ -147,10 +149,10 @@ def test_damaged_steps_are_looked_at_again(storage: Storage) -> None:
         root.commit(step)
     finisher = FakeFinisher(problems=["missing"])
     keep = Housekeeper(storage, Retention(latest(1)), finisher, clock=lambda: NOW_S)
-    keep(root.run_id, root.number)
+    keep(root.run_id, root.number, True)
     assert len(steps_of(storage)) == 3
     finisher.problems.clear()
-    keep(root.run_id, root.number)
+    keep(root.run_id, root.number, True)
     assert steps_of(storage) == ["step-30"]
 
 
@@ -160,6 +162,18 @@ def test_what_could_not_be_removed_is_logged(caplog: pytest.LogCaptureFixture) -
     for step in (10, 20):
         root.commit(step)
     plan = [Fault(lambda verb, key: verb == "remove_file" and TRASH in key, Fail(errno.EIO))]
-    keeper(FaultyStorage(inner, plan), keep=1)(root.run_id, root.number)
+    keeper(FaultyStorage(inner, plan), keep=1)(root.run_id, root.number, True)
     assert "prune: " in caplog.text
     assert steps_of(inner) == ["step-20"]
+
+
+def test_nothing_is_pruned_before_a_commit_of_the_own_incarnation(storage: Storage) -> None:
+    root = Root(storage)
+    for step in (10, 20, 30):
+        root.commit(step)
+    root.claim(root.head)
+    keep = keeper(storage, keep=1)
+    keep(root.run_id, root.number, False)
+    assert len(steps_of(storage)) == 3
+    keep(root.run_id, root.number, True)
+    assert steps_of(storage) == ["step-30"]

@@ -58,7 +58,7 @@ class CoordinatorDriver:
         deadlines: limits per phase.
         finisher: writes the index and inspects files.
         facts: what goes into each manifest.
-        housekeep: sweeps and prunes after each commit, on a thread of its own.
+        housekeep: sweeps after the claim and prunes after each commit, on a thread of its own.
 
     Raises:
         IncompatibleFormat: the root was made by a newer format version.
@@ -175,19 +175,20 @@ class CoordinatorDriver:
                 self._inbox.put(event)  # before `latest` is moved
                 if isinstance(event, actions.Published):
                     self._performer.after_commit()
+                if isinstance(event, (actions.Published, actions.Claimed)):
                     self._chores.put(True)
                     continue
             self._inbox.put("job done")
         self._performer.close()
 
     def _keep_house(self) -> None:
-        """Sweep and prune, once for all commits since the last time."""
+        """Sweep and prune, once for all that happened since the last time."""
         going_on = True
         while going_on and self._chores.get():
-            num_commits = 1
+            num_chores = 1
             while not self._chores.empty():
                 going_on = self._chores.get()
-                num_commits += going_on
+                num_chores += going_on
             self._performer.housekeep()
-            for _ in range(num_commits):
+            for _ in range(num_chores):
                 self._inbox.put("job done")

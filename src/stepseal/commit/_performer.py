@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage
 
-    Housekeep = Callable[[str, int], None]
-    """Run id, incarnation: what is done after each commit; raises nothing."""
+    Housekeep = Callable[[str, int, bool], None]
+    """Run id, incarnation, whether it has committed: what is done after a claim and after each
+    commit; raises nothing."""
 
 __all__ = ["Performer"]
 
@@ -136,9 +137,11 @@ class Performer:
             _log.warning("stepseal: after the commit of step %d: %s", step, error)
 
     def housekeep(self) -> None:
-        """Sweep and prune after a commit; may run beside everything else here."""
+        """Sweep after a claim, and prune after a commit; may run beside everything else here."""
         if self._housekeep is not None and self._life.number is not None:
-            self._housekeep(self._life.run_id, self._life.number)
+            head, number = self._life.head, self._life.number
+            committed = head is not None and head.incarnation == number
+            self._housekeep(self._life.run_id, number, committed)
 
     def close(self) -> None:
         """End the lease of a restore that did not come to its claim; a failure is only logged."""

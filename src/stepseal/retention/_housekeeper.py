@@ -55,11 +55,15 @@ class Housekeeper:
         self._sound: set[str] = set()
         """Attempts whose files were found to be all there."""
 
-    def __call__(self, run_id: str, incarnation: int) -> None:
-        """Sweep and prune as the coordinator of an incarnation that has just committed."""
+    def __call__(self, run_id: str, incarnation: int, committed: bool) -> None:
+        """Sweep, and prune where something was committed, as the coordinator of an incarnation.
+
+        The sweep does not wait for a commit: what an earlier start left in staging may be what
+        keeps this one from having the room for one.
+        """
         if self._swept != incarnation:
             self._attempt(lambda: self._sweep(incarnation))
-        if self._retention is not None:  # also where something cannot be swept
+        if committed and self._retention is not None:  # also where something cannot be swept
             retention = self._retention
             self._attempt(lambda: _report(self._prune(run_id, incarnation, retention)))
 
