@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from stepseal.layout import Manifest
     from stepseal.storage import LocalStorage, ReadHandle, Storage
     from stepseal.testing import Operation
 
@@ -230,6 +231,27 @@ def test_vanished_staging_is_plain_failure_or_a_newer_incarnation(storage: Stora
     with pytest.raises(errors.StorageUnavailable):
         root.publish(staging, manifest)
     Root(storage).claim()
+    with pytest.raises(errors.NotCurrent):
+        root.publish(staging, manifest)
+
+
+@pytest.mark.parametrize("when", ["finish", "inspect"])
+def test_staging_that_a_newer_incarnation_sweeps_meanwhile_is_no_damage(
+    storage: Storage, when: str
+) -> None:
+    """The job is told that it was replaced, not that its files are corrupt."""
+    root = claimed(storage)
+    staging, manifest = root.prepare(10)
+
+    class Overtaken(FakeFinisher):
+        def finish(self, storage: Storage, staging: str, draft: Manifest) -> Manifest:
+            Root(storage).claim()
+            storage.remove_file(f"{staging}/parts/trainer/0.json")
+            if when == "finish":
+                raise errors.Corrupt("a part document is missing")
+            return draft
+
+    root.finisher = Overtaken()
     with pytest.raises(errors.NotCurrent):
         root.publish(staging, manifest)
 

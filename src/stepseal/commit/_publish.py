@@ -112,9 +112,14 @@ def publish(
     """
     check_current(storage, draft.incarnation)  # a newer one may have swept staging: say so first
     storage.remove_file(f"{staging}/{NONCE}")
-    manifest = finisher.finish(storage, staging, draft)
-    problems = tuple(finisher.inspect(storage, staging, manifest, exact=True))
+    try:
+        manifest = finisher.finish(storage, staging, draft)
+        problems = tuple(finisher.inspect(storage, staging, manifest, exact=True))
+    except (Corrupt, StorageUnavailable):
+        check_current(storage, draft.incarnation)  # then it was swept under us, which says more
+        raise
     if problems:
+        check_current(storage, draft.incarnation)
         raise Corrupt(
             f"save of step {draft.step}: the parts on storage are not what participants reported: "
             f"{'; '.join(problems[:5])}. Nothing was committed.",
