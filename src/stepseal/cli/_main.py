@@ -37,7 +37,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="stepseal")
 def main() -> None:
-    """Look at checkpoints: what a root and a step hold, and whether the bytes are whole."""
+    """Look after checkpoints: what a root holds, whether it is whole, and which steps stay."""
 
 
 @main.command()
