@@ -31,7 +31,7 @@ _MODULE = "tests.campaigns._soak"
 _MINUTES: dict[Size, float] = {"fast": 0.35, "nightly": 30.0, "release": 24 * 60.0}
 _LIMIT_S = 600.0
 _LANES_PER_CORE = 2
-_MOST_ROUNDS = 12
+_MOST_ROUNDS = 40
 """Of a broken protocol, until it counts as missed."""
 
 

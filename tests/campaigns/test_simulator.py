@@ -90,7 +90,7 @@ def test_every_promise_holds_and_every_variant_is_seen(capsys: pytest.CaptureFix
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_promise_is_judged_and_every_end_is_reached() -> None:
-    tally = sweep(1_000_000, 1_000, 2)
+    tally = sweep(1_000_000, 3_000, 2)
     assert tally.violations == []
     assert not PROMISES - tally.checks.keys()
     ends = tally.ends

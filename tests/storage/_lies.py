@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -94,7 +95,7 @@ class _LinkRaces(Calls):
         if target in os.listdir(target_fd):
             raise FileExistsError(errno.EEXIST, "exists")
         time.sleep(0.005)
-        if target in os.listdir(target_fd):
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(target, dir_fd=target_fd)
         super().link(source, source_fd, target, target_fd)
 
