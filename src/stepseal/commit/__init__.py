@@ -15,10 +15,11 @@ from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._coordinator_driver import CoordinatorDriver
 from stepseal.commit._deadlines import Deadlines
 from stepseal.commit._draft import JobFacts
+from stepseal.commit._folders import FolderName, parse_folder
 from stepseal.commit._framing import Address
 from stepseal.commit._guards import Guards, read_guards
 from stepseal.commit._leases import (LEASES, Lease, drop_expired, read_leases, release_lease,
-    renew_lease, take_lease)
+    take_lease)
 from stepseal.commit._links import Hub, InProcessHub, Link
 from stepseal.commit._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
     ComponentFacts, Fresh, PartFacts, Rejected, RestoreCalled, Restored, RestoreFailed, Write)
@@ -37,15 +38,13 @@ from stepseal.commit._attempts import NONCE, attempt_at, sweep
 
 __all__ = [
     "Address", "Applied", "Apply", "Candidate", "Captured", "Checked", "Committed",
-    "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Finisher", "Fresh",
-    "Guards", "Hub", "INCARNATIONS", "InProcessHub", "JobFacts", "LEASES", "Lease", "Link",
-    "NONCE", "PINS", "PartFacts", "Participant", "ParticipantDriver", "Reading", "Rejected",
-    "RestoreCalled", "RestoreFailed", "Restored", "SUPERSEDED", "SocketHub", "SocketLink",
-    "StepEntry", "TRASH", "Verdict", "Write", "attempt_at", "cause_of", "check_current",
-    "details_of",
-    "drop_expired", "error_from", "in_lineage", "judge", "left_lineage_at", "lineage_limits",
-    "list_foreign", "list_steps",
-    "messages_of", "pin", "read_claims", "read_guards", "read_leases", "read_marker", "read_pins",
-    "read_step", "refuse_newer", "release_lease", "renew_lease", "resolve_save", "sweep",
-    "take_lease", "unpin",
+    "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Finisher", "FolderName",
+    "Fresh", "Guards", "Hub", "INCARNATIONS", "InProcessHub", "JobFacts", "LEASES", "Lease",
+    "Link", "NONCE", "PINS", "PartFacts", "Participant", "ParticipantDriver", "Verdict",
+    "Reading", "Rejected", "RestoreCalled", "RestoreFailed", "Restored", "SUPERSEDED", "SocketHub",
+    "SocketLink", "StepEntry", "TRASH", "Write", "attempt_at", "cause_of", "check_current",
+    "details_of", "drop_expired", "error_from", "in_lineage", "judge", "left_lineage_at",
+    "lineage_limits", "list_foreign", "list_steps", "messages_of", "parse_folder", "pin",
+    "read_claims", "read_guards", "read_leases", "read_marker", "read_pins", "read_step",
+    "refuse_newer", "release_lease", "resolve_save", "sweep", "take_lease", "unpin",
 ]

@@ -7,13 +7,13 @@ of sight and then looked at: what does not belong to the attempt goes to the sup
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stepseal.commit._folders import FolderName, parse_folder
 from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.errors import Corrupt, IncompatibleFormat, StorageUnavailable
 from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest, step_name
@@ -29,9 +29,6 @@ __all__ = [
 
 NONCE = ".nonce"
 """File in a staging folder by which participants know that they see the coordinator's root."""
-_NAME = re.compile(r"step-(0|[1-9][0-9]{0,15})\.([1-9][0-9]{0,15})\.([0-9a-f]{32})")
-_TRASH_NAME = re.compile(_NAME.pattern + r"\.[0-9a-f]{16}")
-"""The same with the time of the move and a random number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,7 @@ def begin(storage: Storage, step: int, incarnation: int, attempt: str) -> Stagin
 
     Durability: the folder's name is durable; the nonce need not be.
     """
-    key = f"{STAGING}/{step_name(step)}.{incarnation}.{attempt}"
+    key = f"{STAGING}/{FolderName(step, incarnation, attempt)}"
     nonce = secrets.token_hex(16)
     storage.make_dir(key)
     storage.sync_dir(STAGING)
@@ -74,7 +71,7 @@ def attempt_at(storage: Storage, key: str) -> str | None:
 
 def aside_key(staging: str) -> str:
     """Return a new key, never taken, for what an attempt supersedes."""
-    return f"{SUPERSEDED}/{_last(staging)}.{_stamp()}"
+    return f"{SUPERSEDED}/{_moved(staging)}"
 
 
 def put_aside(storage: Storage, staging: str) -> None:
@@ -95,7 +92,7 @@ def to_trash(storage: Storage, staging: str) -> str:
         KeyNotFound: there is none.
         StorageUnavailable: refused.
     """
-    trash = f"{TRASH}/{_last(staging)}.{_stamp()}"
+    trash = f"{TRASH}/{_moved(staging)}"
     storage.rename(staging, trash)
     return trash
 
@@ -117,7 +114,7 @@ def discard(storage: Storage, staging: str) -> None:
 def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
     """Remove what older incarnations left in staging, and what is left in the trash.
 
-    Coordinator only, after its first commit, while it discards nothing itself. Names that stepseal
+    Coordinator only, once it has claimed; safe beside what it discards itself. Names that stepseal
     did not give are left alone, and so are newer incarnations.
 
     Returns:
@@ -129,8 +126,10 @@ def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
     failures: list[StorageUnavailable] = []
     removed = []
     for entry in storage.list_dir(STAGING):
-        match = _NAME.fullmatch(entry.name)
-        if match is None or int(match[2]) >= incarnation or entry.kind != "directory":
+        name = parse_folder(entry.name)
+        if name is None or name.moved_at_s is not None or name.incarnation >= incarnation:
+            continue
+        if entry.kind != "directory":
             continue
         try:
             discard(storage, f"{STAGING}/{entry.name}")
@@ -138,8 +137,8 @@ def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
         except StorageUnavailable as error:
             failures.append(error)
     for entry in storage.list_dir(TRASH):
-        match = _TRASH_NAME.fullmatch(entry.name)
-        if match is None or int(match[2]) > incarnation:
+        name = parse_folder(entry.name)
+        if name is None or name.moved_at_s is None or name.fate or name.incarnation > incarnation:
             continue
         try:
             _delete(storage, f"{TRASH}/{entry.name}")
@@ -152,25 +151,22 @@ def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
 
 def _delete(storage: Storage, trash: str) -> None:
     """Delete what lies in the trash, unless it is what the attempt of that name superseded."""
-    match = _TRASH_NAME.fullmatch(_last(trash))
-    assert match is not None
+    name = parse_folder(trash)
+    assert name is not None
     held = attempt_at(storage, trash)
     if held is None:  # no sound manifest: abandoned early, or a damaged step that was superseded
-        superseded = attempt_at(storage, f"step-{match[1]}") == match[3]
+        superseded = attempt_at(storage, step_name(name.step)) == name.attempt
     else:
-        superseded = held != match[3]
+        superseded = held != name.attempt
     if superseded:
-        storage.rename(trash, f"{SUPERSEDED}/{_last(trash)}")
+        storage.rename(trash, f"{SUPERSEDED}/{name}")
         storage.sync_dir(SUPERSEDED)
         return
     with suppress(KeyNotFound):  # somebody else finished it
         remove_tree(storage, trash)
 
 
-def _stamp() -> str:
-    """Return 16 hex digits: Unix time, by which a grace period is counted, and a random number."""
-    return f"{int(time.time()):08x}{secrets.token_hex(4)}"
-
-
-def _last(key: str) -> str:
-    return key.rsplit("/", 1)[-1]
+def _moved(staging: str) -> FolderName:
+    name = parse_folder(staging)
+    assert name is not None
+    return name.moved(time.time())

@@ -6,13 +6,13 @@ over like a damaged one; none of this ever deletes anything.
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.commit._catalog import StepEntry, read_step, refuse_newer, step_numbers
 from stepseal.commit._claims import in_lineage, lineage_limits, newest_claim, read_claims
+from stepseal.commit._folders import parse_folder
 from stepseal.commit._roots import TRASH
 from stepseal.errors import (
     Corrupt,
@@ -41,10 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["Selection", "highest_incarnation", "put_back_pruned", "select"]
 
 _LOOKS = 8
-_PRUNED = re.compile(
-    r"(step-(?:0|[1-9][0-9]{0,15}))\.[1-9][0-9]{0,15}\.([0-9a-f]{32})\.\w+\.pruned"
-)
-"""A step that a prune took out of sight, and has not decided to delete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +152,8 @@ def put_back_pruned(storage: Storage) -> None:
     claim = newest_claim(storage)
     parent = None if claim is None else claim.parent
     for entry in storage.list_dir(TRASH):
-        match = _PRUNED.fullmatch(entry.name)
-        if match is None:
+        name = parse_folder(entry.name)
+        if name is None or name.fate != ".pruned":
             continue
         trash = f"{TRASH}/{entry.name}"
         # the prune was quicker; or the number is taken again; or nobody could resume from it
@@ -165,8 +161,8 @@ def put_back_pruned(storage: Storage) -> None:
             data = read_bytes(storage, f"{trash}/{MANIFEST}", MAX_MANIFEST_BYTES)
             found = decode_manifest(data)
             is_parent = parent is not None and manifest_digest(data) == parent.manifest_sha256
-            if step_name(found.step) == match[1] and (is_parent or found.attempt != match[2]):
-                storage.rename(trash, match[1])
+            if found.step == name.step and (is_parent or found.attempt != name.attempt):
+                storage.rename(trash, step_name(name.step))
                 storage.sync_dir("")
                 storage.sync_dir(TRASH)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import functools
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from stepseal.commit import (
     left_lineage_at,
     lineage_limits,
     list_steps,
+    parse_folder,
     read_claims,
     read_guards,
 )
@@ -32,11 +32,6 @@ if TYPE_CHECKING:
     Inspect = Callable[[StepEntry, Manifest], Sequence[str]]
 
 __all__ = ["AsideVerdict", "Plan", "plan_prune"]
-
-_ASIDE_NAME = re.compile(
-    r"step-(0|[1-9][0-9]{0,15})\.[1-9][0-9]{0,15}\.[0-9a-f]{32}\.([0-9a-f]{8})[0-9a-f]{8}"
-)
-"""Folders of the superseded area: step, superseding incarnation and attempt, Unix time, random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +128,12 @@ def _judge_superseded(
 
 
 def _judge_aside(name: str, guards: Guards, grace_s: float, now_s: float) -> AsideVerdict:
-    match = _ASIDE_NAME.fullmatch(name)
-    if match is None:
+    folder = parse_folder(name)
+    if folder is None or folder.moved_at_s is None or folder.fate:
         return AsideVerdict(name, keep=True, reason="not a name that stepseal gives")
-    protected = guards.reasons(int(match[1]))
+    protected = guards.reasons(folder.step)
     if protected:
         return AsideVerdict(name, keep=True, reason="; ".join(protected))
-    age_s = now_s - int(match[2], 16)
+    age_s = now_s - folder.moved_at_s
     text = f"superseded {age_s / 3600:.1f} h ago, kept for {grace_s / 3600:.1f} h"
     return AsideVerdict(name, keep=age_s < grace_s, reason=text)

@@ -9,13 +9,19 @@ never entered.
 
 from __future__ import annotations
 
-import re
-import secrets
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from stepseal.commit import SUPERSEDED, TRASH, attempt_at, check_current, read_guards
+from stepseal.commit import (
+    SUPERSEDED,
+    TRASH,
+    FolderName,
+    attempt_at,
+    check_current,
+    parse_folder,
+    read_guards,
+)
 from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.layout import step_name
 from stepseal.storage import KeyExists, KeyNotFound, remove_tree
@@ -31,14 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["PruneReport", "prune"]
 
 T = TypeVar("T")
-
-_PRUNED = re.compile(
-    r"step-(0|[1-9][0-9]{0,15})\.[1-9][0-9]{0,15}\.([0-9a-f]{32})\.([0-9a-f]{8})[0-9a-f]{8}\.pruned"
-)
-"""Step, its incarnation and attempt, Unix time of the move, random."""
-_DELETING = re.compile(_PRUNED.pattern.removesuffix("pruned") + r"deleting|" + (
-    r"step-(?:0|[1-9][0-9]{0,15})\.[1-9][0-9]{0,15}\.[0-9a-f]{32}\.[0-9a-f]{16}\.aside\.deleting"
-))  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -113,23 +111,24 @@ class _Prune:
     def remove_step(self, manifest: Manifest) -> None:
         """Take one step out of its place, and delete it unless it turns out to be protected."""
         self._check_current()
-        stamp = f"{int(self._clock()):08x}{secrets.token_hex(4)}"
-        owner = f"{manifest.incarnation}.{manifest.attempt}"
-        trash = f"{TRASH}/{step_name(manifest.step)}.{owner}.{stamp}.pruned"
+        whose = FolderName(manifest.step, manifest.incarnation, manifest.attempt)
+        name = whose.moved(self._clock(), ".pruned")
         try:
-            self._storage.rename(step_name(manifest.step), trash)
+            self._storage.rename(step_name(manifest.step), f"{TRASH}/{name}")
         except KeyNotFound:
             return  # somebody else took it
         self._storage.sync_dir("")
         self._storage.sync_dir(TRASH)
         with suppress(KeyNotFound):  # another prune finished it, and reports it
-            if self._settle(trash) and manifest.step not in self.report.put_back:
+            if self._settle(name) and manifest.step not in self.report.put_back:
                 self.report.removed.append(manifest.step)
 
     def remove_superseded(self, name: str) -> None:
         """Delete one folder of the superseded area."""
         self._check_current()
-        trash = f"{TRASH}/{name}.aside.deleting"
+        folder = parse_folder(name)
+        assert folder is not None
+        trash = f"{TRASH}/{folder.with_fate('.deleting')}"
         try:
             self._storage.rename(f"{SUPERSEDED}/{name}", trash)
         except KeyNotFound:
@@ -141,68 +140,67 @@ class _Prune:
     def empty_trash(self, area: str) -> None:
         """Finish what earlier prunes began: put back what is protected now, delete the rest."""
         for entry in self._storage.list_dir(area):
-            if _DELETING.fullmatch(entry.name):
-                self.attempt(self._delete, f"{area}/{entry.name}")
-            elif _PRUNED.fullmatch(entry.name):
-                self.attempt(self._settle_again, f"{area}/{entry.name}")
+            name = parse_folder(entry.name)
+            if name is not None and name.fate == ".deleting":
+                self.attempt(self._delete, f"{area}/{name}")
+            elif name is not None and name.fate == ".pruned":
+                self.attempt(self._settle_again, name)
 
-    def _settle_again(self, trash: str) -> None:
+    def _settle_again(self, name: FolderName) -> None:
         self._storage.sync_dir("")  # who moved it may have died, or failed, before it did so
         with suppress(KeyNotFound):  # another prune finished it
-            self._settle(trash)
+            self._settle(name)
 
-    def _settle(self, trash: str) -> bool:
+    def _settle(self, name: FolderName) -> bool:
         """Look again at a step that was moved: put it back, leave it for its grace, or delete it.
 
         Returns:
             True if it stays out of its place.
         """
-        match = _PRUNED.fullmatch(trash.rpartition("/")[2])
-        assert match is not None
-        step, attempt, moved_at_s = int(match[1]), match[2], int(match[3], 16)
+        assert name.moved_at_s is not None
         try:
-            reasons = self._reasons_to_stay(trash, step, attempt)
+            reasons = self._reasons_to_stay(name)
         except StorageUnavailable:
-            self._put_back(trash, step, "its protection could not be read")
+            self._put_back(name, "its protection could not be read")
             raise
         if reasons:
-            self._put_back(trash, step, reasons)
+            self._put_back(name, reasons)
             return False
-        self._check_current_or_put_back(trash, step)
-        if self._clock() - moved_at_s < self._retention.trash_grace_s:
+        self._check_current_or_put_back(name)
+        if self._clock() - name.moved_at_s < self._retention.trash_grace_s:
             return True
-        dying = f"{trash.removesuffix('pruned')}deleting"
-        self._storage.rename(trash, dying)
+        dying = f"{TRASH}/{name.with_fate('.deleting')}"
+        self._storage.rename(f"{TRASH}/{name}", dying)
         self._storage.sync_dir(TRASH)  # a half-deleted folder never bears the name of a whole one
         self._delete(dying)
         return True
 
-    def _reasons_to_stay(self, trash: str, step: int, attempt: str) -> str:
-        if attempt_at(self._storage, trash) != attempt:
+    def _reasons_to_stay(self, name: FolderName) -> str:
+        if attempt_at(self._storage, f"{TRASH}/{name}") != name.attempt:
             return "another attempt had taken its place"
-        return "; ".join(read_guards(self._storage, self._clock()).reasons(step))
+        return "; ".join(read_guards(self._storage, self._clock()).reasons(name.step))
 
     def _check_current(self) -> None:
         if self._incarnation:
             check_current(self._storage, self._incarnation)
 
-    def _check_current_or_put_back(self, trash: str, step: int) -> None:
+    def _check_current_or_put_back(self, name: FolderName) -> None:
         try:
             self._check_current()
         except NotCurrent:
-            self._put_back(trash, step, "a newer incarnation claimed the root")
+            self._put_back(name, "a newer incarnation claimed the root")
             raise
 
-    def _put_back(self, trash: str, step: int, why: str) -> None:
+    def _put_back(self, name: FolderName, why: str) -> None:
+        trash = f"{TRASH}/{name}"
         try:
-            self._storage.rename(trash, step_name(step))
+            self._storage.rename(trash, step_name(name.step))
             self._storage.sync_dir("")
         except KeyExists:  # the number was saved again: beside it, this one is superseded
-            name = trash.rpartition("/")[2].removesuffix(".pruned")
-            self._storage.rename(trash, f"{SUPERSEDED}/{name}")
+            self._storage.rename(trash, f"{SUPERSEDED}/{name.with_fate('')}")
             self._storage.sync_dir(SUPERSEDED)
         self._storage.sync_dir(TRASH)
-        self.report.put_back[step] = why
+        self.report.put_back[name.step] = why
 
     def _delete(self, key: str) -> None:
         try:
