@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stepseal.commit import judge
+from stepseal.commit import judge_promises
 from stepseal.storage import ABILITIES, Finding, Meeting, Mount, Peer, Probe
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def without(*lacking: Ability, honoured: bool | None = False) -> Probe:
 
 def weak(probe: Probe, meeting: Meeting | None = MET) -> dict[str, str]:
     """Return promises that do not simply hold, and what becomes of them."""
-    return {v.promise: v.state for v in judge(probe, meeting) if v.state != "holds"}
+    return {v.promise: v.state for v in judge_promises(probe, meeting) if v.state != "holds"}
 
 
 def test_a_good_disk_keeps_every_promise() -> None:
@@ -96,7 +96,7 @@ def test_the_mount_decides_what_a_sync_is_worth(
 ) -> None:
     probe = dataclasses.replace(GOOD, mount=mount, sync_doubts=doubts)
     assert weak(probe) == {"durable": state}
-    (verdict,) = [v for v in judge(probe) if v.promise == "durable"]
+    (verdict,) = [v for v in judge_promises(probe) if v.promise == "durable"]
     assert doubts[0] in verdict.why
     assert verdict.advice
 
@@ -105,7 +105,7 @@ def test_the_mount_decides_what_a_sync_is_worth(
 def test_what_nobody_here_can_see_is_said(fs_type: str, word: str) -> None:
     probe = dataclasses.replace(GOOD, mount=dataclasses.replace(DISK, fs_type=fs_type))
     assert weak(probe) == {}
-    assert word in next(v.why for v in judge(probe) if v.promise == "durable")
+    assert word in next(v.why for v in judge_promises(probe) if v.promise == "durable")
 
 
 def test_hosts_are_not_vouched_for_without_a_meeting() -> None:
@@ -134,7 +134,7 @@ def test_clocks_are_complained_about_beyond_doubt_only() -> None:
 def test_sync_that_was_not_timed_is_not_called_fast() -> None:
     for probe, state in ((GOOD, "holds"), (without("direct_io"), "best effort")):
         untimed = dataclasses.replace(probe, fsync_s=None)
-        (fast,) = [v for v in judge(untimed) if v.promise == "fast"]
+        (fast,) = [v for v in judge_promises(untimed) if v.promise == "fast"]
         assert (fast.state, "fsync takes a time that cannot be told" in fast.why) == (state, True)
 
 
@@ -146,6 +146,6 @@ def test_a_full_disk_is_told() -> None:
 
 def test_whatever_is_weak_says_why_and_what_to_do() -> None:
     for ability in ABILITIES:
-        for verdict in judge(without(ability)):
+        for verdict in judge_promises(without(ability)):
             assert verdict.why
             assert (verdict.state == "holds") or verdict.advice, verdict

@@ -9,7 +9,7 @@ import torch
 from tests._fuse_passthrough import fuse_mount
 
 import stepseal as ss
-from stepseal.commit import judge
+from stepseal.commit import judge_promises
 from stepseal.storage import LocalStorage, NotSupported, probe
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def test_the_doctor_says_best_effort_and_why(mount: Path) -> None:
         {"noreplace_file", "noreplace_dir", "exchange"},
         {"exchange"},  # the kernel looks for a taken name before it asks a server that ignores
     )
-    states = {verdict.promise: verdict.state for verdict in judge(found)}
+    states = {verdict.promise: verdict.state for verdict in judge_promises(found)}
     assert states["never strands you"] == "best effort"
     assert states["durable"] == "best effort"
     assert "does not hold" not in states.values()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, size_text
-from stepseal.commit import judge
+from stepseal.commit import judge_promises
 from stepseal.errors import InvalidInput
 from stepseal.storage import ABILITIES, Access, meet, probe
 
@@ -59,7 +59,7 @@ def examine(
         **dataclasses.asdict(found),
         "root": absolute,
         "meeting": None if met is None else dataclasses.asdict(met),
-        "verdicts": [dataclasses.asdict(verdict) for verdict in judge(found, met)],
+        "verdicts": [dataclasses.asdict(verdict) for verdict in judge_promises(found, met)],
     }
 
 
