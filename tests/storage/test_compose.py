@@ -14,6 +14,7 @@ from stepseal.storage import (
     MemoryStorage,
     Storage,
     create_durable,
+    exists,
     make_dirs,
     put_if_absent,
     read_bytes,
@@ -206,3 +207,13 @@ def test_a_directory_whose_maker_died_before_syncing_it_is_synced_by_the_next() 
         make_dirs(FaultyStorage(inner, [Fault(1, Fail(errno.EIO))]), "a/b")
     make_dirs(inner, "a/b")
     assert inner.after_power_loss(lambda what, key: 0).stat("a/b").kind == "directory"
+
+
+def test_anything_with_a_key_exists() -> None:
+    storage = MemoryStorage()
+    assert exists(storage, "")
+    assert not exists(storage, "a")
+    storage.make_dir("a")
+    create_durable(storage, "a/b", b"")
+    assert exists(storage, "a")
+    assert exists(storage, "a/b")

@@ -13,7 +13,7 @@ from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._catalog import read_step
 from stepseal.commit._rules import error_from
-from stepseal.storage import KeyNotFound
+from stepseal.storage import exists
 
 if TYPE_CHECKING:
     from stepseal.commit._participant import SaveState
@@ -81,7 +81,7 @@ def _from_storage(
     text = f"save of step {step}: {lost.message}"
     try:
         found = _find(storage, step, write.attempt)
-        if found is None and not _exists(storage, write.staging):
+        if found is None and not exists(storage, write.staging):
             found = _find(storage, step, write.attempt)
             if found is None:
                 raise errors.CoordinatorLost(
@@ -116,11 +116,3 @@ def _find(storage: Storage, step: int, attempt: str) -> messages.Committed | Non
     if entry.manifest is None or entry.manifest.attempt != attempt:
         return None
     return messages.Committed(0, attempt, step, entry.manifest_sha256)
-
-
-def _exists(storage: Storage, key: str) -> bool:
-    try:
-        storage.stat(key)
-    except KeyNotFound:
-        return False
-    return True

@@ -26,6 +26,7 @@ from stepseal.storage import (
     KeyNotFound,
     NotSupported,
     create_durable,
+    exists,
     remove_tree,
 )
 
@@ -234,9 +235,9 @@ def _take_place_in_two_moves(storage: Storage, staging: str, manifest: Manifest)
     except KeyNotFound:
         pass  # it has left meanwhile, or the answer is a retry's
     except StorageUnavailable:
-        if not _exists(storage, aside):
+        if not exists(storage, aside):
             raise
-    if _exists(storage, aside):
+    if exists(storage, aside):
         storage.sync_dir(SUPERSEDED)
         storage.sync_dir("")
         _return_if_good(storage, aside, manifest)
@@ -262,14 +263,6 @@ def _return_if_good(storage: Storage, aside: str, manifest: Manifest) -> None:
         except StorageUnavailable as error:
             raise _unconfirmed(manifest, f"the step it displaced, now {aside},", error) from error
         raise
-
-
-def _exists(storage: Storage, key: str) -> bool:
-    try:
-        storage.stat(key)
-    except KeyNotFound:
-        return False
-    return True
 
 
 def _is_ours(storage: Storage, staging: str, manifest: Manifest) -> bool:

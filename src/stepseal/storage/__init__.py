@@ -10,7 +10,7 @@ into durable writes, conditional puts and tree walks.
 
 from stepseal.storage._access import Access
 from stepseal.storage._compose import (
-    create_durable, make_dirs, put_if_absent, read_bytes, remove_tree, replace_durable,
+    create_durable, exists, make_dirs, put_if_absent, read_bytes, remove_tree, replace_durable,
     sweep_temporaries, walk_files,
 )  # fmt: skip
 from stepseal.storage._local import LocalStorage
@@ -32,6 +32,6 @@ __all__ = [
     "OpenRead", "Stat", "ListDir", "CreateFile", "MakeDir", "SyncDir", "SyncSupport", "Link",
     "Rename", "Exchange", "RemoveFile", "RemoveDir",
     "Access", "LocalStorage", "MemoryStorage",
-    "make_dirs", "read_bytes", "create_durable", "put_if_absent", "replace_durable",
+    "exists", "make_dirs", "read_bytes", "create_durable", "put_if_absent", "replace_durable",
     "remove_tree", "sweep_temporaries", "walk_files",
 ]  # fmt: skip

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "create_durable",
+    "exists",
     "make_dirs",
     "put_if_absent",
     "read_bytes",
@@ -133,6 +134,19 @@ def create_durable(storage: CreateFile, key: str, data: Buffer) -> None:
     with storage.create_file(key) as handle:
         handle.write(data, 0)
         handle.sync()
+
+
+def exists(storage: Stat, key: str) -> bool:
+    """Tell whether anything has this key; an answer for now, never a reason to put.
+
+    Raises:
+        StorageUnavailable: it cannot be told.
+    """
+    try:
+        storage.stat(key)
+    except KeyNotFound:
+        return False
+    return True
 
 
 def put_if_absent(storage: _Puts, key: str, data: Buffer) -> bool:
