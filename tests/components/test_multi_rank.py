@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.components._crossing import get, put
 from tests.components._memory import ALONE, Sharing, keys_of, restore, world
-from tests.components._ranks import get, put, run_ranks
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -19,6 +19,7 @@ from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizers import OptimizerComponent
 from stepseal.components._staging import Arena
 from stepseal.layout import coverage_problems
+from stepseal.testing import run_ranks
 
 if TYPE_CHECKING:
     from pathlib import Path
