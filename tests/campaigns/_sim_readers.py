@@ -64,7 +64,7 @@ class Reader:
         assert found is not None
         known = found.attempt in self.oracle.commits
         self.oracle.require("readers see commits only", known, entry.name, found.attempt)
-        reading = Reading(self.disk, found, self.world.clock)
+        reading = Reading(self.disk, found, self.world.clock, self.wait)
         try:
             with reading:
                 if reading._lease is not None:
@@ -72,6 +72,10 @@ class Reader:
                 self.read_parts(entry, found)
         finally:
             self.oracle.keeping.release(self.node)
+
+    def wait(self, seconds: float) -> None:
+        """Stand still, as a reader does whose step a prune has moved."""
+        self.world.stand(self.node, seconds)
 
     def read_parts(self, entry: StepEntry, found: Manifest) -> None:
         for index, part in enumerate(found.parts):

@@ -202,10 +202,10 @@ class World:
         planned = self.at_verb.pop(self.num_verbs, None) if self.at_verb else None
         if planned is not None:
             planned(node)
-            self._stand(node, 0.0)
+            self.stand(node, 0.0)
         elif self.roll() < self.faults.switch:
             slow = self.roll() < self.faults.slow
-            self._stand(node, self.roll() * (60.0 if slow else 0.01))
+            self.stand(node, self.roll() * (60.0 if slow else 0.01))
 
     def stall(self, node: Node) -> None:
         """Perhaps let the process stand still, having looked and being about to decide.
@@ -214,9 +214,14 @@ class World:
             Killed: this process is dead.
         """
         if self.roll() < self.faults.stall:
-            self._stand(node, self.roll() * 100.0)
+            self.stand(node, self.roll() * 100.0)
 
-    def _stand(self, node: Node, seconds: float) -> None:
+    def stand(self, node: Node, seconds: float) -> None:
+        """Let others go on for some time.
+
+        Raises:
+            Killed: this process is dead.
+        """
         fiber = self._fibers.current
         assert fiber is not None
         if fiber not in node.fibers:

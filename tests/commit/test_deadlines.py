@@ -14,7 +14,7 @@ NAMES = [field.name for field in fields(Deadlines)]
 def test_defaults_are_those_that_the_design_states() -> None:
     found = Deadlines()
     assert (found.capture_s, found.write_s, found.heartbeat_s, found.lost_s) == (120, 1800, 5, 30)
-    assert found.save_s == 120 + 1800 + 300
+    assert found.save_s == 120 + 300 + 1800 + 300
     assert found.restore_s == 120 + 300 + 1800 + 300
 
 

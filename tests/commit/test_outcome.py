@@ -7,10 +7,12 @@ import pytest
 from tests.commit._kit import Root, attempt_id, cause, damage
 
 from stepseal import errors
+from stepseal.commit import TRASH, resolve_save
 from stepseal.commit import _messages as messages
-from stepseal.commit import resolve_save
-from stepseal.commit._attempts import discard
+from stepseal.commit._attempts import discard, put_aside
 from stepseal.commit._participant import SaveState
+from stepseal.layout import MANIFEST, encode_manifest
+from stepseal.storage import create_durable
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
@@ -144,3 +146,67 @@ def test_commit_between_the_two_looks_is_found(storage: Storage) -> None:
 
     root, staging, manifest, lost = prepared(storage)
     assert resolve_save(lost, 10, Committing(storage)).attempt == manifest.attempt
+
+
+def test_step_that_a_prune_took_out_of_its_place_is_unknown_until_the_prune_ends(
+    storage: Storage,
+) -> None:
+    """The prune meant another attempt of this number, and names the folder after it."""
+    root, staging, manifest, lost = prepared(storage)
+    root.publish(staging, manifest)
+    trash = f"{TRASH}/step-10.1.{attempt_id(7)}.{'0' * 16}.pruned"
+    storage.rename("step-10", trash)
+    with pytest.raises(errors.OutcomeUnknown, match="does not show yet"):
+        resolve_save(lost, 10, storage)
+    storage.rename(trash, "step-10")
+    assert resolve_save(lost, 10, storage).attempt == manifest.attempt
+
+
+@pytest.mark.parametrize("when", ["put back before the trash", "gone after the first look"])
+def test_step_that_moves_while_it_is_looked_for_is_never_called_failed(
+    storage: Storage, when: str
+) -> None:
+    root, staging, manifest, lost = prepared(storage)
+    root.publish(staging, manifest)
+    trash = f"{TRASH}/step-10.1.{manifest.attempt}.{'0' * 16}.pruned"
+
+    class Moving(FaultyStorage):
+        def stat(self, key: str) -> Entry:
+            if key == staging and when.startswith("gone"):
+                storage.rename("step-10", "gone")
+            return super().stat(key)
+
+        def list_dir(self, key: str) -> tuple[Entry, ...]:
+            if key == TRASH and when.startswith("put back"):
+                storage.rename(trash, "step-10")
+            return super().list_dir(key)
+
+    if when.startswith("put back"):
+        storage.rename("step-10", trash)
+        assert resolve_save(lost, 10, Moving(storage)).attempt == manifest.attempt
+    else:
+        with pytest.raises(errors.OutcomeUnknown):
+            resolve_save(lost, 10, Moving(storage))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_exchange_that_may_be_undone_is_no_commit_yet(storage: Storage, replaced: bool) -> None:
+    """A replaced coordinator takes it back if it put out a step of the newer incarnation."""
+    root = Root(storage)
+    head = root.commit(5)
+    root.commit(10)
+    root.claim(head)
+    staging, manifest = root.prepare(10)
+    create_durable(storage, f"{staging}/{MANIFEST}", encode_manifest(manifest))
+    write = messages.Write(1, manifest.attempt, staging, "nonce", 0)
+    lost = state(write=write, prepared=True, lost=LOST)
+    if replaced:
+        root.claim(head)
+    storage.exchange(staging, "step-10")
+    if replaced:
+        with pytest.raises(errors.OutcomeUnknown):
+            resolve_save(lost, 10, storage)
+    else:
+        assert resolve_save(lost, 10, storage).attempt == manifest.attempt
+    put_aside(storage, staging)  # from here on nobody can take it back
+    assert resolve_save(lost, 10, storage).attempt == manifest.attempt

@@ -22,7 +22,7 @@ from stepseal.commit._claims import INCARNATIONS, in_lineage, lineage_limits, re
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer
 from stepseal.commit._publish import PublishUnconfirmed
-from stepseal.commit._roots import STAGING
+from stepseal.commit._roots import STAGING, SUPERSEDED
 from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
 from stepseal.testing import Fail, Fault, FaultyStorage
 
@@ -118,7 +118,7 @@ def test_manifest_holds_the_facts_of_the_job(storage: Storage) -> None:
     assert [c.name for c in manifest.components] == ["model"]
 
 
-@pytest.mark.parametrize("what", ["good", "damaged", "other run"])
+@pytest.mark.parametrize("what", ["good", "damaged", "other run", "put aside"])
 def test_save_without_restore_on_a_root_with_steps_is_refused(storage: Storage, what: str) -> None:
     root = Root(storage)
     root.commit(10)
@@ -127,6 +127,8 @@ def test_save_without_restore_on_a_root_with_steps_is_refused(storage: Storage, 
     elif what == "other run":
         root.run_id = "f" * 32
         root.commit(11)
+    elif what == "put aside":  # a commit died before it took the place
+        storage.rename("step-10", f"{SUPERSEDED}/step-10.2.{attempt_id(7)}.{'0' * 16}")
     assert kind(Life(storage).begin(20)) == errors.NotRestored.kind
 
 

@@ -6,14 +6,14 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.commit._kit import FakeFinisher, Root, attempt_id, damage
+from tests.commit._kit import FakeFinisher, Root, damage
 
 from stepseal import errors
-from stepseal.commit import TRASH, read_step
+from stepseal.commit import TRASH
 from stepseal.commit._publish import publish
-from stepseal.commit._resume import Selection, put_back_pruned, select
+from stepseal.commit._resume import Selection, select
 from stepseal.layout import MANIFEST
-from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_dirs, read_bytes
+from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_dirs
 from stepseal.testing import FaultyStorage
 
 if TYPE_CHECKING:
@@ -215,51 +215,6 @@ def test_choosing_does_not_run_after_vanishing_steps_for_ever() -> None:
 
     with pytest.raises(errors.StorageUnavailable, match="vanished before it could be read"):
         select(AlwaysPruned(root.storage), root.run_id, step=None, exclude=(), inspect=inspect)
-
-
-def pruned(step: int, incarnation: int, attempt: int = 1) -> str:
-    return f"step-{step}.{incarnation}.{attempt_id(attempt)}.{'0' * 16}.pruned"
-
-
-def test_exactly_the_step_that_the_claim_descends_from_is_put_back(storage: Storage) -> None:
-    root = Root(storage)
-    root.claim()
-    root.claim()
-    parent = root.commit(10)
-    root.commit(20)
-    root.claim(parent)
-    manifest = read_bytes(storage, f"step-10/{MANIFEST}", 1 << 20)
-    storage.rename("step-10", f"{TRASH}/{pruned(10, 2, 2001)}")
-    storage.rename("step-20", f"{TRASH}/{pruned(20, 2, 2002)}")
-    strange = {  # most come before the good one in a listing
-        "mine": manifest,
-        "step-10": manifest,
-        pruned(11, 2, 2001): manifest,  # of another step
-        pruned(10, 2, 0): manifest + b" ",  # damaged
-        pruned(10, 2, 0).replace("pruned", "deleting"): manifest,  # half of it may be gone
-    }
-    for name, data in strange.items():
-        storage.make_dir(f"{TRASH}/{name}")
-        create_durable(storage, f"{TRASH}/{name}/{MANIFEST}", data)
-    storage.make_dir(f"{TRASH}/{pruned(10, 2, 3)}")  # without a manifest
-    put_back_pruned(storage)
-    assert read_step(storage, 10, root.run_id).lineage() == parent
-    left = {*strange, pruned(10, 2, 3), pruned(20, 2, 2002)}
-    assert set(root.names(TRASH)) == left
-    put_back_pruned(storage)
-    assert set(root.names(TRASH)) == left
-
-
-def test_nothing_is_put_back_beside_what_stands_in_the_place_of_the_parent(
-    storage: Storage,
-) -> None:
-    root = Root(storage)
-    root.claim(root.commit(10))
-    make_dirs(storage, f"{TRASH}/{pruned(10, 1)}")
-    damage(storage, 10)
-    put_back_pruned(storage)
-    assert root.names(TRASH) == [pruned(10, 1)]
-    assert read_bytes(storage, f"step-10/{MANIFEST}", 100) == b"{}"
 
 
 def test_step_that_was_asked_for_is_never_replaced(root: Root) -> None:

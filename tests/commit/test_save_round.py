@@ -228,3 +228,18 @@ def test_answers_stay_small_however_many_fail() -> None:
     assert isinstance(message, messages.Aborted)
     assert len(message.failures) == causes.MAX_FAILURES
     assert "and 996 more: did not answer" in message.message
+
+
+def test_a_participant_waits_for_as_long_as_the_coordinator_may_take() -> None:
+    """Each phase ends in its last instant; the participant captured before all others."""
+    now, found = 0.0, new()
+    found.on_captured(TWO[0], captured(), now)
+    now += DEADLINES.capture_s
+    found.on_captured(TWO[1], captured(), now)
+    now += DEADLINES.commit_s
+    found.on_staged(STAGED, now)
+    now += DEADLINES.write_s
+    found.on_prepared(TWO[0], prepared(TWO[0]), now)
+    (publish,) = found.on_prepared(TWO[1], prepared(TWO[1]), now)
+    assert isinstance(publish, actions.Publish)
+    assert publish.deadline == DEADLINES.save_s

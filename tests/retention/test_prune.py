@@ -13,7 +13,7 @@ from tests.retention._kit import NOW_S, Meanwhile, plan_for, prune_now, steps_of
 
 from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, read_step, take_lease
 from stepseal.commit._claims import claim
-from stepseal.commit._resume import put_back_pruned
+from stepseal.commit._out_of_place import put_back_pruned
 from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.retention import Retention, latest, prune
 from stepseal.storage import MemoryStorage, create_durable, remove_tree
@@ -247,9 +247,9 @@ def test_a_restart_finds_its_parent_although_a_replaced_job_died_pruning_it(
     with pytest.raises(Stop):
         prune(Meanwhile(storage, claim_and_die), plan, Retention(latest(1)), clock=lambda: NOW_S)
     assert "step-10" not in steps_of(storage)
-    put_back_pruned(storage)
+    put_back_pruned(storage, NOW_S)
     assert "step-10" in steps_of(storage)
-    put_back_pruned(storage)
+    put_back_pruned(storage, NOW_S)
 
 
 def test_a_restart_finds_what_was_committed_in_the_place_of_a_step_when_its_prune_died(
@@ -264,7 +264,7 @@ def test_a_restart_finds_what_was_committed_in_the_place_of_a_step_when_its_prun
     with pytest.raises(Stop):
         prune(Meanwhile(storage, die), plan, Retention(latest(1)), clock=lambda: NOW_S)
     assert "step-20" not in steps_of(storage)
-    put_back_pruned(storage)
+    put_back_pruned(storage, NOW_S)
     assert read_step(storage, 20, root.run_id).lineage() == newest
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, size_text
+from stepseal.cli._output import print_line, size_text, warn
 from stepseal.cli._roots import OpenRoot, find_step, open_root, step_size_bytes
 from stepseal.commit import Reading, list_steps
+from stepseal.errors import StepNotFound
 from stepseal.layout import MANIFEST
-from stepseal.transfer import verify_step
+from stepseal.transfer import has_damage, verify_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,10 +28,20 @@ def verify_root(path: str, wanted: Sequence[str]) -> dict[str, Any]:
     """Verify the wanted steps, or all that are not foreign; return JSON-able findings."""
     root = open_root(path)
     if wanted:
-        entries = [find_step(root, name) for name in wanted]
+        chosen = [find_step(root, name) for name in wanted]
+        steps = [_verify(root, entry) for entry in chosen]
     else:
         entries = [e for e in list_steps(root.storage, root.run_id) if e.state != "foreign"]
-    return {"root": root.path, "steps": [_verify(root, entry) for entry in entries]}
+        steps = [found for entry in entries if (found := _verify_if_there(root, entry))]
+    return {"root": root.path, "steps": steps}
+
+
+def _verify_if_there(root: OpenRoot, entry: StepEntry) -> dict[str, Any] | None:
+    try:
+        return _verify(root, entry)
+    except StepNotFound as error:  # pruned or superseded since it was listed
+        warn(f"left out: {error}")
+        return None
 
 
 def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
@@ -42,28 +53,22 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
     with _Progress(entry.step, step_size_bytes(root.storage, entry.name, entry.manifest)) as bar:
         found = _verify_leased(root, entry.name, entry.manifest, bar.advance)
-    damaged = any(finding.severity == "damage" for finding in found)
     return {
         "step": entry.step,
-        "state": "damaged" if damaged else "whole",
+        "state": "damaged" if has_damage(found) else "whole",
         "size_bytes": bar.done_bytes,
         "findings": [{"severity": f.severity, "path": f.path, "message": f.message} for f in found],
     }
 
 
 def _verify_leased(
-    root: OpenRoot, name: str, manifest: Manifest, advance: Callable[[int], None]
+    root: OpenRoot, name: str, manifest: Manifest, progress: Callable[[int], None]
 ) -> tuple[Finding, ...]:
+    def look(advance: Callable[[int], None]) -> tuple[Finding, ...]:
+        return verify_step(root.storage, name, manifest, progress=advance)
+
     with Reading(root.storage, manifest) as reading:
-
-        def tick(num_bytes: int) -> None:
-            reading.tick()
-            advance(num_bytes)
-
-        found = verify_step(root.storage, name, manifest, progress=tick)
-        if found:
-            reading.require_standing()
-    return found
+        return reading.look(look, is_damaged=has_damage, progress=progress)
 
 
 class _Progress:

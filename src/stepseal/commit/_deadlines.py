@@ -28,7 +28,8 @@ class Deadlines:
     write_s: float = 1800.0
     """From the order to write to the last participant that prepared."""
     commit_s: float = 300.0
-    """For the coordinator's own work: index, manifest, commit."""
+    """For the coordinator's own work: before the parts, staging; after them, index, manifest and
+    commit; in a restore, the claim."""
     check_s: float = 300.0
     """For reading and checking everything but tensor bytes in a restore."""
     apply_s: float = 1800.0
@@ -61,8 +62,11 @@ class Deadlines:
 
     @property
     def save_s(self) -> float:
-        """Longest time from one participant's capture to the outcome."""
-        return self.capture_s + self.write_s + self.commit_s
+        """Longest time from one participant's capture to the outcome.
+
+        The coordinator's own work comes twice: it stages before the parts, and publishes after.
+        """
+        return self.capture_s + self.commit_s + self.write_s + self.commit_s
 
     @property
     def restore_s(self) -> float:

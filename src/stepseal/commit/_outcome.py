@@ -6,12 +6,15 @@ step may exist.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
 from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._catalog import read_step
+from stepseal.commit._claims import newest_claim
+from stepseal.commit._folders import parse_folder
+from stepseal.commit._out_of_place import find_pruned
 from stepseal.commit._rules import error_from
 from stepseal.storage import exists
 
@@ -70,26 +73,21 @@ def _aborted(outcome: messages.Aborted) -> errors.CheckpointError:
 def _from_storage(
     write: messages.Write, lost: messages.Cause, step: int, storage: Storage
 ) -> messages.Committed:
-    """Read the outcome. Staging is looked at between two looks at the step's place.
-
-    A commit moves the one to the other, and the coordinator may be doing so right now: only if
-    staging is gone, and the step still does not stand in its place, it was not committed.
+    """Read the outcome.
 
     Durability: a step that is found is synced here too, because the coordinator may have died
     before it did.
     """
     text = f"save of step {step}: {lost.message}"
     try:
-        found = _find(storage, step, write.attempt)
-        if found is None and not exists(storage, write.staging):
-            found = _find(storage, step, write.attempt)
-            if found is None:
-                raise errors.CoordinatorLost(
-                    f"{text}. Storage shows that this attempt was not committed; older steps are "
-                    "untouched. Restart the job.",
-                    step=step,
-                )
-        if found is not None:
+        found = _look(write, step, storage)
+        if found == "not committed":
+            raise errors.CoordinatorLost(
+                f"{text}. Storage shows that this attempt was not committed; older steps are "
+                "untouched. Restart the job.",
+                step=step,
+            )
+        if found != "unknown":
             storage.sync_dir("")
             return found
     except errors.StorageUnavailable as error:
@@ -104,6 +102,37 @@ def _from_storage(
         "finds out.",
         step=step,
     )
+
+
+def _look(
+    write: messages.Write, step: int, storage: Storage
+) -> messages.Committed | Literal["not committed", "unknown"]:
+    """Look at staging between two looks at the step's place.
+
+    A commit moves the one to the other, and the coordinator may be doing so right now: only if
+    staging is gone, and the step still does not stand in its place, it was not committed. Nor is
+    that known while the step lies in the trash: a prune that moved it may put it back.
+
+    What stands in its place may still leave it if staging is there, too, and a newer incarnation:
+    a coordinator that was replaced takes back an exchange that put out a step of the newer one.
+    """
+    found = _find(storage, step, write.attempt)
+    if exists(storage, write.staging):
+        if found is None or _is_replaced(storage, write.staging):
+            return "unknown"
+        return found
+    again = _find(storage, step, write.attempt)
+    if again is not None:
+        return again
+    if found is not None or find_pruned(storage, step, write.attempt) is not None:
+        return "unknown"
+    return _find(storage, step, write.attempt) or "not committed"  # it may be back by now
+
+
+def _is_replaced(storage: Storage, staging: str) -> bool:
+    """Tell whether a newer incarnation than that of an attempt has claimed the root."""
+    name, claim = parse_folder(staging), newest_claim(storage)
+    return name is None or (claim is not None and claim.incarnation > name.incarnation)
 
 
 def _find(storage: Storage, step: int, attempt: str) -> messages.Committed | None:

@@ -22,8 +22,9 @@ from stepseal.commit._draft import JobFacts, draft_manifest
 from stepseal.commit._durability import durability_of
 from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
+from stepseal.commit._out_of_place import commits_out_of_place, put_back_pruned
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
-from stepseal.commit._resume import Selection, highest_incarnation, put_back_pruned, select
+from stepseal.commit._resume import Selection, highest_incarnation, select
 from stepseal.commit._roots import initialise_root
 from stepseal.errors import CheckpointError, InternalError, NotRestored, StorageUnavailable
 from stepseal.layout import LATEST, Lineage, step_name
@@ -165,13 +166,14 @@ class Performer:
 
     def _claim_unrestored(self) -> int:
         commits = [entry for entry in list_steps(self._storage) if entry.is_commit]
-        if commits:
-            newest = commits[-1]
+        names = [entry.name for entry in commits] or [*commits_out_of_place(self._storage)]
+        if names:
             raise NotRestored(
-                f"the root already holds {len(commits)} steps up to {newest.name}, and "
-                "restore() was not called. Call restore() before training, or "
-                "restore(fresh=True) to start anew beside them.",
-                step=newest.step,
+                f"the root already holds {len(names)} steps up to {names[-1]}, and restore() was "
+                "not called. Call restore() before training, or restore(fresh=True) to start anew "
+                "beside them.",
+                step=commits[-1].step if commits else None,
+                path=names[-1],
             )
         return claim(self._storage, None)
 
@@ -208,7 +210,7 @@ class Performer:
 
     def _select_leased(self, action: actions.Select) -> Selection:
         """Select, lease what was selected, and look whether it still stands: else select again."""
-        put_back_pruned(self._storage)
+        put_back_pruned(self._storage, time.time())
         for _ in range(_SELECTIONS):
             self.close()
             found = select(

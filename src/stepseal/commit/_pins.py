@@ -29,7 +29,8 @@ def pin(storage: Storage, step: int, run_id: str, *, reason: str = "") -> bool:
 
     Safe beside a coordinator that prunes: the pin is written first and the step looked at second,
     while pruning moves first and looks at the pins second. So either the pin is seen, or the step
-    is found missing here.
+    is found missing here. A pin that was made stays even then: somebody else may have been told
+    meanwhile that the step is pinned already, and a prune that sees it puts the step back.
 
     Args:
         storage: the root.
@@ -38,22 +39,20 @@ def pin(storage: Storage, step: int, run_id: str, *, reason: str = "") -> bool:
         reason: for people.
 
     Raises:
-        StepNotFound: there is no committed step of that number; nothing stays pinned.
+        StepNotFound: there is no committed step of that number. The message says whether the pin
+            stays: it does if the step went while it was pinned.
         StorageUnavailable: refused.
 
     Durability: on return the pin survives power loss.
     """
-    _require_committed(storage, step, run_id)
+    _require_committed(storage, step, run_id, "Nothing was pinned")
     make_dirs(storage, PINS)
     pinned_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
     body = {"step": step, "reason": reason, "pinned_at": pinned_at}
     is_new = put_if_absent(storage, _key(step), seal(body))
-    try:
-        _require_committed(storage, step, run_id)
-    except StepNotFound:
-        if is_new:
-            storage.remove_file(_key(step))
-        raise
+    _require_committed(
+        storage, step, run_id, f"The pin stays; `stepseal unpin ROOT {step}` removes it"
+    )
     return is_new
 
 
@@ -85,12 +84,19 @@ def _key(step: int) -> str:
     return f"{PINS}/{step_name(step)}{_SUFFIX}"
 
 
-def _require_committed(storage: Storage, step: int, run_id: str) -> None:
-    entry = read_step(storage, step, run_id)
-    if entry.state != "committed":
-        raise StepNotFound(
-            f"pin of step {step}: expected a committed step of this run, found {entry.name} "
-            f"{entry.state}: {entry.problem}. Nothing was pinned.",
-            step=step,
-            path=entry.name,
-        )
+def _require_committed(storage: Storage, step: int, run_id: str, outcome: str) -> None:
+    name = step_name(step)
+    try:
+        entry = read_step(storage, step, run_id)
+    except StepNotFound:
+        found = "nothing of this name"
+    else:
+        if entry.state == "committed":
+            return
+        found = f"{name} {entry.state}: {entry.problem}"
+    raise StepNotFound(
+        f"pin of step {step}: expected {name} to be a committed step of this run, found {found}. "
+        f"{outcome}. `stepseal ls` shows the steps that are there.",
+        step=step,
+        path=name,
+    )

@@ -198,7 +198,7 @@ def _commit(
     if superseding:
         check_place(storage, manifest.step, manifest.run_id)
         last_look()
-        superseding = _take_place(storage, staging, manifest)
+        superseding = _take_place(storage, staging, manifest, last_look)
     try:
         storage.sync_dir("")
         storage.sync_dir(STAGING)
@@ -209,7 +209,9 @@ def _commit(
             put_aside(storage, staging)
 
 
-def _take_place(storage: Storage, staging: str, manifest: Manifest) -> bool:
+def _take_place(
+    storage: Storage, staging: str, manifest: Manifest, last_look: Callable[[], None]
+) -> bool:
     """Put our folder in the place of what may be superseded; True if that is now in staging."""
     target = step_name(manifest.step)
     try:
@@ -217,10 +219,37 @@ def _take_place(storage: Storage, staging: str, manifest: Manifest) -> bool:
     except NotSupported:
         _take_place_in_two_moves(storage, staging, manifest)
         return False
+    except KeyNotFound as error:
+        if _has_left(storage, staging, manifest):  # pruned meanwhile, or moved by hand
+            last_look()
+            _take_free_place(storage, staging, manifest)
+            return False
+        _require_happened(storage, staging, manifest, error)
     except StorageUnavailable as error:
         _require_happened(storage, staging, manifest, error)
     _check_displaced(storage, staging, manifest)
     return True
+
+
+def _has_left(storage: Storage, staging: str, manifest: Manifest) -> bool:
+    """Tell whether nothing stands in the step's place any more, and ours is still in staging."""
+    try:
+        free = not exists(storage, step_name(manifest.step))
+        return free and attempt_at(storage, staging) == manifest.attempt
+    except StorageUnavailable as error:
+        raise _unconfirmed(manifest, f"whether it left {staging}", error) from error
+
+
+def _take_free_place(storage: Storage, staging: str, manifest: Manifest) -> None:
+    """Rename to a place that was just found, or made, free."""
+    try:
+        storage.rename(staging, step_name(manifest.step))
+    except KeyExists:
+        if not _is_ours(storage, staging, manifest):
+            check_place(storage, manifest.step, manifest.run_id)
+            raise
+    except StorageUnavailable as error:
+        _require_happened(storage, staging, manifest, error)
 
 
 def _take_place_in_two_moves(storage: Storage, staging: str, manifest: Manifest) -> None:
@@ -241,14 +270,7 @@ def _take_place_in_two_moves(storage: Storage, staging: str, manifest: Manifest)
         storage.sync_dir(SUPERSEDED)
         storage.sync_dir("")
         _return_if_good(storage, aside, manifest)
-    try:
-        storage.rename(staging, target)
-    except KeyExists:
-        if not _is_ours(storage, staging, manifest):
-            check_place(storage, manifest.step, manifest.run_id)
-            raise
-    except StorageUnavailable as error:
-        _require_happened(storage, staging, manifest, error)
+    _take_free_place(storage, staging, manifest)
 
 
 def _return_if_good(storage: Storage, aside: str, manifest: Manifest) -> None:

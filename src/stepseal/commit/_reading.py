@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
 from stepseal.commit._attempts import attempt_at
 from stepseal.commit._leases import release_lease, renew_lease, take_lease
+from stepseal.commit._out_of_place import find_pruned
 from stepseal.errors import (
     CheckpointError,
     Corrupt,
@@ -33,6 +35,11 @@ __all__ = ["Reading"]
 
 _log = logging.getLogger("stepseal")
 _TTL_S = 900.0
+_NUM_WAITS = 100
+_WAIT_S = 0.1
+"""Between two looks for a step that a prune has yet to put back."""
+
+T = TypeVar("T")
 
 
 class Reading:
@@ -45,6 +52,7 @@ class Reading:
         storage: the root.
         manifest: of the step, as it was found.
         clock: Unix time.
+        sleep: waits; tests pass their own.
 
     Raises:
         StepNotFound: on entering: another attempt, or nothing, stands there now; on leaving: what
@@ -52,11 +60,16 @@ class Reading:
     """
 
     def __init__(
-        self, storage: Storage, manifest: Manifest, clock: Callable[[], float] = time.time
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._storage = storage
         self._manifest = manifest
         self._clock = clock
+        self._sleep = sleep
         self._lock = threading.Lock()
         self._renew_at_s = 0.0
         self._lease: Lease | None = None
@@ -89,21 +102,92 @@ class Reading:
             except (StorageUnavailable, InvalidInput) as error:
                 self._go_unleased(error)
 
+    def look(
+        self,
+        look: Callable[[Callable[[int], None]], T],
+        *,
+        is_damaged: Callable[[T], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> T:
+        """Look at the step, and if it seems damaged look once more, while it certainly stands.
+
+        A prune that began before the lease takes the step out of its place until it sees the lease.
+
+        Args:
+            look: reads; told what to call with the number of bytes read since it last called it.
+            is_damaged: judges what `look` returned; without it only what it raises counts.
+            progress: told the same numbers, but those of the second look only from where the first
+                one ended.
+
+        Raises:
+            StepNotFound: the step was pruned or superseded.
+            StorageUnavailable: whether it was cannot be told.
+        """
+        seen_bytes = 0
+
+        def look_through() -> T:
+            done_bytes = 0
+
+            def advance(num_bytes: int) -> None:
+                nonlocal done_bytes, seen_bytes
+                self.tick()
+                done_bytes += num_bytes
+                if progress is not None and done_bytes > seen_bytes:
+                    progress(done_bytes - seen_bytes)
+                seen_bytes = max(done_bytes, seen_bytes)
+
+            return look(advance)
+
+        def seems_damaged(found: T) -> bool:
+            return is_damaged is not None and is_damaged(found)
+
+        with suppress(Corrupt, KeyNotFound):
+            found = look_through()
+            if not seems_damaged(found):
+                return found
+        self.require_standing()
+        found = look_through()
+        if seems_damaged(found):
+            self.require_standing()
+        return found
+
     def require_standing(self) -> None:
         """Raise if the step does not stand in its place any more.
 
+        While it is leased and a prune has moved it, wait, for ten seconds at most: the prune looks
+        at the leases after the move, and puts it back.
+
         Raises:
-            StepNotFound: it was pruned or superseded.
+            StepNotFound: it was pruned or superseded, or is not put back.
             StorageUnavailable: it cannot be told.
         """
-        name = step_name(self._manifest.step)
-        if attempt_at(self._storage, name) != self._manifest.attempt:
-            raise StepNotFound(
-                f"step {self._manifest.step}: attempt {self._manifest.attempt} does not stand in "
-                f"{name} any more: it was pruned or superseded. Look at the steps again.",
-                step=self._manifest.step,
-                path=name,
+        why = "it was pruned or superseded"
+        for _ in range(_NUM_WAITS):
+            if self._stands():
+                return
+            if self._lease is None:
+                break
+            if find_pruned(self._storage, self._manifest.step, self._manifest.attempt) is None:
+                if self._stands():  # it was put back between the two looks
+                    return
+                break
+            self._sleep(_WAIT_S)
+        else:
+            why = (
+                f"it was pruned, lies in the trash, and was not put back within "
+                f"{_NUM_WAITS * _WAIT_S:g} s; restore(step={self._manifest.step}) may find it there"
             )
+        name = step_name(self._manifest.step)
+        raise StepNotFound(
+            f"step {self._manifest.step}: attempt {self._manifest.attempt} does not stand in "
+            f"{name} any more: {why}. Look at the steps again.",
+            step=self._manifest.step,
+            path=name,
+        )
+
+    def _stands(self) -> bool:
+        name = step_name(self._manifest.step)
+        return attempt_at(self._storage, name) == self._manifest.attempt
 
     def __enter__(self) -> Self:
         self._lease = self._take()

@@ -1,44 +1,36 @@
 """Which step a job resumes from: chosen by the coordinator alone, newest first, with reasons.
 
 Every step that is passed over is named with its reason. A step that cannot be read now is passed
-over like a damaged one; none of this ever deletes anything.
+over like a damaged one; none of this ever deletes anything. Where nothing is left to choose, a
+whole step that a prune moved, and did not delete yet, comes back.
 """
 
 from __future__ import annotations
 
+import functools
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.commit._catalog import StepEntry, read_step, refuse_newer, step_numbers
-from stepseal.commit._claims import in_lineage, lineage_limits, newest_claim, read_claims
-from stepseal.commit._folders import parse_folder
-from stepseal.commit._roots import TRASH
+from stepseal.commit._claims import in_lineage, lineage_limits, read_claims
+from stepseal.commit._out_of_place import commits_out_of_place, put_back_resumable
 from stepseal.errors import (
     Corrupt,
-    IncompatibleFormat,
     NoResumableStep,
     StepNotFound,
     StorageUnavailable,
 )
-from stepseal.layout import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    decode_manifest,
-    manifest_digest,
-    step_name,
-)
-from stepseal.storage import KeyExists, KeyNotFound, read_bytes
+from stepseal.layout import step_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from stepseal.layout import Lineage, Manifest
+    from stepseal.commit._out_of_place import Inspect
+    from stepseal.layout import Lineage
     from stepseal.storage import Storage
 
-    Inspect = Callable[[Storage, str, Manifest], Sequence[str]]
-
-__all__ = ["Selection", "highest_incarnation", "put_back_pruned", "select"]
+__all__ = ["Selection", "highest_incarnation", "select"]
 
 _LOOKS = 8
 
@@ -49,7 +41,8 @@ class Selection:
 
     entry: StepEntry | None
     has_commits: bool
-    """At least one step was committed here by stepseal, by this run or another, sound or not."""
+    """At least one step was committed here by stepseal, by this run or another, sound or not, and
+    stands in its place or was moved out of it and not deleted."""
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,6 +72,23 @@ def select(
         StorageUnavailable: the root cannot be listed, or `step` was given and cannot be read; or
             steps kept vanishing while they were looked at.
     """
+    place = functools.partial(
+        put_back_resumable, storage, run_id, step=step, exclude=exclude, inspect=inspect
+    )
+    try:
+        found = _select(storage, run_id, step, exclude, inspect)
+    except StepNotFound:
+        if not place():
+            raise
+        return _select(storage, run_id, step, exclude, inspect)
+    if found.entry is None and place():
+        return _select(storage, run_id, step, exclude, inspect)
+    return found
+
+
+def _select(
+    storage: Storage, run_id: str, step: int | None, exclude: Collection[int], inspect: Inspect
+) -> Selection:
     if step is not None:
         return _exactly(storage, run_id, step, inspect)
     for _ in range(_LOOKS):
@@ -101,7 +111,8 @@ def _newest(
     limits = lineage_limits(read_claims(storage))
     reasons: dict[str, str] = {}
     has_commits = bool(exclude)
-    for number in reversed(step_numbers(storage)):
+    numbers = step_numbers(storage)
+    for number in reversed(numbers):
         if number in exclude:
             continue
         try:
@@ -116,7 +127,11 @@ def _newest(
         if reason is None:
             return Selection(entry, has_commits=True, reasons=reasons)
         reasons[step_name(number)] = reason
-    return Selection(None, has_commits, reasons if has_commits else {})
+    if not has_commits:
+        reasons = commits_out_of_place(storage)
+        if step_numbers(storage) != numbers:  # one was put back between the two looks
+            return None
+    return Selection(None, has_commits or bool(reasons), reasons)
 
 
 def highest_incarnation(storage: Storage, run_id: str, parent: Lineage | None) -> int:
@@ -136,35 +151,6 @@ def highest_incarnation(storage: Storage, run_id: str, parent: Lineage | None) -
                 manifest = read_step(storage, number, run_id).manifest
                 found = max(found, 0 if manifest is None else manifest.incarnation)
     return found
-
-
-def put_back_pruned(storage: Storage) -> None:
-    """Put back what a prune left in the trash when it died, and would have put back itself.
-
-    A prune moves first and looks second. So it may have moved the step that the newest claim
-    descends from, without which the lineage could be stranded, or a step that was committed in the
-    place of the one that it meant. Beside a prune that lives this is harmless: it finds the step
-    back already.
-
-    Raises:
-        StorageUnavailable: the root cannot be read or written.
-    """
-    claim = newest_claim(storage)
-    parent = None if claim is None else claim.parent
-    for entry in storage.list_dir(TRASH):
-        name = parse_folder(entry.name)
-        if name is None or name.fate != ".pruned":
-            continue
-        trash = f"{TRASH}/{entry.name}"
-        # the prune was quicker; or the number is taken again; or nobody could resume from it
-        with suppress(KeyNotFound, KeyExists, Corrupt, IncompatibleFormat):
-            data = read_bytes(storage, f"{trash}/{MANIFEST}", MAX_MANIFEST_BYTES)
-            found = decode_manifest(data)
-            is_parent = parent is not None and manifest_digest(data) == parent.manifest_sha256
-            if found.step == name.step and (is_parent or found.attempt != name.attempt):
-                storage.rename(trash, step_name(name.step))
-                storage.sync_dir("")
-                storage.sync_dir(TRASH)
 
 
 def _reason_against(

@@ -23,8 +23,8 @@ from stepseal.commit import (
 )
 from stepseal.components import DenseSink, TreeContents, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
-from stepseal.storage import KeyNotFound, LocalStorage
-from stepseal.transfer import ReadRequest, StepReader, verify_step
+from stepseal.storage import LocalStorage
+from stepseal.transfer import ReadRequest, StepReader, has_damage, verify_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,21 +72,12 @@ class Step:
             error.
         """
 
-        def look(reading: Reading) -> tuple[Finding, ...]:
-            def advance(num_bytes: int) -> None:
-                reading.tick()
-                if progress is not None:
-                    progress(num_bytes)
-
+        def look(advance: Callable[[int], None]) -> tuple[Finding, ...]:
             name = step_name(self.step)
             return verify_step(self._storage, name, self.manifest, progress=advance)
 
         with Reading(self._storage, self.manifest) as reading:
-            found = look(reading)
-            if any(finding.severity == "damage" for finding in found):
-                reading.require_standing()
-                found = look(reading)  # a prune may have taken it away, and put it back
-        return found
+            return reading.look(look, is_damaged=has_damage, progress=progress)
 
     def tensor_names(self) -> tuple[str, ...]:
         """Return the FQNs of all stored tensors, as stock DCP readers name them."""
@@ -108,17 +99,9 @@ class Step:
         return self._leased(lambda reading: self._read_tensors(pattern, component, reading.tick))
 
     def _leased(self, read: Callable[[Reading], T]) -> T:
-        """Read under a lease.
-
-        What is missing is looked for once more: a prune that began before the lease takes the step
-        out of its place until it sees the lease.
-        """
+        """Read under a lease; what is missing or damaged is looked for once more."""
         with Reading(self._storage, self.manifest) as reading:
-            try:
-                return read(reading)
-            except (errors.Corrupt, KeyNotFound):
-                reading.require_standing()
-                return read(reading)
+            return reading.look(lambda _: read(reading))
 
     def _read_tensors(
         self, pattern: str, component: str | None, tick: Callable[[], None]

@@ -29,6 +29,11 @@ class Calls:
         """Make the call openat."""
         return os.open(name, flags, mode, dir_fd=dir_fd)
 
+    def names(self, fd: int) -> list[str]:
+        """Read the names in a directory from its start, which takes as many calls as it is long."""
+        with os.scandir(fd) as found:
+            return [entry.name for entry in found]
+
     def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         """Make the call preadv with one buffer."""
         return os.preadv(fd, [buffer], offset)

@@ -26,17 +26,20 @@ from stepseal.storage._access import (
 from stepseal.storage._calls import Calls
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._local_files import LocalReader, LocalWriter
+from stepseal.storage._local_listing import entry_of, list_at_once
 from stepseal.storage._local_renames import Renames
 from stepseal.storage._local_root import check_root, make_root, open_root, root_path
 from stepseal.storage._mounts import find_mount, sync_doubts
-from stepseal.storage._refusals import entry_kind, kind_name, refused, wrong_kind
-from stepseal.storage._verbs import Entry, SyncFacts
+from stepseal.storage._refusals import kind_name, refused, wrong_kind
+from stepseal.storage._verbs import SyncFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
+
+    from stepseal.storage._verbs import Entry
 
 __all__ = ["LocalStorage"]
 
@@ -191,30 +194,21 @@ class LocalStorage:
         segments = split_key(key)
         with self._guard("stat", key), self._walk(segments[:-1], "stat", key) as fd:
             if not segments:
-                return _entry("", os.fstat(fd), _mount_of(fd))
+                return entry_of("", os.fstat(fd), _mount_of(fd))
             name = segments[-1]
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
-                return _entry(name, status)
+                return entry_of(name, status)
             found = os.open(name, _LOOK, dir_fd=fd)
             try:
-                return _entry(name, os.fstat(found), _mount_of(found))
+                return entry_of(name, os.fstat(found), _mount_of(found))
             finally:
                 os.close(found)
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
-        """Return every entry of a directory, sorted by name."""
-        entries = []
+        """Return every entry of a directory as of one instant, sorted by name."""
         with self._guard("list", key), self._walk(split_key(key), "list", key) as fd:
-            with os.scandir(fd) as found:
-                names = [entry.name for entry in found]
-            for name in names:
-                try:
-                    status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue  # removed between the two calls, so it is not an entry any more
-                entries.append(_entry(name, status))
-        return tuple(sorted(entries, key=lambda entry: entry.name))
+            return list_at_once(fd, key, self._root, self._calls)
 
     def sync_support(self) -> SyncFacts:
         """Say whether syncs are honoured here, from one sync of the root and from its mount."""
@@ -368,14 +362,3 @@ def _mount_of(fd: int) -> int:
             return next((int(line[7:]) for line in lines if line.startswith("mnt_id:")), 0)
     except OSError:
         return 0
-
-
-def _entry(name: str, status: os.stat_result, mount: int = 0) -> Entry:
-    return Entry(
-        name=name,
-        kind=entry_kind(status.st_mode),
-        size_bytes=status.st_size,
-        device=status.st_dev,
-        inode=status.st_ino,
-        mount=mount,
-    )

@@ -199,11 +199,15 @@ class ListDir(Protocol):
     """Verb `list_dir`."""
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
-        """Return every entry of a directory, sorted by name.
+        """Return every entry of a directory, sorted by name: its names at one instant.
+
+        So what is renamed inside the directory meanwhile is not missed; and where one name came
+        before another went, at least one of the two is listed.
 
         Raises:
             KeyNotFound: nothing has this key.
             Corrupt: it is not a directory.
+            StorageUnavailable: refused; or the directory kept changing for too many looks.
         """
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from stepseal.storage import put_if_absent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from stepseal.storage import Storage
 
-__all__ = ["BAD_KEYS", "names", "put", "race", "tree", "uses_of"]
+__all__ = ["BAD_KEYS", "names", "put", "race", "renaming", "tree", "uses_of"]
 
 BAD_KEYS = (
     "/", "/a", "a/", "a//b", "//", ".", "..", "./a", "../a", "a/.", "a/..", "a/../b", "a/./b",
@@ -75,3 +76,23 @@ def race(storage: Storage, key: str, num_threads: int) -> list[bool]:
     for thread in threads:
         thread.join()
     return told
+
+
+@contextmanager
+def renaming(storage: Storage, key: str) -> Iterator[None]:
+    """Let a thread give the one file `0` of a directory a new name, again and again."""
+    ended = threading.Event()
+
+    def rename() -> None:
+        number = 0
+        while not ended.is_set():
+            storage.rename(f"{key}/{number}", f"{key}/{number + 1}")
+            number += 1
+
+    thread = threading.Thread(target=rename)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -26,13 +26,13 @@ from stepseal.transfer._values import Finding
 from stepseal.transfer._verify_bytes import check_digested, check_payload, explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from stepseal.layout import FileEntry, Manifest
     from stepseal.storage import Storage
     from stepseal.transfer._values import StoredBox
 
-__all__ = ["check_coverage", "check_files", "verify_step"]
+__all__ = ["check_coverage", "check_files", "has_damage", "verify_step"]
 
 
 def check_files(storage: Storage, step_key: str, manifest: Manifest) -> tuple[Finding, ...]:
@@ -99,6 +99,11 @@ def verify_step(
     survey.check_bytes(progress or (lambda _: None))
     survey.check_components()
     return tuple(survey.findings)
+
+
+def has_damage(findings: Iterable[Finding]) -> bool:
+    """Tell whether a step is damaged: files that nobody listed are shown, but are no damage."""
+    return any(finding.severity == "damage" for finding in findings)
 
 
 class _Survey:
