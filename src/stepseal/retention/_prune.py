@@ -181,8 +181,7 @@ class _Prune:
         return "; ".join(read_guards(self._storage, self._clock()).reasons(name.step))
 
     def _check_current(self) -> None:
-        if self._incarnation:
-            check_current(self._storage, self._incarnation)
+        check_current(self._storage, self._incarnation)
 
     def _check_current_or_put_back(self, name: FolderName) -> None:
         try:
