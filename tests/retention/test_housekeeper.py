@@ -5,7 +5,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.commit._kit import FakeFinisher, Root, exists
+from tests.commit._kit import FakeFinisher, Root, exists, overwrite
 from tests.retention._kit import NOW_S, prune_now, steps_of
 
 from stepseal.commit import LEASES, SUPERSEDED, TRASH, take_lease
@@ -177,3 +177,18 @@ def test_nothing_is_pruned_before_a_commit_of_the_own_incarnation(storage: Stora
     assert len(steps_of(storage)) == 3
     keep(root.run_id, root.number, True)
     assert steps_of(storage) == ["step-30"]
+
+
+def test_a_damaged_claim_is_warned_of_once(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = Root(storage)
+    root.commit(10)
+    root.claim(root.head)
+    overwrite(storage, ".stepseal/incarnations/2.json", b"{}")
+    keep = keeper(storage, keep=1)
+    for step in (20, 30):
+        root.commit(step)
+        keep(root.run_id, root.number, True)
+    assert caplog.text.count("incarnations/2.json is damaged") == 1
+    assert steps_of(storage) == ["step-10", "step-30"]

@@ -59,7 +59,7 @@ def test_without_a_good_step_nothing_goes() -> None:
     old = Candidate(StepFacts(2), "outside the lineage", outside_s=1e9)
     (verdict,) = judge([old], latest(1), Guards(), orphan_grace_s=GRACE_S)
     assert verdict.keep
-    assert "no good step" in verdict.reasons[0]
+    assert "no step is known to be good" in verdict.reasons[0]
 
 
 class ChoosesNothing:

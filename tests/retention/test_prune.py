@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.commit._kit import FakeFinisher, Root, attempt_id, exists
 from tests.retention._kit import NOW_S, Meanwhile, plan_for, prune_now, steps_of
 
-from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, read_step, take_lease
+from stepseal.commit import INCARNATIONS, PINS, SUPERSEDED, TRASH, list_steps, read_step, take_lease
 from stepseal.commit._claims import claim
 from stepseal.commit._resume import put_back_pruned
 from stepseal.errors import NotCurrent, StorageUnavailable
@@ -357,7 +358,18 @@ def test_a_folder_that_somebody_else_deletes_is_done(storage: Storage) -> None:
     assert (report.removed, report.failures) == ([10], [])
 
 
-def test_a_root_without_claims_is_pruned_by_the_same_rules(storage: Storage) -> None:
+def test_a_root_without_claims_keeps_everything(storage: Storage) -> None:
     root = four(storage)
-    storage.remove_file(".stepseal/incarnations/1.json")
-    assert prune_now(storage, root, keep=3).removed == [10]
+    storage.remove_file(f"{INCARNATIONS}/1.json")
+    assert prune_now(storage, root).removed == []
+    assert len(steps_of(storage)) == 4
+
+
+def test_a_claim_voids_a_plan_of_a_root_that_nobody_had_claimed(storage: Storage) -> None:
+    root = four(storage)
+    plan = replace(plan_for(storage, root), incarnation=0)
+    with pytest.raises(NotCurrent):
+        prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert len(steps_of(storage)) == 4
+    storage.remove_file(f"{INCARNATIONS}/1.json")
+    assert prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S).removed == [10, 20, 30]

@@ -52,6 +52,8 @@ class Housekeeper:
         self._finisher = finisher
         self._clock = clock
         self._swept: int | None = None
+        self._doubt = ""
+        """The claim record that was last warned of."""
         self._sound: set[str] = set()
         """Attempts whose files were found to be all there."""
 
@@ -91,7 +93,18 @@ class Housekeeper:
         )
         if plan.incarnation != incarnation:
             return None  # another start of the job owns the root now
+        self._warn_of(plan.doubt)
         return prune(self._storage, plan, retention, clock=self._clock)
+
+    def _warn_of(self, doubt: str) -> None:
+        """Say once for which claim record steps stay."""
+        if doubt and doubt != self._doubt:
+            _log.warning(
+                "stepseal: prune: %s, so which older steps count is not known, and they stay. "
+                "`stepseal prune --dry-run` names them; remove by hand what is not needed.",
+                doubt,
+            )
+        self._doubt = doubt
 
     def _inspect(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
         if manifest.attempt in self._sound:

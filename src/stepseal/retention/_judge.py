@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from stepseal.commit import Guards
     from stepseal.retention._rules import KeepRule, StepFacts
 
-__all__ = ["Candidate", "StepVerdict", "judge"]
+__all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "Candidate", "StepVerdict", "judge"]
+
+NO_GOOD_STEP = "no step is known to be good to resume from: nothing is removed"
+NOT_KNOWN = "whether this step counts is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class Candidate:
     facts: StepFacts
     standing: Literal["good", "not resumable", "outside the lineage", "untouchable"]
     """`good`: committed by this run's lineage, resumable, and its files are all there.
-    `untouchable`: anything but a sound commit of this run; never removed."""
+    `untouchable`: anything but a sound commit of this run, or one of which nobody can tell whether
+    it is in the lineage; never removed."""
     why: str = ""
     """What makes it untouchable."""
     outside_s: float = 0.0
@@ -80,7 +84,7 @@ def _verdict(
     if step == newest:
         reasons.append("the newest good step")
     if newest is None:
-        reasons.append("there is no good step to resume from: nothing is removed")
+        reasons.append(NO_GOOD_STEP)
     if candidate.standing == "untouchable":
         reasons.append(candidate.why)
     elif candidate.standing == "not resumable":

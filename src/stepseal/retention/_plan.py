@@ -11,20 +11,21 @@ from stepseal.commit import (
     SUPERSEDED,
     in_lineage,
     left_lineage_at,
+    lineage_doubt,
     lineage_limits,
     list_steps,
     parse_folder,
     read_claims,
     read_guards,
 )
-from stepseal.retention._judge import Candidate, StepVerdict, judge
+from stepseal.retention._judge import NOT_KNOWN, Candidate, StepVerdict, judge
 from stepseal.retention._rules import StepFacts
 from stepseal.storage import KeyNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from stepseal.commit import Guards, StepEntry
+    from stepseal.commit import ClaimRecord, Doubt, Guards, StepEntry
     from stepseal.layout import Manifest
     from stepseal.retention._rules import Retention
     from stepseal.storage import Storage
@@ -48,11 +49,13 @@ class Plan:
     """What stays and what goes, as of one look."""
 
     incarnation: int
-    """The newest one at that time; zero when nobody ever claimed. Another one voids the plan."""
+    """The newest one at that time, zero for no claim at all. Any other one voids the plan."""
     steps: tuple[StepVerdict, ...]
     """Every folder with a step's name, ascending."""
     entries: Mapping[int, StepEntry]
     superseded: tuple[AsideVerdict, ...]
+    doubt: str = ""
+    """The claim record for want of which steps stay; empty when every step's lineage is known."""
 
 
 def plan_prune(
@@ -71,12 +74,13 @@ def plan_prune(
     Raises:
         StorageUnavailable: the root cannot be listed or read; then nothing is known.
     """
-    claims = read_claims(storage)
-    limits = lineage_limits(claims)
     entries = {entry.step: entry for entry in list_steps(storage, run_id)}
+    claims = read_claims(storage)  # after the steps, each of which was claimed before
+    doubt = _doubt(claims, entries.values())
+    limits = lineage_limits(claims)
     left_at = functools.cache(lambda incarnation: left_lineage_at(claims, incarnation))
     candidates = [
-        _candidate(entry, limits, left_at, inspect, now_s)
+        _candidate(entry, doubt, limits, left_at, inspect, now_s)
         for entry in reversed(list(entries.values()))
     ]
     guards = read_guards(storage, now_s)
@@ -85,11 +89,20 @@ def plan_prune(
     )
     aside = _judge_superseded(storage, guards, retention.superseded_grace_s, now_s)
     incarnation = claims[-1].incarnation if claims else 0
-    return Plan(incarnation, verdicts, entries, aside)
+    return Plan(incarnation, verdicts, entries, aside, "" if doubt is None else doubt.why)
+
+
+def _doubt(claims: Sequence[ClaimRecord], entries: Iterable[StepEntry]) -> Doubt | None:
+    """Return what is not certain of the lineage, None where it concerns no step."""
+    committed = [entry.manifest for entry in entries if entry.state == "committed"]
+    numbers = [manifest.incarnation for manifest in committed if manifest is not None]
+    doubt = lineage_doubt(claims, max(numbers, default=0))
+    return doubt if doubt is not None and any(map(doubt.covers, numbers)) else None
 
 
 def _candidate(
     entry: StepEntry,
+    doubt: Doubt | None,
     limits: Mapping[int, int | None],
     left_at: Callable[[int], float | None],
     inspect: Inspect,
@@ -99,6 +112,8 @@ def _candidate(
     if manifest is None or entry.state != "committed":
         return Candidate(StepFacts(entry.step), "untouchable", f"{entry.state}: {entry.problem}")
     facts = StepFacts(entry.step, manifest.created_at, manifest.metrics, manifest.tags)
+    if doubt is not None and doubt.covers(manifest.incarnation):
+        return Candidate(facts, "untouchable", f"{doubt.why}: {NOT_KNOWN}")
     if not in_lineage(limits, manifest.incarnation, entry.step):
         left_s = left_at(manifest.incarnation)  # an old step may have been left behind just now
         since_s = now_s if left_s is None else max(left_s, _unix_time(manifest.created_at))
