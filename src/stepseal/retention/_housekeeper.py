@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stepseal.commit import INCARNATIONS, LEASES, PINS, drop_expired, sweep
+from stepseal.commit import INCARNATIONS, LEASES, PINS, TRASH, drop_expired, sweep
 from stepseal.errors import CheckpointError
-from stepseal.retention._plan import Plan, plan_prune
+from stepseal.retention._plan import plan_prune
 from stepseal.retention._prune import prune
 from stepseal.retention._rules import Retention, latest
 from stepseal.storage import sweep_temporaries
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from stepseal.commit import Finisher, StepEntry
     from stepseal.layout import Manifest
+    from stepseal.retention._plan import Plan
     from stepseal.retention._prune import PruneReport
     from stepseal.storage import Storage
 
@@ -64,7 +66,7 @@ class Housekeeper:
         keeps this one from having the room for one.
         """
         if self._swept != incarnation:
-            self._attempt(lambda: self._sweep(incarnation))
+            self._attempt(lambda: self._sweep(run_id, incarnation))
         if committed and self._retention is not None:  # also where something cannot be swept
             retention = self._retention
             self._attempt(lambda: _report(self._prune(run_id, incarnation, retention)))
@@ -77,23 +79,36 @@ class Housekeeper:
         except Exception:
             _log.exception("stepseal: defect in housekeeping; steps stay where they are")
 
-    def _sweep(self, incarnation: int) -> None:
+    def _sweep(self, run_id: str, incarnation: int) -> None:
         sweep(self._storage, incarnation)
         drop_expired(self._storage, self._clock())
         for key in ("", INCARNATIONS, LEASES, PINS):
             sweep_temporaries(self._storage, key, now_s=self._clock())
-        if self._retention is None:  # what prunes began when there was a rule, or by hand
-            nothing = Plan(incarnation, (), {}, ())
-            _report(prune(self._storage, nothing, _FINISHING, clock=self._clock))
+        if self._retention is None and self._storage.list_dir(TRASH):
+            _report(self._finish(run_id, incarnation))
         self._swept = incarnation
 
-    def _prune(self, run_id: str, incarnation: int, retention: Retention) -> PruneReport | None:
+    def _finish(self, run_id: str, incarnation: int) -> PruneReport | None:
+        """Finish what prunes began when there was a rule, or by hand; every step stays."""
+        plan = self._plan(run_id, incarnation, _FINISHING)
+        if plan is None:
+            return None
+        trash = replace(plan, steps=(), superseded=())
+        return prune(self._storage, trash, _FINISHING, clock=self._clock)
+
+    def _plan(self, run_id: str, incarnation: int, retention: Retention) -> Plan | None:
         plan = plan_prune(
             self._storage, run_id, retention, inspect=self._inspect, now_s=self._clock()
         )
         if plan.incarnation != incarnation:
             return None  # another start of the job owns the root now
         self._warn_of(plan.doubt)
+        return plan
+
+    def _prune(self, run_id: str, incarnation: int, retention: Retention) -> PruneReport | None:
+        plan = self._plan(run_id, incarnation, retention)
+        if plan is None:
+            return None
         return prune(self._storage, plan, retention, clock=self._clock)
 
     def _warn_of(self, doubt: str) -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from stepseal.commit import Guards
     from stepseal.retention._rules import KeepRule, StepFacts
 
-__all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "Candidate", "StepVerdict", "judge"]
+__all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "Candidate", "StepVerdict", "duration", "judge"]
 
 NO_GOOD_STEP = "no step is known to be good to resume from: nothing is removed"
 NOT_KNOWN = "whether this step counts is not known"
@@ -88,19 +88,25 @@ def _verdict(
     if candidate.standing == "untouchable":
         reasons.append(candidate.why)
     elif candidate.standing == "not resumable":
-        reasons.append("not resumable: this rule is about full steps")
+        reasons.append("cannot be resumed from, so that keep rules do not judge it")
     elif candidate.standing == "outside the lineage" and candidate.outside_s < orphan_grace_s:
-        reasons.append(
-            f"outside the lineage for {_hours(candidate.outside_s)}: left alone for "
-            f"{_hours(orphan_grace_s)}"
-        )
+        reasons.append(_left_behind(candidate.outside_s, orphan_grace_s))
     if reasons:
         return StepVerdict(step, keep=True, reasons=tuple(dict.fromkeys(reasons)))
     why = f"not among {rule}"
     if candidate.standing == "outside the lineage":
-        why = f"outside the lineage for {_hours(candidate.outside_s)}"
+        why = _left_behind(candidate.outside_s, orphan_grace_s)
     return StepVerdict(step, keep=False, reasons=(why,))
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h"
+def _left_behind(outside_s: float, grace_s: float) -> str:
+    return (
+        f"outside the lineage: the job went on from another step {duration(outside_s)} ago; such "
+        f"steps are kept for {duration(grace_s)}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: hours, or days where hours are many."""
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"

@@ -17,19 +17,21 @@ from stepseal.commit import (
     SUPERSEDED,
     TRASH,
     FolderName,
-    attempt_at,
     check_current,
     parse_folder,
     read_guards,
 )
 from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.layout import step_name
+from stepseal.retention._areas import reasons_to_go_back
+from stepseal.retention._judge import duration
 from stepseal.storage import KeyExists, KeyNotFound, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.layout import Manifest
+    from stepseal.retention._areas import TrashVerdict
     from stepseal.retention._plan import Plan
     from stepseal.retention._rules import Retention
     from stepseal.storage import Storage
@@ -44,10 +46,16 @@ class PruneReport:
     """What was done."""
 
     removed: list[int] = field(default_factory=list)
-    """Steps that are gone."""
+    """Steps that are gone from their place, durably."""
+    in_trash: dict[int, str] = field(default_factory=dict)
+    """Steps that were moved into the trash and whose files still lie there, with the reason."""
     put_back: dict[int, str] = field(default_factory=dict)
     """Steps that had to stay after all, with the reason."""
     removed_superseded: list[str] = field(default_factory=list)
+    removed_trash: list[str] = field(default_factory=list)
+    """Folders that lay in the trash already."""
+    put_back_trash: dict[str, str] = field(default_factory=dict)
+    """Folders of the trash that went back, with the reason."""
     failures: list[str] = field(default_factory=list)
     """What the storage refused; all the rest was done."""
 
@@ -65,7 +73,8 @@ def prune(
 
     Args:
         storage: the root.
-        plan: of this root; void when another incarnation has claimed the root since.
+        plan: of this root; void when another incarnation has claimed the root since. What lies in
+            the trash goes by its verdicts, what is moved there now by the retention's grace.
         retention: by which it was made.
         clock: Unix time.
 
@@ -85,7 +94,9 @@ def prune(
     for aside in plan.superseded:
         if not aside.keep:
             work.attempt(work.remove_superseded, aside.name)
-    work.attempt(work.empty_trash, TRASH)
+    for trashed in plan.trash:
+        if trashed.action != "keep":
+            work.attempt(work.settle_trashed, trashed)
     return work.report
 
 
@@ -98,6 +109,7 @@ class _Prune:
         self.report = PruneReport()
         self._storage = storage
         self._incarnation = plan.incarnation
+        self._trashed = {verdict.name for verdict in plan.trash}
         self._retention = retention
         self._clock = clock
 
@@ -117,11 +129,20 @@ class _Prune:
             self._storage.rename(step_name(manifest.step), f"{TRASH}/{name}")
         except KeyNotFound:
             return  # somebody else took it
+        self.report.in_trash[name.step] = "moved into the trash, but not deleted yet"
         self._storage.sync_dir("")
         self._storage.sync_dir(TRASH)
+        self._finish(name)
+
+    def _finish(self, name: FolderName) -> None:
+        """Settle what this prune has moved, and report it."""
+        grace_s = self._retention.trash_grace_s
         with suppress(KeyNotFound):  # another prune finished it, and reports it
-            if self._settle(name) and manifest.step not in self.report.put_back:
-                self.report.removed.append(manifest.step)
+            if self._settle(name, delete=not grace_s):
+                self.report.removed.append(name.step)
+        self.report.in_trash.pop(name.step, None)
+        if grace_s and name.step in self.report.removed:
+            self.report.in_trash[name.step] = f"kept in the trash for {duration(grace_s)}"
 
     def remove_superseded(self, name: str) -> None:
         """Delete one folder of the superseded area."""
@@ -137,27 +158,28 @@ class _Prune:
         self._delete(trash)
         self.report.removed_superseded.append(name)
 
-    def empty_trash(self, area: str) -> None:
-        """Finish what earlier prunes began: put back what is protected now, delete the rest."""
-        for entry in self._storage.list_dir(area):
-            name = parse_folder(entry.name)
-            if name is not None and name.fate == ".deleting":
-                self.attempt(self._delete, f"{area}/{name}")
-            elif name is not None and name.fate == ".pruned":
-                self.attempt(self._settle_again, name)
+    def settle_trashed(self, verdict: TrashVerdict) -> None:
+        """Finish what an earlier prune began with one folder: put it back, or delete it."""
+        name = parse_folder(verdict.name)
+        assert name is not None
+        delete = verdict.action == "delete"
+        if name.fate == ".deleting":
+            self._delete(f"{TRASH}/{name}")
+        else:
+            self._storage.sync_dir("")  # who moved it may have died, or failed, before it did so
+            try:
+                delete = self._settle(name, delete=delete) and delete
+            except KeyNotFound:  # another prune finished it
+                return
+        if delete:
+            self.report.removed_trash.append(verdict.name)
 
-    def _settle_again(self, name: FolderName) -> None:
-        self._storage.sync_dir("")  # who moved it may have died, or failed, before it did so
-        with suppress(KeyNotFound):  # another prune finished it
-            self._settle(name)
-
-    def _settle(self, name: FolderName) -> bool:
-        """Look again at a step that was moved: put it back, leave it for its grace, or delete it.
+    def _settle(self, name: FolderName, *, delete: bool) -> bool:
+        """Look again at a whole folder in the trash: put it back, or delete it where that is asked.
 
         Returns:
             True if it stays out of its place.
         """
-        assert name.moved_at_s is not None
         try:
             reasons = self._reasons_to_stay(name)
         except StorageUnavailable:
@@ -167,7 +189,7 @@ class _Prune:
             self._put_back(name, reasons)
             return False
         self._check_current_or_put_back(name)
-        if self._clock() - name.moved_at_s < self._retention.trash_grace_s:
+        if not delete:
             return True
         dying = f"{TRASH}/{name.with_fate('.deleting')}"
         self._storage.rename(f"{TRASH}/{name}", dying)
@@ -176,9 +198,8 @@ class _Prune:
         return True
 
     def _reasons_to_stay(self, name: FolderName) -> str:
-        if attempt_at(self._storage, f"{TRASH}/{name}") != name.attempt:
-            return "another attempt had taken its place"
-        return "; ".join(read_guards(self._storage, self._clock()).reasons(name.step))
+        guards = read_guards(self._storage, self._clock())
+        return reasons_to_go_back(self._storage, name, guards)
 
     def _check_current(self) -> None:
         check_current(self._storage, self._incarnation)
@@ -191,15 +212,19 @@ class _Prune:
             raise
 
     def _put_back(self, name: FolderName, why: str) -> None:
-        trash = f"{TRASH}/{name}"
+        trash, area = f"{TRASH}/{name}", ""
         try:
             self._storage.rename(trash, step_name(name.step))
-            self._storage.sync_dir("")
         except KeyExists:  # the number was saved again: beside it, this one is superseded
-            self._storage.rename(trash, f"{SUPERSEDED}/{name.with_fate('')}")
-            self._storage.sync_dir(SUPERSEDED)
+            area = SUPERSEDED
+            self._storage.rename(trash, f"{area}/{name.with_fate('')}")
+        if str(name) in self._trashed:
+            self.report.put_back_trash[str(name)] = why
+        else:
+            self.report.in_trash.pop(name.step, None)
+            self.report.put_back[name.step] = why
+        self._storage.sync_dir(area)
         self._storage.sync_dir(TRASH)
-        self.report.put_back[name.step] = why
 
     def _delete(self, key: str) -> None:
         try:
