@@ -236,3 +236,17 @@ def test_what_does_not_come_out_of_the_trash_is_not_called_put_back(
     monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
     found = json.loads(run("prune", young, "--keep-latest", 2, "--json", code=1))
     assert [folder["action"] for folder in found["trash"]] == ["not put back"]
+
+
+def test_what_was_moved_but_not_deleted_is_called_that(
+    young: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = open_root(str(young))
+    bad = [Fault(lambda verb, key: verb == "sync_dir" and "trash" in key, Fail(errno.EIO))]
+    faulty = dataclasses.replace(inner, storage=FaultyStorage(inner.storage, bad))
+    monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
+    found = json.loads(run("prune", young, "--keep-latest", 1, "--json", code=1))
+    assert [step["action"] for step in found["steps"]] == ["moved to trash", "keep"]
+    assert "not deleted" in found["steps"][0]["reasons"][-1]
+    assert "Look after the disk" in found["failures"][0]
+    assert in_trash(young) == ["step-1", "step-2"]

@@ -54,6 +54,8 @@ class Housekeeper:
         self._finisher = finisher
         self._clock = clock
         self._swept: int | None = None
+        self._stopped = False
+        """A sync failed: what was moved may not be durable, whatever a later one says."""
         self._doubt = ""
         """The claim record that was last warned of."""
         self._sound: set[str] = set()
@@ -63,13 +65,15 @@ class Housekeeper:
         """Sweep, and prune where something was committed, as the coordinator of an incarnation.
 
         The sweep does not wait for a commit: what an earlier start left in staging may be what
-        keeps this one from having the room for one.
+        keeps this one from having the room for one. Nothing is removed after a failed sync.
         """
+        if self._stopped:
+            return
         if self._swept != incarnation:
             self._attempt(lambda: self._sweep(run_id, incarnation))
         if committed and self._retention is not None:  # also where something cannot be swept
             retention = self._retention
-            self._attempt(lambda: _report(self._prune(run_id, incarnation, retention)))
+            self._attempt(lambda: self._report(self._prune(run_id, incarnation, retention)))
 
     def _attempt(self, chore: Callable[[], None]) -> None:
         try:
@@ -85,7 +89,7 @@ class Housekeeper:
         for key in ("", INCARNATIONS, LEASES, PINS):
             sweep_temporaries(self._storage, key, now_s=self._clock())
         if self._retention is None and self._storage.list_dir(TRASH):
-            _report(self._finish(run_id, incarnation))
+            self._report(self._finish(run_id, incarnation))
         self._swept = incarnation
 
     def _finish(self, run_id: str, incarnation: int) -> PruneReport | None:
@@ -121,6 +125,17 @@ class Housekeeper:
             )
         self._doubt = doubt
 
+    def _report(self, done: PruneReport | None) -> None:
+        if done is None:
+            return
+        for failure in done.failures:
+            _log.warning("stepseal: prune: %s", failure)
+        if done.sync_failed:
+            self._stopped = True
+            _log.warning("stepseal: this job removes nothing more; the next start of it goes on")
+        if done.removed:
+            _log.info("stepseal: pruned steps %s", ", ".join(map(str, done.removed)))
+
     def _inspect(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
         if manifest.attempt in self._sound:
             return ()
@@ -128,12 +143,3 @@ class Housekeeper:
         if not problems:
             self._sound.add(manifest.attempt)
         return problems
-
-
-def _report(done: PruneReport | None) -> None:
-    if done is None:
-        return
-    for failure in done.failures:
-        _log.warning("stepseal: prune: %s", failure)
-    if done.removed:
-        _log.info("stepseal: pruned steps %s", ", ".join(map(str, done.removed)))

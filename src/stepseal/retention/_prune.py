@@ -3,8 +3,9 @@
 Invariants: a step leaves its place whole, by one rename, and its absence is durable before a byte
 of it is deleted. What is found protected, or not what was judged, after the move goes back. A
 folder in the trash is put back or deleted by its name alone: `.pruned` is whole, `.deleting` is
-not, and is never put back. Names that stepseal did not give are left alone; symlinks and mounts are
-never entered.
+not, and is never put back. Once a sync failed nothing more is moved or deleted: what it was for may
+be lost, and another sync that succeeds would not say otherwise. Names that stepseal did not give
+are left alone; symlinks and mounts are never entered.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class PruneReport:
     put_back_trash: dict[str, str] = field(default_factory=dict)
     """Folders of the trash that went back, with the reason."""
     failures: list[str] = field(default_factory=list)
-    """What the storage refused; all the rest was done."""
+    """What the storage refused; all the rest was done, unless a sync failed."""
+    sync_failed: bool = False
+    """A directory could not be synced; nothing was deleted after that. Who prunes again in the same
+    process must not take a sync that succeeds then for this one."""
 
 
 def prune(
@@ -80,15 +84,14 @@ def prune(
 
     Raises:
         NotCurrent: a newer incarnation owns the root; what was done so far stays done.
-        StorageUnavailable: the steps that stay could not be made durable; nothing was removed.
 
     Durability: a step that is reported as removed stays removed after power loss.
     """
     work = _Prune(storage, plan, retention, clock)
     verdicts = ((plan.entries[v.step].manifest, v.keep) for v in plan.steps)
     doomed = [manifest for manifest, keep in verdicts if not keep and manifest is not None]
-    if doomed:
-        storage.sync_dir("")  # the newer steps of the plan may be visible, but not durable yet
+    if doomed:  # the newer steps of the plan may be visible, but not durable yet
+        work.attempt(work.sync, "")
     for manifest in doomed:
         work.attempt(work.remove_step, manifest)
     for aside in plan.superseded:
@@ -114,11 +117,27 @@ class _Prune:
         self._clock = clock
 
     def attempt(self, action: Callable[[T], object], argument: T) -> None:
-        """Do one thing; a refusal of the storage is noted and does not stop the others."""
+        """Do one thing; a refusal is noted and stops the others only if it was that of a sync."""
+        if self.report.sync_failed:
+            return
         try:
             action(argument)
         except StorageUnavailable as error:
             self.report.failures.append(str(error))
+
+    def sync(self, area: str) -> None:
+        """Make the names in a directory durable; a failure ends the prune."""
+        try:
+            self._storage.sync_dir(area)
+        except StorageUnavailable as error:
+            self.report.sync_failed = True
+            raise StorageUnavailable(
+                f"sync of {area or 'the root'}: {error}. What was moved may come back after a "
+                "power loss, and another sync would not prove otherwise, so nothing more is "
+                "removed. Look after the disk, then start again.",
+                errno=error.errno,
+                path=area,
+            ) from error
 
     def remove_step(self, manifest: Manifest) -> None:
         """Take one step out of its place, and delete it unless it turns out to be protected."""
@@ -130,8 +149,8 @@ class _Prune:
         except KeyNotFound:
             return  # somebody else took it
         self.report.in_trash[name.step] = "moved into the trash, but not deleted yet"
-        self._storage.sync_dir("")
-        self._storage.sync_dir(TRASH)
+        self.sync("")
+        self.sync(TRASH)
         self._finish(name)
 
     def _finish(self, name: FolderName) -> None:
@@ -154,7 +173,7 @@ class _Prune:
             self._storage.rename(f"{SUPERSEDED}/{name}", trash)
         except KeyNotFound:
             return
-        self._storage.sync_dir(SUPERSEDED)
+        self.sync(SUPERSEDED)
         self._delete(trash)
         self.report.removed_superseded.append(name)
 
@@ -164,9 +183,10 @@ class _Prune:
         assert name is not None
         delete = verdict.action == "delete"
         if name.fate == ".deleting":
+            self.sync(TRASH)  # who gave it this name may have died before it did so
             self._delete(f"{TRASH}/{name}")
         else:
-            self._storage.sync_dir("")  # who moved it may have died, or failed, before it did so
+            self.sync("")  # who moved it may have died, or failed, before it did so
             try:
                 delete = self._settle(name, delete=delete) and delete
             except KeyNotFound:  # another prune finished it
@@ -193,7 +213,7 @@ class _Prune:
             return True
         dying = f"{TRASH}/{name.with_fate('.deleting')}"
         self._storage.rename(f"{TRASH}/{name}", dying)
-        self._storage.sync_dir(TRASH)  # a half-deleted folder never bears the name of a whole one
+        self.sync(TRASH)  # a half-deleted folder never bears the name of a whole one
         self._delete(dying)
         return True
 
@@ -223,8 +243,8 @@ class _Prune:
         else:
             self.report.in_trash.pop(name.step, None)
             self.report.put_back[name.step] = why
-        self._storage.sync_dir(area)
-        self._storage.sync_dir(TRASH)
+        self.sync(area)
+        self.sync(TRASH)
 
     def _delete(self, key: str) -> None:
         try:
