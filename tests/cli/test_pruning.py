@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner
 
 import stepseal as ss
 from stepseal.cli import _pruning, main
+from stepseal.cli._pruning import prune_root
 from stepseal.cli._roots import open_root
 from stepseal.commit._claims import claim
 from stepseal.retention import Retention, latest
@@ -104,9 +107,30 @@ def test_damage_that_sizes_do_not_show_never_counts_as_the_last_good_step(root: 
     data = bytearray(payload.read_bytes())
     data[-300] ^= 1
     payload.write_bytes(data)
-    text = run("prune", root, "--keep-latest", 1, "--json")
-    assert actions(text)[10] == "keep"
+    arguments = ("prune", root, "--keep-latest", 1, "--json")
+    assert actions(run(*arguments, "--dry-run", "--no-verify"))[10] == "would remove"
+    planned = json.loads(run(*arguments, "--dry-run"))
+    assert actions(json.dumps(planned))[10] == "keep"
+    done = json.loads(run(*arguments))
+    assert done["steps"] == planned["steps"]
     assert "step-10" in steps_of(root)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bytes_are_counted_on_a_terminal_while_a_step_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    prune_root(
+        str(root), keep_latest=1, superseded_grace_s=0, dry_run=True, verify=True,
+        allow_shared=False,
+    )  # fmt: skip
+    assert "verifying step 30: " in terminal.getvalue()
 
 
 def test_pins(root: Path) -> None:

@@ -142,7 +142,7 @@ def import_(
     "--verify/--no-verify",
     default=True,
     show_default=True,
-    help="Read every byte of the newest step before anything is removed.",
+    help="Read every byte of the newest step before anything is judged, with --dry-run, too.",
 )
 @_allow_shared
 @_json

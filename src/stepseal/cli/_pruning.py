@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table
-from stepseal.cli._roots import open_root
+from stepseal.cli._roots import open_root, step_size_bytes
+from stepseal.cli._verifying import Progress
 from stepseal.commit import pin, unpin
 from stepseal.errors import InvalidInput, NotCurrent
 from stepseal.layout import parse_step_name
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from stepseal.layout import Manifest
     from stepseal.retention import Plan, PruneReport, StepVerdict, TrashVerdict
     from stepseal.storage import Storage
+    from stepseal.transfer import Finding
 
 __all__ = ["pin_step", "print_pruned", "prune_root", "unpin_step"]
 
@@ -47,13 +49,13 @@ def prune_root(
         trash_grace_s: how long a whole step stays in the trash; None frees at once what is moved
             there now, and leaves alone for a day what a prune has moved there before, which may be
             that of a job that keeps it there on purpose.
-        dry_run: only say it.
-        verify: read every byte of the newest steps until one is whole, before anything goes.
+        dry_run: only say it, judged in the same way.
+        verify: read every byte of the newest steps until one is whole, before anything is judged.
         allow_shared: also where other users can write.
     """
     root = open_root(path, allow_shared=allow_shared)
     retention = Retention(latest(keep_latest), superseded_grace_s, trash_grace_s or 0.0)
-    inspect = _Inspection(root.storage, deeply=verify and not dry_run)
+    inspect = _Inspection(root.storage, deeply=verify)
     plan = plan_prune(
         root.storage,
         root.run_id,
@@ -89,11 +91,17 @@ class _Inspection:
         self._deeply = deeply
 
     def __call__(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
-        look = verify_step if self._deeply else check_files
-        findings = look(self._storage, entry.name, manifest)
+        findings = self._look(entry, manifest)
         damage = [f"{f.path}: {f.message}" for f in findings if f.severity == "damage"]
         self._deeply = self._deeply and bool(damage)
         return damage
+
+    def _look(self, entry: StepEntry, manifest: Manifest) -> Sequence[Finding]:
+        if not self._deeply:
+            return check_files(self._storage, entry.name, manifest)
+        size_bytes = step_size_bytes(self._storage, entry.name, manifest)
+        with Progress(entry.step, size_bytes) as bar:
+            return verify_step(self._storage, entry.name, manifest, progress=bar.advance)
 
 
 def _planned(path: str, plan: Plan, retention: Retention) -> dict[str, Any]:

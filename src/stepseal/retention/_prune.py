@@ -132,7 +132,7 @@ class _Prune:
         except StorageUnavailable as error:
             self.report.sync_failed = True
             raise StorageUnavailable(
-                f"sync of {area or 'the root'}: {error}. What was moved may come back after a "
+                f"sync of {area or 'the root'}: {error} What was moved may come back after a "
                 "power loss, and another sync would not prove otherwise, so nothing more is "
                 "removed. Look after the disk, then start again.",
                 errno=error.errno,
