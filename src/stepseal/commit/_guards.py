@@ -35,7 +35,7 @@ class Guards:
         if step in self.leased:
             found.append("being read (leased)")
         if step == self.parent:
-            found.append("the newest incarnation resumed from it")
+            found.append("the newest start of the job resumed from it")
         return tuple(found)
 
 

@@ -28,8 +28,8 @@ class Candidate:
     it is in the lineage; never removed."""
     why: str = ""
     """What makes it untouchable."""
-    outside_s: float = 0.0
-    """Seconds since it left the lineage, or was saved outside it."""
+    outside_s: float | None = 0.0
+    """Seconds since it left the lineage, or was saved outside it; None where no record tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,7 @@ def _verdict(
     orphan_grace_s: float,
 ) -> StepVerdict:
     step = candidate.facts.step
+    why = f"nothing keeps it: not among {rule} of the good steps"
     reasons = list(guards.reasons(step))
     if chosen is not None:
         reasons.append(chosen)
@@ -89,24 +90,25 @@ def _verdict(
         reasons.append(candidate.why)
     elif candidate.standing == "not resumable":
         reasons.append("cannot be resumed from, so that keep rules do not judge it")
-    elif candidate.standing == "outside the lineage" and candidate.outside_s < orphan_grace_s:
-        reasons.append(_left_behind(candidate.outside_s, orphan_grace_s))
+    elif candidate.standing == "outside the lineage":
+        why = _left_behind(candidate.outside_s, orphan_grace_s)
+        if candidate.outside_s is None or candidate.outside_s < orphan_grace_s:
+            reasons.append(why)
     if reasons:
         return StepVerdict(step, keep=True, reasons=tuple(dict.fromkeys(reasons)))
-    why = f"not among {rule}"
-    if candidate.standing == "outside the lineage":
-        why = _left_behind(candidate.outside_s, orphan_grace_s)
     return StepVerdict(step, keep=False, reasons=(why,))
 
 
-def _left_behind(outside_s: float, grace_s: float) -> str:
-    return (
-        f"outside the lineage: the job went on from another step {duration(outside_s)} ago; such "
-        f"steps are kept for {duration(grace_s)}"
-    )
+def _left_behind(outside_s: float | None, grace_s: float) -> str:
+    left = "outside the lineage: a later start of the job left it behind"
+    if outside_s is None:
+        return f"{left}, and no record tells when"
+    return f"{left} {duration(outside_s)} ago; such steps are kept for {duration(grace_s)}"
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: hours, or days where hours are many."""
+    """Return a time for people, in minutes, hours or days."""
     hours = seconds / 3600
+    if hours < 1:
+        return f"{seconds / 60:.0f} min"
     return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"

@@ -140,8 +140,9 @@ def _candidate(
         return Candidate(facts, "untouchable", f"{doubt.why}: {NOT_KNOWN}")
     if not in_lineage(limits, manifest.incarnation, entry.step):
         left_s = left_at(manifest.incarnation)  # an old step may have been left behind just now
-        since_s = now_s if left_s is None else max(left_s, _unix_time(manifest.created_at))
-        return Candidate(facts, "outside the lineage", outside_s=now_s - since_s)
+        since_s = None if left_s is None else max(left_s, _unix_time(manifest.created_at))
+        outside_s = None if since_s is None else now_s - since_s
+        return Candidate(facts, "outside the lineage", outside_s=outside_s)
     if not manifest.resumable:
         return Candidate(facts, "not resumable")
     problems = inspect(entry, manifest)
