@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import json
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner
 
+import stepseal as ss
 from stepseal.cli import _pruning, main
+from stepseal.cli._pruning import prune_root
 from stepseal.cli._roots import open_root
 from stepseal.commit._claims import claim
+from stepseal.retention import Retention, latest
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
@@ -102,9 +107,30 @@ def test_damage_that_sizes_do_not_show_never_counts_as_the_last_good_step(root: 
     data = bytearray(payload.read_bytes())
     data[-300] ^= 1
     payload.write_bytes(data)
-    text = run("prune", root, "--keep-latest", 1, "--json")
-    assert actions(text)[10] == "keep"
+    arguments = ("prune", root, "--keep-latest", 1, "--json")
+    assert actions(run(*arguments, "--dry-run", "--no-verify"))[10] == "would remove"
+    planned = json.loads(run(*arguments, "--dry-run"))
+    assert actions(json.dumps(planned))[10] == "keep"
+    done = json.loads(run(*arguments))
+    assert done["steps"] == planned["steps"]
     assert "step-10" in steps_of(root)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_bytes_are_counted_on_a_terminal_while_a_step_is_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    prune_root(
+        str(root), keep_latest=1, superseded_grace_s=0, dry_run=True, verify=True,
+        allow_shared=False,
+    )  # fmt: skip
+    assert "verifying step 30: " in terminal.getvalue()
 
 
 def test_pins(root: Path) -> None:
@@ -161,3 +187,90 @@ def test_a_root_that_others_can_change_is_read_without_a_lease(root: Path) -> No
     (root / ".stepseal" / "leases").chmod(0o777)
     root.chmod(0o777)
     assert "whole" in run("verify", root, 30)
+
+
+def trash_of(root: Path, *arguments: object) -> tuple[dict[int, str], list[tuple[str, str]]]:
+    """Prune, and return what became of the steps, and of the folders in the trash."""
+    text = run("prune", root, "--json", *arguments)
+    trash = json.loads(text)["trash"]
+    assert all(folder["reasons"] for folder in trash)
+    return actions(text), [(folder["name"].split(".")[0], folder["action"]) for folder in trash]
+
+
+@pytest.fixture
+def young(tmp_path: Path) -> Path:
+    """A root with the steps 1, 2 and 3, the first of which its job has put into the trash."""
+    root = tmp_path / "young"
+    keep = Retention(latest(2), trash_grace_s=1e6)
+    with ss.Checkpointer(root, mode="sync", keep=keep) as checkpointer:
+        checkpointer.add("counters", {"seen": 0})
+        checkpointer.restore()
+        for step in (1, 2, 3):
+            checkpointer.save(step).wait()
+    return root
+
+
+def in_trash(root: Path) -> list[str]:
+    return sorted(path.name.split(".")[0] for path in (root / ".stepseal" / "trash").iterdir())
+
+
+def test_what_a_job_keeps_in_the_trash_is_shown_and_left_alone_for_a_day(young: Path) -> None:
+    kept = [("step-1", "keep")]
+    assert in_trash(young) == ["step-1"]
+    two = ("--keep-latest", 2)
+    assert trash_of(young, *two, "--dry-run") == ({2: "keep", 3: "keep"}, kept)
+    assert trash_of(young, *two) == ({2: "keep", 3: "keep"}, kept)
+    assert "kept in the trash for 24.0 h" in run("prune", young, *two)
+    one = ("--keep-latest", 1)
+    assert trash_of(young, *one) == ({2: "removed", 3: "keep"}, kept)
+    assert in_trash(young) == ["step-1"]
+
+
+def test_the_trash_has_a_grace_on_request(young: Path) -> None:
+    arguments = ("--keep-latest", 1, "--trash-grace-h", 0.5)
+    kept = [("step-1", "keep")]
+    assert trash_of(young, *arguments, "--dry-run") == (
+        {2: "would move to trash", 3: "keep"}, kept,
+    )  # fmt: skip
+    assert trash_of(young, *arguments) == ({2: "moved to trash", 3: "keep"}, kept)
+    assert in_trash(young) == ["step-1", "step-2"]
+    arguments = ("--keep-latest", 1, "--trash-grace-h", 0)
+    gone = [("step-1", "would remove"), ("step-2", "would remove")]
+    assert trash_of(young, *arguments, "--dry-run")[1] == gone
+    assert in_trash(young) == ["step-1", "step-2"]
+    assert trash_of(young, *arguments)[1] == [("step-1", "removed"), ("step-2", "removed")]
+    assert in_trash(young) == []
+
+
+def test_what_is_pinned_comes_out_of_the_trash(young: Path) -> None:
+    (young / ".stepseal" / "pins" / "step-1.json").write_text("{}")
+    arguments = ("--keep-latest", 2)
+    assert trash_of(young, *arguments, "--dry-run")[1] == [("step-1", "would put back")]
+    assert trash_of(young, *arguments)[1] == [("step-1", "put back")]
+    assert "step-1" in steps_of(young)
+
+
+def test_what_does_not_come_out_of_the_trash_is_not_called_put_back(
+    young: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (young / ".stepseal" / "pins" / "step-1.json").write_text("{}")
+    inner = open_root(str(young))
+    bad = [Fault(lambda verb, _key: verb == "rename", Fail(errno.EIO), sticky=True)]
+    faulty = dataclasses.replace(inner, storage=FaultyStorage(inner.storage, bad))
+    monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
+    found = json.loads(run("prune", young, "--keep-latest", 2, "--json", code=1))
+    assert [folder["action"] for folder in found["trash"]] == ["not put back"]
+
+
+def test_what_was_moved_but_not_deleted_is_called_that(
+    young: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = open_root(str(young))
+    bad = [Fault(lambda verb, key: verb == "sync_dir" and "trash" in key, Fail(errno.EIO))]
+    faulty = dataclasses.replace(inner, storage=FaultyStorage(inner.storage, bad))
+    monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
+    found = json.loads(run("prune", young, "--keep-latest", 1, "--json", code=1))
+    assert [step["action"] for step in found["steps"]] == ["moved to trash", "keep"]
+    assert "not deleted" in found["steps"][0]["reasons"][-1]
+    assert "Look after the disk" in found["failures"][0]
+    assert in_trash(young) == ["step-1", "step-2"]

@@ -8,7 +8,7 @@ import pytest
 from tests.commit._kit import overwrite
 
 from stepseal import errors
-from stepseal.commit import in_lineage, lineage_limits, read_claims
+from stepseal.commit import Doubt, in_lineage, lineage_doubt, lineage_limits, read_claims
 from stepseal.commit._claims import INCARNATIONS, ClaimRecord, check_current, claim
 from stepseal.commit._roots import initialise_root
 from stepseal.layout import Lineage, seal
@@ -257,3 +257,39 @@ def test_the_number_of_a_lost_claim_is_not_taken_again(storage: Storage) -> None
 @pytest.mark.parametrize("parent", [3, 4])
 def test_lineage_walk_ends_on_records_that_point_forward(parent: int) -> None:
     assert lineage_limits([record(1), record(3, 50, parent)]) == {3: None}
+
+
+DAMAGED = ClaimRecord(2, None, damaged=True)
+
+
+@pytest.mark.parametrize(
+    ("claims", "highest", "below"),
+    [
+        ([], 0, None),
+        ([record(1)], 1, None),
+        ([record(1), record(2, 40, 1)], 1, None),
+        ([record(1), DAMAGED, record(3, 40, 1)], 3, None),  # not on the way
+        ([record(1), DAMAGED, record(3)], 3, None),  # behind a fresh start
+        ([record(1), DAMAGED], 1, 2),
+        ([record(1), DAMAGED, record(3, 40, 2)], 3, 2),
+        ([record(1), record(3, 40, 2)], 3, 2),
+        ([record(1), record(2, 40, 1)], 3, 4),
+        ([], 3, 4),
+        ([record(1), record(2, 40, 2)], 2, 2),
+    ],
+)
+def test_doubt_begins_below_the_first_record_that_does_not_tell(
+    claims: list[ClaimRecord], highest: int, below: int | None
+) -> None:
+    doubt = lineage_doubt(claims, highest)
+    assert (None if doubt is None else doubt.below) == below
+
+
+def test_doubt_names_the_record_and_covers_what_is_older() -> None:
+    doubt = lineage_doubt([record(1), DAMAGED], 1)
+    assert doubt == Doubt(2, "incarnations/2.json is damaged")
+    assert [doubt.covers(number) for number in (1, 2, 3)] == [True, False, False]
+    lost = lineage_doubt([record(1)], 2)
+    assert lost == Doubt(3, "incarnations/2.json is missing")
+    forward = lineage_doubt([record(1), record(2, 40, 3)], 2)
+    assert forward == Doubt(2, "incarnations/2.json resumed from no older incarnation")

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from tests.commit._kit import Root, overwrite
 
+from stepseal.commit._claims import INCARNATIONS
 from stepseal.commit._guards import Guards, read_guards
-from stepseal.commit._leases import take_lease
-from stepseal.commit._pins import pin
+from stepseal.commit._leases import LEASES, release_lease, take_lease
+from stepseal.commit._pins import PINS, pin
+from stepseal.testing import FaultyStorage
 
 if TYPE_CHECKING:
-    from stepseal.storage import Storage
+    from stepseal.storage import Entry, Storage
 
 
 def test_nothing_protects_a_step_by_default(storage: Storage) -> None:
@@ -36,3 +39,21 @@ def test_a_damaged_claim_hides_what_it_resumed_from(storage: Storage) -> None:
     root.claim(root.commit(10))
     overwrite(storage, ".stepseal/incarnations/2.json", b"{}")
     assert read_guards(storage, 0).parent is None
+
+
+@pytest.mark.parametrize("reading", [LEASES, PINS, INCARNATIONS])
+def test_a_step_that_is_restored_meanwhile_is_protected(storage: Storage, reading: str) -> None:
+    """A restore leases its step, claims, and releases the lease: one of the two is always seen."""
+    root = Root(storage)
+    parent = root.commit(10)
+    root.commit(20)
+    lease = take_lease(storage, 10, ttl_s=10, now_s=1000)
+
+    class Restoring(FaultyStorage):
+        def list_dir(self, key: str) -> tuple[Entry, ...]:
+            if key == reading:
+                root.claim(parent)
+                release_lease(storage, lease)
+            return super().list_dir(key)
+
+    assert read_guards(Restoring(storage), 1000).reasons(10)

@@ -26,16 +26,17 @@ def inspect_with(storage: Storage) -> Callable[[StepEntry, Manifest], Sequence[s
     return lambda entry, manifest: finisher.inspect(storage, entry.name, manifest, exact=False)
 
 
-def plan_for(storage: Storage, root: Root, keep: int = 1, now_s: float = NOW_S) -> Plan:
-    return plan_prune(
-        storage, root.run_id, Retention(latest(keep)), inspect=inspect_with(storage), now_s=now_s
-    )
+def plan_for(
+    storage: Storage, root: Root, keep: int = 1, now_s: float = NOW_S, *, trash_grace_s: float = 0
+) -> Plan:
+    retention = Retention(latest(keep), trash_grace_s=trash_grace_s)
+    return plan_prune(storage, root.run_id, retention, inspect=inspect_with(storage), now_s=now_s)
 
 
 def prune_now(
     storage: Storage, root: Root, keep: int = 1, *, now_s: float = NOW_S, trash_grace_s: float = 0
 ) -> PruneReport:
-    plan = plan_for(storage, root, keep, now_s)
+    plan = plan_for(storage, root, keep, now_s, trash_grace_s=trash_grace_s)
     retention = Retention(latest(keep), trash_grace_s=trash_grace_s)
     return prune(storage, plan, retention, clock=lambda: now_s)
 

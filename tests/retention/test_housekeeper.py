@@ -5,7 +5,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.commit._kit import FakeFinisher, Root, exists
+from tests.commit._kit import FakeFinisher, Root, exists, overwrite
 from tests.retention._kit import NOW_S, prune_now, steps_of
 
 from stepseal.commit import LEASES, SUPERSEDED, TRASH, take_lease
@@ -177,3 +177,58 @@ def test_nothing_is_pruned_before_a_commit_of_the_own_incarnation(storage: Stora
     assert len(steps_of(storage)) == 3
     keep(root.run_id, root.number, True)
     assert steps_of(storage) == ["step-30"]
+
+
+def test_a_damaged_claim_is_warned_of_once(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = Root(storage)
+    root.commit(10)
+    root.claim(root.head)
+    overwrite(storage, ".stepseal/incarnations/2.json", b"{}")
+    keep = keeper(storage, keep=1)
+    for step in (20, 30):
+        root.commit(step)
+        keep(root.run_id, root.number, True)
+    assert caplog.text.count("incarnations/2.json is damaged") == 1
+    assert steps_of(storage) == ["step-10", "step-30"]
+
+
+def test_after_a_failed_sync_a_job_removes_nothing_more_and_the_next_start_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    inner = MemoryStorage()
+    root = Root(inner)
+    root.commit(10)
+    root.commit(20)
+    plan = [Fault(lambda verb, key: verb == "sync_dir" and key == TRASH, Fail(errno.EIO))]
+    keep = keeper(FaultyStorage(inner, plan), keep=1)
+    keep(root.run_id, root.number, True)
+    assert steps_of(inner) == ["step-20"]
+    root.commit(30)
+    keep(root.run_id, root.number, True)
+    root.claim(root.head)
+    keep(root.run_id, root.number, False)
+    assert steps_of(inner) == ["step-20", "step-30"]
+    assert len(inner.list_dir(TRASH)) == 1
+    assert caplog.text.count("removes nothing more") == 1
+    assert caplog.text.count("sync of .stepseal/trash") == 1
+    keeper(inner, keep=1)(root.run_id, root.number, True)
+    assert steps_of(inner) == ["step-30"]
+    assert inner.list_dir(TRASH) == ()
+
+
+def test_after_a_failed_sync_a_job_that_keeps_all_finishes_nothing_more() -> None:
+    inner = MemoryStorage()
+    root = Root(inner)
+    root.commit(10)
+    root.commit(20)
+    prune_now(inner, root, trash_grace_s=1e6)
+    plan = [Fault(lambda verb, key: verb == "sync_dir" and key == "", Fail(errno.EIO))]
+    keep = Housekeeper(
+        FaultyStorage(inner, plan), None, FakeFinisher(), clock=lambda: NOW_S + 100_000
+    )
+    keep(root.run_id, root.number, True)
+    root.claim(root.head)
+    keep(root.run_id, root.number, True)
+    assert len(inner.list_dir(TRASH)) == 1

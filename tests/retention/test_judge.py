@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stepseal.commit import Guards
 from stepseal.retention import StepFacts, latest
-from stepseal.retention._judge import Candidate, StepVerdict, judge
+from stepseal.retention._judge import Candidate, StepVerdict, duration, judge
 
 GRACE_S = 100.0
 STANDINGS = ["good", "not resumable", "outside the lineage", "untouchable"]
@@ -21,8 +22,9 @@ def kept(verdicts: tuple[StepVerdict, ...]) -> list[int]:
 
 def test_what_no_rule_and_no_guard_wants_goes() -> None:
     verdicts = judge(good(1, 2, 3, 4), latest(2), Guards(), orphan_grace_s=GRACE_S)
+    why = "nothing keeps it: not among the newest 2 of the good steps"
     assert kept(verdicts) == [3, 4]
-    assert verdicts[0] == StepVerdict(1, keep=False, reasons=("not among the newest 2",))
+    assert verdicts[0] == StepVerdict(1, keep=False, reasons=(why,))
     assert verdicts[3].reasons == ("among the newest 2", "the newest good step")
 
 
@@ -55,11 +57,35 @@ def test_a_step_outside_the_lineage_goes_only_after_its_grace() -> None:
     ]
 
 
+LEFT = "outside the lineage: a later start of the job left it behind"
+
+
+@pytest.mark.parametrize(
+    ("outside_s", "why"),
+    [
+        (30.0, f"{LEFT} 0 min ago; such steps are kept for 2 min"),
+        (None, f"{LEFT}, and no record tells when"),
+    ],
+)
+def test_a_step_outside_the_lineage_says_why_it_stays(outside_s: float | None, why: str) -> None:
+    left = Candidate(StepFacts(1), "outside the lineage", outside_s=outside_s)
+    verdict, _ = judge([left, *good(2)], latest(1), Guards(), orphan_grace_s=GRACE_S)
+    assert verdict == StepVerdict(1, keep=True, reasons=(why,))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 min"), (3540, "59 min"), (3600, "1.0 h"), (86_400, "24.0 h"), (864_000, "10 days")],
+)
+def test_times_are_told_in_a_unit_that_fits(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
 def test_without_a_good_step_nothing_goes() -> None:
     old = Candidate(StepFacts(2), "outside the lineage", outside_s=1e9)
     (verdict,) = judge([old], latest(1), Guards(), orphan_grace_s=GRACE_S)
     assert verdict.keep
-    assert "no good step" in verdict.reasons[0]
+    assert "no step is known to be good" in verdict.reasons[0]
 
 
 class ChoosesNothing:
@@ -78,7 +104,7 @@ class ChoosesNothing:
             Candidate,
             st.builds(StepFacts, st.integers(0, 50)),
             st.sampled_from(STANDINGS),
-            outside_s=st.floats(0, 1e6),
+            outside_s=st.none() | st.floats(0, 1e6),
         ),
         unique_by=lambda candidate: candidate.facts.step,
     ),

@@ -13,10 +13,11 @@ from stepseal.commit import INCARNATIONS, SUPERSEDED, pin, read_step
 from stepseal.commit._claims import claim
 from stepseal.layout import seal
 from stepseal.storage import MemoryStorage, read_bytes, remove_tree
+from stepseal.testing import FaultyStorage
 
 if TYPE_CHECKING:
     from stepseal.retention import Plan
-    from stepseal.storage import Storage
+    from stepseal.storage import Entry, Storage
 
 
 def actions(plan: Plan) -> dict[int, bool]:
@@ -152,3 +153,66 @@ def test_a_copied_root_without_control_folders_has_a_plan(storage: Storage) -> N
     root.commit(10)
     remove_tree(storage, SUPERSEDED)
     assert plan_for(storage, root).superseded == ()
+
+
+def restored_elsewhere(storage: Storage) -> Root:
+    """Steps 100 to 300, then a restore of 100 that saved 110 and 120; each claim by its number."""
+    root = Root(storage)
+    parent = root.commit(100)
+    root.commit(200)
+    root.commit(300)
+    root.claim(parent)
+    root.commit(110)
+    root.commit(120)
+    return root
+
+
+def test_a_damaged_claim_makes_no_step_of_older_incarnations_go_or_count(storage: Storage) -> None:
+    """Else step 300, which was left behind, passed for the newest, and the job's own steps went."""
+    root = restored_elsewhere(storage)
+    assert actions(plan_for(storage, root)) == {
+        100: True, 110: False, 120: True, 200: False, 300: False,
+    }  # fmt: skip
+    overwrite(storage, f"{INCARNATIONS}/2.json", b"{}")
+    plan = plan_for(storage, root)
+    assert actions(plan) == {100: True, 110: False, 120: True, 200: True, 300: True}
+    assert plan.doubt == "incarnations/2.json is damaged"
+    assert plan.steps[0].reasons == (
+        "incarnations/2.json is damaged: whether this step counts is not known",
+    )
+    assert "the newest good step" in plan.steps[2].reasons
+
+
+@pytest.mark.parametrize("lost", [(2,), (1, 2)])
+def test_lost_claims_make_everything_stay(storage: Storage, lost: tuple[int, ...]) -> None:
+    root = restored_elsewhere(storage)
+    for number in lost:
+        storage.remove_file(f"{INCARNATIONS}/{number}.json")
+    plan = plan_for(storage, root)
+    assert all(actions(plan).values())
+    assert plan.doubt == "incarnations/2.json is missing"
+    assert prune_now(storage, root).removed == []
+
+
+def test_a_lost_claim_that_no_step_depends_on_is_no_doubt(storage: Storage) -> None:
+    root = restored_elsewhere(storage)
+    storage.remove_file(f"{INCARNATIONS}/1.json")
+    plan = plan_for(storage, root)
+    assert plan.doubt == ""
+    assert actions(plan) == {100: True, 110: False, 120: True, 200: False, 300: False}
+
+
+def test_a_claim_and_a_commit_between_two_readings_are_no_lost_claim(storage: Storage) -> None:
+    root = Root(storage)
+    root.commit(10)
+    root.commit(20)
+
+    class Busy(FaultyStorage):
+        def list_dir(self, key: str) -> tuple[Entry, ...]:
+            found = super().list_dir(key)
+            if key == INCARNATIONS and root.number == 1:
+                root.claim(root.head)
+                root.commit(30)
+            return found
+
+    assert plan_for(Busy(storage), root).doubt == ""

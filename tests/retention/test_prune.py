@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.commit._kit import FakeFinisher, Root, attempt_id, exists
 from tests.retention._kit import NOW_S, Meanwhile, plan_for, prune_now, steps_of
 
-from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, read_step, take_lease
+from stepseal.commit import INCARNATIONS, PINS, SUPERSEDED, TRASH, list_steps, read_step, take_lease
 from stepseal.commit._claims import claim
 from stepseal.commit._out_of_place import put_back_pruned
 from stepseal.errors import NotCurrent, StorageUnavailable
@@ -357,7 +359,100 @@ def test_a_folder_that_somebody_else_deletes_is_done(storage: Storage) -> None:
     assert (report.removed, report.failures) == ([10], [])
 
 
-def test_a_root_without_claims_is_pruned_by_the_same_rules(storage: Storage) -> None:
+def test_a_root_without_claims_keeps_everything(storage: Storage) -> None:
     root = four(storage)
-    storage.remove_file(".stepseal/incarnations/1.json")
-    assert prune_now(storage, root, keep=3).removed == [10]
+    storage.remove_file(f"{INCARNATIONS}/1.json")
+    assert prune_now(storage, root).removed == []
+    assert len(steps_of(storage)) == 4
+
+
+def test_a_claim_voids_a_plan_of_a_root_that_nobody_had_claimed(storage: Storage) -> None:
+    root = four(storage)
+    plan = replace(plan_for(storage, root), incarnation=0)
+    with pytest.raises(NotCurrent):
+        prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert len(steps_of(storage)) == 4
+    storage.remove_file(f"{INCARNATIONS}/1.json")
+    assert prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S).removed == [10, 20, 30]
+
+
+class Unsynced(FaultyStorage):
+    """One sync of a directory fails, the one of this number; what changes is written down."""
+
+    def __init__(self, inner: Storage, at: int) -> None:
+        super().__init__(inner)
+        self._at = at
+        self.after: list[str] | None = None
+        """What was done after it failed."""
+
+    def sync_dir(self, key: str) -> None:
+        self._note("sync_dir")
+        self._at -= 1
+        if self._at == -1:
+            self.after = []
+            raise StorageUnavailable("no answer", errno=errno.EIO)
+        super().sync_dir(key)
+
+    def rename(self, source: str, target: str, *, replace: bool = False) -> None:
+        self._note("rename")
+        super().rename(source, target, replace=replace)
+
+    def remove_file(self, key: str) -> None:
+        self._note("remove_file")
+        super().remove_file(key)
+
+    def _note(self, verb: str) -> None:
+        if self.after is not None:
+            self.after.append(verb)
+
+
+def test_after_a_failed_sync_nothing_is_moved_deleted_or_synced_again() -> None:
+    """A second sync that succeeds says nothing of what the first one was for."""
+    for at in range(100):
+        inner = MemoryStorage()
+        root = four(inner)
+        prune_now(inner, root, keep=3, trash_grace_s=1e6)
+        inner.make_dir(f"{SUPERSEDED}/step-5.1.{attempt_id(5)}.{1000:08x}{'0' * 8}")
+        storage = Unsynced(inner, at)
+        report = prune_now(storage, root, keep=1)
+        if storage.after is None:
+            break
+        assert storage.after == []
+        assert report.sync_failed
+        assert [failure for failure in report.failures if "no answer" in failure]
+        gone = {20, 30} - {int(name[5:]) for name in steps_of(inner)}
+        assert gone == {*report.removed, *report.in_trash}
+        assert not {*report.removed} & {*report.in_trash}
+        assert prune_now(inner, root).failures == []
+        assert steps_of(inner) == ["step-40"]
+    assert at > 8
+
+
+def test_a_step_that_went_back_is_not_called_gone_when_the_sync_then_fails() -> None:
+    inner = MemoryStorage()
+    root = four(inner)
+    storage = Unsynced(inner, 3)
+    lease = functools.partial(take_lease, inner, 10, ttl_s=100, now_s=NOW_S)
+    report = prune_now(Meanwhile(storage, lease), root, keep=3)
+    assert (report.sync_failed, storage.after) == (True, [])
+    assert (report.removed, report.in_trash) == ([], {})
+    assert "leased" in report.put_back[10]
+    assert "step-10" in steps_of(inner)
+
+
+def test_a_deletion_that_began_is_made_durable_before_it_goes_on() -> None:
+    """Else a power loss could bring half a step back under the name of a whole one."""
+    storage = MemoryStorage()
+    root = four(storage)
+    with pytest.raises(Stop):
+        prune_now(Meanwhile(storage, die, after=".deleting"), root, keep=3)
+
+    class Halfway(FaultyStorage):
+        def remove_file(self, key: str) -> None:
+            super().remove_file(key)
+            raise Stop
+
+    with pytest.raises(Stop):
+        prune_now(Halfway(storage), root, keep=3)
+    after = storage.after_power_loss(lambda *_: 0.0)
+    assert [entry.name.rpartition(".")[2] for entry in after.list_dir(TRASH)] == ["deleting"]

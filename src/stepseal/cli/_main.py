@@ -130,12 +130,19 @@ def import_(
     show_default=True,
     help="Leave superseded steps, and those outside the lineage, alone for H hours.",
 )
+@click.option(
+    "--trash-grace-h",
+    type=click.FloatRange(min=0),
+    metavar="H",
+    help="Leave whole steps in the trash alone for H hours.  [default: 0 for those moved there now,"
+    " 24 for those that lie there already]",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed, and why.")
 @click.option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
-    help="Read every byte of the newest step before anything is removed.",
+    help="Read every byte of the newest step before anything is judged, with --dry-run, too.",
 )
 @_allow_shared
 @_json
@@ -144,6 +151,7 @@ def prune(
     *,
     keep_latest: int,
     superseded_grace_h: float,
+    trash_grace_h: float | None,
     dry_run: bool,
     verify: bool,
     allow_shared: bool,
@@ -156,6 +164,7 @@ def prune(
         root,
         keep_latest=keep_latest,
         superseded_grace_s=superseded_grace_h * 3600,
+        trash_grace_s=None if trash_grace_h is None else trash_grace_h * 3600,
         dry_run=dry_run,
         verify=verify,
         allow_shared=allow_shared,

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table
-from stepseal.cli._roots import open_root
+from stepseal.cli._roots import open_root, step_size_bytes
+from stepseal.cli._verifying import Progress
 from stepseal.commit import pin, unpin
 from stepseal.errors import InvalidInput, NotCurrent
 from stepseal.layout import parse_step_name
@@ -20,10 +21,13 @@ if TYPE_CHECKING:
     from stepseal.cli._roots import OpenRoot
     from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
-    from stepseal.retention import Plan, PruneReport
+    from stepseal.retention import Plan, PruneReport, StepVerdict, TrashVerdict
     from stepseal.storage import Storage
+    from stepseal.transfer import Finding
 
 __all__ = ["pin_step", "print_pruned", "prune_root", "unpin_step"]
+
+_DAY_S = 86_400.0
 
 
 def prune_root(
@@ -31,6 +35,7 @@ def prune_root(
     *,
     keep_latest: int,
     superseded_grace_s: float,
+    trash_grace_s: float | None = None,
     dry_run: bool,
     verify: bool,
     allow_shared: bool,
@@ -41,16 +46,27 @@ def prune_root(
         path: of the root.
         keep_latest: how many of the newest good steps stay.
         superseded_grace_s: how long superseded steps stay.
-        dry_run: only say it.
-        verify: read every byte of the newest steps until one is whole, before anything goes.
+        trash_grace_s: how long a whole step stays in the trash; None frees at once what is moved
+            there now, and leaves alone for a day what a prune has moved there before, which may be
+            that of a job that keeps it there on purpose.
+        dry_run: only say it, judged in the same way.
+        verify: read every byte of the newest steps until one is whole, before anything is judged.
         allow_shared: also where other users can write.
     """
     root = open_root(path, allow_shared=allow_shared)
-    retention = Retention(latest(keep_latest), superseded_grace_s=superseded_grace_s)
-    inspect = _Inspection(root.storage, deeply=verify and not dry_run)
-    plan = plan_prune(root.storage, root.run_id, retention, inspect=inspect, now_s=time.time())
-    report = None if dry_run else _carry_out(root, plan, retention)
-    return _described(root.path, plan, report, dry_run=dry_run)
+    retention = Retention(latest(keep_latest), superseded_grace_s, trash_grace_s or 0.0)
+    inspect = _Inspection(root.storage, deeply=verify)
+    plan = plan_prune(
+        root.storage,
+        root.run_id,
+        retention,
+        inspect=inspect,
+        now_s=time.time(),
+        trash_grace_s=_DAY_S if trash_grace_s is None else trash_grace_s,
+    )
+    if dry_run:
+        return _planned(root.path, plan, retention)
+    return _done(root.path, plan, _carry_out(root, plan, retention))
 
 
 def _carry_out(root: OpenRoot, plan: Plan, retention: Retention) -> PruneReport:
@@ -75,41 +91,84 @@ class _Inspection:
         self._deeply = deeply
 
     def __call__(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
-        look = verify_step if self._deeply else check_files
-        findings = look(self._storage, entry.name, manifest)
+        findings = self._look(entry, manifest)
         damage = [f"{f.path}: {f.message}" for f in findings if f.severity == "damage"]
         self._deeply = self._deeply and bool(damage)
         return damage
 
+    def _look(self, entry: StepEntry, manifest: Manifest) -> Sequence[Finding]:
+        if not self._deeply:
+            return check_files(self._storage, entry.name, manifest)
+        size_bytes = step_size_bytes(self._storage, entry.name, manifest)
+        with Progress(entry.step, size_bytes) as bar:
+            return verify_step(self._storage, entry.name, manifest, progress=bar.advance)
 
-def _described(
-    path: str, plan: Plan, report: PruneReport | None, *, dry_run: bool
-) -> dict[str, Any]:
-    put_back = {} if report is None else report.put_back
-    removed = () if report is None else report.removed
-    steps = []
-    for verdict in plan.steps:
-        back = put_back.get(verdict.step)
-        action = "keep" if verdict.keep or back else "would remove" if dry_run else "removed"
-        if action == "removed" and verdict.step not in removed:
-            action = "not removed"
-        reasons = [back] if back else list(verdict.reasons)
-        steps.append({"step": verdict.step, "action": action, "reasons": reasons})
-    superseded = []
-    gone = () if report is None else report.removed_superseded
-    for aside in plan.superseded:
-        action = "keep" if aside.keep else "would remove" if dry_run else "removed"
-        if action == "removed" and aside.name not in gone:
-            action = "not removed"
-        superseded.append({"name": aside.name, "action": action, "reasons": [aside.reason]})
-    failures = [] if report is None else report.failures
-    return {"root": path, "steps": steps, "superseded": superseded, "failures": failures}
+
+def _planned(path: str, plan: Plan, retention: Retention) -> dict[str, Any]:
+    """Return what a prune would do."""
+    gone = "would move to trash" if retention.trash_grace_s else "would remove"
+    trash = {"keep": "keep", "put back": "would put back", "delete": "would remove"}
+    return {
+        "root": path,
+        "steps": [
+            {"step": v.step, "action": "keep" if v.keep else gone, "reasons": list(v.reasons)}
+            for v in plan.steps
+        ],
+        "superseded": [
+            _row(v.name, "keep" if v.keep else "would remove", v.reason) for v in plan.superseded
+        ],
+        "trash": [_row(v.name, trash[v.action], v.reason) for v in plan.trash],
+        "failures": [],
+    }
+
+
+def _done(path: str, plan: Plan, report: PruneReport) -> dict[str, Any]:
+    """Return what a prune did, and what it meant to do and did not."""
+    return {
+        "root": path,
+        "steps": [_step_done(verdict, report) for verdict in plan.steps],
+        "superseded": [
+            _row(v.name, _outcome(v.keep, v.name in report.removed_superseded), v.reason)
+            for v in plan.superseded
+        ],
+        "trash": [_trashed_done(verdict, report) for verdict in plan.trash],
+        "failures": report.failures,
+    }
+
+
+def _step_done(verdict: StepVerdict, report: PruneReport) -> dict[str, Any]:
+    step, reasons = verdict.step, list(verdict.reasons)
+    action = _outcome(verdict.keep, step in report.removed)
+    if step in report.put_back:
+        action, reasons = "keep", [report.put_back[step]]
+    elif step in report.in_trash:
+        action, reasons = "moved to trash", [*reasons, report.in_trash[step]]
+    return {"step": step, "action": action, "reasons": reasons}
+
+
+def _trashed_done(verdict: TrashVerdict, report: PruneReport) -> dict[str, Any]:
+    name = verdict.name
+    if name in report.put_back_trash:
+        return _row(name, "put back", report.put_back_trash[name])
+    if verdict.action == "put back":
+        return _row(name, "not put back", verdict.reason)
+    action = _outcome(verdict.action == "keep", name in report.removed_trash)
+    return _row(name, action, verdict.reason)
+
+
+def _outcome(keep: bool, removed: bool) -> str:
+    return "keep" if keep else "removed" if removed else "not removed"
+
+
+def _row(name: str, action: str, reason: str) -> dict[str, Any]:
+    return {"name": name, "action": action, "reasons": [reason]}
 
 
 def print_pruned(found: dict[str, Any]) -> None:
-    """Print one line per step, with the reasons."""
+    """Print one line per step and per folder put aside, with the reasons."""
     rows = [(f"step {s['step']}", s["action"], "; ".join(s["reasons"])) for s in found["steps"]]
-    rows += [(s["name"], s["action"], "; ".join(s["reasons"])) for s in found["superseded"]]
+    for area in ("superseded", "trash"):
+        rows += [(f"{area}/{s['name']}", s["action"], "; ".join(s["reasons"])) for s in found[area]]
     if rows:
         print_table(("WHAT", "ACTION", "WHY"), rows)
     for failure in found["failures"]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stepseal.layout import Manifest
     from stepseal.transfer import Finding
 
-__all__ = ["print_report", "verify_root"]
+__all__ = ["Progress", "print_report", "verify_root"]
 
 
 def verify_root(path: str, wanted: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
     if entry.manifest is None or entry.state != "committed":
         finding = {"severity": "damage", "path": MANIFEST, "message": entry.problem}
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
-    with _Progress(entry.step, step_size_bytes(root.storage, entry.name, entry.manifest)) as bar:
+    with Progress(entry.step, step_size_bytes(root.storage, entry.name, entry.manifest)) as bar:
         found = _verify_leased(root, entry.name, entry.manifest, bar.advance)
     return {
         "step": entry.step,
@@ -71,7 +71,7 @@ def _verify_leased(
         return reading.look(look, is_damaged=has_damage, progress=progress)
 
 
-class _Progress:
+class Progress:
     """A line on stderr while a step is verified; silent when stderr is no terminal."""
 
     def __init__(self, step: int, total_bytes: int | None) -> None:

@@ -9,8 +9,8 @@ threads. Knows storage and layout; knows neither torch nor what the bytes of a c
 from stepseal.commit._catalog import (StepEntry, list_foreign, list_steps, read_marker,
     read_step, refuse_newer)
 from stepseal.commit._causes import cause_of, details_of, messages_of
-from stepseal.commit._claims import (INCARNATIONS, check_current, in_lineage, left_lineage_at,
-    lineage_limits, read_claims)
+from stepseal.commit._claims import (INCARNATIONS, ClaimRecord, Doubt, check_current,
+    in_lineage, left_lineage_at, lineage_doubt, lineage_limits, read_claims)
 from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._coordinator_driver import CoordinatorDriver
 from stepseal.commit._deadlines import Deadlines
@@ -37,14 +37,15 @@ from stepseal.commit._socket_link import SocketLink
 from stepseal.commit._attempts import NONCE, attempt_at, sweep
 
 __all__ = [
-    "Address", "Applied", "Apply", "Candidate", "Captured", "Checked", "Committed",
-    "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Finisher", "FolderName",
-    "Fresh", "Guards", "Hub", "INCARNATIONS", "InProcessHub", "JobFacts", "LEASES", "Lease",
-    "Link", "NONCE", "PINS", "PartFacts", "Participant", "ParticipantDriver", "PromiseVerdict",
-    "Reading", "Rejected", "RestoreCalled", "RestoreFailed", "Restored", "SUPERSEDED", "SocketHub",
-    "SocketLink", "StepEntry", "TRASH", "Write", "attempt_at", "cause_of", "check_current",
-    "details_of", "drop_expired", "error_from", "in_lineage", "judge_promises", "left_lineage_at",
-    "lineage_limits", "list_foreign", "list_steps", "messages_of", "parse_folder", "pin",
-    "read_claims", "read_guards", "read_leases", "read_marker", "read_pins", "read_step",
-    "refuse_newer", "release_lease", "resolve_save", "sweep", "take_lease", "unpin",
+    "Address", "Applied", "Apply", "Candidate", "Captured", "Checked", "ClaimRecord", "Committed",
+    "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Doubt", "Finisher",
+    "FolderName", "Fresh", "Guards", "Hub", "INCARNATIONS", "InProcessHub", "JobFacts", "LEASES",
+    "Lease", "Link", "NONCE", "PINS", "PartFacts", "Participant", "ParticipantDriver",
+    "PromiseVerdict", "Reading", "Rejected", "RestoreCalled", "RestoreFailed", "Restored",
+    "SUPERSEDED", "SocketHub", "SocketLink", "StepEntry", "TRASH", "Write", "attempt_at",
+    "cause_of", "check_current", "details_of", "drop_expired", "error_from", "in_lineage",
+    "judge_promises", "left_lineage_at", "lineage_doubt", "lineage_limits", "list_foreign",
+    "list_steps", "messages_of", "parse_folder", "pin", "read_claims", "read_guards", "read_leases",
+    "read_marker", "read_pins", "read_step", "refuse_newer", "release_lease", "resolve_save",
+    "sweep", "take_lease", "unpin",
 ]

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 __all__ = [
     "INCARNATIONS",
     "ClaimRecord",
+    "Doubt",
     "check_current",
     "claim",
     "in_lineage",
     "left_lineage_at",
+    "lineage_doubt",
     "lineage_limits",
     "newest_claim",
     "read_claims",
@@ -230,6 +232,49 @@ def in_lineage(limits: Mapping[int, int | None], incarnation: int, step: int) ->
         return False
     limit = limits[incarnation]
     return limit is None or step <= limit
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Of which incarnations nobody can tell for certain which of their steps count."""
+
+    below: int
+    """Of all incarnations below this number."""
+    why: str
+    """The record that does not tell, such as `incarnations/2.json is damaged`."""
+
+    def covers(self, incarnation: int) -> bool:
+        """Tell whether the steps of an incarnation may be in the lineage or not."""
+        return incarnation < self.below
+
+
+def lineage_doubt(claims: Iterable[ClaimRecord], highest: int) -> Doubt | None:
+    """Return of which incarnations the records do not tell for certain which steps count.
+
+    Where that is not known, `lineage_limits` and `in_lineage` say that they count: right for a
+    resume, which would be stranded otherwise. Whoever removes steps must be certain.
+
+    Args:
+        claims: all of them.
+        highest: incarnation among the steps that were committed, zero for none. Claims come before
+            commits: one above all claims says that the newest claim is lost, and with it what the
+            newest incarnation resumed from. Steps must be listed before the claims are read.
+    """
+    by_number = {record.incarnation: record for record in claims}
+    number = max(by_number, default=0)
+    if highest > number:
+        return Doubt(highest + 1, f"incarnations/{highest}.json is missing")
+    while number:
+        record = by_number.get(number)
+        if record is None or record.damaged:
+            what = "missing" if record is None else "damaged"
+            return Doubt(number, f"incarnations/{number}.json is {what}")
+        if record.parent is None:
+            return None
+        if record.parent.incarnation >= number:
+            return Doubt(number, f"incarnations/{number}.json resumed from no older incarnation")
+        number = record.parent.incarnation
+    return None
 
 
 def left_lineage_at(claims: Iterable[ClaimRecord], incarnation: int) -> float | None:

@@ -35,12 +35,15 @@ class Guards:
         if step in self.leased:
             found.append("being read (leased)")
         if step == self.parent:
-            found.append("the newest incarnation resumed from it")
+            found.append("the newest start of the job resumed from it")
         return tuple(found)
 
 
 def read_guards(storage: Storage, now_s: float) -> Guards:
     """Look at all that protects steps now.
+
+    Claims come last: a restore leases its step until the claim names it, so that one of the two is
+    seen whatever happens between the readings.
 
     Args:
         storage: the root.
@@ -49,8 +52,8 @@ def read_guards(storage: Storage, now_s: float) -> Guards:
     Raises:
         StorageUnavailable: it cannot be told; then nothing may be removed.
     """
+    leased = read_leases(storage, now_s)
+    pinned = read_pins(storage)
     claim = newest_claim(storage)
     parent = None if claim is None else claim.parent
-    return Guards(
-        read_pins(storage), read_leases(storage, now_s), None if parent is None else parent.step
-    )
+    return Guards(pinned, leased, None if parent is None else parent.step)

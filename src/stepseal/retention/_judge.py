@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from stepseal.commit import Guards
     from stepseal.retention._rules import KeepRule, StepFacts
 
-__all__ = ["Candidate", "StepVerdict", "judge"]
+__all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "Candidate", "StepVerdict", "duration", "judge"]
+
+NO_GOOD_STEP = "no step is known to be good to resume from: nothing is removed"
+NOT_KNOWN = "whether this step counts is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +24,12 @@ class Candidate:
     facts: StepFacts
     standing: Literal["good", "not resumable", "outside the lineage", "untouchable"]
     """`good`: committed by this run's lineage, resumable, and its files are all there.
-    `untouchable`: anything but a sound commit of this run; never removed."""
+    `untouchable`: anything but a sound commit of this run, or one of which nobody can tell whether
+    it is in the lineage; never removed."""
     why: str = ""
     """What makes it untouchable."""
-    outside_s: float = 0.0
-    """Seconds since it left the lineage, or was saved outside it."""
+    outside_s: float | None = 0.0
+    """Seconds since it left the lineage, or was saved outside it; None where no record tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,29 +78,37 @@ def _verdict(
     orphan_grace_s: float,
 ) -> StepVerdict:
     step = candidate.facts.step
+    why = f"nothing keeps it: not among {rule} of the good steps"
     reasons = list(guards.reasons(step))
     if chosen is not None:
         reasons.append(chosen)
     if step == newest:
         reasons.append("the newest good step")
     if newest is None:
-        reasons.append("there is no good step to resume from: nothing is removed")
+        reasons.append(NO_GOOD_STEP)
     if candidate.standing == "untouchable":
         reasons.append(candidate.why)
     elif candidate.standing == "not resumable":
-        reasons.append("not resumable: this rule is about full steps")
-    elif candidate.standing == "outside the lineage" and candidate.outside_s < orphan_grace_s:
-        reasons.append(
-            f"outside the lineage for {_hours(candidate.outside_s)}: left alone for "
-            f"{_hours(orphan_grace_s)}"
-        )
+        reasons.append("cannot be resumed from, so that keep rules do not judge it")
+    elif candidate.standing == "outside the lineage":
+        why = _left_behind(candidate.outside_s, orphan_grace_s)
+        if candidate.outside_s is None or candidate.outside_s < orphan_grace_s:
+            reasons.append(why)
     if reasons:
         return StepVerdict(step, keep=True, reasons=tuple(dict.fromkeys(reasons)))
-    why = f"not among {rule}"
-    if candidate.standing == "outside the lineage":
-        why = f"outside the lineage for {_hours(candidate.outside_s)}"
     return StepVerdict(step, keep=False, reasons=(why,))
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h"
+def _left_behind(outside_s: float | None, grace_s: float) -> str:
+    left = "outside the lineage: a later start of the job left it behind"
+    if outside_s is None:
+        return f"{left}, and no record tells when"
+    return f"{left} {duration(outside_s)} ago; such steps are kept for {duration(grace_s)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people, in minutes, hours or days."""
+    hours = seconds / 3600
+    if hours < 1:
+        return f"{seconds / 60:.0f} min"
+    return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"

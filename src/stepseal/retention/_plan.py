@@ -8,39 +8,32 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.commit import (
-    SUPERSEDED,
+    TRASH,
     in_lineage,
     left_lineage_at,
+    lineage_doubt,
     lineage_limits,
     list_steps,
     parse_folder,
     read_claims,
     read_guards,
 )
-from stepseal.retention._judge import Candidate, StepVerdict, judge
+from stepseal.retention._areas import Terms, judge_superseded, judge_trash, names_in
+from stepseal.retention._judge import NOT_KNOWN, Candidate, StepVerdict, judge
 from stepseal.retention._rules import StepFacts
-from stepseal.storage import KeyNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from stepseal.commit import Guards, StepEntry
+    from stepseal.commit import ClaimRecord, Doubt, StepEntry
     from stepseal.layout import Manifest
+    from stepseal.retention._areas import AsideVerdict, TrashVerdict
     from stepseal.retention._rules import Retention
     from stepseal.storage import Storage
 
     Inspect = Callable[[StepEntry, Manifest], Sequence[str]]
 
-__all__ = ["AsideVerdict", "Plan", "plan_prune"]
-
-
-@dataclass(frozen=True, slots=True)
-class AsideVerdict:
-    """Stay or go, for one folder of the superseded area."""
-
-    name: str
-    keep: bool
-    reason: str
+__all__ = ["Plan", "plan_prune"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +41,25 @@ class Plan:
     """What stays and what goes, as of one look."""
 
     incarnation: int
-    """The newest one at that time; zero when nobody ever claimed. Another one voids the plan."""
+    """The newest one at that time, zero for no claim at all. Any other one voids the plan."""
     steps: tuple[StepVerdict, ...]
     """Every folder with a step's name, ascending."""
     entries: Mapping[int, StepEntry]
     superseded: tuple[AsideVerdict, ...]
+    trash: tuple[TrashVerdict, ...]
+    """Every folder that lay in the trash already."""
+    doubt: str = ""
+    """The claim record for want of which steps stay; empty when every step's lineage is known."""
 
 
 def plan_prune(
-    storage: Storage, run_id: str, retention: Retention, *, inspect: Inspect, now_s: float
+    storage: Storage,
+    run_id: str,
+    retention: Retention,
+    *,
+    inspect: Inspect,
+    now_s: float,
+    trash_grace_s: float | None = None,
 ) -> Plan:
     """Judge everything in a root; changes nothing.
 
@@ -67,29 +70,63 @@ def plan_prune(
         inspect: returns what is wrong with a committed step, one line each; asked from the newest
             step on, once per step.
         now_s: Unix time.
+        trash_grace_s: seconds for which whole folders that lie in the trash already are left alone;
+            None takes the retention's.
 
     Raises:
         StorageUnavailable: the root cannot be listed or read; then nothing is known.
     """
-    claims = read_claims(storage)
-    limits = lineage_limits(claims)
+    trashed = names_in(storage, TRASH)
     entries = {entry.step: entry for entry in list_steps(storage, run_id)}
+    claims = read_claims(storage)  # after the steps, each of which was claimed before
+    doubt = _doubt(claims, [*_incarnations(entries.values()), *_pruned_incarnations(trashed)])
+    limits = lineage_limits(claims)
     left_at = functools.cache(lambda incarnation: left_lineage_at(claims, incarnation))
     candidates = [
-        _candidate(entry, limits, left_at, inspect, now_s)
+        _candidate(entry, doubt, limits, left_at, inspect, now_s)
         for entry in reversed(list(entries.values()))
     ]
     guards = read_guards(storage, now_s)
     verdicts = judge(
         candidates[::-1], retention.keep, guards, orphan_grace_s=retention.superseded_grace_s
     )
-    aside = _judge_superseded(storage, guards, retention.superseded_grace_s, now_s)
-    incarnation = claims[-1].incarnation if claims else 0
-    return Plan(incarnation, verdicts, entries, aside)
+    has_good = any(candidate.standing == "good" for candidate in candidates)
+    terms = Terms(guards, doubt, has_good, now_s)
+    grace_s = retention.trash_grace_s if trash_grace_s is None else trash_grace_s
+    return Plan(
+        claims[-1].incarnation if claims else 0,
+        verdicts,
+        entries,
+        judge_superseded(storage, terms, retention.superseded_grace_s),
+        judge_trash(storage, trashed, terms, grace_s),
+        "" if doubt is None else doubt.why,
+    )
+
+
+def _incarnations(entries: Iterable[StepEntry]) -> list[int]:
+    committed = [entry.manifest for entry in entries if entry.state == "committed"]
+    return [manifest.incarnation for manifest in committed if manifest is not None]
+
+
+def _pruned_incarnations(trashed: Sequence[str]) -> list[int]:
+    folders = [parse_folder(name) for name in trashed]
+    return [folder.incarnation for folder in folders if folder and folder.fate == ".pruned"]
+
+
+def _doubt(claims: Sequence[ClaimRecord], numbers: Sequence[int]) -> Doubt | None:
+    """Return what is not certain of the lineage, None where it concerns no step.
+
+    Args:
+        claims: all of them.
+        numbers: incarnations of what was committed.
+    """
+    doubt = lineage_doubt(claims, max(numbers, default=0))
+    return doubt if doubt is not None and any(map(doubt.covers, numbers)) else None
 
 
 def _candidate(
     entry: StepEntry,
+    doubt: Doubt | None,
     limits: Mapping[int, int | None],
     left_at: Callable[[int], float | None],
     inspect: Inspect,
@@ -99,10 +136,13 @@ def _candidate(
     if manifest is None or entry.state != "committed":
         return Candidate(StepFacts(entry.step), "untouchable", f"{entry.state}: {entry.problem}")
     facts = StepFacts(entry.step, manifest.created_at, manifest.metrics, manifest.tags)
+    if doubt is not None and doubt.covers(manifest.incarnation):
+        return Candidate(facts, "untouchable", f"{doubt.why}: {NOT_KNOWN}")
     if not in_lineage(limits, manifest.incarnation, entry.step):
         left_s = left_at(manifest.incarnation)  # an old step may have been left behind just now
-        since_s = now_s if left_s is None else max(left_s, _unix_time(manifest.created_at))
-        return Candidate(facts, "outside the lineage", outside_s=now_s - since_s)
+        since_s = None if left_s is None else max(left_s, _unix_time(manifest.created_at))
+        outside_s = None if since_s is None else now_s - since_s
+        return Candidate(facts, "outside the lineage", outside_s=outside_s)
     if not manifest.resumable:
         return Candidate(facts, "not resumable")
     problems = inspect(entry, manifest)
@@ -115,25 +155,3 @@ def _unix_time(created_at: str) -> float:
     """Return the time of a manifest, which is UTC; Python 3.10 reads neither `Z` nor all digits."""
     found = datetime.datetime.fromisoformat(created_at[:19])
     return found.replace(tzinfo=datetime.timezone.utc).timestamp()
-
-
-def _judge_superseded(
-    storage: Storage, guards: Guards, grace_s: float, now_s: float
-) -> tuple[AsideVerdict, ...]:
-    try:
-        entries = storage.list_dir(SUPERSEDED)
-    except KeyNotFound:
-        return ()
-    return tuple(_judge_aside(entry.name, guards, grace_s, now_s) for entry in entries)
-
-
-def _judge_aside(name: str, guards: Guards, grace_s: float, now_s: float) -> AsideVerdict:
-    folder = parse_folder(name)
-    if folder is None or folder.moved_at_s is None or folder.fate:
-        return AsideVerdict(name, keep=True, reason="not a name that stepseal gives")
-    protected = guards.reasons(folder.step)
-    if protected:
-        return AsideVerdict(name, keep=True, reason="; ".join(protected))
-    age_s = now_s - folder.moved_at_s
-    text = f"superseded {age_s / 3600:.1f} h ago, kept for {grace_s / 3600:.1f} h"
-    return AsideVerdict(name, keep=age_s < grace_s, reason=text)

@@ -3,8 +3,9 @@
 Invariants: a step leaves its place whole, by one rename, and its absence is durable before a byte
 of it is deleted. What is found protected, or not what was judged, after the move goes back. A
 folder in the trash is put back or deleted by its name alone: `.pruned` is whole, `.deleting` is
-not, and is never put back. Names that stepseal did not give are left alone; symlinks and mounts are
-never entered.
+not, and is never put back. Once a sync failed nothing more is moved or deleted: what it was for may
+be lost, and another sync that succeeds would not say otherwise. Names that stepseal did not give
+are left alone; symlinks and mounts are never entered.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from stepseal.commit import (
     SUPERSEDED,
     TRASH,
     FolderName,
-    attempt_at,
     check_current,
     parse_folder,
     read_guards,
 )
 from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.layout import step_name
+from stepseal.retention._areas import reasons_to_go_back
+from stepseal.retention._judge import duration
 from stepseal.storage import KeyExists, KeyNotFound, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.layout import Manifest
+    from stepseal.retention._areas import TrashVerdict
     from stepseal.retention._plan import Plan
     from stepseal.retention._rules import Retention
     from stepseal.storage import Storage
@@ -44,12 +47,21 @@ class PruneReport:
     """What was done."""
 
     removed: list[int] = field(default_factory=list)
-    """Steps that are gone."""
+    """Steps that are gone from their place, durably."""
+    in_trash: dict[int, str] = field(default_factory=dict)
+    """Steps that were moved into the trash and whose files still lie there, with the reason."""
     put_back: dict[int, str] = field(default_factory=dict)
     """Steps that had to stay after all, with the reason."""
     removed_superseded: list[str] = field(default_factory=list)
+    removed_trash: list[str] = field(default_factory=list)
+    """Folders that lay in the trash already."""
+    put_back_trash: dict[str, str] = field(default_factory=dict)
+    """Folders of the trash that went back, with the reason."""
     failures: list[str] = field(default_factory=list)
-    """What the storage refused; all the rest was done."""
+    """What the storage refused; all the rest was done, unless a sync failed."""
+    sync_failed: bool = False
+    """A directory could not be synced; nothing was deleted after that. Who prunes again in the same
+    process must not take a sync that succeeds then for this one."""
 
 
 def prune(
@@ -65,27 +77,29 @@ def prune(
 
     Args:
         storage: the root.
-        plan: of this root; void when another incarnation has claimed the root since.
+        plan: of this root; void when another incarnation has claimed the root since. What lies in
+            the trash goes by its verdicts, what is moved there now by the retention's grace.
         retention: by which it was made.
         clock: Unix time.
 
     Raises:
         NotCurrent: a newer incarnation owns the root; what was done so far stays done.
-        StorageUnavailable: the steps that stay could not be made durable; nothing was removed.
 
     Durability: a step that is reported as removed stays removed after power loss.
     """
     work = _Prune(storage, plan, retention, clock)
     verdicts = ((plan.entries[v.step].manifest, v.keep) for v in plan.steps)
     doomed = [manifest for manifest, keep in verdicts if not keep and manifest is not None]
-    if doomed:
-        storage.sync_dir("")  # the newer steps of the plan may be visible, but not durable yet
+    if doomed:  # the newer steps of the plan may be visible, but not durable yet
+        work.attempt(work.sync, "")
     for manifest in doomed:
         work.attempt(work.remove_step, manifest)
     for aside in plan.superseded:
         if not aside.keep:
             work.attempt(work.remove_superseded, aside.name)
-    work.attempt(work.empty_trash, TRASH)
+    for trashed in plan.trash:
+        if trashed.action != "keep":
+            work.attempt(work.settle_trashed, trashed)
     return work.report
 
 
@@ -98,15 +112,32 @@ class _Prune:
         self.report = PruneReport()
         self._storage = storage
         self._incarnation = plan.incarnation
+        self._trashed = {verdict.name for verdict in plan.trash}
         self._retention = retention
         self._clock = clock
 
     def attempt(self, action: Callable[[T], object], argument: T) -> None:
-        """Do one thing; a refusal of the storage is noted and does not stop the others."""
+        """Do one thing; a refusal is noted and stops the others only if it was that of a sync."""
+        if self.report.sync_failed:
+            return
         try:
             action(argument)
         except StorageUnavailable as error:
             self.report.failures.append(str(error))
+
+    def sync(self, area: str) -> None:
+        """Make the names in a directory durable; a failure ends the prune."""
+        try:
+            self._storage.sync_dir(area)
+        except StorageUnavailable as error:
+            self.report.sync_failed = True
+            raise StorageUnavailable(
+                f"sync of {area or 'the root'}: {error} What was moved may come back after a "
+                "power loss, and another sync would not prove otherwise, so nothing more is "
+                "removed. Look after the disk, then start again.",
+                errno=error.errno,
+                path=area,
+            ) from error
 
     def remove_step(self, manifest: Manifest) -> None:
         """Take one step out of its place, and delete it unless it turns out to be protected."""
@@ -117,11 +148,20 @@ class _Prune:
             self._storage.rename(step_name(manifest.step), f"{TRASH}/{name}")
         except KeyNotFound:
             return  # somebody else took it
-        self._storage.sync_dir("")
-        self._storage.sync_dir(TRASH)
+        self.report.in_trash[name.step] = "moved into the trash, but not deleted yet"
+        self.sync("")
+        self.sync(TRASH)
+        self._finish(name)
+
+    def _finish(self, name: FolderName) -> None:
+        """Settle what this prune has moved, and report it."""
+        grace_s = self._retention.trash_grace_s
         with suppress(KeyNotFound):  # another prune finished it, and reports it
-            if self._settle(name) and manifest.step not in self.report.put_back:
-                self.report.removed.append(manifest.step)
+            if self._settle(name, delete=not grace_s):
+                self.report.removed.append(name.step)
+        self.report.in_trash.pop(name.step, None)
+        if grace_s and name.step in self.report.removed:
+            self.report.in_trash[name.step] = f"kept in the trash for {duration(grace_s)}"
 
     def remove_superseded(self, name: str) -> None:
         """Delete one folder of the superseded area."""
@@ -133,31 +173,33 @@ class _Prune:
             self._storage.rename(f"{SUPERSEDED}/{name}", trash)
         except KeyNotFound:
             return
-        self._storage.sync_dir(SUPERSEDED)
+        self.sync(SUPERSEDED)
         self._delete(trash)
         self.report.removed_superseded.append(name)
 
-    def empty_trash(self, area: str) -> None:
-        """Finish what earlier prunes began: put back what is protected now, delete the rest."""
-        for entry in self._storage.list_dir(area):
-            name = parse_folder(entry.name)
-            if name is not None and name.fate == ".deleting":
-                self.attempt(self._delete, f"{area}/{name}")
-            elif name is not None and name.fate == ".pruned":
-                self.attempt(self._settle_again, name)
+    def settle_trashed(self, verdict: TrashVerdict) -> None:
+        """Finish what an earlier prune began with one folder: put it back, or delete it."""
+        name = parse_folder(verdict.name)
+        assert name is not None
+        delete = verdict.action == "delete"
+        if name.fate == ".deleting":
+            self.sync(TRASH)  # who gave it this name may have died before it did so
+            self._delete(f"{TRASH}/{name}")
+        else:
+            self.sync("")  # who moved it may have died, or failed, before it did so
+            try:
+                delete = self._settle(name, delete=delete) and delete
+            except KeyNotFound:  # another prune finished it
+                return
+        if delete:
+            self.report.removed_trash.append(verdict.name)
 
-    def _settle_again(self, name: FolderName) -> None:
-        self._storage.sync_dir("")  # who moved it may have died, or failed, before it did so
-        with suppress(KeyNotFound):  # another prune finished it
-            self._settle(name)
-
-    def _settle(self, name: FolderName) -> bool:
-        """Look again at a step that was moved: put it back, leave it for its grace, or delete it.
+    def _settle(self, name: FolderName, *, delete: bool) -> bool:
+        """Look again at a whole folder in the trash: put it back, or delete it where that is asked.
 
         Returns:
             True if it stays out of its place.
         """
-        assert name.moved_at_s is not None
         try:
             reasons = self._reasons_to_stay(name)
         except StorageUnavailable:
@@ -167,22 +209,20 @@ class _Prune:
             self._put_back(name, reasons)
             return False
         self._check_current_or_put_back(name)
-        if self._clock() - name.moved_at_s < self._retention.trash_grace_s:
+        if not delete:
             return True
         dying = f"{TRASH}/{name.with_fate('.deleting')}"
         self._storage.rename(f"{TRASH}/{name}", dying)
-        self._storage.sync_dir(TRASH)  # a half-deleted folder never bears the name of a whole one
+        self.sync(TRASH)  # a half-deleted folder never bears the name of a whole one
         self._delete(dying)
         return True
 
     def _reasons_to_stay(self, name: FolderName) -> str:
-        if attempt_at(self._storage, f"{TRASH}/{name}") != name.attempt:
-            return "another attempt had taken its place"
-        return "; ".join(read_guards(self._storage, self._clock()).reasons(name.step))
+        guards = read_guards(self._storage, self._clock())
+        return reasons_to_go_back(self._storage, name, guards)
 
     def _check_current(self) -> None:
-        if self._incarnation:
-            check_current(self._storage, self._incarnation)
+        check_current(self._storage, self._incarnation)
 
     def _check_current_or_put_back(self, name: FolderName) -> None:
         try:
@@ -192,15 +232,19 @@ class _Prune:
             raise
 
     def _put_back(self, name: FolderName, why: str) -> None:
-        trash = f"{TRASH}/{name}"
+        trash, area = f"{TRASH}/{name}", ""
         try:
             self._storage.rename(trash, step_name(name.step))
-            self._storage.sync_dir("")
         except KeyExists:  # the number was saved again: beside it, this one is superseded
-            self._storage.rename(trash, f"{SUPERSEDED}/{name.with_fate('')}")
-            self._storage.sync_dir(SUPERSEDED)
-        self._storage.sync_dir(TRASH)
-        self.report.put_back[name.step] = why
+            area = SUPERSEDED
+            self._storage.rename(trash, f"{area}/{name.with_fate('')}")
+        if str(name) in self._trashed:
+            self.report.put_back_trash[str(name)] = why
+        else:
+            self.report.in_trash.pop(name.step, None)
+            self.report.put_back[name.step] = why
+        self.sync(area)
+        self.sync(TRASH)
 
     def _delete(self, key: str) -> None:
         try:

@@ -1,0 +1,130 @@
+"""What becomes of folders in `superseded/` and `trash/`: a verdict with a reason for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from stepseal.commit import SUPERSEDED, TRASH, attempt_at, parse_folder
+from stepseal.errors import StorageUnavailable
+from stepseal.retention._judge import NO_GOOD_STEP, NOT_KNOWN, duration
+from stepseal.storage import KeyNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stepseal.commit import Doubt, FolderName, Guards
+    from stepseal.storage import Storage
+
+__all__ = [
+    "AsideVerdict", "Terms", "TrashVerdict", "judge_superseded", "judge_trash", "names_in",
+    "reasons_to_go_back",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class AsideVerdict:
+    """Stay or go, for one folder of the superseded area."""
+
+    name: str
+    keep: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrashVerdict:
+    """What becomes of one folder that lies in the trash already."""
+
+    name: str
+    action: Literal["keep", "put back", "delete"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What these verdicts depend on beside the folders."""
+
+    guards: Guards
+    doubt: Doubt | None
+    has_good: bool
+    """Some step in its place is known to be good to resume from."""
+    now_s: float
+    """Unix time."""
+
+
+def names_in(storage: Storage, area: str) -> Sequence[str]:
+    """Return the names in a control folder; none where a copied root lacks it."""
+    try:
+        return [entry.name for entry in storage.list_dir(area)]
+    except KeyNotFound:
+        return []
+
+
+def judge_superseded(storage: Storage, terms: Terms, grace_s: float) -> tuple[AsideVerdict, ...]:
+    """Judge all that commits and prunes put aside; it goes after its grace."""
+    return tuple(_judge_aside(name, terms, grace_s) for name in names_in(storage, SUPERSEDED))
+
+
+def _judge_aside(name: str, terms: Terms, grace_s: float) -> AsideVerdict:
+    folder = parse_folder(name)
+    if folder is None or folder.moved_at_s is None or folder.fate:
+        return AsideVerdict(name, keep=True, reason="not a name that stepseal gives")
+    protected = terms.guards.reasons(folder.step)
+    if protected:
+        return AsideVerdict(name, keep=True, reason="; ".join(protected))
+    if not terms.has_good:
+        return AsideVerdict(name, keep=True, reason=NO_GOOD_STEP)
+    age_s = terms.now_s - folder.moved_at_s
+    text = f"superseded {duration(age_s)} ago, kept for {duration(grace_s)}"
+    return AsideVerdict(name, keep=age_s < grace_s, reason=text)
+
+
+def judge_trash(
+    storage: Storage, names: Sequence[str], terms: Terms, grace_s: float
+) -> tuple[TrashVerdict, ...]:
+    """Judge what prunes have put into the trash before now.
+
+    Args:
+        storage: the root.
+        names: of all folders in the trash.
+        terms: as of the same look.
+        grace_s: seconds for which a whole folder is left alone after it was moved.
+    """
+    return tuple(_judge_trashed(storage, name, terms, grace_s) for name in names)
+
+
+def _judge_trashed(storage: Storage, name: str, terms: Terms, grace_s: float) -> TrashVerdict:
+    folder = parse_folder(name)
+    if folder is None or folder.moved_at_s is None:
+        return TrashVerdict(name, "keep", "not a name that stepseal gives")
+    if folder.fate == ".deleting":
+        return TrashVerdict(name, "delete", "its deletion began earlier and is finished")
+    if not folder.fate:
+        return TrashVerdict(name, "keep", "left by a save: the next start of the job sweeps it")
+    try:
+        back = reasons_to_go_back(storage, folder, terms.guards)
+    except StorageUnavailable as error:
+        return TrashVerdict(name, "keep", f"cannot be read: {error}")
+    if back:
+        return TrashVerdict(name, "put back", back)
+    if terms.doubt is not None and terms.doubt.covers(folder.incarnation):
+        return TrashVerdict(name, "keep", f"{terms.doubt.why}: {NOT_KNOWN}")
+    if not terms.has_good:
+        return TrashVerdict(name, "keep", NO_GOOD_STEP)
+    age_s = terms.now_s - folder.moved_at_s
+    text = f"pruned {duration(age_s)} ago, kept in the trash for {duration(grace_s)}"
+    return TrashVerdict(name, "keep" if age_s < grace_s else "delete", text)
+
+
+def reasons_to_go_back(storage: Storage, folder: FolderName, guards: Guards) -> str:
+    """Return why a whole folder in the trash must not be deleted; empty when it may be.
+
+    Raises:
+        StorageUnavailable: it cannot be told.
+    """
+    held = attempt_at(storage, f"{TRASH}/{folder}")
+    if held is None:
+        return "its manifest is missing or damaged"
+    if held != folder.attempt:
+        return "another attempt had taken its place"
+    return "; ".join(guards.reasons(folder.step))
