@@ -50,6 +50,11 @@ def test_house_keeps_its_plan() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
+def test_files_of_tests_are_no_longer_than_those_of_the_house() -> None:
+    found = long_files(files_of_tests())
+    assert not found, "\n" + "\n".join(found)
+
+
 def test_plan_has_no_circle() -> None:
     graph = {wing: set(below) for wing, below in ARROWS.items()}
     assert not [wing for wing in graph if wing in reachable(graph, wing)]
