@@ -9,7 +9,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from stepseal.commit import INCARNATIONS, LEASES, PINS, drop_expired, sweep
+from stepseal.commit import INCARNATIONS, PINS, drop_expired, sweep
 from stepseal.errors import CheckpointError
 from stepseal.retention._plan import Plan, plan_prune
 from stepseal.retention._prune import prune
@@ -78,7 +78,7 @@ class Housekeeper:
     def _sweep(self, incarnation: int) -> None:
         sweep(self._storage, incarnation)
         drop_expired(self._storage, self._clock())
-        for key in ("", INCARNATIONS, LEASES, PINS):
+        for key in ("", INCARNATIONS, PINS):
             sweep_temporaries(self._storage, key, now_s=self._clock())
         if self._retention is None:  # what prunes began when there was a rule, or by hand
             nothing = Plan(incarnation, (), {}, ())
