@@ -148,7 +148,7 @@ class LocalStorage:
 
     def writable_problem(self) -> str | None:
         """Say who besides its owner can change names in the root, or None."""
-        with self._guard("stat", ""), self._walk((), "stat", "") as fd:
+        with self._guard("stat", ""), self._walk((), "stat") as fd:
             return writable_problem(os.fstat(fd))
 
     def close(self) -> None:
@@ -172,7 +172,7 @@ class LocalStorage:
     def open_read(self, key: str) -> LocalReader:
         """Open a regular file for reading; never blocks on a FIFO."""
         parents, name = check_key(key)
-        with self._guard("open", key), self._walk(parents, "open", key) as parent_fd:
+        with self._guard("open", key), self._walk(parents, "open") as parent_fd:
             try:
                 fd = self._calls.open(name, _READ, dir_fd=parent_fd)
             except OSError as error:
@@ -189,7 +189,7 @@ class LocalStorage:
     def stat(self, key: str) -> Entry:
         """Say what has this key, without following a symlink."""
         segments = split_key(key)
-        with self._guard("stat", key), self._walk(segments[:-1], "stat", key) as fd:
+        with self._guard("stat", key), self._walk(segments[:-1], "stat") as fd:
             if not segments:
                 return _entry("", os.fstat(fd), _mount_of(fd))
             name = segments[-1]
@@ -205,7 +205,7 @@ class LocalStorage:
     def list_dir(self, key: str) -> tuple[Entry, ...]:
         """Return every entry of a directory, sorted by name."""
         entries = []
-        with self._guard("list", key), self._walk(split_key(key), "list", key) as fd:
+        with self._guard("list", key), self._walk(split_key(key), "list") as fd:
             with os.scandir(fd) as found:
                 names = [entry.name for entry in found]
             for name in names:
@@ -228,7 +228,7 @@ class LocalStorage:
     def create_file(self, key: str) -> LocalWriter:
         """Create a file that nobody had, with mode 0600 unless configured."""
         parents, name = check_key(key)
-        with self._guard("create", key), self._walk(parents, "create", key) as parent_fd:
+        with self._guard("create", key), self._walk(parents, "create") as parent_fd:
             self._require_own(parent_fd, parents)
             fd = self._calls.open(name, _CREATE, 0o600, dir_fd=parent_fd)
             try:
@@ -241,7 +241,7 @@ class LocalStorage:
     def make_dir(self, key: str) -> None:
         """Create a directory that nobody had, with mode 0700 unless configured."""
         parents, name = check_key(key)
-        with self._guard("make directory", key), self._walk(parents, "make", key) as parent_fd:
+        with self._guard("make directory", key), self._walk(parents, "make") as parent_fd:
             self._require_own(parent_fd, parents)
             os.mkdir(name, 0o700, dir_fd=parent_fd)
             fd = self._calls.open(name, _DIRECTORY, dir_fd=parent_fd)
@@ -252,7 +252,7 @@ class LocalStorage:
 
     def sync_dir(self, key: str) -> None:
         """Make the names inside a directory durable, where the file system can."""
-        with self._guard("sync directory", key), self._walk(split_key(key), "sync", key) as fd:
+        with self._guard("sync directory", key), self._walk(split_key(key), "sync") as fd:
             refusal = None
             try:
                 self._calls.fsync_dir(fd)
@@ -287,19 +287,19 @@ class LocalStorage:
     def remove_file(self, key: str) -> None:
         """Remove a name that is not a directory."""
         parents, name = check_key(key)
-        with self._guard("remove", key), self._walk(parents, "remove", key) as parent_fd:
+        with self._guard("remove", key), self._walk(parents, "remove") as parent_fd:
             os.unlink(name, dir_fd=parent_fd)
 
     def remove_dir(self, key: str) -> None:
         """Remove an empty directory."""
         parents, name = check_key(key)
-        with self._guard("remove directory", key), self._walk(parents, "remove", key) as parent_fd:
+        with self._guard("remove directory", key), self._walk(parents, "remove") as parent_fd:
             os.rmdir(name, dir_fd=parent_fd)
 
     # -- walking -----------------------------------------------------------------------------
 
     @contextmanager
-    def _walk(self, segments: Sequence[str], verb: str, key: str) -> Iterator[int]:
+    def _walk(self, segments: Sequence[str], verb: str) -> Iterator[int]:
         """Yield a fresh descriptor of the directory that `segments` name, following no symlink."""
         root_fd = self._root_fd
         if root_fd < 0:
@@ -327,8 +327,8 @@ class LocalStorage:
         target_parents, target_name = check_key(target)
         with (
             self._guard(f"{verb} {source!r} to", target),
-            self._walk(source_parents, verb, source) as source_fd,
-            self._walk(target_parents, verb, target) as target_fd,
+            self._walk(source_parents, verb) as source_fd,
+            self._walk(target_parents, verb) as target_fd,
         ):
             self._require_own(target_fd, target_parents)
             yield source_name, source_fd, target_name, target_fd
