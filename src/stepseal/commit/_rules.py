@@ -18,6 +18,8 @@ _ERRORS = {
     for cls in vars(errors).values()
     if isinstance(cls, type) and issubclass(cls, errors.CheckpointError)
 }
+_NUM_NAMED = 4
+"""Participants that a message names before it counts the others."""
 
 
 def disagreements(captured: Mapping[str, Captured]) -> dict[str, Cause]:
@@ -60,9 +62,9 @@ def _compare(
             found[participant] = Cause(errors.StateMismatch.kind, message, component=component)
 
 
-def _shortened(names: Sequence[str], limit: int = 4) -> str:
-    head = ", ".join(names[:limit])
-    return head if len(names) <= limit else f"{head} and {len(names) - limit} more"
+def _shortened(names: Sequence[str]) -> str:
+    head = ", ".join(names[:_NUM_NAMED])
+    return head if len(names) <= _NUM_NAMED else f"{head} and {len(names) - _NUM_NAMED} more"
 
 
 def kind_of(failures: Iterable[Cause]) -> str:

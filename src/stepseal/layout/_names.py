@@ -30,7 +30,6 @@ __all__ = [
     "component_problem",
     "dcp_fqn",
     "dcp_path",
-    "is_safe_path",
     "parse_payload_path",
     "parse_step_name",
     "part_document_path",
@@ -171,11 +170,6 @@ def path_problem(path: object) -> str | None:
         if segment.endswith("."):
             return f"expected no segment that ends with a dot, found {show(path)}"
     return None
-
-
-def is_safe_path(path: object) -> bool:
-    """Return whether `path` stays inside the step folder everywhere; see `path_problem`."""
-    return path_problem(path) is None
 
 
 def path_set_problems(paths: Iterable[str]) -> list[str]:

@@ -166,7 +166,6 @@ def meet(
     timeout_s: float,
     access: Access = DEFAULT_ACCESS,
     clock: Callable[[], float] = time.time,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Meeting:
     """Wait until all participants have seen each other, at most `timeout_s`.
 
@@ -179,7 +178,6 @@ def meet(
         timeout_s: seconds to wait for the others.
         access: whether it may be a directory in which others can change names.
         clock: this host's wall clock.
-        sleep: waits between two looks.
 
     Raises:
         RootNotFound: nothing is at `path`.
@@ -212,7 +210,7 @@ def meet(
                     visit.put(f"{_DONE}-{visit.me}")
                 if finished and all(sight.gone for sight in visit.others.values()):
                     return found
-                sleep(_POLL_S)
+                time.sleep(_POLL_S)
             waited_s = time.monotonic() - started
             return Meeting(name, visit.label, num_participants, visit.peers(), waited_s)
         finally:
