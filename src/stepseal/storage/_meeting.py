@@ -164,6 +164,7 @@ def meet(
     *,
     num_participants: int,
     timeout_s: float,
+    home: str = "",
     access: Access = DEFAULT_ACCESS,
     clock: Callable[[], float] = time.time,
 ) -> Meeting:
@@ -176,6 +177,7 @@ def meet(
         name: of this meeting, used once.
         num_participants: how many take part, this one too.
         timeout_s: seconds to wait for the others.
+        home: key of the folder to meet in, as `probe` has it.
         access: whether it may be a directory in which others can change names.
         clock: this host's wall clock.
 
@@ -189,7 +191,7 @@ def meet(
     deadline = started + timeout_s
     with (
         LocalStorage.open(path, access=access) as storage,
-        meeting_folder(storage, name) as folder,
+        meeting_folder(storage, home, name) as folder,
     ):
         visit = _Visit(storage, folder, clock)
         try:
