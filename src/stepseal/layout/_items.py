@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from stepseal.layout._container import shape_problem
 from stepseal.layout._digests import DIGEST_BYTES, num_chunks
+from stepseal.layout._documents import MAX_INT
 from stepseal.layout._dtypes import ITEMSIZE
 from stepseal.layout._names import component_problem, parse_payload_path
 from stepseal.layout._validate import Problems, show
@@ -37,7 +38,6 @@ __all__ = [
 
 MAX_ITEMS = 1_000_000
 """Most items, and most names of bytes items, in one index."""
-_MAX_INT = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def _check_item(path: str, item: StoredItem, num_payloads: int, problems: Proble
         problems.add(path, f"expected one of {num_payloads} payload files, found {item.file}")
     end = item.item_offset + item.item_size
     ordered = 0 <= item.item_offset <= item.record_offset <= item.data_offset
-    if not ordered or item.item_size < 1 or item.data_size < 0 or end > _MAX_INT:
+    if not ordered or item.item_size < 1 or item.data_size < 0 or end > MAX_INT:
         problems.add(path, "expected item, record and data in this order")
     elif item.record_offset + item.record_size != end or item.data_offset + item.data_size > end:
         problems.add(path, f"expected record and data to end with the item, at byte {end}")

@@ -23,6 +23,7 @@ __all__ = [
     "LATEST",
     "MANIFEST",
     "MARKER",
+    "MAX_DCP_INDEX_BYTES",
     "MAX_STEP",
     "check_component_name",
     "check_participant",
@@ -47,6 +48,8 @@ MANIFEST = "manifest.json"
 """The commit record, in the step folder."""
 DCP_INDEX = ".metadata"
 """The index that stock DCP readers expect, in the step folder."""
+MAX_DCP_INDEX_BYTES = 64 << 20
+"""Largest one that is read; only those of foreign folders are."""
 MARKER = "stepseal.json"
 """The format marker, in the root."""
 CONTROL = ".stepseal"

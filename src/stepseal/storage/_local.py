@@ -27,8 +27,8 @@ from stepseal.storage._calls import Calls
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._local_files import LocalReader, LocalWriter
 from stepseal.storage._local_renames import Renames
-from stepseal.storage._local_root import check_root, make_root, open_root, root_path
-from stepseal.storage._mounts import find_mount, sync_doubts
+from stepseal.storage._local_root import NO_DIR_SYNC, check_root, make_root, open_root, root_path
+from stepseal.storage._mounts import find_mount, mount_number, sync_doubts
 from stepseal.storage._refusals import entry_kind, kind_name, refused, wrong_kind
 from stepseal.storage._verbs import Entry, SyncFacts
 
@@ -44,7 +44,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class LocalStorage:
@@ -191,14 +190,14 @@ class LocalStorage:
         segments = split_key(key)
         with self._guard("stat", key), self._walk(segments[:-1], "stat") as fd:
             if not segments:
-                return _entry("", os.fstat(fd), _mount_of(fd))
+                return _entry("", os.fstat(fd), mount_number(fd, self._calls))
             name = segments[-1]
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 return _entry(name, status)
             found = os.open(name, _LOOK, dir_fd=fd)
             try:
-                return _entry(name, os.fstat(found), _mount_of(found))
+                return _entry(name, os.fstat(found), mount_number(found, self._calls))
             finally:
                 os.close(found)
 
@@ -257,7 +256,7 @@ class LocalStorage:
             try:
                 self._calls.fsync_dir(fd)
             except OSError as error:
-                if error.errno not in _NO_DIR_SYNC:
+                if error.errno not in NO_DIR_SYNC:
                     raise
                 code = errno.errorcode.get(error.errno, str(error.errno))
                 refusal = f"directories cannot be synced: fsync answers {code}"
@@ -355,19 +354,6 @@ class LocalStorage:
             raise
         except OSError as error:
             raise refused(verb, key, self._root, error) from error
-
-
-def _mount_of(fd: int) -> int:
-    """Return the number of the mount behind a descriptor, 0 where the kernel does not tell.
-
-    A bind mount of the same file system has the device number of what it hides, so that only this
-    number tells it from an ordinary directory.
-    """
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-            return next((int(line[7:]) for line in lines if line.startswith("mnt_id:")), 0)
-    except OSError:
-        return 0
 
 
 def _entry(name: str, status: os.stat_result, mount: int = 0) -> Entry:
