@@ -63,7 +63,8 @@ class CheckpointError(Exception):
     Args:
         message: what failed, where, what was expected and found, and the next step, in one or two
             lines.
-        context: any of the attributes below; absent ones are None.
+        context: any of the attributes below. Absent ones are None; `problems` is then empty, as are
+            `reasons` and `failures`, and `tainted` is False.
 
     The attributes `step`, `component`, `participant`, `path`, `expected`, `found`, `errno`,
     `problems`, `reasons`, `failures` and `tainted` (live state was changed) carry the same facts

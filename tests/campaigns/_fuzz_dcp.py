@@ -12,7 +12,7 @@ from tests.security._forge import BASE, NEWEST
 from stepseal.components._dcp_source import ForeignItem, read_dcp_index
 from stepseal.components._foreign_values import read_value_record
 from stepseal.errors import Corrupt
-from stepseal.layout import DCP_INDEX, coverage_problems, is_safe_path
+from stepseal.layout import DCP_INDEX, coverage_problems, path_problem
 
 __all__ = ["dcp_indexes", "dcp_records", "judge_dcp_index", "judge_dcp_record"]
 
@@ -36,7 +36,7 @@ def judge_dcp_index(data: bytes) -> str | None:
 
 
 def _item_problem(item: ForeignItem) -> str | None:
-    if not is_safe_path(item.path):
+    if path_problem(item.path) is not None:
         return f"{item.path!r} was called safe"
     sizes = (item.offset, item.length)
     if any(type(size) is not int or not 0 <= size < 2**63 for size in sizes):

@@ -220,7 +220,7 @@ _SAFE = re.compile(r"[A-Za-z0-9_-]([A-Za-z0-9._-]{0,253}[A-Za-z0-9_-])?|\.metada
 def judge_path(data: bytes) -> str | None:
     """Join a path as a naive reader would; it stays inside."""
     path = data.decode("utf-8", "surrogateescape")
-    if not _names.is_safe_path(path):
+    if _names.path_problem(path) is not None:
         return None
     joined = posixpath.normpath(posixpath.join("/root/step-1", path))
     if joined != f"/root/step-1/{path}" or len(path) > 1024:

@@ -31,7 +31,7 @@ def run(*arguments: object) -> tuple[int, str]:
 
 
 def below(calls: Refusing) -> Callable[..., Probe]:
-    return lambda path, *, access: probe(path, access=access, calls=calls)
+    return lambda path, **where: probe(path, calls=calls, **where)
 
 
 def states(found: dict[str, Any]) -> dict[str, str]:
@@ -43,8 +43,8 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a place whose syncs are not doubted, wherever the tests run."""
     import dataclasses
 
-    def undoubted(path: str, *, access: Access) -> Probe:
-        found = probe(path, access=access)
+    def undoubted(path: str, *, home: str, access: Access) -> Probe:
+        found = probe(path, home=home, access=access)
         mount = None if found.mount is None else dataclasses.replace(found.mount, fs_type="ext4")
         return dataclasses.replace(found, mount=mount, sync_doubts=())
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests._flagless import FlaglessCalls
 from tests.commit._kit import Root, damage, exists
+from tests.commit._publishing import forked
 
 from stepseal import errors
 from stepseal.commit import list_steps, read_step
@@ -45,15 +46,6 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "memory":
         return NoExchange()
     return LocalStorage.create(tmp_path / "root", calls=FlaglessCalls())
-
-
-def forked(storage: Storage) -> Root:
-    """Return a root whose step 20 is outside the lineage: the job fell back to step 10."""
-    root = Root(storage)
-    head = root.commit(10)
-    root.commit(20)
-    root.claim(head)
-    return root
 
 
 @pytest.mark.parametrize("what", ["outside", "damaged", "no manifest"])

@@ -4,7 +4,7 @@ import pytest
 from tests.commit._kit import THREE, captured, cause, component
 
 from stepseal import errors
-from stepseal.commit._rules import disagreements, error_from, kind_of, summary, told_once
+from stepseal.commit._rules import disagreements, kind_of, summary, told_once
 
 USUAL = captured()
 
@@ -80,15 +80,3 @@ def test_summary_tells_equal_causes_once() -> None:
 def test_a_cause_that_says_what_failed_is_not_introduced_again() -> None:
     assert told_once("save of step 4", "save of step 4: no room") == "save of step 4: no room"
     assert told_once("save of step 4", "no room") == "save of step 4: no room"
-
-
-@pytest.mark.parametrize("name", errors.__all__)
-def test_every_error_is_rebuilt_from_its_kind(name: str) -> None:
-    cls = getattr(errors, name)
-    found = error_from(cls.kind, "text", step=3)
-    assert type(found) is cls
-    assert found.step == 3
-
-
-def test_unknown_kind_becomes_participant_failed() -> None:
-    assert type(error_from("RuntimeError", "text")) is errors.ParticipantFailed

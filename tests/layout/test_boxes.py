@@ -15,9 +15,9 @@ from stepseal.layout import (
     hull,
     intersect,
     linear_boxes,
-    linear_range,
     whole,
 )
+from stepseal.layout._boxes import linear_range
 
 Element = tuple[int, ...]
 

@@ -17,12 +17,11 @@ from tests.layout._samples import cost_of, flips, refusal_of, survivors
 from stepseal.errors import Corrupt, InvalidInput
 from stepseal.layout import (
     ITEMSIZE,
-    MAX_HEADER_BYTES,
     TO_SAFETENSORS,
     build_header,
-    header_size,
     parse_header,
 )
+from stepseal.layout._container import MAX_HEADER_BYTES, header_size
 
 deserialize: Any = safetensors.deserialize
 Entries = list[tuple[str, str, tuple[int, ...], int]]

@@ -14,14 +14,13 @@ from tests.layout._samples import flips, refusal_of, survivors
 
 from stepseal.errors import Corrupt, InvalidInput
 from stepseal.layout import (
-    DocumentLimits,
     decode_document,
     encode_document,
     refuse,
     seal,
     unseal,
 )
-from stepseal.layout._documents import DEFAULT_LIMITS, outline
+from stepseal.layout._documents import DEFAULT_LIMITS, DocumentLimits, outline
 
 json_values = st.recursive(
     st.none()

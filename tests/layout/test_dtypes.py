@@ -4,7 +4,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from stepseal.layout import FROM_SAFETENSORS, ITEMSIZE, TO_SAFETENSORS
+from stepseal.layout import ITEMSIZE, TO_SAFETENSORS
+from stepseal.layout._dtypes import FROM_SAFETENSORS
 
 QUANTIZED = {"qint8", "qint32", "quint8", "quint2x4", "quint4x2"}
 

@@ -5,27 +5,26 @@ from typing import Any
 import pytest
 from tests.layout._samples import index, stored_bytes, tensor
 
-from stepseal.layout import Box, PartIndex, index_problems
-
-SIZES = {"__1_0.distcp": 266}
+from stepseal.layout import Box, PartIndex, payload_sizes
+from stepseal.layout._items import index_problems
 
 
 def test_a_sound_index_has_no_problems() -> None:
-    assert index_problems(index(), SIZES) == []
-    assert index_problems(index(), None) == []
-    assert index_problems(PartIndex((), (), ()), {}) == []
-    assert index_problems(PartIndex(("__0_0.distcp",), (), ()), {"__0_0.distcp": 0}) == []
+    assert index_problems(index()) == []
+    assert index_problems(PartIndex((), (), ())) == []
+    assert index_problems(PartIndex(("__0_0.distcp",), (), ())) == []
 
 
 def test_a_tensor_without_elements_is_sound() -> None:
     empty = tensor(box=Box((4, 0), (0, 3)), data_size=0, chunk_digests=b"")
-    assert index_problems(index(tensors=(empty,)), SIZES) == []
+    assert index_problems(index(tensors=(empty,))) == []
 
 
-@pytest.mark.parametrize("sizes", [{}, {"__1_0.distcp": 265}, {"__1_0.distcp": 267}])
-def test_items_end_with_the_file(sizes: dict[str, int]) -> None:
-    (problem,) = index_problems(index(), sizes)
-    assert problem.startswith("__1_0.distcp: items end at byte 266, the file at ")
+def test_files_end_with_their_last_item() -> None:
+    assert payload_sizes(index()) == {"__1_0.distcp": 266}
+    assert payload_sizes(index(tensors=())) == {"__1_0.distcp": 266}
+    two = index(payloads=("__1_0.distcp", "__1_1.distcp"))
+    assert payload_sizes(two) == {"__1_0.distcp": 266, "__1_1.distcp": 0}
 
 
 TENSORS: list[tuple[dict[str, Any], str]] = [
@@ -61,7 +60,7 @@ TENSORS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "expected"), TENSORS, ids=range(len(TENSORS)))
 def test_each_broken_rule_is_named(changes: dict[str, Any], expected: str) -> None:
-    problems = index_problems(index(tensors=(tensor(**changes),)), SIZES)
+    problems = index_problems(index(tensors=(tensor(**changes),)))
     assert any(expected in problem for problem in problems)
 
 
@@ -78,7 +77,7 @@ def test_each_broken_rule_is_named(changes: dict[str, Any], expected: str) -> No
     ],
 )
 def test_each_broken_rule_of_bytes_is_named(changes: dict[str, Any], expected: str) -> None:
-    problems = index_problems(index(bytes_items=(stored_bytes(**changes),)), SIZES)
+    problems = index_problems(index(bytes_items=(stored_bytes(**changes),)))
     assert any(expected in problem for problem in problems)
 
 
@@ -88,24 +87,23 @@ def test_each_broken_rule_of_bytes_is_named(changes: dict[str, Any], expected: s
         (("x",), "payloads[0]: expected a payload file, found 'x'"),
         (("../__1_0.distcp",), "payloads[0]: expected a payload file"),
         (("__1_0.distcp", "__1_0.distcp"), "payloads: a payload file is listed twice"),
-        (("__1_0.distcp", "__1_1.distcp"), "__1_1.distcp: items end at byte 0, the file at None"),
     ],
 )
 def test_payload_files_are_checked(payloads: tuple[str, ...], expected: str) -> None:
-    assert any(expected in problem for problem in index_problems(index(payloads=payloads), SIZES))
+    assert any(expected in problem for problem in index_problems(index(payloads=payloads)))
 
 
 def test_boxes_of_one_tensor_agree_on_it() -> None:
     first = tensor()
     second = tensor(item_offset=256, record_offset=320, data_offset=384)
     copies = (stored_bytes(item_offset=512, record_offset=512, data_offset=512),)
-    assert index_problems(PartIndex(("__1_0.distcp",), (first, second), copies), None) == []
+    assert index_problems(PartIndex(("__1_0.distcp",), (first, second), copies)) == []
     other = tensor(item_offset=256, record_offset=320, data_offset=384, dtype="float16")
-    (problem,) = index_problems(PartIndex(("__1_0.distcp",), (first, other), copies), None)
+    (problem,) = index_problems(PartIndex(("__1_0.distcp",), (first, other), copies))
     assert problem == "tensors[1]: 'layer.weight': two items differ in dtype or global shape"
 
 
 def test_the_list_of_problems_stays_short() -> None:
     broken = tensor(dtype="x", frame_digest=b"")
-    problems = index_problems(index(tensors=(broken,) * 1000), SIZES)
+    problems = index_problems(index(tensors=(broken,) * 1000))
     assert len(problems) == 101

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -30,7 +30,6 @@ from stepseal.layout import (
     Lineage,
     Manifest,
     PartRef,
-    StepKind,
     decode_manifest,
     encode_manifest,
     manifest_digest,
@@ -38,6 +37,9 @@ from stepseal.layout import (
     seal,
 )
 from stepseal.layout._validate import to_plain
+
+if TYPE_CHECKING:
+    from stepseal.layout._manifest import StepKind
 
 text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)
 json_values = st.recursive(

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from stepseal.layout import CHUNK_BYTES, FileEntry, Role
-from stepseal.layout._records import file_problem
+from stepseal.layout import CHUNK_BYTES, FileEntry
+from stepseal.layout._records import Role, file_problem
 
 DIGEST = "ab" * 16
 

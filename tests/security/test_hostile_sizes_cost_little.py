@@ -52,7 +52,7 @@ def decode(name: str, data: bytes) -> object:
         return parse_header(data, what=name, file_size=len(data))
     if target == "tree":
         return decode_tree(TreeContents(decode_document(data, what=name), {}))
-    return {"manifest": decode_manifest, "part": decode_part}[target](data)
+    return decode_manifest(data) if target == "manifest" else decode_part(data)
 
 
 def check(cost: Cost, size_bytes: int, *, num_readings: int = 1) -> None:

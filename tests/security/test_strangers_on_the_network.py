@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.commit._conversations import PATIENT, Inbox
+from tests.commit._hub_peers import NAMES, TOKEN, connected, lost
 from tests.commit._kit import attempt_id, captured, cause, part_facts
-from tests.commit.test_socket_hub import NAMES, TOKEN, connected, lost
 
 from stepseal import errors
 from stepseal.commit import Deadlines, ParticipantDriver, SocketHub, SocketLink

@@ -12,7 +12,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.session._hostile_dcp import GADGETS, corpus, make_good
+from tests.session._hostile_dcp import corpus, make_good
+from tests.session._hostile_pickles import GADGETS
 
 from stepseal.components import foreign_components
 from stepseal.errors import CheckpointError

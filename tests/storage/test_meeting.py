@@ -29,6 +29,7 @@ def gather(
             "try-1",
             num_participants=expected,
             timeout_s=timeout_s,
+            home=".stepseal/doctor",
             clock=lambda: time.time() + ahead[number],
         )
 

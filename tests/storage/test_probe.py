@@ -97,7 +97,7 @@ def test_latency_is_that_of_the_file_system(root: Path) -> None:
     assert found.fsync_s >= 0.01
 
 
-def test_a_root_is_probed_below_its_own_folder_and_left_as_it_was(root: Path) -> None:
+def test_a_root_is_probed_in_the_named_folder_and_left_as_it_was(root: Path) -> None:
     (root / ".stepseal").mkdir()
     (root / "step-1").mkdir()
     seen: set[tuple[str, ...]] = set()
@@ -107,7 +107,7 @@ def test_a_root_is_probed_below_its_own_folder_and_left_as_it_was(root: Path) ->
             seen.update(path.relative_to(root).parts[:2] for path in root.rglob("*"))
             super().fsync_dir(fd)
 
-    probe(str(root), calls=Watching())
+    probe(str(root), home=".stepseal/doctor", calls=Watching())
     assert seen >= {(".stepseal", "doctor"), ("step-1",)}
     assert {parts[0] for parts in seen} == {".stepseal", "step-1"}
     assert sorted(str(path.relative_to(root)) for path in root.rglob("*")) == [
@@ -124,7 +124,7 @@ def test_nothing_is_left_behind_by_a_probe_that_breaks(root: Path, *, is_root: b
     if is_root:
         (root / ".stepseal").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        probe(str(root), calls=Broken())
+        probe(str(root), home=".stepseal/doctor", calls=Broken())
     assert [path.name for path in root.rglob("*")] == ([".stepseal"] if is_root else [])
 
 

@@ -22,7 +22,15 @@ from tests.transfer._steps import (
 )
 
 from stepseal.errors import Corrupt, InvalidInput
-from stepseal.layout import Box, PartIndex, whole
+from stepseal.layout import (
+    Box,
+    DocumentRef,
+    PartIndex,
+    PartRef,
+    encode_part,
+    sha256_hex,
+    whole,
+)
 from stepseal.storage import MemoryStorage
 from stepseal.transfer import StepReader
 
@@ -180,6 +188,22 @@ def test_part_that_claims_files_of_others_is_refused() -> None:
     swapped = manifest_of(references, {"b": parts["b"], "a": parts["a"]})
     with pytest.raises(Corrupt, match="expected files of a, found __0_0"):
         StepReader(storage, KEY, swapped).part("a")
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "missing"])
+def test_index_that_does_not_fill_the_listed_payload_is_refused(change: str) -> None:
+    storage = MemoryStorage()
+    manifest = write_step(storage, {"a": contents([tensor("w", bytes(4), (1,))])})
+    part = StepReader(storage, KEY, manifest).part("a")
+    (entry,) = part.files
+    size_bytes = entry.size_bytes + (1 if change == "longer" else -1)
+    files = () if change == "missing" else (dataclasses.replace(entry, size_bytes=size_bytes),)
+    data = encode_part(dataclasses.replace(part, files=files))
+    replace_file(storage, "parts/a.json", data)
+    document = DocumentRef("parts/a.json", len(data), sha256_hex(data))
+    changed = dataclasses.replace(manifest, parts=(PartRef("a", document),))
+    with pytest.raises(Corrupt, match="expected items that fill"):
+        StepReader(storage, KEY, changed).index("a")
 
 
 def test_listed_size_bounds_the_memory_of_a_document() -> None:

@@ -30,7 +30,7 @@ from stepseal.layout import (
     decode_index,
     decode_part,
     digest,
-    index_problems,
+    payload_sizes,
     sha256_hex,
 )
 from stepseal.storage import KeyExists, MemoryStorage, make_dirs, walk_files
@@ -97,7 +97,7 @@ def test_writes_no_payload_and_no_index_without_tensors(part: PartContents) -> N
 def test_items_tile_the_payload_and_hold_the_records(storage: Storage) -> None:
     index = written_index(storage, FIRST)
     data = read_file(storage, PAYLOAD)
-    assert index_problems(index, {PAYLOAD: len(data)}) == []
+    assert payload_sizes(index) == {PAYLOAD: len(data)}
     for source, item in zip(FIRST.tensors, index.tensors, strict=True):
         end = item.item_offset + item.item_size
         record = FRAME.head + bytes(source.data) + FRAME.tail

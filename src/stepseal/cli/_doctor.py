@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stepseal.cli._output import print_line, print_table, size_text
 from stepseal.commit import judge_promises
 from stepseal.errors import InvalidInput
+from stepseal.layout import CONTROL
 from stepseal.storage import ABILITIES, Access, meet, probe
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["examine", "print_verdicts"]
 
+_HOME = f"{CONTROL}/doctor"
+"""Where it is at work in a root: a run never looks there."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
@@ -54,7 +57,7 @@ def examine(
     with _ended_politely():
         if meeting is not None:
             met = _meet(absolute, meeting, num_participants, timeout_s, access)
-        found = probe(absolute, access=access)
+        found = probe(absolute, home=_HOME, access=access)
     return {
         **dataclasses.asdict(found),
         "root": absolute,
@@ -78,7 +81,14 @@ def _meet(path: str, name: str, num_participants: int, timeout_s: float, access:
         raise InvalidInput(
             f"meeting {name!r}: expected a name of letters, digits, - and _, at most 64 of them"
         )
-    return meet(path, name, num_participants=num_participants, timeout_s=timeout_s, access=access)
+    return meet(
+        path,
+        name,
+        num_participants=num_participants,
+        timeout_s=timeout_s,
+        home=_HOME,
+        access=access,
+    )
 
 
 def print_verdicts(found: dict[str, Any]) -> None:

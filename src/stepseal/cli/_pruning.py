@@ -7,11 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table
-from stepseal.cli._roots import open_root, step_size_bytes
+from stepseal.cli._roots import open_root, parse_step, step_size_bytes
 from stepseal.cli._verifying import Progress
 from stepseal.commit import pin, unpin
-from stepseal.errors import InvalidInput, NotCurrent
-from stepseal.layout import parse_step_name
+from stepseal.errors import NotCurrent
 from stepseal.retention import Retention, latest, plan_prune, prune
 from stepseal.transfer import check_files, verify_step
 
@@ -178,7 +177,7 @@ def print_pruned(found: dict[str, Any]) -> None:
 def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> None:
     """Pin one step and say so."""
     root = open_root(path, allow_shared=allow_shared)
-    number = _number(step)
+    number = parse_step(step)
     is_new = pin(root.storage, number, root.run_id, reason=reason)
     print_line(f"step {number}: {'pinned' if is_new else 'was pinned already'}")
 
@@ -186,14 +185,7 @@ def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> None:
 def unpin_step(path: str, step: str) -> bool:
     """Unpin one step and say so; return False if it was not pinned."""
     root = open_root(path)
-    number = _number(step)
+    number = parse_step(step)
     was_pinned = unpin(root.storage, number)
     print_line(f"step {number}: {'unpinned' if was_pinned else 'was not pinned'}")
     return was_pinned
-
-
-def _number(step: str) -> int:
-    number = parse_step_name(step if step.startswith("step-") else f"step-{step}")
-    if number is None:
-        raise InvalidInput(f"step {step!r}: expected a number such as 200, or step-200")
-    return number

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from stepseal.layout import Manifest
     from stepseal.storage import Storage
 
-__all__ = ["OpenRoot", "find_step", "open_root", "step_size_bytes"]
+__all__ = ["OpenRoot", "find_step", "open_root", "parse_step", "step_size_bytes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,7 @@ def find_step(root: OpenRoot, wanted: str) -> StepEntry:
     """
     if wanted == "latest":
         return _latest(root)
-    step = parse_step_name(wanted if wanted.startswith("step-") else f"step-{wanted}")
-    if step is None:
-        raise InvalidInput(f"step {wanted!r}: expected a number such as 200, step-200, or latest")
+    step = parse_step(wanted, "a number such as 200, step-200, or latest")
     entry = read_step(root.storage, step, root.run_id)
     refuse_newer(entry)
     if entry.state == "foreign":
@@ -75,6 +73,18 @@ def find_step(root: OpenRoot, wanted: str) -> StepEntry:
             path=entry.name,
         )
     return entry
+
+
+def parse_step(text: str, expected: str = "a number such as 200, or step-200") -> int:
+    """Return the step that an argument names by its number or its folder.
+
+    Raises:
+        InvalidInput: it is not what is expected.
+    """
+    step = parse_step_name(text if text.startswith("step-") else f"step-{text}")
+    if step is None:
+        raise InvalidInput(f"step {text!r}: expected {expected}")
+    return step
 
 
 def _latest(root: OpenRoot) -> StepEntry:

@@ -8,7 +8,7 @@ threads. Knows storage and layout; knows neither torch nor what the bytes of a c
 
 from stepseal.commit._catalog import (StepEntry, list_foreign, list_steps, read_marker,
     read_step, refuse_newer)
-from stepseal.commit._causes import cause_of, details_of, messages_of
+from stepseal.commit._causes import cause_of, details_of, error_from, messages_of
 from stepseal.commit._claims import (INCARNATIONS, ClaimRecord, Doubt, check_current,
     in_lineage, left_lineage_at, lineage_doubt, lineage_limits, read_claims)
 from stepseal.commit._coordinator import Coordinator
@@ -31,7 +31,6 @@ from stepseal.commit._promises import PromiseVerdict, judge_promises
 from stepseal.commit._publish import Finisher
 from stepseal.commit._reading import Reading
 from stepseal.commit._roots import SUPERSEDED, TRASH
-from stepseal.commit._rules import error_from
 from stepseal.commit._socket_hub import SocketHub
 from stepseal.commit._socket_link import SocketLink
 from stepseal.commit._attempts import NONCE, attempt_at, sweep

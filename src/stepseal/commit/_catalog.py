@@ -21,6 +21,7 @@ from stepseal.errors import (
 )
 from stepseal.layout import (
     CONTROL,
+    FORMAT_VERSION,
     MANIFEST,
     MARKER,
     MAX_MANIFEST_BYTES,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from stepseal.storage import Entry, Storage
 
 __all__ = [
-    "FORMAT_VERSION",
     "StepEntry",
     "list_foreign",
     "list_steps",
@@ -49,7 +49,6 @@ __all__ = [
     "step_numbers",
 ]
 
-FORMAT_VERSION = 1
 _LOOKS = 16
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _MAX_MARKER_BYTES = 4096

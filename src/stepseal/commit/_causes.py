@@ -15,7 +15,7 @@ from stepseal import errors
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Cause", "cause_of", "details_of", "messages_of", "shortened"]
+__all__ = ["Cause", "cause_of", "details_of", "error_from", "messages_of", "shortened"]
 
 MAX_TEXT = 2000
 """Characters of one cause that travel; the rest is in the log of the process it came from."""
@@ -24,7 +24,9 @@ MAX_FAILURES = 256
 MAX_PROBLEMS = 100
 """Findings of one cause that travel."""
 
-_KINDS = frozenset(getattr(errors, name).kind for name in errors.__all__)
+_ERRORS: dict[str, type[errors.CheckpointError]] = {
+    cls.kind: cls for cls in (getattr(errors, name) for name in errors.__all__)
+}
 
 
 class Cause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,8 +45,9 @@ class Cause(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def cause_of(error: BaseException) -> Cause:
     """Describe any exception so that other participants can report it.
 
-    The kind is always one that a receiver knows: a wing's own refinement, such as a missing key, is
-    told as the class of `stepseal.errors` that it refines.
+    The kind of an error of stepseal is one that every receiver knows: a wing's own refinement, such
+    as a missing key, is told as the class of `stepseal.errors` that it refines. Any other exception
+    is told by the name of its class, of which `error_from` makes a `ParticipantFailed`.
     """
     if isinstance(error, errors.CheckpointError):
         # The failure of one participant is told without what its own message puts around it.
@@ -65,7 +68,7 @@ def cause_of(error: BaseException) -> Cause:
 
 def _public_kind(error: errors.CheckpointError) -> str:
     classes = (cls for cls in type(error).__mro__ if issubclass(cls, errors.CheckpointError))
-    return next(cls.kind for cls in classes if cls.kind in _KINDS)
+    return next(cls.kind for cls in classes if cls.kind in _ERRORS)
 
 
 def _text(value: str) -> str:
@@ -76,6 +79,11 @@ def _text(value: str) -> str:
 
 def _path(value: object) -> str | None:
     return None if value is None else _text(str(value))
+
+
+def error_from(kind: str, message: str, **context: object) -> errors.CheckpointError:
+    """Rebuild an error of the tree from its kind; unknown kinds become ParticipantFailed."""
+    return _ERRORS.get(kind, errors.ParticipantFailed)(message, **context)
 
 
 def messages_of(failures: Mapping[str, Cause]) -> dict[str, str]:

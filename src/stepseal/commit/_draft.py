@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from stepseal.layout import (
+    FORMAT_VERSION,
     ComponentEntry,
     DocumentRef,
     Lineage,
@@ -66,7 +67,7 @@ def draft_manifest(
         for ref in (publish.parts[p],)
     )
     return Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         run_id=run_id,
         step=publish.step,
         incarnation=incarnation,

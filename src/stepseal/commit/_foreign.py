@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.commit import _actions as actions
 from stepseal.commit._catalog import list_steps, read_step
-from stepseal.layout import DCP_INDEX, Lineage, sha256_hex
+from stepseal.layout import DCP_INDEX, MAX_DCP_INDEX_BYTES, Lineage, sha256_hex
 from stepseal.storage import KeyNotFound, read_bytes
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from stepseal.storage import Storage
 
 __all__ = ["offer_foreign"]
-
-_MAX_DCP_INDEX_BYTES = 64 << 20
 
 
 def offer_foreign(storage: Storage, action: actions.Select) -> actions.Selected | None:
@@ -55,6 +53,6 @@ def _index_digest(storage: Storage, entry: StepEntry) -> str | None:
         if storage.stat(entry.name).kind != "directory":
             return None
         key = f"{entry.name}/{DCP_INDEX}"
-        return sha256_hex(read_bytes(storage, key, _MAX_DCP_INDEX_BYTES))
+        return sha256_hex(read_bytes(storage, key, MAX_DCP_INDEX_BYTES))
     except KeyNotFound:
         return None

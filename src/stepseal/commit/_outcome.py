@@ -15,7 +15,6 @@ from stepseal.commit._catalog import read_step
 from stepseal.commit._claims import newest_claim
 from stepseal.commit._folders import parse_folder
 from stepseal.commit._out_of_place import find_pruned
-from stepseal.commit._rules import error_from
 from stepseal.storage import exists
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def resolve_save(state: SaveState, step: int, storage: Storage) -> messages.Comm
     assert state.lost is not None
     if state.prepared and state.write is not None:
         return _from_storage(state.write, state.lost, step, storage)
-    raise error_from(
+    raise causes.error_from(
         state.lost.kind,
         f"save of step {step}: {state.lost.message}. This participant had not prepared, so the "
         "step was not committed; older steps are untouched.",
@@ -61,7 +60,7 @@ def resolve_save(state: SaveState, step: int, storage: Storage) -> messages.Comm
 
 
 def _aborted(outcome: messages.Aborted) -> errors.CheckpointError:
-    return error_from(
+    return causes.error_from(
         outcome.kind,
         outcome.message,
         step=outcome.step,

@@ -14,7 +14,6 @@ from stepseal import errors
 from stepseal.commit import _causes as causes
 from stepseal.commit import _messages as messages
 from stepseal.commit._participant import Participant, RestoreState, SaveState
-from stepseal.commit._rules import error_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +54,7 @@ class ParticipantDriver:
             link.close()
             lost = self._protocol.lost
             if lost is not None and lost.kind != errors.CoordinatorLost.kind:
-                raise error_from(lost.kind, lost.message, participant=participant)
+                raise causes.error_from(lost.kind, lost.message, participant=participant)
             why = f"no answer within {deadlines.connect_s:g} s" if lost is None else lost.message
             raise errors.CoordinatorLost(
                 f"control plane: {participant} was not let in by the coordinator: {why}. Do all "

@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from stepseal.commit._catalog import FORMAT_VERSION, list_steps, read_marker
+from stepseal.commit._catalog import list_steps, read_marker
 from stepseal.commit._claims import INCARNATIONS
 from stepseal.commit._leases import LEASES
 from stepseal.commit._pins import PINS
 from stepseal.errors import Corrupt, RootNotFound
-from stepseal.layout import CONTROL, MARKER, seal
+from stepseal.layout import CONTROL, FORMAT_VERSION, MARKER, seal
 from stepseal.storage import make_dirs, put_if_absent
 
 if TYPE_CHECKING:

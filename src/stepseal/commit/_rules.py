@@ -11,13 +11,10 @@ from stepseal.commit._messages import Captured, Cause, ComponentFacts
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["disagreements", "error_from", "kind_of", "summary", "told_once"]
+__all__ = ["disagreements", "kind_of", "summary", "told_once"]
 
-_ERRORS = {
-    cls.kind: cls
-    for cls in vars(errors).values()
-    if isinstance(cls, type) and issubclass(cls, errors.CheckpointError)
-}
+_NUM_NAMED = 4
+"""Participants that a message names before it counts the others."""
 
 
 def disagreements(captured: Mapping[str, Captured]) -> dict[str, Cause]:
@@ -60,9 +57,9 @@ def _compare(
             found[participant] = Cause(errors.StateMismatch.kind, message, component=component)
 
 
-def _shortened(names: Sequence[str], limit: int = 4) -> str:
-    head = ", ".join(names[:limit])
-    return head if len(names) <= limit else f"{head} and {len(names) - limit} more"
+def _shortened(names: Sequence[str]) -> str:
+    head = ", ".join(names[:_NUM_NAMED])
+    return head if len(names) <= _NUM_NAMED else f"{head} and {len(names) - _NUM_NAMED} more"
 
 
 def kind_of(failures: Iterable[Cause]) -> str:
@@ -87,8 +84,3 @@ def summary(what: str, failures: Mapping[str, Cause], next_step: str) -> str:
 def told_once(what: str, message: str) -> str:
     """Return a cause behind what failed, unless it says so itself."""
     return message if message.startswith(what) else f"{what}: {message}"
-
-
-def error_from(kind: str, message: str, **context: object) -> errors.CheckpointError:
-    """Rebuild an error of the tree from its kind; unknown kinds become ParticipantFailed."""
-    return _ERRORS.get(kind, errors.ParticipantFailed)(message, **context)

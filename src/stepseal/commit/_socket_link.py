@@ -32,7 +32,7 @@ class SocketLink:
         address: where the coordinator listens.
         participant: own id.
         deadlines: connection, heartbeat and loss limits.
-        version: own library version, for the coordinator's records.
+        version: own library version, which must be the coordinator's.
 
     Raises:
         CoordinatorLost: the coordinator cannot be reached within `connect_s`.

@@ -12,7 +12,7 @@ from stepseal.components._dcp_components import (
 )  # fmt: skip
 from stepseal.components._dcp_index import build_dcp_index
 from stepseal.components._dcp_source import (
-    MAX_DCP_INDEX_BYTES, ForeignIndex, ForeignItem, ForeignTensor, read_dcp_index,
+    ForeignIndex, ForeignItem, ForeignTensor, read_dcp_index,
 )  # fmt: skip
 from stepseal.components._foreign_values import (
     check_tensor_record, read_tensor_record, read_value_record,
@@ -28,7 +28,7 @@ from stepseal.components._types import (
 )  # fmt: skip
 
 __all__ = [
-    "MAX_DCP_INDEX_BYTES", "RNG", "Arena", "CapturedComponent", "Component", "DenseSink",
+    "RNG", "Arena", "CapturedComponent", "Component", "DenseSink",
     "ForeignComponent", "ForeignIndex", "ForeignItem", "ForeignTensor", "ImportedState",
     "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
     "Staging", "Topology", "TreeContents", "build_dcp_index", "byte_view", "check_tensor_record",

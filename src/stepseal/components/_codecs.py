@@ -28,7 +28,15 @@ if TYPE_CHECKING:
     from stepseal.components._codecs_core import Leaf
     from stepseal.components._types import TreeContents
 
-__all__ = ["EncodedTree", "decode_tree", "encode_tree", "freeze_leaf", "register", "register_codec"]
+__all__ = [
+    "EncodedTree",
+    "decode_tree",
+    "encode_tree",
+    "freeze_leaf",
+    "new_memory",
+    "register",
+    "register_codec",
+]
 
 _PLAIN = (*SCALARS, *CONTAINERS, *TORCH_VALUES, *GENERATORS)
 _NUMPY = (NDARRAY, SCALAR, NUMPY_GENERATOR, NUMPY_RANDOM_STATE)
@@ -105,6 +113,11 @@ def _find_numpy(cls: type) -> Codec | None:
     return (
         NUMPY_RANDOM_STATE if numpy_random is not None and cls is numpy_random.RandomState else None
     )
+
+
+def new_memory(size_bytes: int) -> memoryview:
+    """Return writable memory of its own, for `freeze_leaf` where no arena lends any."""
+    return memoryview(bytearray(size_bytes))
 
 
 def freeze_leaf(name: str, leaf: Leaf, take: Callable[[int], memoryview]) -> ArraySource:

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING
 
 from stepseal.components._inert import Call, Name, Pairs, read_nodes
 from stepseal.errors import Corrupt, UnsupportedState
-from stepseal.layout import ITEMSIZE, Box, coverage_problems, path_problem, path_set_problems
+from stepseal.layout import (
+    ITEMSIZE,
+    MAX_DCP_INDEX_BYTES,
+    Box,
+    coverage_problems,
+    path_problem,
+    path_set_problems,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "MAX_DCP_INDEX_BYTES",
     "ForeignBox",
     "ForeignIndex",
     "ForeignItem",
@@ -26,8 +32,6 @@ __all__ = [
     "read_dcp_index",
 ]
 
-MAX_DCP_INDEX_BYTES = 64 << 20
-"""Largest `.metadata` that is read."""
 _META = "torch.distributed.checkpoint.metadata"
 _STORAGE_INFO = ("torch.distributed.checkpoint.filesystem", "_StorageInfo")
 _LAYOUT, _SIZE = ("torch.serialization", "_get_layout"), ("torch", "Size")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stepseal.components._codecs import encode_tree, freeze_leaf
+from stepseal.components._codecs import encode_tree, freeze_leaf, new_memory
 from stepseal.components._leaves import LeafCapture, leaves_of
 from stepseal.components._tensors import saved_copy
 from stepseal.components._types import CapturedComponent, Sharing, TreeContents
@@ -59,7 +59,7 @@ class ImportedComponent:
             capture = LeafCapture(self.name, sharing, topology, staging)
             return capture.capture(leaves, state.value, state.copies, self._copies)
         encoded = encode_tree(state.value, component=self.name)
-        arrays = tuple(freeze_leaf(name, leaf, _new_memory) for name, leaf in encoded.arrays)
+        arrays = tuple(freeze_leaf(name, leaf, new_memory) for name, leaf in encoded.arrays)
         tree = TreeSource(self.name, topology.me, encoded.document, arrays)
         owners = dict.fromkeys(topology.participants, topology.me)
         return CapturedComponent(
@@ -89,11 +89,7 @@ def tree_of(value: object, component: str) -> TreeContents:
         UnsupportedState: no codec knows a part of the value.
     """
     encoded = encode_tree(value, component=component)
-    sources = [freeze_leaf(name, leaf, _new_memory) for name, leaf in encoded.arrays]
+    sources = [freeze_leaf(name, leaf, new_memory) for name, leaf in encoded.arrays]
     return TreeContents(
         encoded.document, {one.name: (one.dtype, one.shape, one.data) for one in sources}
     )
-
-
-def _new_memory(size_bytes: int) -> memoryview:
-    return memoryview(bytearray(size_bytes))

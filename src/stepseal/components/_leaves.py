@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf
+from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf, new_memory
 from stepseal.components._dtensors import is_dtensor, leaf_of
 from stepseal.components._frames import frame_for
 from stepseal.components._sinks import sinks_for
@@ -156,7 +156,7 @@ class LeafCapture:
 
     def _tree(self, owner: str, value: object) -> TreeSource:
         encoded = encode_tree(value, component=self._component)
-        take = _new_memory if self._staging is None else self._staging.take
+        take = new_memory if self._staging is None else self._staging.take
         arrays = tuple(freeze_leaf(name, leaf, take) for name, leaf in encoded.arrays)
         return TreeSource(self._component, owner, encoded.document, arrays)
 
@@ -284,10 +284,6 @@ def mismatch(component: str, problems: Sequence[str]) -> StateMismatch:
         component=component,
         problems=tuple(problems),
     )
-
-
-def _new_memory(size_bytes: int) -> memoryview:
-    return memoryview(bytearray(size_bytes))
 
 
 def _fingerprint(leaves: Iterable[Leaf], value_keys: Iterable[str]) -> str:

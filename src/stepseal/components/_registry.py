@@ -14,6 +14,7 @@ from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._stateful import (
     LRSchedulerComponent,
     PairComponent,
+    Scheduler,
     StatefulComponent,
     ValueComponent,
 )
@@ -125,7 +126,7 @@ class Registry:
             return ModuleComponent(name, state, sharing=sharing)
         if isinstance(state, torch.optim.Optimizer):
             return OptimizerComponent(name, state, lambda: self._modules, sharing=sharing)
-        if isinstance(state, torch.optim.lr_scheduler.LRScheduler):
+        if isinstance(state, Scheduler):
             return LRSchedulerComponent(name, state, sharing)
         if kind == "tensors" or (kind is None and _is_tensor_dict(state)):
             return TensorDictComponent(name, state, sharing=sharing)

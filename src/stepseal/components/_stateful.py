@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeAlias, TypeGuard, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import torch
 
@@ -21,16 +21,10 @@ __all__ = [
     "Stateful",
     "StatefulComponent",
     "ValueComponent",
-    "is_lr_scheduler",
 ]
 
 Scheduler: TypeAlias = torch.optim.lr_scheduler.LRScheduler
 """Base of all of torch's LR schedulers, ReduceLROnPlateau included."""
-
-
-def is_lr_scheduler(obj: object) -> TypeGuard[Scheduler]:
-    """Return whether an object is an LR scheduler of torch, or of a subclass."""
-    return isinstance(obj, torch.optim.lr_scheduler.LRScheduler)
 
 
 @runtime_checkable

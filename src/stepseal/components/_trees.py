@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf
+from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf, new_memory
 from stepseal.components._types import CapturedComponent, SavedComponent, Sharing, Staging, Topology
 from stepseal.errors import InvalidInput, StateMismatch
 from stepseal.layout import TreeSource, check_component_name
@@ -121,7 +121,7 @@ class TreeComponent:
             return CapturedComponent(self.name, self.kind, sharing, "", owners)
         value = self.read_state()
         encoded = encode_tree(value, component=self.name)
-        take = _new_memory if staging is None else staging.take
+        take = new_memory if staging is None else staging.take
         arrays = tuple(freeze_leaf(name, leaf, take) for name, leaf in encoded.arrays)
         tree = TreeSource(self.name, topology.me, encoded.document, arrays)
         copies = self.bytes_copies(value) if topology.rank == 0 else ()
@@ -176,7 +176,3 @@ class TreeComponent:
             component=self.name,
             problems=problems,
         )
-
-
-def _new_memory(size_bytes: int) -> memoryview:
-    return memoryview(bytearray(size_bytes))

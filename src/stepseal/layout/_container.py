@@ -98,7 +98,7 @@ def build_header(
     header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
     for name, dtype, shape, size_bytes in entries:
-        if problem := _entry_problem(name, dtype, shape, size_bytes):
+        if problem := _entry_problem(dtype, shape, size_bytes):
             raise InvalidInput(f"array {name!r:.80} does not fit a container: {problem}")
         if name in header or name == _METADATA:
             raise InvalidInput(f"array name {name!r:.80} is not usable: it is taken")
@@ -120,7 +120,7 @@ def build_header(
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
-def _entry_problem(name: str, dtype: str, shape: Sequence[int], size_bytes: int) -> str | None:
+def _entry_problem(dtype: str, shape: Sequence[int], size_bytes: int) -> str | None:
     if TO_SAFETENSORS.get(dtype) is None:
         return f"dtype {dtype!r:.80} has no name in safetensors"
     if problem := shape_problem(shape, ITEMSIZE[dtype]):

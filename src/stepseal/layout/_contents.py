@@ -6,7 +6,6 @@ No I/O and no torch: a buffer is anything that `memoryview` accepts, contiguous 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -113,6 +112,3 @@ class TensorSink(Protocol):
             data: verified bytes, whole elements.
         """
         ...
-
-
-ReadProgress = Callable[[int], None]

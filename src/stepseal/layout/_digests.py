@@ -15,7 +15,6 @@ import xxhash
 __all__ = [
     "Buffer",
     "CHUNK_BYTES",
-    "DIGEST_ALGORITHM",
     "DIGEST_BYTES",
     "chunk_digests",
     "digest",
@@ -30,8 +29,6 @@ CHUNK_BYTES = 1 << 20
 """Bytes per chunk; the last chunk of an item may be shorter."""
 DIGEST_BYTES = 16
 """Bytes of one digest."""
-DIGEST_ALGORITHM = "xxh3-128"
-"""Name of the algorithm, as the manifest records it."""
 
 
 def digest(buffer: Buffer) -> bytes:

@@ -73,7 +73,7 @@ def encode_index(index: PartIndex) -> bytes:
     Raises:
         InvalidInput: the index is not sound or too large; `.problems` lists why.
     """
-    problems = index_problems(index, None)
+    problems = index_problems(index)
     num_items = len(index.tensors) + len(index.bytes_items)
     num_entries = sum(len(item.entries) for item in index.bytes_items)
     if max(num_items, num_entries) > MAX_ITEMS:
@@ -135,7 +135,7 @@ def _pack_column(dtype: str, values: Sequence[int] | bytes) -> bytes:
 def decode_index(data: Buffer, *, what: str = "part index") -> PartIndex:
     """Return the index that a file holds, after all of it was checked; safe on hostile bytes.
 
-    Only the payload files' sizes remain to be compared, with `index_problems`.
+    Only the payload files' sizes remain to be compared, with `payload_sizes`.
 
     Args:
         data: all bytes of the file.
@@ -149,7 +149,7 @@ def decode_index(data: Buffer, *, what: str = "part index") -> PartIndex:
     if len(view) > MAX_INDEX_BYTES:
         raise refuse(what, [f"expected at most {MAX_INDEX_BYTES} bytes, found {len(view)}"])
     index = _Columns(view, what).read()
-    if problems := index_problems(index, None):
+    if problems := index_problems(index):
         raise refuse(what, problems)
     if _pack(index) != view:
         raise refuse(what, ["expected the one canonical form of this index"])

@@ -18,20 +18,26 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from stepseal.layout._container import shape_problem
 from stepseal.layout._digests import DIGEST_BYTES, num_chunks
+from stepseal.layout._documents import MAX_INT
 from stepseal.layout._dtypes import ITEMSIZE
 from stepseal.layout._names import component_problem, parse_payload_path
 from stepseal.layout._validate import Problems, show
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from stepseal.layout._boxes import Box
 
-__all__ = ["MAX_ITEMS", "PartIndex", "StoredBytes", "StoredItem", "StoredTensor", "index_problems"]
+__all__ = [
+    "MAX_ITEMS",
+    "PartIndex",
+    "StoredBytes",
+    "StoredItem",
+    "StoredTensor",
+    "index_problems",
+    "payload_sizes",
+]
 
 MAX_ITEMS = 1_000_000
 """Most items, and most names of bytes items, in one index."""
-_MAX_INT = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +103,22 @@ class PartIndex:
     bytes_items: tuple[StoredBytes, ...]
 
 
-def index_problems(index: PartIndex, file_sizes: Mapping[str, int] | None) -> list[str]:
+def payload_sizes(index: PartIndex) -> dict[str, int]:
+    """Return the size in bytes that each payload file must have, by path, for a sound index."""
+    ends = dict.fromkeys(index.payloads, 0)
+    for item in chain[StoredItem](index.tensors, index.bytes_items):
+        path = index.payloads[item.file]
+        ends[path] = max(ends[path], item.item_offset + item.item_size)
+    return ends
+
+
+def index_problems(index: PartIndex) -> list[str]:
     """Say why an index is not sound; empty when its items agree with themselves and tile the files.
+
+    Whether the files have the sizes that follow, `payload_sizes`, is for those who see them.
 
     Args:
         index: as decoded, or as it will be written.
-        file_sizes: size in bytes by payload path; None leaves out the comparison with the files'
-            ends.
 
     Returns:
         At most a hundred findings, each with its path.
@@ -123,7 +138,7 @@ def index_problems(index: PartIndex, file_sizes: Mapping[str, int] | None) -> li
             if problem := component_problem(component):
                 problems.add(f"bytes_items[{number}]", problem)
     if not problems.listed:
-        _check_tiling(index, file_sizes, problems)
+        _check_tiling(index, problems)
     return problems.all()
 
 
@@ -168,7 +183,7 @@ def _check_item(path: str, item: StoredItem, num_payloads: int, problems: Proble
         problems.add(path, f"expected one of {num_payloads} payload files, found {item.file}")
     end = item.item_offset + item.item_size
     ordered = 0 <= item.item_offset <= item.record_offset <= item.data_offset
-    if not ordered or item.item_size < 1 or item.data_size < 0 or end > _MAX_INT:
+    if not ordered or item.item_size < 1 or item.data_size < 0 or end > MAX_INT:
         problems.add(path, "expected item, record and data in this order")
     elif item.record_offset + item.record_size != end or item.data_offset + item.data_size > end:
         problems.add(path, f"expected record and data to end with the item, at byte {end}")
@@ -178,10 +193,8 @@ def _check_item(path: str, item: StoredItem, num_payloads: int, problems: Proble
         problems.add(path, f"expected a frame digest of {DIGEST_BYTES} bytes")
 
 
-def _check_tiling(
-    index: PartIndex, file_sizes: Mapping[str, int] | None, problems: Problems
-) -> None:
-    """Add where items, each sound by itself, leave a gap, overlap or miss the end of a file."""
+def _check_tiling(index: PartIndex, problems: Problems) -> None:
+    """Add where items, each sound by itself, leave a gap or overlap."""
     spans: list[list[tuple[int, int]]] = [[] for _ in index.payloads]
     for item in chain[StoredItem](index.tensors, index.bytes_items):
         spans[item.file].append((item.item_offset, item.item_size))
@@ -191,5 +204,3 @@ def _check_tiling(
             if offset != end:
                 problems.add(path, f"expected an item at byte {end}, found the next at {offset}")
             end = offset + size
-        if file_sizes is not None and file_sizes.get(path) != end:
-            problems.add(path, f"items end at byte {end}, the file at {file_sizes.get(path)}")

@@ -181,18 +181,17 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return encode_record(Manifest, plain, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
 
 
-def decode_manifest(data: Buffer, *, what: str = MANIFEST) -> Manifest:
+def decode_manifest(data: Buffer) -> Manifest:
     """Return the manifest that a file holds, after all of it was checked; safe on hostile bytes.
 
     Args:
         data: all bytes of the file.
-        what: names the file in errors.
 
     Raises:
         IncompatibleFormat: a newer release wrote it.
         Corrupt: anything else is wrong; `.problems` lists every finding with its path.
     """
-    return decode_record(Manifest, data, _check, what=what, max_bytes=MAX_MANIFEST_BYTES)
+    return decode_record(Manifest, data, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
 
 
 def manifest_digest(data: Buffer) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "LATEST",
     "MANIFEST",
     "MARKER",
+    "MAX_DCP_INDEX_BYTES",
     "MAX_STEP",
     "check_component_name",
     "check_participant",
@@ -30,7 +31,6 @@ __all__ = [
     "component_problem",
     "dcp_fqn",
     "dcp_path",
-    "is_safe_path",
     "parse_payload_path",
     "parse_step_name",
     "part_document_path",
@@ -48,6 +48,8 @@ MANIFEST = "manifest.json"
 """The commit record, in the step folder."""
 DCP_INDEX = ".metadata"
 """The index that stock DCP readers expect, in the step folder."""
+MAX_DCP_INDEX_BYTES = 64 << 20
+"""Largest one that is read; only those of foreign folders are."""
 MARKER = "stepseal.json"
 """The format marker, in the root."""
 CONTROL = ".stepseal"
@@ -171,11 +173,6 @@ def path_problem(path: object) -> str | None:
         if segment.endswith("."):
             return f"expected no segment that ends with a dot, found {show(path)}"
     return None
-
-
-def is_safe_path(path: object) -> bool:
-    """Return whether `path` stays inside the step folder everywhere; see `path_problem`."""
-    return path_problem(path) is None
 
 
 def path_set_problems(paths: Iterable[str]) -> list[str]:

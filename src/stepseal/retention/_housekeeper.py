@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stepseal.commit import INCARNATIONS, LEASES, PINS, TRASH, drop_expired, sweep
+from stepseal.commit import INCARNATIONS, PINS, TRASH, drop_expired, sweep
 from stepseal.errors import CheckpointError
 from stepseal.retention._plan import plan_prune
 from stepseal.retention._prune import prune
@@ -86,7 +86,7 @@ class Housekeeper:
     def _sweep(self, run_id: str, incarnation: int) -> None:
         sweep(self._storage, incarnation)
         drop_expired(self._storage, self._clock())
-        for key in ("", INCARNATIONS, LEASES, PINS):
+        for key in ("", INCARNATIONS, PINS):
             sweep_temporaries(self._storage, key, now_s=self._clock())
         if self._retention is None and self._storage.list_dir(TRASH):
             self._report(self._finish(run_id, incarnation))

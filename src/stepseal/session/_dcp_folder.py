@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from stepseal.components import (
-    MAX_DCP_INDEX_BYTES,
     ImportedState,
     check_tensor_record,
     optimizer_value,
@@ -20,7 +19,7 @@ from stepseal.components import (
     read_value_record,
 )
 from stepseal.errors import Corrupt, StepNotFound, UnsupportedState
-from stepseal.layout import DCP_INDEX, sha256_hex
+from stepseal.layout import DCP_INDEX, MAX_DCP_INDEX_BYTES, sha256_hex
 from stepseal.storage import KeyNotFound, read_bytes
 
 if TYPE_CHECKING:

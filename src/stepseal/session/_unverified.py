@@ -84,16 +84,7 @@ def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> Ch
         Corrupt: the folder is not whole, or not the one that the coordinator chose.
         StateMismatch: saved and live state differ; `.problems` lists every difference.
     """
-    name = step_name(candidate.step)
-    folder = DcpFolder(storage, name)
-    if folder.sha256 != candidate.manifest_sha256:
-        raise Corrupt(
-            f"restore of step {candidate.step}: {name}: expected the .metadata with SHA-256 "
-            f"{candidate.manifest_sha256}, found {folder.sha256}: it changed, or this participant "
-            "sees another root.",
-            step=candidate.step,
-            path=name,
-        )
+    folder = _open(storage, candidate)
     found = foreign_components(folder.index)
     problems = _name_problems(found, targets)
     plans = []
@@ -121,9 +112,24 @@ def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> Ch
         _log.warning(
             "stepseal: restoring unverified: %s was not written by stepseal, and no digest covers "
             "its bytes",
-            name,
+            step_name(candidate.step),
         )
     return checked
+
+
+def _open(storage: Storage, candidate: Candidate) -> DcpFolder:
+    """Return the folder that the coordinator chose, and no other."""
+    name = step_name(candidate.step)
+    folder = DcpFolder(storage, name)
+    if folder.sha256 != candidate.manifest_sha256:
+        raise Corrupt(
+            f"restore of step {candidate.step}: {name}: expected the .metadata with SHA-256 "
+            f"{candidate.manifest_sha256}, found {folder.sha256}: it changed, or this participant "
+            "sees another root.",
+            step=candidate.step,
+            path=name,
+        )
+    return folder
 
 
 def _name_problems(found: Mapping[str, ForeignComponent], targets: Targets) -> list[str]:

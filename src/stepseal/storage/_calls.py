@@ -1,6 +1,8 @@
-"""The system calls of local storage as one object, so that a test can answer for the kernel.
+"""The system calls that make storage durable, as one object: a test can answer for the kernel.
 
-Each method is exactly one call and raises `OSError`; loops, checks and messages are the callers'.
+Those are the calls that move bytes, sync, link and rename, and what tells of the file system.
+Looking, and making and removing directories and names, go to `os` directly. Each method raises
+`OSError`; all but `read_proc` are exactly one call. Loops, checks and messages are the callers'.
 """
 
 from __future__ import annotations

@@ -203,16 +203,15 @@ def replace_durable(storage: _Replaces, key: str, data: Buffer) -> None:
     storage.sync_dir(directory)
 
 
-def sweep_temporaries(
-    storage: _Sweeps, key: str, *, now_s: float, older_than_s: float = _DAY_S
-) -> None:
+def sweep_temporaries(storage: _Sweeps, key: str, *, now_s: float) -> None:
     """Remove the temporaries that crashes left in a directory; a missing directory has none.
+
+    Only those are removed at which, after a day, nobody can be at work any more.
 
     Args:
         storage: where.
         key: directory.
         now_s: Unix time, by the clock of those who made them.
-        older_than_s: age from which on nobody can be at work on them any more.
 
     Raises:
         StorageUnavailable: refused.
@@ -223,7 +222,7 @@ def sweep_temporaries(
         return
     for entry in entries:
         match = _TEMPORARY.fullmatch(entry.name)
-        if match and entry.kind == "file" and int(match[1], 16) + older_than_s < now_s:
+        if match and entry.kind == "file" and int(match[1], 16) + _DAY_S < now_s:
             with suppress(KeyNotFound):
                 storage.remove_file(_join(key, entry.name))
 

@@ -28,8 +28,8 @@ from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._local_files import LocalReader, LocalWriter
 from stepseal.storage._local_listing import entry_of, list_at_once
 from stepseal.storage._local_renames import Renames
-from stepseal.storage._local_root import check_root, make_root, open_root, root_path
-from stepseal.storage._mounts import find_mount, sync_doubts
+from stepseal.storage._local_root import NO_DIR_SYNC, check_root, make_root, open_root, root_path
+from stepseal.storage._mounts import find_mount, mount_number, sync_doubts
 from stepseal.storage._refusals import kind_name, refused, wrong_kind
 from stepseal.storage._verbs import SyncFacts
 
@@ -47,7 +47,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 class LocalStorage:
@@ -151,7 +150,7 @@ class LocalStorage:
 
     def writable_problem(self) -> str | None:
         """Say who besides its owner can change names in the root, or None."""
-        with self._guard("stat", ""), self._walk((), "stat", "") as fd:
+        with self._guard("stat", ""), self._walk((), "stat") as fd:
             return writable_problem(os.fstat(fd))
 
     def close(self) -> None:
@@ -175,7 +174,7 @@ class LocalStorage:
     def open_read(self, key: str) -> LocalReader:
         """Open a regular file for reading; never blocks on a FIFO."""
         parents, name = check_key(key)
-        with self._guard("open", key), self._walk(parents, "open", key) as parent_fd:
+        with self._guard("open", key), self._walk(parents, "open") as parent_fd:
             try:
                 fd = self._calls.open(name, _READ, dir_fd=parent_fd)
             except OSError as error:
@@ -192,22 +191,22 @@ class LocalStorage:
     def stat(self, key: str) -> Entry:
         """Say what has this key, without following a symlink."""
         segments = split_key(key)
-        with self._guard("stat", key), self._walk(segments[:-1], "stat", key) as fd:
+        with self._guard("stat", key), self._walk(segments[:-1], "stat") as fd:
             if not segments:
-                return entry_of("", os.fstat(fd), _mount_of(fd))
+                return entry_of("", os.fstat(fd), mount_number(fd, self._calls))
             name = segments[-1]
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 return entry_of(name, status)
             found = os.open(name, _LOOK, dir_fd=fd)
             try:
-                return entry_of(name, os.fstat(found), _mount_of(found))
+                return entry_of(name, os.fstat(found), mount_number(found, self._calls))
             finally:
                 os.close(found)
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
         """Return every entry of a directory as of one instant, sorted by name."""
-        with self._guard("list", key), self._walk(split_key(key), "list", key) as fd:
+        with self._guard("list", key), self._walk(split_key(key), "list") as fd:
             return list_at_once(fd, key, self._root, self._calls)
 
     def sync_support(self) -> SyncFacts:
@@ -222,7 +221,7 @@ class LocalStorage:
     def create_file(self, key: str) -> LocalWriter:
         """Create a file that nobody had, with mode 0600 unless configured."""
         parents, name = check_key(key)
-        with self._guard("create", key), self._walk(parents, "create", key) as parent_fd:
+        with self._guard("create", key), self._walk(parents, "create") as parent_fd:
             self._require_own(parent_fd, parents)
             fd = self._calls.open(name, _CREATE, 0o600, dir_fd=parent_fd)
             try:
@@ -235,7 +234,7 @@ class LocalStorage:
     def make_dir(self, key: str) -> None:
         """Create a directory that nobody had, with mode 0700 unless configured."""
         parents, name = check_key(key)
-        with self._guard("make directory", key), self._walk(parents, "make", key) as parent_fd:
+        with self._guard("make directory", key), self._walk(parents, "make") as parent_fd:
             self._require_own(parent_fd, parents)
             os.mkdir(name, 0o700, dir_fd=parent_fd)
             fd = self._calls.open(name, _DIRECTORY, dir_fd=parent_fd)
@@ -246,12 +245,12 @@ class LocalStorage:
 
     def sync_dir(self, key: str) -> None:
         """Make the names inside a directory durable, where the file system can."""
-        with self._guard("sync directory", key), self._walk(split_key(key), "sync", key) as fd:
+        with self._guard("sync directory", key), self._walk(split_key(key), "sync") as fd:
             refusal = None
             try:
                 self._calls.fsync_dir(fd)
             except OSError as error:
-                if error.errno not in _NO_DIR_SYNC:
+                if error.errno not in NO_DIR_SYNC:
                     raise
                 code = errno.errorcode.get(error.errno, str(error.errno))
                 refusal = f"directories cannot be synced: fsync answers {code}"
@@ -281,19 +280,19 @@ class LocalStorage:
     def remove_file(self, key: str) -> None:
         """Remove a name that is not a directory."""
         parents, name = check_key(key)
-        with self._guard("remove", key), self._walk(parents, "remove", key) as parent_fd:
+        with self._guard("remove", key), self._walk(parents, "remove") as parent_fd:
             os.unlink(name, dir_fd=parent_fd)
 
     def remove_dir(self, key: str) -> None:
         """Remove an empty directory."""
         parents, name = check_key(key)
-        with self._guard("remove directory", key), self._walk(parents, "remove", key) as parent_fd:
+        with self._guard("remove directory", key), self._walk(parents, "remove") as parent_fd:
             os.rmdir(name, dir_fd=parent_fd)
 
     # -- walking -----------------------------------------------------------------------------
 
     @contextmanager
-    def _walk(self, segments: Sequence[str], verb: str, key: str) -> Iterator[int]:
+    def _walk(self, segments: Sequence[str], verb: str) -> Iterator[int]:
         """Yield a fresh descriptor of the directory that `segments` name, following no symlink."""
         root_fd = self._root_fd
         if root_fd < 0:
@@ -321,8 +320,8 @@ class LocalStorage:
         target_parents, target_name = check_key(target)
         with (
             self._guard(f"{verb} {source!r} to", target),
-            self._walk(source_parents, verb, source) as source_fd,
-            self._walk(target_parents, verb, target) as target_fd,
+            self._walk(source_parents, verb) as source_fd,
+            self._walk(target_parents, verb) as target_fd,
         ):
             self._require_own(target_fd, target_parents)
             yield source_name, source_fd, target_name, target_fd
@@ -349,16 +348,3 @@ class LocalStorage:
             raise
         except OSError as error:
             raise refused(verb, key, self._root, error) from error
-
-
-def _mount_of(fd: int) -> int:
-    """Return the number of the mount behind a descriptor, 0 where the kernel does not tell.
-
-    A bind mount of the same file system has the device number of what it hides, so that only this
-    number tells it from an ordinary directory.
-    """
-    try:
-        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
-            return next((int(line[7:]) for line in lines if line.startswith("mnt_id:")), 0)
-    except OSError:
-        return 0

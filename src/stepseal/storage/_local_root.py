@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from stepseal.storage._access import Access
     from stepseal.storage._calls import Calls
 
-__all__ = ["check_root", "make_root", "open_root", "root_path"]
+__all__ = ["NO_DIR_SYNC", "check_root", "make_root", "open_root", "root_path"]
 
 _OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_NO_DIR_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_DIR_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
+"""Answers of file systems that cannot sync a directory at all."""
 
 
 def root_path(root: str | os.PathLike[str]) -> str:
@@ -122,7 +123,7 @@ def _sync_parent(
     try:
         calls.fsync_dir(fd)
     except OSError as error:
-        if error.errno not in _NO_DIR_SYNC and not (
+        if error.errno not in NO_DIR_SYNC and not (
             may_be_unreadable and error.errno == errno.EROFS
         ):
             raise refused("sync the parent of the root", root, "", error) from error

@@ -164,9 +164,9 @@ def meet(
     *,
     num_participants: int,
     timeout_s: float,
+    home: str = "",
     access: Access = DEFAULT_ACCESS,
     clock: Callable[[], float] = time.time,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Meeting:
     """Wait until all participants have seen each other, at most `timeout_s`.
 
@@ -177,9 +177,9 @@ def meet(
         name: of this meeting, used once.
         num_participants: how many take part, this one too.
         timeout_s: seconds to wait for the others.
+        home: key of the folder to meet in, as `probe` has it.
         access: whether it may be a directory in which others can change names.
         clock: this host's wall clock.
-        sleep: waits between two looks.
 
     Raises:
         RootNotFound: nothing is at `path`.
@@ -191,7 +191,7 @@ def meet(
     deadline = started + timeout_s
     with (
         LocalStorage.open(path, access=access) as storage,
-        meeting_folder(storage, name) as folder,
+        meeting_folder(storage, home, name) as folder,
     ):
         visit = _Visit(storage, folder, clock)
         try:
@@ -212,7 +212,7 @@ def meet(
                     visit.put(f"{_DONE}-{visit.me}")
                 if finished and all(sight.gone for sight in visit.others.values()):
                     return found
-                sleep(_POLL_S)
+                time.sleep(_POLL_S)
             waited_s = time.monotonic() - started
             return Meeting(name, visit.label, num_participants, visit.peers(), waited_s)
         finally:

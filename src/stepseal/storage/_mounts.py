@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stepseal.storage._calls import Calls
 
-__all__ = ["Mount", "find_mount", "parse_mounts", "sync_doubts"]
+__all__ = ["Mount", "find_mount", "mount_number", "parse_mounts", "sync_doubts"]
 
 _IN_MEMORY = frozenset({"ramfs", "rootfs", "tmpfs", "hugetlbfs"})
 _HOST_DECIDES = frozenset({"9p", "drvfs", "prl_fs", "vboxsf", "vmhgfs"})
@@ -77,11 +77,22 @@ def sync_doubts(mount: Mount | None) -> tuple[str, ...]:
 def find_mount(fd: int, calls: Calls) -> Mount | None:
     """Return the mount that a descriptor is on, or None where /proc does not tell."""
     try:
-        lines = calls.read_proc(f"fdinfo/{fd}").splitlines()
-        numbers = [line.split()[1] for line in lines if line.startswith("mnt_id:")]
-        return parse_mounts(calls.read_proc("mountinfo")).get(int(numbers[0]))
-    except (OSError, ValueError, IndexError):
+        return parse_mounts(calls.read_proc("mountinfo")).get(mount_number(fd, calls))
+    except OSError:
         return None
+
+
+def mount_number(fd: int, calls: Calls) -> int:
+    """Return the number of the mount behind a descriptor, 0 where the kernel does not tell.
+
+    A bind mount of the same file system has the device number of what it hides, so that only this
+    number tells it from an ordinary directory.
+    """
+    try:
+        lines = calls.read_proc(f"fdinfo/{fd}").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("mnt_id:")), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def parse_mounts(text: str) -> dict[int, Mount]:

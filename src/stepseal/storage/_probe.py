@@ -1,6 +1,6 @@
 """Finds out what the file system of a directory really honours, without touching a run in it.
 
-Everything happens in a folder of its own with a random name: below `.stepseal/doctor/` of a root,
+Everything happens in a folder of its own with a random name: in the home that the caller names,
 else in a hidden folder of the directory. It is removed whatever happens, short of the death of the
 process.
 """
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["meeting_folder", "probe", "work_folder"]
 
 _NUM_SYNCS = 9
-_CONTROL = ".stepseal"
 _HIDDEN = ".stepseal-doctor"
 _MOST_TRIES = 100
 _NOT_TOLD = frozenset({errno.ETIMEDOUT, errno.ECHILD, errno.ENOSPC, errno.EDQUOT, errno.EMFILE})
@@ -45,6 +44,7 @@ _NOT_TOLD = frozenset({errno.ETIMEDOUT, errno.ECHILD, errno.ENOSPC, errno.EDQUOT
 def probe(
     path: str,
     *,
+    home: str = "",
     access: Access = DEFAULT_ACCESS,
     calls: Calls | None = None,
     clock: Callable[[], float] = time.time,
@@ -54,7 +54,9 @@ def probe(
     Forks a few processes; takes well below a second on a local disk.
 
     Args:
-        path: an existing directory: a root, or where one will be made.
+        path: an existing directory.
+        home: key of the folder to work in, made where its parent is a directory and removed again;
+            a hidden folder of `path` where it is not, or where this is empty.
         access: whether it may be one in which others can change names.
         calls: answers for the kernel; tests pass their own.
         clock: this host's wall clock.
@@ -65,7 +67,7 @@ def probe(
         StorageUnavailable: nothing can be made in it.
     """
     calls = calls or Calls()
-    with LocalStorage.open(path, access=access) as storage, work_folder(storage) as key:
+    with LocalStorage.open(path, access=access) as storage, work_folder(storage, home) as key:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(os.path.join(storage.root, key), flags)
         try:
@@ -94,9 +96,9 @@ def probe(
 
 
 @contextmanager
-def work_folder(storage: LocalStorage) -> Iterator[str]:
-    """Make an empty folder where a run never looks; remove it and all in it afterwards."""
-    home = _home(storage)
+def work_folder(storage: LocalStorage, home: str) -> Iterator[str]:
+    """Make an empty folder in the home, as `probe` has it; remove it and all in it afterwards."""
+    home = _usable(storage, home)
     name = secrets.token_hex(8)
     key = f"{home}/{name}" if home else f"{_HIDDEN}-{name}"
     try:
@@ -109,9 +111,9 @@ def work_folder(storage: LocalStorage) -> Iterator[str]:
 
 
 @contextmanager
-def meeting_folder(storage: LocalStorage, name: str) -> Iterator[str]:
-    """Make or find the folder of a meeting; whoever leaves it empty removes it."""
-    home = _home(storage)
+def meeting_folder(storage: LocalStorage, home: str, name: str) -> Iterator[str]:
+    """Make or find the folder of a meeting in the home; whoever leaves it empty removes it."""
+    home = _usable(storage, home)
     key = f"{home}/meet-{name}" if home else f"{_HIDDEN}-meet-{name}"
     try:
         _make(storage, home, key)
@@ -121,12 +123,12 @@ def meeting_folder(storage: LocalStorage, name: str) -> Iterator[str]:
         _leave(storage, home)
 
 
-def _home(storage: LocalStorage) -> str:
+def _usable(storage: LocalStorage, home: str) -> str:
+    parent = home.rpartition("/")[0]
     try:
-        is_root = storage.stat(_CONTROL).kind == "directory"
+        return home if parent and storage.stat(parent).kind == "directory" else ""
     except FileNotFoundError:
         return ""
-    return f"{_CONTROL}/doctor" if is_root else ""
 
 
 def _make(storage: LocalStorage, home: str, key: str) -> None:

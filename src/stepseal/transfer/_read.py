@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
@@ -17,11 +16,11 @@ from stepseal.layout import (
     MAX_INDEX_BYTES,
     MAX_PART_BYTES,
     PartIndex,
-    StoredItem,
     coverage_problems,
     decode_index,
     decode_part,
     parse_payload_path,
+    payload_sizes,
     tree_document_path,
     tree_segment_path,
 )
@@ -253,10 +252,7 @@ class StepReader:
             return PartIndex((), (), ())
         data = self._files.read_document(part.index, MAX_INDEX_BYTES, participant=participant)
         index = decode_index(data, what=self._files.key(part.index.path))
-        ends = dict.fromkeys(index.payloads, 0)
-        for item in chain[StoredItem](index.tensors, index.bytes_items):
-            path = index.payloads[item.file]
-            ends[path] = max(ends[path], item.item_offset + item.item_size)
+        ends = payload_sizes(index)
         listed = {entry.path: entry.size_bytes for entry in part.files if entry.role == "payload"}
         if ends != listed:
             problem = f"expected items that fill {listed}, found ends at {ends}"
