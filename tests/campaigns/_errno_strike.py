@@ -77,6 +77,11 @@ class Strike:
             self.struck = name
             return True
 
+    @property
+    def performed(self) -> set[str]:
+        """Names of all operations up to the one that was struck, if any was."""
+        return {f"{pattern}#{n + 1}" for pattern in self._seen for n in range(self._seen[pattern])}
+
     def lift(self) -> None:
         """Let everything succeed from now on."""
         with self._lock:
