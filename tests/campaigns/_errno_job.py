@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tests.campaigns._errno_strike import KINDS, FaultyCalls, Strike, errno_of
+from tests.campaigns._errno_strike import KINDS, FaultyCalls, errno_of
 from tests.campaigns._errno_told import Call, check_told
 from tests.campaigns._errno_watch import Watch
 from tests.campaigns._lives import Life
 from tests.campaigns._log import Event, Kind, Log
 from tests.campaigns._recovery import resume_and_save, survey_storage
 from tests.campaigns._states import Replica, digest_of, expected_step
+from tests.campaigns._strike import Strike
 
 import stepseal as ss
 from stepseal import errors
