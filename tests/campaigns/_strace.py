@@ -33,7 +33,15 @@ from tests.campaigns._lives import Life
 from tests.campaigns._log import Log
 from tests.campaigns._recovery import Violation, recover
 from tests.campaigns._sizes import Row, Size, main
-from tests.campaigns._strace_calls import CHANGING, Kinds, OneThread, kinds_of, kinds_seen
+from tests.campaigns._strace_calls import (
+    CHANGING,
+    Kinds,
+    OneThread,
+    kinds_of,
+    kinds_seen,
+    wait_attached,
+    why_not,
+)
 from tests.campaigns._strace_variants import VARIANTS
 
 from stepseal.errors import CheckpointError
@@ -47,7 +55,7 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage
 
-__all__ = ["CALLS", "KILL", "Trial", "differences", "run", "why_not"]
+__all__ = ["CALLS", "KILL", "Trial", "differences", "run"]
 
 _MODULE = "tests.campaigns._strace"
 CALLS = (
@@ -58,7 +66,6 @@ CALLS = (
 KILL = "signal=KILL"
 _ERRORS = ("error=EIO", "error=ENOSPC")
 _HANG_S = 120.0
-_ATTACH_S = 20.0
 _NEVER = 60_000
 """More than a job makes, and less than strace can count."""
 
@@ -74,35 +81,6 @@ _SCALES: dict[Size, _Scale] = {
     "nightly": _Scale(None, (KILL, *_ERRORS)),
     "release": _Scale(None, (KILL, *_ERRORS, "error=EDQUOT", "error=EACCES")),
 }
-
-
-def why_not() -> str:
-    """Return why this machine cannot run the campaign; empty if it can."""
-    if shutil.which("strace") is None:
-        return "strace is not installed"
-    child = subprocess.Popen(["sleep", "60"])
-    try:
-        tried = subprocess.Popen(
-            ["strace", "-qq", "-o", "/dev/null", "-p", str(child.pid)], stderr=subprocess.DEVNULL
-        )
-        if _wait_attached(child.pid, tried):
-            return ""
-        return "strace may not attach to a process here"
-    finally:
-        child.kill()
-        child.wait()
-        tried.wait()
-
-
-def _wait_attached(pid: int, tracer: subprocess.Popen[bytes]) -> bool:
-    """Wait until a process is traced; False if that will not be."""
-    end = time.monotonic() + _ATTACH_S
-    while time.monotonic() < end and tracer.poll() is None:
-        status = Path(f"/proc/{pid}/status").read_text()
-        if "TracerPid:\t0\n" not in status:
-            return True
-        time.sleep(0.002)
-    return False
 
 
 @dataclass
@@ -159,7 +137,7 @@ class Trial:
 
         def attach(pid: int) -> None:
             tracers.append(subprocess.Popen([*command, "-p", str(pid)]))
-            assert _wait_attached(pid, tracers[0]), "strace did not attach"
+            assert wait_attached(pid, tracers[0]), "strace did not attach"
 
         status, answer = _fork(self._job, self.folder, attach)
         tracers[0].wait()
@@ -301,8 +279,6 @@ def _is_caught(name: str, sound: Trial) -> bool:
 
 def run(size: Size) -> Row:
     """Compare the calls, kill at each, and let the broken variants be caught."""
-    if reason := why_not():
-        sys.exit(f"cannot run here: {reason}")
     scale = _SCALES[size]
     started = time.monotonic()
     sound = _warm_up()
@@ -354,4 +330,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main() if {"--call", "--differences"} & {*sys.argv} else main(run))
+    sys.exit(_main() if {"--call", "--differences"} & {*sys.argv} else main(run, why_not))
