@@ -1,6 +1,7 @@
 """Every campaign, one after another: `python -m tests.campaigns --size nightly [NAME ...]`.
 
-Prints what each prints: its row, its notes, its violations with the command that repeats them.
+Prints what each prints: its row, its notes, its violations with the command that repeats them. What
+this machine lacks something for is skipped with the reason, which the last line repeats.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ import argparse
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
+from tests.campaigns import _mounts, _strace_calls
 from tests.campaigns._sizes import Size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CAMPAIGNS = {
     "kill": "_kill_row",
@@ -27,6 +33,11 @@ CAMPAIGNS = {
     "hang": "_hang",
     "soak": "_soak",
 }
+_WHY_NOT: dict[str, Callable[[], str | None]] = {
+    "ext4": partial(_mounts.why_not, "ext4"),
+    "strace": _strace_calls.why_not,
+}
+"""Each says what this machine lacks for a campaign, if anything."""
 _HOUSE = Path(__file__).resolve().parents[2]
 
 
@@ -40,14 +51,20 @@ def main() -> int:
     if unknown:
         parser.error(f"no such campaign: {', '.join(sorted(unknown))}")
     path = os.pathsep.join([str(_HOUSE / "src"), str(_HOUSE)])
-    failed = []
+    failed, skipped = [], []
     for name in asked.names or CAMPAIGNS:
+        reason = _WHY_NOT[name]() if name in _WHY_NOT else None
+        if reason is not None:
+            print(f"== {name}: skipped: {reason}", flush=True)
+            skipped.append(f"{name} ({reason})")
+            continue
         print(f"== {name}", flush=True)
         command = [sys.executable, "-m", f"tests.campaigns.{CAMPAIGNS[name]}", "--size", asked.size]
         done = subprocess.run(command, cwd=_HOUSE, env={**os.environ, "PYTHONPATH": path})
         if done.returncode:
             failed.append(name)
-    print(f"not clean: {', '.join(failed)}" if failed else "all clean")
+    last = f"not clean: {', '.join(failed)}" if failed else "all clean"
+    print(f"{last}; skipped: {', '.join(skipped)}" if skipped else last)
     return 1 if failed else 0
 
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tests.campaigns._errno_strike import KINDS, FaultyCalls, Strike, errno_of
+from tests.campaigns._errno_strike import KINDS, FaultyCalls, errno_of
+from tests.campaigns._errno_told import Call, check_told
 from tests.campaigns._errno_watch import Watch
 from tests.campaigns._lives import Life
 from tests.campaigns._log import Event, Kind, Log
 from tests.campaigns._recovery import resume_and_save, survey_storage
 from tests.campaigns._states import Replica, digest_of, expected_step
+from tests.campaigns._strike import Strike
 
 import stepseal as ss
 from stepseal import errors
+from stepseal.commit import TRASH, pin, read_marker, take_lease
+from stepseal.layout import MANIFEST
 from stepseal.session import Run
-from stepseal.storage import LocalStorage, MemoryStorage
+from stepseal.storage import KeyNotFound, LocalStorage, MemoryStorage, exists
 from stepseal.testing import Fault, FaultyStorage, World
 
 if TYPE_CHECKING:
@@ -29,14 +33,14 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage
 
-__all__ = ["WORKLOADS", "Call", "Trial", "Where"]
+__all__ = ["WORKLOADS", "Trial", "Where"]
 
 Where = Literal["memory", "disk", "calls"]
 """Operations of a storage in memory, or of local storage, or the system calls of the latter."""
 
-_GRACE_S = 5.0
 _NUM_PARTICIPANTS = 2
 _LIFE = 2
+_LEASE_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -47,26 +51,25 @@ class _Workload:
     """Step that the job under test restores; None for the newest, if any."""
     steps: tuple[int, ...]
     """What it saves then, before the fault is lifted; last of all, after that."""
+    keep: int | None = None
+    """How many of the newest steps the job under test keeps; None keeps all."""
+    pinned: int | None = None
+    leased: int | None = None
+    """Two of the earlier steps that stay whatever the rule says."""
+
+    @property
+    def guarded(self) -> set[int]:
+        """Steps that nothing may remove."""
+        return {step for step in (self.pinned, self.leased) if step is not None}
 
 
 WORKLOADS = {
     "fresh": _Workload((), None, (10, 20, 30, 40)),
     "resumed": _Workload((10, 20), None, (30, 40, 50, 60)),
     "superseding": _Workload((10, 20, 30), 10, (20, 30, 40, 50)),
+    # Step 30 stays because the job resumes from it, so that 5 is what the first commit prunes.
+    "pruning": _Workload((5, 10, 20, 30), None, (40, 50, 60, 70), keep=1, pinned=10, leased=20),
 }
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one participant was told by one call."""
-
-    name: str
-    outcome: str
-    """`ok`, or the type of the error with its step."""
-    text: str
-    errno: int | None
-    path: str | None
-    seconds: float
 
 
 class _Events(Log):
@@ -128,6 +131,11 @@ class Trial:
         """Name of the operation that failed first; empty if none did."""
         return self._strike.struck
 
+    @property
+    def performed(self) -> set[str]:
+        """Names of all operations, where none failed."""
+        return self._strike.performed
+
     def told(self) -> list[str]:
         """Return every outcome in words."""
         return [
@@ -149,7 +157,8 @@ class Trial:
 
     def _run(self, storage: Storage) -> list[str]:
         if self._workload.earlier:
-            self._life(1, storage).run(self._prelude, "sync")
+            replace(self._life(1, storage), keep=None).run(self._prelude, "sync")
+            self._guard(storage)
         self._storage = storage
         watch = Watch(self._armed(storage))
         self._job(watch)
@@ -159,12 +168,19 @@ class Trial:
         left = storage
         if isinstance(storage, MemoryStorage):
             left = storage.after_power_loss(_only_renames)
-        found += [f"{v.kind}: {v.text}" for v in survey_storage(left, self._log.events(), set())]
+        found += self._survey(left)
         if not found:
-            again = resume_and_save(self._life(8, storage))
-            again += survey_storage(storage, self._log.events(), set())
-            found += [f"next incarnation: {v.kind}: {v.text}" for v in again]
+            found = [f"{v.kind}: {v.text}" for v in resume_and_save(self._life(8, storage))]
+            found += self._survey(storage) + self._check_pruned(storage)
+            found = [f"next incarnation: {text}" for text in found]
         return found
+
+    def _survey(self, storage: Storage) -> list[str]:
+        found = survey_storage(storage, self._log.events(), set(), self._workload.keep)
+        gone = {s for s in self._workload.guarded if not exists(storage, f"step-{s}/{MANIFEST}")}
+        return [f"{v.kind}: {v.text}" for v in found] + [
+            f"guarded: step {step} is pinned or leased, and gone" for step in sorted(gone)
+        ]
 
     def _armed(self, storage: Storage) -> Storage:
         if self._where == "calls":
@@ -173,7 +189,16 @@ class Trial:
         return FaultyStorage(storage, [Fault(self._strike, self._action, sticky=True)], reads=True)
 
     def _life(self, number: int, storage: Storage) -> Life:
-        return Life(number, Path(), self._log, lambda _: storage, _NUM_PARTICIPANTS)
+        keep = self._workload.keep
+        return Life(number, Path(), self._log, lambda _: storage, _NUM_PARTICIPANTS, keep)
+
+    def _guard(self, storage: Storage) -> None:
+        """Pin one earlier step and lease another."""
+        run_id = read_marker(storage)
+        if self._workload.pinned is not None:
+            pin(storage, self._workload.pinned, run_id)
+        if self._workload.leased is not None:
+            take_lease(storage, self._workload.leased, ttl_s=_LEASE_S, now_s=time.time())
 
     def _prelude(self, player: object) -> None:
         assert hasattr(player, "save")
@@ -191,7 +216,8 @@ class Trial:
 
         def make() -> None:
             seen = self._wrap(watch)
-            worlds.append(World(_NUM_PARTICIPANTS, lambda _: seen, deadlines=deadlines))
+            keep = None if self._workload.keep is None else ss.latest(self._workload.keep)
+            worlds.append(World(_NUM_PARTICIPANTS, lambda _: seen, deadlines=deadlines, keep=keep))
 
         if self._call(0, "world", make) is not None:
             worlds[0].run(self._script, mode="async")
@@ -263,7 +289,7 @@ class Trial:
             error = failure
         seconds = time.monotonic() - started
         if error is None:
-            self._calls[rank].append(Call(name, "ok", "", None, None, seconds))
+            self._calls[rank].append(Call(name, "ok", seconds=seconds))
             return self._calls[rank][-1]
         step = number = path = None
         if isinstance(error, errors.CheckpointError):
@@ -275,39 +301,35 @@ class Trial:
     # -- what must hold --------------------------------------------------------------------------
 
     def _check_calls(self) -> list[str]:
-        found = []
-        everybody = [call for calls in self._calls for call in calls]
-        for call in everybody:
-            if call.seconds > self._deadline_s + _GRACE_S:
-                found.append(f"slow: {call.name} took {call.seconds:.1f} s: {call.outcome}")
-            if call.outcome != "ok" and not hasattr(errors, call.outcome.split()[0]):
-                found += self._untyped(call)
-            if call.name.startswith("again") and call.outcome != "ok":
-                found.append(f"stuck: {call.name}: {call.outcome}: {call.text}")
-        if self._calls[0][0].outcome == "ok":
-            told = [[(c.name, c.outcome) for c in calls] for calls in self._calls]
-            if told[0][1:] != told[1]:
-                found.append(f"differ: {told[0][1:]} and {told[1]}")
-        failed = [call for call in everybody if call.outcome != "ok"]
-        wanted = errno_of(self._action)
-        if failed and self._where == "calls" and wanted == errno.EINTR:
-            found.append(f"interrupted: {failed[0].name}: {failed[0].text}")
-        code = errno.errorcode[wanted]
-        if failed and not any(call.errno == wanted or code in call.text for call in failed[:1]):
-            found.append(f"no errno: expected {code}: {failed[0].outcome}: {failed[0].text}")
-        return found
+        return check_told(
+            self._calls,
+            errno_of(self._action),
+            interruptible=self._where == "calls",
+            deadline_s=self._deadline_s,
+        )
 
     def _check_durable(self, step: int) -> None:
-        """A step that was just acknowledged survives a power loss now."""
-        if isinstance(self._storage, MemoryStorage):
-            left = self._storage.after_power_loss(lambda *_: 0.0)
-            try:
-                left.stat(f"step-{step}/manifest.json")
-            except errors.StorageUnavailable:
-                self._lost.append(f"lost: step {step} was acknowledged before it was durable")
+        """A step that was just acknowledged survives a power loss now, unless a newer one, which
+        does, has taken its place by the rule.
+        """
+        if not isinstance(self._storage, MemoryStorage):
+            return
+        left = self._storage.after_power_loss(lambda *_: 0.0)
+        newer = [number for number in self._workload.steps if number > step]
+        enough = [step] if self._workload.keep is None else [step, *newer]
+        if not any(exists(left, f"step-{number}/{MANIFEST}") for number in enough):
+            self._lost.append(f"lost: step {step} was acknowledged before it was durable")
 
-    def _untyped(self, call: Call) -> list[str]:
-        return [f"untyped: {call.name}: {call.outcome}: {call.text}"]
+    def _check_pruned(self, storage: Storage) -> list[str]:
+        """What a prune could not remove, a later one did."""
+        if self._workload.keep is None:
+            return []
+        steps = Run(storage, "").steps()
+        kept = self._workload.guarded | set(steps[-1 - self._workload.keep :])
+        found = [f"unpruned: step {step}" for step in steps if step not in kept]
+        with suppress(KeyNotFound):
+            found += [f"unpruned: {entry.name} in the trash" for entry in storage.list_dir(TRASH)]
+        return found
 
     def _check_commits(self, storage: Storage, watch: Watch) -> list[str]:
         """Nothing is committed unless somebody was told so, or told that it is not known."""

@@ -1,14 +1,10 @@
-"""Which operation or system call of a job fails, and how; and a kernel that does so on purpose."""
+"""How an operation or system call of a job fails; and a kernel that does so on purpose."""
 
 from __future__ import annotations
 
 import errno
 import os
-import threading
-from collections import Counter
 from typing import TYPE_CHECKING, TypeVar
-
-from tests.campaigns._kill_report import pattern_of
 
 from stepseal.storage._calls import Calls
 from stepseal.testing import Fail, Lose, Tear
@@ -16,9 +12,10 @@ from stepseal.testing import Fail, Lose, Tear
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.campaigns._strike import Strike
     from typing_extensions import Buffer
 
-__all__ = ["KINDS", "FaultyCalls", "Kind", "Strike", "errno_of"]
+__all__ = ["KINDS", "FaultyCalls", "Kind", "errno_of"]
 
 T = TypeVar("T")
 Kind = Fail | Lose | Tear
@@ -42,45 +39,6 @@ def errno_of(kind: Kind) -> int:
         return kind.errno
     assert isinstance(kind.then, Fail)
     return kind.then.errno
-
-
-class Strike:
-    """Decides which operations fail: one, or all from one on, until it is lifted.
-
-    Args:
-        at: index of the operation, or its name with `#` and how often it has come by then.
-        sticky: all later ones fail, too.
-    """
-
-    def __init__(self, at: int | str, *, sticky: bool) -> None:
-        self.struck = ""
-        self._at = at
-        self._sticky = sticky
-        self._index = -1
-        self._seen: Counter[str] = Counter()
-        self._lifted = False
-        self._lock = threading.Lock()
-
-    def __call__(self, operation: str, key: str) -> bool:
-        """Tell whether this operation fails."""
-        with self._lock:
-            if self._lifted:
-                return False
-            self._index += 1
-            if self.struck:
-                return self._sticky
-            pattern = pattern_of(operation, key)
-            self._seen[pattern] += 1
-            name = f"{pattern}#{self._seen[pattern]}"
-            if self._at not in (self._index, name):
-                return False
-            self.struck = name
-            return True
-
-    def lift(self) -> None:
-        """Let everything succeed from now on."""
-        with self._lock:
-            self._lifted = True
 
 
 class FaultyCalls(Calls):

@@ -1,4 +1,4 @@
-"""Broken handling of storage errors, each of which the errno campaign must notice."""
+"""Broken handling of storage errors, each of which the errno campaign must notice, and as what."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+from tests.campaigns._variants import Wrapped, trust_reports
+
 from stepseal import errors
+from stepseal.commit import PINS, InProcessHub
 from stepseal.commit import _actions as actions
+from stepseal.commit._messages import Aborted
 from stepseal.commit._save_round import SaveRound
 from stepseal.errors import StorageUnavailable
 
@@ -17,8 +22,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer, Self
 
-    from stepseal.commit._messages import Cause
-    from stepseal.storage import Storage, WriteHandle
+    from stepseal.commit._messages import Cause, FromCoordinator
+    from stepseal.storage import Entry, Storage, WriteHandle
 
 __all__ = ["VARIANTS", "Variant"]
 
@@ -37,6 +42,9 @@ class Variant:
     patch: Callable[[], None] = lambda: None
     wrap: Callable[[Storage], Storage] = lambda storage: storage
     deadline_s: float = 15.0
+    workload: str = "fresh"
+    caught_as: frozenset[str] = frozenset({"false commit"})
+    """Kinds of violation of which at least one must be reported."""
 
 
 class _Ignoring:
@@ -136,25 +144,72 @@ def _raise_as_is() -> None:
     errors.CheckpointError.__init__ = without_errno  # type: ignore[method-assign]
 
 
+def _tell_one_no_reason() -> None:
+    """Participant 1 is told that a save failed, and neither why nor where."""
+    send = InProcessHub.send
+
+    def send_without_reason(self: InProcessHub, participant: str, message: FromCoordinator) -> None:
+        if isinstance(message, Aborted) and participant == "trainer/1":
+            message = replace(message, message="it failed", failures={}, cause=None)
+        send(self, participant, message)
+
+    InProcessHub.send = send_without_reason  # type: ignore[method-assign]
+
+
+class _Guardless(Wrapped):
+    """A storage in which a folder of pins that could not be listed counts as empty from then on.
+
+    The second look of a prune, which would put the step back, is blind with the first.
+    """
+
+    def __init__(self, inner: Storage) -> None:
+        super().__init__(inner)
+        self._blind = False
+
+    def list_dir(self, key: str) -> tuple[Entry, ...]:
+        if key == PINS and self._blind:
+            return ()
+        try:
+            return self.inner.list_dir(key)
+        except StorageUnavailable:
+            if key != PINS:
+                raise
+            self._blind = True
+            return ()
+
+
 VARIANTS = {
     "none": Variant(),
     "close-ignored": Variant(at=(f"close {_PAYLOAD}",), wrap=_ignoring("close")),
     "sync-ignored": Variant(at=(f"sync {_PAYLOAD}",), wrap=_ignoring("sync")),
     "sync-of-directory-ignored": Variant(at=(f"sync_dir {_STEP}#1",), wrap=_ignoring("sync_dir")),
     "sync-of-root-ignored": Variant(
-        at=("sync_dir #8",), sticky=True, wrap=_ignoring("sync_dir")
+        at=("sync_dir #8",), sticky=True, wrap=_ignoring("sync_dir"), caught_as=frozenset({"lost"})
     ),
     "sync-retried-and-believed": Variant(
-        at=(f"sync {_PAYLOAD}",), wrap=_ignoring("sync", retries=True)
+        at=(f"sync {_PAYLOAD}",), wrap=_ignoring("sync", retries=True),
+        caught_as=frozenset({"retried"}),
     ),
+    # The coordinator's look at the files is taken away: it would refuse the step.
     "full-disk-ignored-in-part": Variant(
-        "ENOSPC", (f"write {_CURSOR}",), wrap=_ignoring("write", "sync")
+        "ENOSPC", (f"write {_CURSOR}",), patch=trust_reports, wrap=_ignoring("write", "sync")
     ),
     "full-disk-ignored-in-manifest": Variant(
-        "torn-write", (f"write {_STEP}/manifest.json#1",), wrap=_ignoring("write", "sync")
+        "torn-write", (f"write {_STEP}/manifest.json#1",), wrap=_ignoring("write", "sync"),
+        caught_as=frozenset({"damaged"}),
     ),
     "failure-not-carried": Variant(
-        at=(f"write {_CURSOR}",), patch=_tell_only_who_failed, deadline_s=2.0
+        at=(f"write {_CURSOR}",), patch=_tell_only_who_failed, deadline_s=2.0,
+        caught_as=frozenset({"differ"}),
     ),
-    "errno-dropped": Variant(at=(f"write {_CURSOR}",), patch=_raise_as_is),
+    "errno-dropped": Variant(
+        at=(f"write {_CURSOR}",), patch=_raise_as_is, caught_as=frozenset({"no errno"})
+    ),
+    "reason-told-to-one": Variant(
+        at=(f"write {_CURSOR}",), patch=_tell_one_no_reason, caught_as=frozenset({"no errno"})
+    ),
+    "unreadable-pins-are-none": Variant(
+        at=tuple(f"list_dir {PINS}#{number}" for number in range(1, 5)),
+        wrap=_Guardless, workload="pruning", caught_as=frozenset({"guarded"}),
+    ),
 }  # fmt: skip

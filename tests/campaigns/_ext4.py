@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING
 
 from tests.campaigns._ext4_check import Found, Task
 from tests.campaigns._ext4_record import Job
-from tests.campaigns._ext4_variants import VARIANTS
+from tests.campaigns._ext4_variants import LYING_DISK, VARIANTS
 from tests.campaigns._mounts import why_not
 from tests.campaigns._sizes import Row, Size, main
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["FILESYSTEMS", "OPTIONS", "run"]
+__all__ = ["FILESYSTEMS", "OPTIONS", "row_of", "run"]
 
 OPTIONS = {
     "ext4": (
@@ -53,16 +53,18 @@ _HOUSE = Path(__file__).resolve().parents[2]
 
 def run(size: Size, filesystem: str = "ext4") -> Row:
     """Record jobs, check images of their disks, and check that broken savers are caught."""
-    if (problem := why_not(filesystem)) is not None:
-        raise RuntimeError(f"power loss on {filesystem} cannot be tried: {problem}")
     started = time.monotonic()
     options = OPTIONS[filesystem]
     broken = list(_broken(filesystem, options[:1] if size == "fast" else options))
     found = _perform([*_sound(size, filesystem), *broken])
+    return row_of(filesystem, found, time.monotonic() - started)
+
+
+def row_of(filesystem: str, found: Sequence[Found], seconds: float) -> Row:
+    """Return what came of the recordings of the real saver, and of those that are broken."""
     sound = [each for each in found if each.variant == "none"]
-    caught = {each.variant for each in found if each.violations} - {"none"}
-    named = {"lying-disk", *VARIANTS} - {"none"}
-    blind = [f"{each.variant} is not seen on {each.name}" for each in found if not each.violations]
+    caught = {each.variant for each in found if each.caught}
+    named = {LYING_DISK, *VARIANTS} - {"none"}
     return Row(
         campaign=f"power loss, {filesystem}",
         unit="images",
@@ -70,11 +72,15 @@ def run(size: Size, filesystem: str = "ext4") -> Row:
         violations=tuple(text for each in sound for text in each.violations),
         caught=tuple(sorted(caught)),
         missed=tuple(sorted(named - caught)),
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         notes=(
             f"{len(sound)} recordings; {sum(each.num_resumed for each in sound)} images were also "
             "restored from and saved to",
-            *(text for text in blind if not text.startswith("none")),
+            *(
+                f"{each.variant} is not seen on {each.name}"
+                for each in found
+                if each.variant != "none" and not each.caught
+            ),
         ),
     )
 
@@ -89,10 +95,10 @@ def _sound(size: Size, filesystem: str) -> Iterator[Task]:
 
 
 def _broken(filesystem: str, all_options: Iterable[str]) -> Iterator[Task]:
-    for options, name in product(all_options, [*VARIANTS, "lying-disk"]):
+    for options, name in product(all_options, [*VARIANTS, LYING_DISK]):
         if name == "none":
             continue
-        lying = name == "lying-disk"
+        lying = name == LYING_DISK
         variant = "none" if lying else name
         job = Job(VARIANTS[variant].workload, filesystem, options, variant)
         yield Task(job, _FOR_A_VARIANT, until_caught=True, lying=lying)
@@ -140,4 +146,5 @@ if __name__ == "__main__":
     parser.add_argument("--filesystem", choices=FILESYSTEMS, default="ext4")
     arguments, rest = parser.parse_known_args()
     sys.argv[1:] = rest
-    sys.exit(main(partial(run, filesystem=arguments.filesystem)))
+    filesystem = arguments.filesystem
+    sys.exit(main(partial(run, filesystem=filesystem), partial(why_not, filesystem)))

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage, WriteHandle
 
-__all__ = ["VARIANTS"]
+__all__ = ["LYING_DISK", "VARIANTS", "caught_as"]
 
+LYING_DISK = "lying-disk"
+"""The real saver, on a disk that answers to a flush before it has carried it out."""
 _CAUGHT_AS = frozenset({"damaged", "values", "lost"})
 
 
@@ -128,3 +130,8 @@ VARIANTS = {
     "acknowledged-before-commit": PROTOCOLS["acknowledged-before-commit"],
     "pruned-before-commit": PROTOCOLS["pruned-before-commit"],
 }
+
+
+def caught_as(name: str) -> frozenset[str]:
+    """Return the kinds of violation of which at least one must be reported."""
+    return _CAUGHT_AS if name == LYING_DISK else VARIANTS[name].caught_as

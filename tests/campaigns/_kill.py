@@ -6,10 +6,10 @@ that is killed, one for the incarnation after it.
     python -m tests.campaigns._kill mixed                   every kill point
     python -m tests.campaigns._kill mixed --kill-index 123  one of them, again
     python -m tests.campaigns._kill superseding --flagless  as on a network file system
-    python -m tests.campaigns._kill mixed --kill-at 'sync_dir .stepseal/staging/step-20.1.*'
+    python -m tests.campaigns._kill mixed --kill-at 'sync_dir .stepseal/staging/step-20.1.*#1'
 
 Which operation has which index varies a little from run to run, because participants are threads;
-`--kill-at` names the operation itself.
+`--kill-at` names the operation itself, and which of its kind it is, from 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import itertools
 import json
 import logging
 import os
-import random
 import shutil
 import signal
 import sys
@@ -35,10 +34,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from tests._flagless import FlaglessCalls
-from tests.campaigns._kill_report import Broken, Options, Report, pattern_of
+from tests.campaigns._kill_report import SWITCH_INTERVALS_S, Broken, Options, Report
 from tests.campaigns._lives import WORKLOADS, Life
 from tests.campaigns._log import Log
 from tests.campaigns._recovery import Violation, recover
+from tests.campaigns._strike import Strike
 from tests.campaigns._variants import VARIANTS
 
 from stepseal.storage import LocalStorage
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from stepseal.storage import Storage
 
 _HANG_S = 90.0
-_SWITCH_INTERVALS_S = (1e-6, 1e-5, 1e-4, 1e-3, 5e-3)
 
 
 class _Trial:
@@ -59,7 +58,7 @@ class _Trial:
     Args:
         folder: empty.
         options: which job.
-        at: index of the operation, or its pattern.
+        at: index of the operation, or its name: pattern, `#`, and how often it has come by then.
     """
 
     def __init__(self, folder: Path, options: Options, at: int | str) -> None:
@@ -93,14 +92,14 @@ class _Trial:
 
     @property
     def struck(self) -> str:
-        """Pattern of the operation before which the job died; empty if it did not."""
+        """Name of the operation before which the job died; empty if it did not."""
         with contextlib.suppress(FileNotFoundError):
             return (self._folder / "struck").read_text()
         return ""
 
     @property
     def performed(self) -> list[str]:
-        """Patterns of all operations, if the job completed."""
+        """Names of all operations, if the job completed."""
         with contextlib.suppress(FileNotFoundError):
             return (self._folder / "performed").read_text().splitlines()
         return []
@@ -117,34 +116,31 @@ class _Trial:
     def _job(self) -> list[Violation]:
         self._disturb()
         self._variant.patch()
-        count = ThreadCount()
+        strike = Strike(self._at)
         action = Tear(0.5, Kill()) if self._options.action == "tear" else Kill()
-        plan = [Fault(self._at if isinstance(self._at, int) else self._fits, action)]
 
-        def note(index: int, operation: str, key: str) -> None:
-            if index == self._at or self._fits(operation, key):
-                (self._folder / "struck").write_text(pattern_of(operation, key))
+        def strikes(operation: str, key: str) -> bool:
+            if not strike(operation, key):
+                return False
+            (self._folder / "struck").write_text(strike.struck)
+            return True
 
         def storage(local: Storage) -> Storage:
-            return FaultyStorage(local, plan, count=count, before=note)
+            return FaultyStorage(local, [Fault(strikes, action)])
 
         self._workload.run(self._life(1 if self._workload.prelude is None else 3, storage))
-        performed = [pattern_of(found.name, found.key) for found in count.operations()]
-        (self._folder / "performed").write_text("\n".join(performed))
+        (self._folder / "performed").write_text("\n".join(sorted(strike.performed)))
         return []
 
     def _recovery(self) -> list[Violation]:
         self._variant.patch()
         return recover(self._life(6, lambda local: local))
 
-    def _fits(self, operation: str, key: str) -> bool:
-        return isinstance(self._at, str) and pattern_of(operation, key) == self._at
-
     def _disturb(self) -> None:
-        """Choose another interleaving of the threads."""
+        """Let the threads take turns as the seed says."""
         if self._options.seed is not None:
-            chance = random.Random(f"{self._options.seed} {self._at}")
-            sys.setswitchinterval(chance.choice(_SWITCH_INTERVALS_S))
+            number = self._options.seed % len(SWITCH_INTERVALS_S)
+            sys.setswitchinterval(SWITCH_INTERVALS_S[number])
 
     def _life(self, number: int, faults: Callable[[Storage], Storage]) -> Life:
         root = self._folder / "root"
@@ -201,7 +197,7 @@ def run_campaign(options: Options) -> Report:
                 again = options.reproduction(at, trial.struck)
                 report.broken.append(Broken(str(at), trial.struck, found.kind, found.text, again))
             report.note(trial.struck, killed=trial.killed, torn=trial.torn)
-            report.performed = trial.performed
+            report.completed(trial.performed)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         report.seconds = time.monotonic() - started

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["Broken", "Options", "Report", "campaign", "pattern_of", "run_program"]
+__all__ = ["SWITCH_INTERVALS_S", "Broken", "Options", "Report", "campaign", "pattern_of",
+           "run_program"]  # fmt: skip
 
 _MODULE = "tests.campaigns._kill"
 _RANDOM_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{16})?|\.[0-9a-f]{8}\.[0-9a-f]{16}")
@@ -28,6 +29,8 @@ def pattern_of(operation: str, key: str) -> str:
     return f"{operation} {_RANDOM_NAME.sub('*', key)}"
 
 
+SWITCH_INTERVALS_S = (1e-6, 1e-5, 1e-4, 1e-3, 5e-3)
+"""How long a thread may run before others get their turn; the seed chooses one."""
 _MOST_RETRIES = 10
 """Runs by name for what no indexed kill struck; another thread may take that turn again."""
 
@@ -43,14 +46,14 @@ class Options:
     kill_index: Sequence[int] = ()
     """Only these; with `kill_at` empty too, all."""
     kill_at: Sequence[str] = ()
-    """The first operation of each pattern."""
+    """Operations by name: pattern, `#`, and how often it has come by then."""
     share: int = 0
     """This process takes the kill points `share`, `share + num_shares`, and so on."""
     num_shares: int = 1
     stop_after: int | None = None
     """Stop when the variant was caught at so many kill points."""
     seed: int | None = None
-    """Choose other interleavings of the threads."""
+    """Let the threads take turns in another way."""
     flagless: bool = False
     """The file system knows no flag of renameat2."""
 
@@ -60,6 +63,7 @@ class Options:
         more = "" if self.variant == "none" else f" --variant {self.variant}"
         more += "" if self.action == "kill" else f" --action {self.action}"
         more += " --flagless" if self.flagless else ""
+        more += "" if self.seed is None else f" --seed {self.seed}"
         return f"python -m {_MODULE} {self.workload}{more} {point}"
 
 
@@ -69,7 +73,7 @@ class Broken:
 
     point: str
     struck: str
-    """Pattern of the operation before which the job died."""
+    """Name of the operation before which the job died."""
     kind: str
     text: str
     reproduction: str
@@ -86,9 +90,10 @@ class Report:
     """The last run completed: there was no further operation."""
     seconds: float = 0.0
     struck: list[str] = field(default_factory=list)
-    """Patterns of the operations before which a job died."""
+    """Names of the operations before which a job died."""
     performed: list[str] = field(default_factory=list)
-    """Patterns of all operations of the run that completed."""
+    """Names of the operations of every run that completed. How often a pattern comes varies a
+    little, because threads take turns differently; the smallest count is what all have."""
     broken: list[Broken] = field(default_factory=list)
 
     def note(self, struck: str, *, killed: bool, torn: bool) -> None:
@@ -97,6 +102,12 @@ class Report:
         self.num_torn += killed and torn
         self.untouched = not killed
         self.struck = sorted({*self.struck, struck} - {""})
+
+    def completed(self, performed: Iterable[str]) -> None:
+        """Take in the operations of a run; none if it did not complete."""
+        names = set(performed)
+        if names:
+            self.performed = sorted(names & set(self.performed or names))
 
     @property
     def missed(self) -> list[str]:
@@ -136,7 +147,7 @@ def _merged(reports: Iterable[Report]) -> Report:
         whole.untouched = whole.untouched and report.untouched
         whole.seconds = max(whole.seconds, report.seconds)
         whole.struck = sorted({*whole.struck, *report.struck})
-        whole.performed = sorted({*whole.performed, *report.performed})
+        whole.completed(report.performed)
         whole.broken += report.broken
     return whole
 
@@ -172,11 +183,10 @@ def campaign(workload: str, *arguments: str) -> Report:
     for _ in range(_MOST_RETRIES):
         if not whole.missed:
             break
-        points = [text for pattern in whole.missed for text in ("--kill-at", pattern)]
+        points = [text for name in whole.missed for text in ("--kill-at", name)]
         more = run_program(workload, *arguments, *points)[0]
         seconds = whole.seconds + more.seconds
-        performed = whole.performed
-        more.untouched = True  # asked of the shares; here a pattern may not come up again
+        more.untouched = True  # asked of the shares; here a name may not come up again
         whole = _merged([whole, more])
-        whole.seconds, whole.performed = seconds, performed
+        whole.seconds = seconds
     return whole

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.campaigns._kill_report import Report
     from tests.campaigns._sizes import Size
 
-__all__ = ["BROKEN", "WORKLOADS", "run", "run_variants"]
+__all__ = ["BROKEN", "WORKLOADS", "run", "run_variants", "violations_of"]
 
 WORKLOADS = tuple(ALL)
 """The first one is the fast campaign."""
@@ -63,12 +63,21 @@ def run(size: Size) -> Row:
         campaign="kill -9 before every mutating storage operation",
         unit="kill points",
         cases=sum(report.num_kills for report in reports.values()),
-        violations=tuple(b.reproduction for r in reports.values() for b in r.broken),
+        violations=tuple(text for name, r in reports.items() for text in violations_of(name, r)),
         caught=tuple(noticed),
         missed=tuple(name for name in BROKEN if name not in noticed),
         seconds=time.monotonic() - started_s,
         notes=tuple(f"{name}: {report.summary()}" for name, report in reports.items()),
     )
+
+
+def violations_of(name: str, report: Report) -> list[str]:
+    """Return what was broken, and what was not tried."""
+    found = [f"{each.reproduction}  # {each.kind}: {each.text}" for each in report.broken]
+    found += [f"{name}: no job died before: {operation}" for operation in report.missed]
+    if not report.untouched:
+        found.append(f"{name}: no run completed, so that there may be further operations")
+    return found
 
 
 if __name__ == "__main__":

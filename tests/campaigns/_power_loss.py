@@ -18,7 +18,7 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from tests.campaigns._log import Event
     from tests.campaigns._recovery import Violation
 
-__all__ = ["Outcome", "Recording", "record", "run", "try_all"]
+__all__ = ["Outcome", "Recording", "load", "record", "run", "store", "try_all"]
 
 _MODULE = "tests.campaigns._power_loss"
 
@@ -220,20 +220,28 @@ def try_all(
 def _reproductions(recording: Recording, outcome: Outcome, num_random: int) -> list[str]:
     if not outcome.violations:
         return []
-    path = _kept(recording)
+    path = store(recording)
     return [
         f"python -m {_MODULE} --recording {path} --image {at} {number} {num_random}  # {v.kind}"
         for at, number, v in outcome.violations
     ]
 
 
-def _kept(recording: Recording) -> Path:
+def store(recording: Recording) -> Path:
     """Store a recording, because threads take turns differently in the next one."""
     with tempfile.NamedTemporaryFile(prefix="power-loss-", suffix=".pickle", delete=False) as file:
-        pickle.dump((recording.operations, recording.told, recording.num_participants), file)
-        if recording.start is not None:
-            pickle.dump(Disk.holding(recording.start), file)
+        start = None if recording.start is None else Disk.holding(recording.start)
+        pickle.dump({**vars(recording), "start": start}, file)
     return Path(file.name)
+
+
+def load(path: Path) -> Recording:
+    """Read a stored recording."""
+    with path.open("rb") as file:
+        found = pickle.load(file)
+    disk = found.pop("start")
+    start = None if disk is None else disk.image(lambda _: True, lambda _: ("written", 1.0)).storage
+    return Recording(**found, start=start)
 
 
 def run(size: Size) -> Row:
@@ -260,7 +268,7 @@ def run(size: Size) -> Row:
     recordings = {name: record(name) for name in {v.workload for v in VARIANTS.values()}}
     for name, variant in VARIANTS.items():
         recording = recordings[variant.workload]
-        broken = Recording(variant.change(recording.operations), recording.start, recording.told)
+        broken = replace(recording, operations=variant.change(recording.operations))
         found = try_all(broken, _VARIANT_IMAGES, stop_at_first=True).violations
         (caught if found else missed).append(name)
     return Row(
@@ -270,13 +278,9 @@ def run(size: Size) -> Row:
 
 
 def _again(path: Path, at: int, number: int, num_random: int) -> int:
-    with path.open("rb") as file:
-        operations, told, num_participants = pickle.load(file)
-        disk = pickle.load(file)
-    start = disk.image(lambda _: True, lambda _: ("written", 1.0)).storage
-    recording = Recording(operations, start, told, num_participants)
+    recording = load(path)
     outcome = try_all(recording, num_random, only=(at, number))
-    print(f"after {operations[at].text}:")
+    print(f"after {recording.operations[at].text}:")
     for *_, violation in outcome.violations:
         print(f"  {violation.kind}: {violation.text}")
     return 1 if outcome.violations else 0

@@ -52,11 +52,20 @@ class Row:
         )
 
 
-def main(run: Callable[[Size], Row]) -> int:
-    """Run one campaign from the command line; return the exit code."""
+def main(run: Callable[[Size], Row], why_not: Callable[[], str | None] = lambda: None) -> int:
+    """Run one campaign from the command line; return the exit code.
+
+    Args:
+        run: the campaign.
+        why_not: says what this machine lacks for it, if anything; that is no failure.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--size", choices=get_args(Size), default="fast")
-    return report(run(parser.parse_args().size))
+    size = parser.parse_args().size
+    if (reason := why_not()) is not None:
+        print(f"skipped: {reason}", flush=True)
+        return 0
+    return report(run(size))
 
 
 def report(row: Row) -> int:

@@ -2,6 +2,7 @@
 
     python -m tests.campaigns._strace --size fast
     python -m tests.campaigns._strace --call renameat2 --at 3
+    python -m tests.campaigns._strace --workload back --differences
 
 strace sees what our own layer does not, if anything writes past it. It counts calls per thread, so
 the job makes all calls of its storage on one thread. A job is forked from a process that has
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +34,15 @@ from tests.campaigns._lives import Life
 from tests.campaigns._log import Log
 from tests.campaigns._recovery import Violation, recover
 from tests.campaigns._sizes import Row, Size, main
-from tests.campaigns._strace_calls import CHANGING, Kinds, OneThread, kinds_of, kinds_seen
+from tests.campaigns._strace_calls import (
+    CHANGING,
+    Kinds,
+    OneThread,
+    kinds_of,
+    kinds_seen,
+    wait_attached,
+    why_not,
+)
 from tests.campaigns._strace_variants import VARIANTS
 
 from stepseal.errors import CheckpointError
@@ -47,7 +56,7 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage
 
-__all__ = ["CALLS", "KILL", "Trial", "differences", "run", "why_not"]
+__all__ = ["CALLS", "KILL", "Trial", "differences", "run"]
 
 _MODULE = "tests.campaigns._strace"
 CALLS = (
@@ -58,51 +67,47 @@ CALLS = (
 KILL = "signal=KILL"
 _ERRORS = ("error=EIO", "error=ENOSPC")
 _HANG_S = 120.0
-_ATTACH_S = 20.0
 _NEVER = 60_000
 """More than a job makes, and less than strace can count."""
 
 
+@dataclass(frozen=True)
+class _Workload:
+    run: Callable[[Player], None]
+    prelude: Callable[[Player], None] | None = None
+    """What an earlier job did, undisturbed."""
+    keep: int | None = None
+    """How many of the newest steps the job keeps; None keeps all."""
+
+
+def _two(player: Player) -> None:
+    player.restore()
+    player.save(10, wait=False)
+    player.save(20)
+
+
+def _back(player: Player) -> None:
+    """Save step 20 in place of the one that is outside the lineage then, and prune it after 30."""
+    player.go_back(10)
+    player.save(20, wait=False)
+    player.save(30)
+
+
+WORKLOADS = {"two": _Workload(_two), "back": _Workload(_back, prelude=_two, keep=1)}
+
+
 class _Scale(NamedTuple):
+    workloads: tuple[str, ...]
     per_call: int | None
     """Kill at so many places of each call; None for all."""
     injections: tuple[str, ...]
 
 
 _SCALES: dict[Size, _Scale] = {
-    "fast": _Scale(7, (KILL,)),
-    "nightly": _Scale(None, (KILL, *_ERRORS)),
-    "release": _Scale(None, (KILL, *_ERRORS, "error=EDQUOT", "error=EACCES")),
+    "fast": _Scale(("two",), 7, (KILL,)),
+    "nightly": _Scale(tuple(WORKLOADS), None, (KILL, *_ERRORS)),
+    "release": _Scale(tuple(WORKLOADS), None, (KILL, *_ERRORS, "error=EDQUOT", "error=EACCES")),
 }
-
-
-def why_not() -> str:
-    """Return why this machine cannot run the campaign; empty if it can."""
-    if shutil.which("strace") is None:
-        return "strace is not installed"
-    child = subprocess.Popen(["sleep", "60"])
-    try:
-        tried = subprocess.Popen(
-            ["strace", "-qq", "-o", "/dev/null", "-p", str(child.pid)], stderr=subprocess.DEVNULL
-        )
-        if _wait_attached(child.pid, tried):
-            return ""
-        return "strace may not attach to a process here"
-    finally:
-        child.kill()
-        child.wait()
-        tried.wait()
-
-
-def _wait_attached(pid: int, tracer: subprocess.Popen[bytes]) -> bool:
-    """Wait until a process is traced; False if that will not be."""
-    end = time.monotonic() + _ATTACH_S
-    while time.monotonic() < end and tracer.poll() is None:
-        status = Path(f"/proc/{pid}/status").read_text()
-        if "TracerPid:\t0\n" not in status:
-            return True
-        time.sleep(0.002)
-    return False
 
 
 @dataclass
@@ -116,6 +121,7 @@ class Trial:
         call: name of the system call.
         at: which one on its thread, from 1.
         variant: broken protocol.
+        workload: name in `WORKLOADS`.
     """
 
     folder: Path
@@ -123,6 +129,7 @@ class Trial:
     call: str = ""
     at: int = 0
     variant: str = "none"
+    workload: str = "two"
     killed: bool = False
     trace: str = ""
     performed: Kinds = field(default_factory=dict)
@@ -130,6 +137,8 @@ class Trial:
 
     def run(self) -> list[Violation]:
         """Run the job, then the incarnation after it."""
+        if WORKLOADS[self.workload].prelude is not None:
+            _fork(self._prelude, self.folder, lambda _: None)
         answer = self._job_under_strace()
         if answer is not None:
             found = [Violation(*each) for each in answer["violations"]]
@@ -159,13 +168,20 @@ class Trial:
 
         def attach(pid: int) -> None:
             tracers.append(subprocess.Popen([*command, "-p", str(pid)]))
-            assert _wait_attached(pid, tracers[0]), "strace did not attach"
+            assert wait_attached(pid, tracers[0]), "strace did not attach"
 
         status, answer = _fork(self._job, self.folder, attach)
         tracers[0].wait()
         self.trace = out.read_text()
         self.killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         return answer
+
+    def _prelude(self) -> dict[str, Any]:
+        prelude = WORKLOADS[self.workload].prelude
+        assert prelude is not None
+        with LocalStorage.create(self.folder / "root") as storage:
+            replace(self._life(1, storage), keep=None).run(prelude, "async")
+        return {}
 
     def _job(self) -> dict[str, Any]:
         variant = VARIANTS[self.variant]
@@ -176,7 +192,7 @@ class Trial:
         violations: list[Violation] = []
         try:
             storage.begin()
-            self._life(1, storage).run(_two, "async")
+            self._life(2, storage).run(WORKLOADS[self.workload].run, "async")
         except CheckpointError as error:
             if not self.inject:
                 violations.append(Violation("workload", str(error)))
@@ -190,13 +206,8 @@ class Trial:
 
     def _life(self, number: int, storage: Storage) -> Life:
         log = Log(self.folder / "log")
-        return Life(number, self.folder / "root", log, lambda _: storage, 1)
-
-
-def _two(player: Player) -> None:
-    player.restore()
-    player.save(10, wait=False)
-    player.save(20)
+        keep = WORKLOADS[self.workload].keep
+        return Life(number, self.folder / "root", log, lambda _: storage, 1, keep)
 
 
 def _fork(
@@ -248,9 +259,9 @@ def _tried(**options: Any) -> tuple[Trial, list[Violation]]:  # noqa: ANN401 - t
         shutil.rmtree(folder)
 
 
-def differences(variant: str = "none") -> list[str]:
+def differences(variant: str = "none", workload: str = "two") -> list[str]:
     """Return where the calls on a root that strace sees differ from those that our layer made."""
-    trial, found = _tried(variant=variant)
+    trial, found = _tried(variant=variant, workload=workload)
     seen = kinds_seen(trial.trace, str(trial.folder / "root"))
     lines = [f"{violation.kind}: {violation.text}" for violation in found]
     for kind in sorted({*seen, *trial.performed}):
@@ -272,18 +283,23 @@ def _places(most: int, per_call: int | None) -> list[int]:
     return sorted({1 + number * (most - 1) // max(1, per_call - 1) for number in range(per_call)})
 
 
-def _warm_up() -> Trial:
-    """Import in this process all that a job imports, and see which calls one makes."""
+def _warm_up() -> None:
+    """Import in this process all that a job imports."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         with LocalStorage.create(path / "root") as storage:
-            Life(1, path / "root", Log(path / "log"), lambda _: storage, 1).run(_two, "async")
-            recover(Life(2, path / "root", Log(path / "log"), lambda _: storage, 1))
+            life = Life(1, path / "root", Log(path / "log"), lambda _: storage, 1)
+            life.run(_two, "async")
+            replace(life, number=2, keep=1).run(_back, "async")
+            recover(replace(life, number=3, keep=1))
     gc.collect()
     gc.freeze()
-    trial, _ = _tried(inject=KILL, call="openat", at=_NEVER)
-    return trial
+
+
+def _sound(workload: str) -> Trial:
+    """Return a job that nothing disturbed, whose trace shows every call that one may be."""
+    return _tried(inject=KILL, call="openat", at=_NEVER, workload=workload)[0]
 
 
 def _is_caught(name: str, sound: Trial) -> bool:
@@ -301,26 +317,29 @@ def _is_caught(name: str, sound: Trial) -> bool:
 
 def run(size: Size) -> Row:
     """Compare the calls, kill at each, and let the broken variants be caught."""
-    if reason := why_not():
-        sys.exit(f"cannot run here: {reason}")
     scale = _SCALES[size]
     started = time.monotonic()
-    sound = _warm_up()
-    violations = [f"python -m {_MODULE} --differences  # {line}" for line in differences()]
+    _warm_up()
+    violations: list[str] = []
     num_cases, notes = 0, []
-    for call, inject in itertools.product(CALLS, scale.injections):
-        most = _most(call, sound.trace)
-        places = _places(most, scale.per_call)
-        struck = 0
-        for at in places:
-            trial, found = _tried(inject=inject, call=call, at=at)
-            struck += trial.struck
-            again = f"python -m {_MODULE} --call {call} --inject {inject} --at {at}"
-            violations += [f"{again}  # {v.kind}: {v.text}" for v in found]
-        num_cases += struck
-        notes.append(f"{call}, {inject}: {struck} struck of {most} in one job")
+    for workload in scale.workloads:
+        again = f"python -m {_MODULE} --workload {workload}"
+        lines = differences(workload=workload)
+        violations += [f"{again} --differences  # {line}" for line in lines]
+        trace = _sound(workload).trace
+        for call, inject in itertools.product(CALLS, scale.injections):
+            most = _most(call, trace)
+            struck = 0
+            for at in _places(most, scale.per_call):
+                trial, found = _tried(inject=inject, call=call, at=at, workload=workload)
+                struck += trial.struck
+                command = f"{again} --call {call} --inject {inject} --at {at}"
+                violations += [f"{command}  # {v.kind}: {v.text}" for v in found]
+            num_cases += struck
+            notes.append(f"{call}, {inject}, {workload}: {struck} struck of {most} in one job")
     seconds = time.monotonic() - started
     names = [name for name in VARIANTS if name != "none"]
+    sound = _sound("two")
     caught = {name: _is_caught(name, sound) for name in names}
     return Row(
         "system calls",
@@ -336,6 +355,7 @@ def run(size: Size) -> Row:
 
 def _main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workload", choices=WORKLOADS, default="two")
     parser.add_argument("--call", choices=CALLS)
     parser.add_argument("--inject", default=KILL)
     parser.add_argument("--at", type=int)
@@ -343,9 +363,11 @@ def _main() -> int:
     options = parser.parse_args()
     _warm_up()
     if options.differences:
-        lines = differences()
+        lines = differences(workload=options.workload)
     else:
-        trial, found = _tried(inject=options.inject, call=options.call, at=options.at)
+        trial, found = _tried(
+            inject=options.inject, call=options.call, at=options.at, workload=options.workload
+        )
         print(f"struck: {trial.struck}, killed: {trial.killed}")
         print("\n".join(trial.trace.splitlines()[-8:]))
         lines = [f"{violation.kind}: {violation.text}" for violation in found]
@@ -354,4 +376,4 @@ def _main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main() if {"--call", "--differences"} & {*sys.argv} else main(run))
+    sys.exit(_main() if {"--call", "--differences"} & {*sys.argv} else main(run, why_not))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
     from stepseal.storage import ReadHandle, Storage, WriteHandle
     from stepseal.testing import Operation
 
-__all__ = ["CHANGING", "Kinds", "OneThread", "kinds_of", "kinds_seen"]
+__all__ = ["CHANGING", "Kinds", "OneThread", "kinds_of", "kinds_seen", "wait_attached", "why_not"]
 
 Kinds = dict[str, int]
 CHANGING = (
@@ -27,6 +31,7 @@ CHANGING = (
     "sendfile", "splice", "sync", "syncfs", "io_uring_setup", "io_uring_enter", "mmap",
 )  # fmt: skip
 """Every call that can change a file system, or what hides such a call."""
+_ATTACH_S = 20.0
 _KIND = {
     "make_dir": "mkdirat",
     "create_file": "openat to create",
@@ -116,3 +121,32 @@ def _there(pool: ThreadPoolExecutor, call: Callable[..., Any]) -> Callable[..., 
         return _Handle(pool, found) if hasattr(found, "__enter__") else found
 
     return run
+
+
+def why_not() -> str | None:
+    """Return why this machine cannot trace a job, or None if it can."""
+    if shutil.which("strace") is None:
+        return "strace is not installed"
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        tried = subprocess.Popen(
+            ["strace", "-qq", "-o", "/dev/null", "-p", str(child.pid)], stderr=subprocess.DEVNULL
+        )
+        if wait_attached(child.pid, tried):
+            return None
+        return "strace may not attach to a process here"
+    finally:
+        child.kill()
+        child.wait()
+        tried.wait()
+
+
+def wait_attached(pid: int, tracer: subprocess.Popen[bytes]) -> bool:
+    """Wait until a process is traced; False if that will not be."""
+    end = time.monotonic() + _ATTACH_S
+    while time.monotonic() < end and tracer.poll() is None:
+        status = Path(f"/proc/{pid}/status").read_text()
+        if "TracerPid:\t0\n" not in status:
+            return True
+        time.sleep(0.002)
+    return False

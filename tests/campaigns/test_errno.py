@@ -4,12 +4,16 @@ nothing is committed that is not whole, and the job goes on once the storage is 
 
 from __future__ import annotations
 
+import errno
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.campaigns import _errno
 from tests.campaigns._apart import run_apart
-from tests.campaigns._errno_job import Trial
+from tests.campaigns._errno_job import WORKLOADS, Trial
 from tests.campaigns._errno_strike import KINDS
+from tests.campaigns._errno_told import Call, check_told
 
 from stepseal.storage import LocalStorage, create_durable, read_bytes
 from stepseal.storage._calls import Calls
@@ -37,8 +41,64 @@ def test_every_kind_of_error_at_some_operations(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.nightly
-def test_every_kind_of_error_at_every_operation(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_of_error_at_every_operation_of_two_workloads(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     check(run_apart("tests.campaigns._errno", "nightly"), capsys)
+
+
+def test_the_sizes_strike_what_they_say() -> None:
+    strides = {size: scale.strides for size, scale in _errno._SCALES.items()}
+    on_disk = {size: scale.stride_on_disk for size, scale in _errno._SCALES.items()}
+    nightly, release = strides["nightly"], strides["release"]
+    assert nightly == {"fresh": 1, "pruning": 1, "resumed": 7, "superseding": 7}
+    assert release == dict.fromkeys(WORKLOADS, 1)
+    assert (on_disk["nightly"], on_disk["release"]) == (31, 3)
+
+
+def test_the_fast_size_begins_all_over_the_stride() -> None:
+    stride = _errno._SCALES["fast"].stride_on_disk
+    starts = [s.start for s in _errno._shares(_errno._SCALES["fast"]) if s.where == "disk"]
+    assert min(sum(start * 4 // stride == n for start in starts) for n in range(4)) >= 10
+
+
+def test_what_no_index_hit_is_struck_by_name() -> None:
+    walks = [s for s in _errno._shares(_errno._SCALES["nightly"]) if s.workload == "fresh"]
+    walk = [s for s in walks if (s.kind, s.sticky, s.where) == ("EIO", False, "memory")]
+    performed = _errno._performed("fresh")
+    missed = "sync_dir #3"
+    assert missed in performed
+    reports = [_errno._Report(struck=performed - {missed}) for _ in walk]
+    (left,) = _errno._left_over(walk, reports)
+    assert (left.at, left.workload, left.kind) == ((missed,), "fresh", "EIO")
+
+
+TOLD = Call("wait 10", "ParticipantFailed of step 10", "no space [ENOSPC]", errno.ENOSPC, "a")
+
+
+def judged(*told: Call, kind: int = errno.ENOSPC, interruptible: bool = False) -> set[str]:
+    calls = [[Call("world", "ok"), told[0]], *([call] for call in told[1:])]
+    found = check_told(calls, kind, interruptible=interruptible, deadline_s=1.0)
+    return {text.partition(":")[0] for text in found}
+
+
+def test_each_participant_is_told_the_same_reason() -> None:
+    assert judged(TOLD, TOLD) == set()
+    assert judged(TOLD, replace(TOLD, path="b")) == {"differ"}
+    assert judged(TOLD, replace(TOLD, errno=errno.EIO)) == {"differ"}
+    assert judged(TOLD, replace(TOLD, outcome="CommitTimeout of step 10")) == {"differ"}
+    nothing = replace(TOLD, text="it failed", errno=None, path=None)
+    assert judged(TOLD, nothing) == {"differ", "no errno"}
+    assert judged(nothing, nothing) == {"no errno"}
+
+
+def test_calls_end_in_time_with_a_typed_error_and_without_an_interruption() -> None:
+    assert judged(replace(TOLD, seconds=9.0), TOLD) == {"slow"}
+    untyped = replace(TOLD, outcome="KeyError of step None")
+    assert judged(untyped, untyped) == {"untyped"}
+    again = replace(TOLD, name="again wait 40")
+    assert judged(again, again) == {"stuck"}
+    assert judged(TOLD, TOLD, kind=errno.EINTR, interruptible=True) == {"interrupted"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

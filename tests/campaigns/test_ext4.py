@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.campaigns._ext4 import run
-from tests.campaigns._ext4_check import Task
+from tests.campaigns._ext4 import row_of, run
+from tests.campaigns._ext4_check import Found, Task
 from tests.campaigns._ext4_record import Job
+from tests.campaigns._ext4_variants import VARIANTS
 from tests.campaigns._mounts import why_not
 
 if TYPE_CHECKING:
@@ -22,12 +23,21 @@ if TYPE_CHECKING:
 
 _HOUSE = Path(__file__).resolve().parents[2]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(why_not("ext4") is not None, reason=f"power loss: {why_not('ext4')}"),
-]
+pytestmark = pytest.mark.slow
+needs_mounts = pytest.mark.skipif(
+    why_not("ext4") is not None, reason=f"power loss: {why_not('ext4')}"
+)
 
 
+def test_a_variant_is_caught_as_what_it_breaks_only() -> None:
+    names = ["lying-disk", *(name for name in VARIANTS if name != "none")]
+    crashed = [Found("mixed", name, 1, 0, ["workload: TypeError: ..."]) for name in names]
+    assert set(row_of("ext4", crashed, 1.0).missed) == set(names)
+    lost = [Found("mixed", name, 1, 0, ["lost: step 10 is gone"]) for name in names]
+    assert set(row_of("ext4", lost, 1.0).caught) == set(names)
+
+
+@needs_mounts
 @pytest.mark.timeout(300)
 def test_power_loss_on_ext4(capsys: pytest.CaptureFixture[str]) -> None:
     row = run("fast")
@@ -48,6 +58,7 @@ def test_power_loss_on_more_images(filesystem: str, capsys: pytest.CaptureFixtur
     assert row.good, row
 
 
+@needs_mounts
 def test_a_killed_campaign_leaves_no_mount_and_no_device() -> None:
     command = [sys.executable, "-m", "tests.campaigns._ext4_check"]
     path = os.pathsep.join([str(_HOUSE / "src"), str(_HOUSE)])

@@ -9,17 +9,24 @@ protocols.
 from __future__ import annotations
 
 import pytest
-from tests.campaigns._kill_report import Report, campaign, run_program
-from tests.campaigns._kill_row import BROKEN, WORKLOADS, run_variants
+from tests.campaigns._kill_report import (
+    SWITCH_INTERVALS_S,
+    Broken,
+    Options,
+    Report,
+    campaign,
+    run_program,
+)
+from tests.campaigns._kill_row import BROKEN, WORKLOADS, run_variants, violations_of
 from tests.campaigns._variants import VARIANTS
 
 VERBS = {
     "make_dir", "create_file", "write", "sync", "close", "sync_dir", "link", "rename", "remove_file"
 }  # fmt: skip
 TWO_MOVES = [
-    "rename step-20 -> .stepseal/superseded/step-20.2.*",
-    "sync_dir .stepseal/superseded",
-    "rename .stepseal/staging/step-20.2.* -> step-20",
+    "rename step-20 -> .stepseal/superseded/step-20.2.*#1",
+    "sync_dir .stepseal/superseded#1",
+    "rename .stepseal/staging/step-20.2.* -> step-20#1",
 ]
 """What a superseding is without the flags of renameat2."""
 
@@ -39,6 +46,37 @@ def test_killed_before_every_operation(capsys: pytest.CaptureFixture[str]) -> No
     report = campaign("mixed")
     check("mixed", report, capsys)
     assert {pattern.split()[0] for pattern in report.struck} >= VERBS
+
+
+def test_what_was_not_tried_is_a_violation_of_its_row() -> None:
+    report = Report(num_kills=1, struck=["make_dir x#1"], performed=["make_dir x#1", "sync_dir #2"])
+    assert violations_of("mixed", report) == [
+        "mixed: no job died before: sync_dir #2",
+        "mixed: no run completed, so that there may be further operations",
+    ]
+    broken = Broken("3", "sync_dir #2", "lost", "step 10 is gone", "python ...")
+    whole = Report(num_kills=1, untouched=True, broken=[broken])
+    assert violations_of("mixed", whole) == ["python ...  # lost: step 10 is gone"]
+
+
+def test_only_what_every_run_performed_must_be_struck() -> None:
+    report = Report(struck=["sync_dir #1"])
+    for names in (["sync_dir #1", "sync_dir #2"], [], ["sync_dir #1", "sync_dir #2", "close x#1"]):
+        report.completed(names)
+    assert report.missed == ["sync_dir #2"]
+
+
+def test_a_reproduction_names_the_operation_and_the_seed() -> None:
+    command = Options("mixed", seed=3, flagless=True).reproduction(7, "sync_dir #2")
+    assert command == (
+        "python -m tests.campaigns._kill mixed --flagless --seed 3 --kill-at 'sync_dir #2'"
+    )
+
+
+def test_the_second_of_two_operations_of_one_pattern_is_struck() -> None:
+    reports = [run_program("alone", "--kill-at", f"sync_dir #{number}")[0] for number in (1, 8)]
+    assert [report.struck for report in reports] == [["sync_dir #1"], ["sync_dir #8"]]
+    assert [report.num_torn for report in reports] == [0, 1]
 
 
 def test_killed_between_the_two_moves_of_a_superseding(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +118,7 @@ def test_killed_without_rename_flags(workload: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(len(SWITCH_INTERVALS_S)))
 def test_killed_under_other_interleavings(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     report = campaign("mixed", "--seed", str(seed))
     check(f"mixed, seed {seed}", report, capsys)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.campaigns import _strace
 from tests.campaigns._apart import run_apart
+from tests.campaigns._strace_calls import why_not
 
 if TYPE_CHECKING:
     from tests.campaigns._sizes import Row
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(14400)]
 
 @pytest.fixture(autouse=True)
 def needs_strace() -> None:
-    if reason := _strace.why_not():
+    if (reason := why_not()) is not None:
         pytest.skip(reason)
 
 
