@@ -278,6 +278,57 @@ def test_latest_that_cannot_be_moved_does_not_fail_the_save(
     assert "after the commit" in caplog.text
 
 
+class Full(FaultyStorage):
+    """Has no room for any file while a folder of an older start is staged."""
+
+    def __init__(self, inner: Storage, own: str = "no other") -> None:
+        super().__init__(inner, [Fault(self._strikes, Fail(errno.ENOSPC), sticky=True)])
+        self.own = own
+
+    def _strikes(self, verb: str, _key: str) -> bool:
+        return verb == "create_file" and any(
+            entry.name.split(".")[1] != self.own for entry in self.list_dir(STAGING)
+        )
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_start_makes_room_where_a_killed_save_left_none(storage: Storage, fresh: bool) -> None:
+    killed = Life(storage)
+    killed.save(10)
+    killed.begin(20)
+    life = Life(Full(storage))
+    life.num = killed.num
+    parent = None
+    if not fresh:
+        selected = life.select()
+        assert isinstance(selected, actions.Selected)
+        parent = selected.lineage
+        assert leased(storage) == [10]
+        killed.begin(30)  # and filled again before the claim
+    assert life.claim(parent) == actions.Claimed(1, 2)
+    assert storage.list_dir(STAGING) == ()
+
+
+def test_first_save_makes_room_where_another_first_save_left_none(storage: Storage) -> None:
+    Life(storage).begin(10)
+    life = Life(Full(storage, own="2"))
+    life.num = 1
+    assert isinstance(life.save(10), actions.Published)
+
+
+def test_save_of_an_older_start_that_still_runs_is_aborted_for_room(storage: Storage) -> None:
+    old = Life(storage)
+    old.save(10)
+    staged = old.begin(20)
+    assert isinstance(staged, actions.Staged)
+    assert isinstance(old.publish(20, staged), actions.Published)
+    staged = old.begin(30)
+    assert isinstance(Life(Full(storage)).select(), actions.Selected)
+    with pytest.raises(errors.StorageUnavailable):
+        old.publish(30, staged)  # no participant can write its part
+    assert [entry.step for entry in list_steps(storage)] == [10, 20]
+
+
 def test_discard_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     plan = [Fault(lambda verb, _: verb == "remove_file", Fail(errno.EIO), sticky=True)]
     inner = MemoryStorage()

@@ -24,6 +24,7 @@ from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
 from stepseal.commit._resume import Selection, highest_incarnation, put_back_pruned, select
+from stepseal.commit._room import with_room
 from stepseal.commit._roots import initialise_root
 from stepseal.errors import CheckpointError, InternalError, NotRestored, StorageUnavailable
 from stepseal.layout import LATEST, Lineage, step_name
@@ -173,7 +174,10 @@ class Performer:
                 "restore(fresh=True) to start anew beside them.",
                 step=newest.step,
             )
-        return claim(self._storage, None)
+        return self._claim_next(None)
+
+    def _claim_next(self, parent: Lineage | None, above: int = 0) -> int:
+        return with_room(self._storage, lambda: claim(self._storage, parent, above=above))
 
     def _publish(self, action: actions.Publish) -> actions.Published:
         life = self._life
@@ -220,8 +224,8 @@ class Performer:
             )
             if found.entry is None or found.entry.manifest is None:
                 return found
-            self._life.lease = take_lease(
-                self._storage, found.entry.step, ttl_s=self._lease_s, now_s=time.time()
+            self._life.lease = with_room(
+                self._storage, functools.partial(self._take_lease, found.entry.step)
             )
             if attempt_at(self._storage, found.entry.name) == found.entry.manifest.attempt:
                 return found
@@ -231,11 +235,14 @@ class Performer:
             "leased. Is another job or `stepseal prune` at work on this root? Stop it."
         )
 
+    def _take_lease(self, step: int) -> Lease:
+        return take_lease(self._storage, step, ttl_s=self._lease_s, now_s=time.time())
+
     def _claim(self, action: actions.Claim) -> actions.Claimed:
         if action.parent is not None:
             self._require_standing(action.parent)
         above = highest_incarnation(self._storage, self._life.run_id, action.parent)
-        self._life.number = claim(self._storage, action.parent, above=above)
+        self._life.number = self._claim_next(action.parent, above)
         self._life.head = action.parent
         self.close()  # as the parent of a claim it is protected without a lease
         return actions.Claimed(action.call, self._life.number)
