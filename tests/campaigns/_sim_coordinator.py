@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tests.campaigns._sim_disk import Disk
 from tests.campaigns._sim_parts import Finisher
@@ -13,7 +13,7 @@ from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
 from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._draft import JobFacts
-from stepseal.commit._performer import Performer
+from stepseal.commit._performer import Performer, discard_aborted
 from stepseal.errors import CheckpointError
 from stepseal.retention import Housekeeper
 
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
     from stepseal.retention import Retention
 
-    StorageWork = (
-        actions.BeginStaging | actions.Publish | actions.Select | actions.Claim | actions.Discard
-    )
+    StorageWork = actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
 
 __all__ = ["Head"]
 
@@ -84,7 +82,7 @@ class Head:
         self.told: dict[int, set[str]] = {}
         self._todo: list[StorageWork] = []
         self._working = False
-        self._num_chores = 0
+        self._chores: list[actions.Discard | Literal["sweep and prune"]] = []
         self._keeping = False
         self._closing = False
         self._timer = float("inf")
@@ -129,12 +127,15 @@ class Head:
                 continue
             if isinstance(action, actions.BeginStaging):
                 self.attempts[action.call] = action.attempt
-            self._todo.append(action)
+            if isinstance(action, actions.Discard):
+                self._add_chore(action)
+            else:
+                self._todo.append(action)
         if self._todo and not self._working:
             self._working = True
             self.world.spawn(self.node, self._work)
         self._set_timer()
-        idle = not (self._working or self._keeping or self._num_chores or self.protocol.busy)
+        idle = not (self._working or self._keeping or self._chores or self.protocol.busy)
         if self.protocol.everybody_left and idle and not self._closing:
             self._closing = True
             self.world.spawn(self.node, self._close)
@@ -159,9 +160,6 @@ class Head:
 
     def _do(self, action: StorageWork) -> None:
         assert self.performer is not None
-        if isinstance(action, actions.Discard):
-            self.performer.discard(action)
-            return
         if isinstance(action, actions.Publish):
             deadline = _VirtualDeadline(action.deadline)
             deadline.world = self.world
@@ -185,20 +183,27 @@ class Head:
         if isinstance(event, actions.Published):
             self.performer.after_commit()
         if isinstance(event, (actions.Published, actions.Claimed)):
-            self._num_chores += 1
-            self.world.at(0.0, self._keep_house, self.node)
+            self._add_chore("sweep and prune")
+
+    def _add_chore(self, chore: actions.Discard | Literal["sweep and prune"]) -> None:
+        self._chores.append(chore)
+        self.world.at(0.0, self._keep_house, self.node)
 
     def _keep_house(self) -> None:
-        """Let the thread that sweeps and prunes begin, unless it is at work."""
-        if self._num_chores and not self._keeping:
+        """Let the thread that deletes begin, unless it is at work."""
+        if self._chores and not self._keeping:
             self._keeping = True
             self.world.spawn(self.node, self._do_chores)
 
     def _do_chores(self) -> None:
         assert self.performer is not None
-        while self._num_chores:
-            self._num_chores = 0
-            self.performer.housekeep()
+        while self._chores:
+            chores, self._chores = self._chores, []
+            for chore in chores:
+                if isinstance(chore, actions.Discard):
+                    discard_aborted(self.keeper_disk, chore)
+            if "sweep and prune" in chores:
+                self.performer.housekeep()
         self._keeping = False
         self.world.at(0.0, lambda: self._perform([]), self.node)
 

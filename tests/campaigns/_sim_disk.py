@@ -54,6 +54,8 @@ class Disk:
         """When its last storage verb was done."""
         self.last_verb_before = 0.0
         """When the verb before that was done."""
+        self.had_no_room = False
+        """It was full once: who is about to claim may then sweep what others staged."""
         self.saw_claims_at = 0
         """Number of the verb by which it last listed the claims."""
 
@@ -123,6 +125,7 @@ class Disk:
             number = world.random.choice(_ERRNOS)
             if number == errno.ETIMEDOUT and verb in ("rename", "exchange"):
                 self._carry_out_late(verb, key, run, target)
+            self.had_no_room = self.had_no_room or number == errno.ENOSPC
             world.note(self.node.name, verb, key, target, "is refused:", errno.errorcode[number])
             raise _refusal(verb, key, number)
         self._carry_out(verb, key, run, target)

@@ -146,7 +146,8 @@ class Oracle:
         attempt, incarnation = staged[3], int(staged[2])
         own = node.incarnation == incarnation
         dead = attempt in self.aborted or attempt in self.publishing
-        allowed = node.incarnation > incarnation or (own and dead)
+        supersedes = disk.had_no_room and incarnation <= max(self.claims, default=0)
+        allowed = node.incarnation > incarnation or (own and dead) or supersedes
         self.require("live staging stays", allowed, node.name, node.incarnation, "removes", key)
 
     def after_change(self, disk: Disk, verb: str, key: str, target: str) -> None:

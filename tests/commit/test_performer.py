@@ -20,7 +20,7 @@ from stepseal.commit import LEASES, TRASH, list_steps, read_leases, read_marker,
 from stepseal.commit import _actions as actions
 from stepseal.commit._claims import INCARNATIONS, in_lineage, lineage_limits, read_claims
 from stepseal.commit._draft import JobFacts
-from stepseal.commit._performer import Performer
+from stepseal.commit._performer import Performer, discard_aborted
 from stepseal.commit._publish import PublishUnconfirmed
 from stepseal.commit._roots import STAGING
 from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
@@ -335,8 +335,7 @@ def test_discard_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     life = Life(FaultyStorage(inner))
     staged = life.begin(10)
     assert isinstance(staged, actions.Staged)
-    life = Life(FaultyStorage(inner, plan))
-    life.performer.discard(actions.Discard(staged.staging))
+    discard_aborted(FaultyStorage(inner, plan), actions.Discard(staged.staging))
     assert "next sweep" in caplog.text
     assert list_steps(inner) == ()
 

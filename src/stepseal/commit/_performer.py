@@ -1,8 +1,8 @@
 """What the coordinator's protocol asks for, done on storage.
 
 Invariants: whatever goes wrong becomes an event, so that every participant hears of it; removing
-leftovers and moving `latest` never fail a save. Runs on one thread, but for `housekeep`, which may
-take long and has one of its own.
+leftovers and moving `latest` never fail a save. Runs on one thread, but for `housekeep` and
+`discard_aborted`, which delete: that may take long, and has a thread of its own.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     """Run id, incarnation, whether it has committed: what is done after a claim and after each
     commit; raises nothing."""
 
-__all__ = ["Performer"]
+__all__ = ["Performer", "discard_aborted"]
 
 _log = logging.getLogger("stepseal")
 _SELECTIONS = 8
@@ -118,15 +118,6 @@ class Performer:
             if isinstance(action, actions.Publish):  # where it stopped is not known
                 return actions.PublishUnknown(action.call, cause)
             return actions.IoFailed(action.call, cause)
-
-    def discard(self, action: actions.Discard) -> None:
-        """Remove the folder of an aborted attempt; a failure is only logged."""
-        try:
-            discard(self._storage, action.staging)
-        except (CheckpointError, OSError) as error:
-            _log.warning(
-                "stepseal: leftovers of an aborted save stay for the next sweep: %s", error
-            )
 
     def after_commit(self) -> None:
         """Move `latest`; a failure is only logged."""
@@ -257,3 +248,11 @@ class Performer:
                 step=parent.step,
                 path=entry.name,
             )
+
+
+def discard_aborted(storage: Storage, action: actions.Discard) -> None:
+    """Remove the folder of an aborted attempt, beside everything else; a failure is only logged."""
+    try:
+        discard(storage, action.staging)
+    except (CheckpointError, OSError) as error:
+        _log.warning("stepseal: leftovers of an aborted save stay for the next sweep: %s", error)
