@@ -70,6 +70,8 @@ class Head:
         self.disk = Disk(world, node, oracle)
         self.keeper_disk = Disk(world, node, oracle)
         self.retention = retention
+        if retention is not None:
+            oracle.keeping.graces[node] = retention.superseded_grace_s
         self.protocol = Coordinator(participants, DEADLINES, new_attempt)
         self.performer: Performer | None = None
         self.lines: Mapping[str, Line] = {}
@@ -92,9 +94,7 @@ class Head:
 
         def build() -> None:
             try:
-                keeper = Housekeeper(
-                    self.keeper_disk, self.retention, Finisher(), lambda: self.world.clock()
-                )
+                keeper = Housekeeper(self.keeper_disk, self.retention, Finisher(), self.world.clock)
                 self.performer = Performer(
                     self.disk,
                     self.participants,
@@ -102,6 +102,7 @@ class Head:
                     facts=JobFacts(),
                     lease_s=LEASE_S,
                     housekeep=keeper,
+                    clock=self.world.clock,
                 )
             except CheckpointError:
                 self.world.kill(self.node)  # the job does not start
@@ -168,6 +169,8 @@ class Head:
         judge = self._watch_select(action) if isinstance(action, actions.Select) else None
         if isinstance(action, actions.Claim):
             self.oracle.keeping.before_claim(self.node, action.parent)
+        elif isinstance(action, actions.BeginStaging) and not self.node.incarnation:
+            self.oracle.keeping.before_claim(self.node, None)
         event = self.performer.perform(action)
         if isinstance(event, actions.Selected):
             self.oracle.keeping.hold(self.node, event.attempt, LEASE_S)

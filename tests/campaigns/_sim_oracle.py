@@ -22,6 +22,7 @@ from stepseal.layout import (
     MANIFEST,
     parse_step_name,
     step_name,
+    unix_time,
 )
 
 if TYPE_CHECKING:
@@ -192,6 +193,7 @@ class Oracle:
         held = self.places.setdefault((incarnation, step), attempt)
         self.require("one manifest per incarnation and step", held == attempt, held, attempt)
         self.commits[attempt] = Commit(attempt, step, incarnation, len(found.parts))
+        self.keeping.see_lineage(unix_time(found.created_at) - self.world.clock() + self.world.now)
 
     def _undone(self, incarnation: int, found: Manifest) -> None:
         """Take what its own coordinator exchanged back, before anybody was told of it."""
@@ -314,6 +316,7 @@ class Oracle:
     def after_power_loss(self) -> None:
         """Take what the disk shows now, and judge what had to survive."""
         self.read_claims()
+        self.keeping.see_lineage(0.0)  # claims of which nobody heard may be gone
         lost = {number for number in self.heard if number not in self.claims}
         self.require("claims stay", not lost, "after power loss", lost)
         standing = set()

@@ -51,6 +51,7 @@ _ROTTEN = Faults(rot=1.0, fail=0.05)
 _OVERLAPPING = Faults(switch=0.3, slow=0.3, second=1.0, crash=0.1, pause=0.3, power=0.0)
 _SLOW = Faults(switch=0.3, slow=0.3, loss=0.0, crash=1.0, pause=0.0, power=0.0)
 _BUSY = Faults(switch=0.3, slow=0.1, readers=1.0, loss=0.0, fail=0.0, crash=0.0, pause=0.0, rot=0.0)
+_BACKWARDS = Faults(back=1.0, loss=0.0, fail=0.0, crash=0.1, pause=0.1, power=0.0)
 _REPEATING = Faults(repeat=0.5, fail=0.1)
 
 
@@ -360,4 +361,6 @@ VARIANTS = {
     "leases-ignored": Variant(keeping.no_leases, _BUSY),
     "pins-ignored": Variant(keeping.no_pins, _BUSY),
     "pruned-in-place": Variant(keeping.prune_in_place),
+    "grace-ignored": Variant(keeping.no_grace, _BACKWARDS),
+    "grace-from-the-save": Variant(keeping.grace_from_save, _BACKWARDS),
 }

@@ -59,6 +59,9 @@ class Faults:
     """Per life: a byte of a step flips."""
     readers: float = 0.3
     """Per life: somebody reads steps, and half as often somebody pins one."""
+    back: float = 0.4
+    """Per seed without rot: lives save more, and later ones restore an older step on purpose, which
+    leaves the newer ones outside the lineage."""
     reorder: float = 0.1
     """Per life: lines do not keep the order of the messages of saves."""
 

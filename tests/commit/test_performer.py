@@ -23,10 +23,13 @@ from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer, discard_aborted
 from stepseal.commit._publish import PublishUnconfirmed
 from stepseal.commit._roots import STAGING
+from stepseal.layout import unix_time
 from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stepseal.layout import Lineage
     from stepseal.storage import Storage, WriteHandle
 
@@ -34,11 +37,11 @@ if TYPE_CHECKING:
 class Life:
     """One incarnation: performs whole saves as the protocol would ask for them."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
         self.storage = storage
         self.finisher = FakeFinisher()
         facts = JobFacts({"stepseal": "0"}, {"world_size": 2})
-        self.performer = Performer(storage, TWO, finisher=self.finisher, facts=facts)
+        self.performer = Performer(storage, TWO, finisher=self.finisher, facts=facts, clock=clock)
         self.num = 0
 
     def begin(self, step: int) -> actions.DriverEvent:
@@ -116,6 +119,22 @@ def test_manifest_holds_the_facts_of_the_job(storage: Storage) -> None:
     assert manifest.participants == TWO
     assert manifest.durability == storage.sync_support().durability
     assert [c.name for c in manifest.components] == ["model"]
+
+
+def test_times_on_disk_are_those_of_its_clock(storage: Storage) -> None:
+    now_s = 1.8e9
+    Life(storage, lambda: now_s).save(10)
+    life = Life(storage, lambda: now_s)
+    now_s += 500
+    selected = life.select()
+    assert isinstance(selected, actions.Selected)
+    assert read_leases(storage, now_s) == {10: now_s + 3600 + 1}
+    life.claim(selected.lineage)
+    life.num = 1
+    life.save(20)
+    created = [entry.manifest.created_at for entry in list_steps(storage) if entry.manifest]
+    claimed = [record.claimed_at_s for record in read_claims(storage)]
+    assert [unix_time(text) for text in created] == claimed == [1.8e9, now_s]
 
 
 @pytest.mark.parametrize("what", ["good", "damaged", "other run"])

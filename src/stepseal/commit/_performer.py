@@ -18,7 +18,7 @@ from stepseal.commit import _causes as causes
 from stepseal.commit._attempts import attempt_at, begin, discard
 from stepseal.commit._catalog import list_steps, read_step
 from stepseal.commit._claims import check_current, claim
-from stepseal.commit._draft import JobFacts, draft_manifest
+from stepseal.commit._draft import JobFacts, Origin, draft_manifest
 from stepseal.commit._durability import durability_of
 from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
@@ -67,6 +67,7 @@ class Performer:
         facts: what goes into each manifest.
         lease_s: longest time from the selection of a candidate to the claim.
         housekeep: sweeps and prunes.
+        clock: Unix time, for claims, leases and manifests.
 
     Raises:
         IncompatibleFormat: the root was made by a newer format version.
@@ -83,6 +84,7 @@ class Performer:
         facts: JobFacts,
         lease_s: float = 3600.0,
         housekeep: Housekeep | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._storage = storage
         self._participants = participants
@@ -90,6 +92,7 @@ class Performer:
         self._facts = facts
         self._lease_s = lease_s
         self._housekeep = housekeep
+        self._clock = clock
         self._life = _Incarnation(initialise_root(storage))
         self._durability = durability_of(storage)
 
@@ -168,20 +171,16 @@ class Performer:
         return self._claim_next(None)
 
     def _claim_next(self, parent: Lineage | None, above: int = 0) -> int:
-        return with_room(self._storage, lambda: claim(self._storage, parent, above=above))
+        def write() -> int:
+            return claim(self._storage, parent, now_s=self._clock(), above=above)
+
+        return with_room(self._storage, write)
 
     def _publish(self, action: actions.Publish) -> actions.Published:
         life = self._life
         assert life.number is not None
-        draft = draft_manifest(
-            action,
-            participants=self._participants,
-            run_id=life.run_id,
-            incarnation=life.number,
-            parent=life.head,
-            durability=self._durability,
-            facts=self._facts,
-        )
+        origin = Origin(life.run_id, life.number, life.head, self._participants, self._durability)
+        draft = draft_manifest(action, origin, self._facts, now_s=self._clock())
         sha256 = publish(
             self._storage,
             action.staging,
@@ -227,7 +226,7 @@ class Performer:
         )
 
     def _take_lease(self, step: int) -> Lease:
-        return take_lease(self._storage, step, ttl_s=self._lease_s, now_s=time.time())
+        return take_lease(self._storage, step, ttl_s=self._lease_s, now_s=self._clock())
 
     def _claim(self, action: actions.Claim) -> actions.Claimed:
         if action.parent is not None:

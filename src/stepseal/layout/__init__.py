@@ -29,6 +29,7 @@ from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER
     path_set_problems, payload_path, step_name, tree_document_path, tree_segment_path)
 from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part
 from stepseal.layout._records import FORMAT_VERSION, DocumentRef, FileEntry, Role
+from stepseal.layout._times import time_problem, unix_time, utc_text
 
 __all__ = [
     "ArraySource", "Box", "Buffer", "BytesSource", "CHUNK_BYTES", "CONTROL", "ComponentEntry",
@@ -46,5 +47,6 @@ __all__ = [
     "intersect", "is_safe_path", "linear_boxes", "linear_range", "manifest_digest", "num_chunks",
     "parse_header", "parse_payload_path", "parse_step_name", "part_document_path",
     "part_index_path", "path_problem", "path_set_problems", "payload_path", "refuse", "seal",
-    "sha256_hex", "step_name", "tree_document_path", "tree_segment_path", "unseal", "whole",
+    "sha256_hex", "step_name", "time_problem", "tree_document_path", "tree_segment_path",
+    "unix_time", "unseal", "utc_text", "whole",
 ]

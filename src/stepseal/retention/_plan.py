@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from stepseal.commit import (
     read_claims,
     read_guards,
 )
+from stepseal.layout import unix_time
 from stepseal.retention._judge import Candidate, StepVerdict, judge
 from stepseal.retention._rules import StepFacts
 from stepseal.storage import KeyNotFound
@@ -74,7 +74,7 @@ def plan_prune(
     claims = read_claims(storage)
     limits = lineage_limits(claims)
     entries = {entry.step: entry for entry in list_steps(storage, run_id)}
-    left_at = functools.cache(lambda incarnation: left_lineage_at(claims, incarnation))
+    left_at = functools.partial(left_lineage_at, claims)
     candidates = [
         _candidate(entry, limits, left_at, inspect, now_s)
         for entry in reversed(list(entries.values()))
@@ -91,7 +91,7 @@ def plan_prune(
 def _candidate(
     entry: StepEntry,
     limits: Mapping[int, int | None],
-    left_at: Callable[[int], float | None],
+    left_at: Callable[[int, int], float | None],
     inspect: Inspect,
     now_s: float,
 ) -> Candidate:
@@ -100,8 +100,8 @@ def _candidate(
         return Candidate(StepFacts(entry.step), "untouchable", f"{entry.state}: {entry.problem}")
     facts = StepFacts(entry.step, manifest.created_at, manifest.metrics, manifest.tags)
     if not in_lineage(limits, manifest.incarnation, entry.step):
-        left_s = left_at(manifest.incarnation)  # an old step may have been left behind just now
-        since_s = now_s if left_s is None else max(left_s, _unix_time(manifest.created_at))
+        left_s = left_at(manifest.incarnation, entry.step)  # an old step perhaps just now
+        since_s = now_s if left_s is None else max(left_s, unix_time(manifest.created_at))
         return Candidate(facts, "outside the lineage", outside_s=now_s - since_s)
     if not manifest.resumable:
         return Candidate(facts, "not resumable")
@@ -109,12 +109,6 @@ def _candidate(
     if problems:
         return Candidate(facts, "untouchable", f"damaged: {problems[0]}")
     return Candidate(facts, "good")
-
-
-def _unix_time(created_at: str) -> float:
-    """Return the time of a manifest, which is UTC; Python 3.10 reads neither `Z` nor all digits."""
-    found = datetime.datetime.fromisoformat(created_at[:19])
-    return found.replace(tzinfo=datetime.timezone.utc).timestamp()
 
 
 def _judge_superseded(
