@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -171,7 +172,9 @@ class Head:
             self.oracle.keeping.before_claim(self.node, action.parent)
         elif isinstance(action, actions.BeginStaging) and not self.node.incarnation:
             self.oracle.keeping.before_claim(self.node, None)
+        kept_out = self._watch_room()
         event = self.performer.perform(action)
+        kept_out(event)
         if isinstance(event, actions.Selected):
             self.oracle.keeping.hold(self.node, event.attempt, LEASE_S)
         elif isinstance(event, actions.Claimed):
@@ -217,6 +220,21 @@ class Head:
 
     def _answer(self, event: actions.DriverEvent) -> None:
         self._perform(self.protocol.on_driver(event, self.world.now))
+
+    def _watch_room(self) -> Callable[[actions.DriverEvent], None]:
+        """Return what judges, from now on, that a full disk is made room on."""
+        oracle, disk = self.oracle, self.disk
+        before = (disk.num_refused, disk.num_refused_reads, oracle.num_begun)
+        disk.had_no_room = False
+
+        def judge(event: actions.DriverEvent) -> None:
+            undisturbed = before == (disk.num_refused, disk.num_refused_reads, oracle.num_begun)
+            if disk.is_full and disk.had_no_room and undisturbed:
+                out = isinstance(event, actions.IoFailed) and event.cause.errno == errno.ENOSPC
+                oracle.require("what is staged keeps no start out", not out, self.node.name)
+            disk.is_full = disk.is_full and not isinstance(event, (actions.Claimed, actions.Staged))
+
+        return judge
 
     def _watch_select(self, action: actions.Select) -> Callable[[actions.DriverEvent], None]:
         """Return what judges the choice of a step, made from now on."""

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 from tests.campaigns._sim_fibers import Killed
 
 from stepseal.commit._claims import INCARNATIONS
+from stepseal.commit._roots import STAGING
 from stepseal.errors import StorageUnavailable
+from stepseal.storage import KeyNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,8 +56,12 @@ class Disk:
         """When its last storage verb was done."""
         self.last_verb_before = 0.0
         """When the verb before that was done."""
+        self.is_full = False
+        """There is no room for a file while anything is staged."""
+        self.num_refused = 0
+        """Changes that were refused so far for no reason."""
         self.had_no_room = False
-        """It was full once: who is about to claim may then sweep what others staged."""
+        """It was full in the work that is going on: before a claim, what others staged goes then."""
         self.saw_claims_at = 0
         """Number of the verb by which it last listed the claims."""
 
@@ -120,7 +126,12 @@ class Disk:
         world.before_verb(self.node)
         if verb in _DECIDING:
             world.stall(self.node)
+        if self.is_full and verb == "create_file" and self.num_staged():
+            self.had_no_room = True
+            world.note(self.node.name, "has no room for", key)
+            raise _refusal(verb, key, errno.ENOSPC)
         struck = world.roll()
+        self.num_refused += struck < world.faults.refuse
         if struck < world.faults.refuse / 2:
             number = world.random.choice(_ERRNOS)
             if number == errno.ETIMEDOUT and verb in ("rename", "exchange"):
@@ -132,6 +143,13 @@ class Disk:
         if struck < world.faults.refuse:
             world.note(self.node.name, verb, key, target, "loses its answer")
             raise _refusal(verb, key, errno.EIO)
+
+    def num_staged(self) -> int:
+        """Return how many folders are staged."""
+        try:
+            return len(self.world.disk.list_dir(STAGING))
+        except KeyNotFound:
+            return 0
 
     def _carry_out(self, verb: str, key: str, run: Callable[[], object], target: str) -> None:
         self.world.note(self.node.name, verb, key, target)

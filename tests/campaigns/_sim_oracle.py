@@ -74,6 +74,8 @@ class Oracle:
         """Commits that were put out of their place while they were outside the lineage."""
         self.withdrawn: set[str] = set()
         """Attempts that stood in their step's place until their own coordinator undid it."""
+        self.num_begun = 0
+        """Attempts that were staged so far."""
         self.keeping = Keeping(self)
         self._taken = False
         self.checked: set[tuple[str, int, int]] = set()
@@ -153,6 +155,7 @@ class Oracle:
 
     def after_change(self, disk: Disk, verb: str, key: str, target: str) -> None:
         node = disk.node
+        self.num_begun += verb == "make_dir" and _STAGED.fullmatch(key) is not None
         if verb in ("link", "replace") and (claim := _CLAIM.fullmatch(target)) is not None:
             self._claimed(node, int(claim[1]))
         elif verb in ("rename", "exchange", "replace") and parse_step_name(target) is not None:

@@ -120,6 +120,7 @@ class _Simulation:
         retention = None if keep is None else self.retention(keep)
         job = Job(world, self.oracle, number, size, plan, self.new_attempt, retention)
         self.jobs.append(job)
+        job.head.disk.is_full = number > 1 and world.chance(faults.full)
         self.plan_trouble(job)
         if world.chance(faults.readers):
             self.readers.append(Reader(world, self.oracle, number))

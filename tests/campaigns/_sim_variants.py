@@ -274,6 +274,11 @@ def _shared_claim() -> list[tuple[object, str, object]]:
     return [(_claims, "put_if_absent", put)]
 
 
+def _no_room() -> list[tuple[object, str, object]]:
+    """What older starts staged is swept after the claim, and never before."""
+    return [(_performer, "with_room", lambda _storage, write: write())]
+
+
 def _no_lineage() -> list[tuple[object, str, object]]:
     return [(_resume, "in_lineage", lambda *_: True)]
 
@@ -350,6 +355,7 @@ VARIANTS = {
     "sweep-ignores-incarnation": Variant(keeping.sweep_all, _RACY),
     "no-incarnation-check": Variant(_no_incarnation_check, _OVERLAPPING),
     "claim-not-exclusive": Variant(_shared_claim, _RACY),
+    "room-not-made": Variant(_no_room, Faults(full=1.0)),
     "lineage-ignored": Variant(_no_lineage, _RACY),
     "pointer-followed": Variant(_follow_pointer),
     "half-restore-untainted": Variant(_no_taint, _ROTTEN),

@@ -45,6 +45,9 @@ class Faults:
     to 100 s, and others may decide meanwhile."""
     refuse: float = 0.002
     """A mutating verb is refused, or is carried out and its answer is lost."""
+    full: float = 0.1
+    """Per life but the first: until it has claimed, there is no room for its coordinator's files
+    while anything is staged."""
     unreadable: float = 0.0005
     """A reading verb is refused."""
     crash: float = 0.5
