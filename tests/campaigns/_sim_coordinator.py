@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tests.campaigns._sim_disk import Disk
 from tests.campaigns._sim_parts import Finisher
@@ -13,7 +14,7 @@ from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
 from stepseal.commit._coordinator import Coordinator
 from stepseal.commit._draft import JobFacts
-from stepseal.commit._performer import Performer
+from stepseal.commit._performer import Performer, discard_aborted
 from stepseal.errors import CheckpointError
 from stepseal.retention import Housekeeper
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
     from stepseal.retention import Retention
 
-    StorageWork = (
-        actions.BeginStaging | actions.Publish | actions.Select | actions.Claim | actions.Discard
-    )
+    StorageWork = actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
 
 __all__ = ["Head"]
 
@@ -72,6 +71,8 @@ class Head:
         self.disk = Disk(world, node, oracle)
         self.keeper_disk = Disk(world, node, oracle)
         self.retention = retention
+        if retention is not None:
+            oracle.keeping.graces[node] = retention.superseded_grace_s
         self.protocol = Coordinator(participants, DEADLINES, new_attempt)
         self.performer: Performer | None = None
         self.lines: Mapping[str, Line] = {}
@@ -84,7 +85,7 @@ class Head:
         self.told: dict[int, set[str]] = {}
         self._todo: list[StorageWork] = []
         self._working = False
-        self._num_chores = 0
+        self._chores: list[actions.Discard | Literal["sweep and prune"]] = []
         self._keeping = False
         self._closing = False
         self._timer = float("inf")
@@ -94,9 +95,7 @@ class Head:
 
         def build() -> None:
             try:
-                keeper = Housekeeper(
-                    self.keeper_disk, self.retention, Finisher(), lambda: self.world.clock()
-                )
+                keeper = Housekeeper(self.keeper_disk, self.retention, Finisher(), self.world.clock)
                 self.performer = Performer(
                     self.disk,
                     self.participants,
@@ -104,6 +103,7 @@ class Head:
                     facts=JobFacts(),
                     lease_s=LEASE_S,
                     housekeep=keeper,
+                    clock=self.world.clock,
                 )
             except CheckpointError:
                 self.world.kill(self.node)  # the job does not start
@@ -129,12 +129,15 @@ class Head:
                 continue
             if isinstance(action, actions.BeginStaging):
                 self.attempts[action.call] = action.attempt
-            self._todo.append(action)
+            if isinstance(action, actions.Discard):
+                self._add_chore(action)
+            else:
+                self._todo.append(action)
         if self._todo and not self._working:
             self._working = True
             self.world.spawn(self.node, self._work)
         self._set_timer()
-        idle = not (self._working or self._keeping or self._num_chores or self.protocol.busy)
+        idle = not (self._working or self._keeping or self._chores or self.protocol.busy)
         if self.protocol.everybody_left and idle and not self._closing:
             self._closing = True
             self.world.spawn(self.node, self._close)
@@ -159,9 +162,6 @@ class Head:
 
     def _do(self, action: StorageWork) -> None:
         assert self.performer is not None
-        if isinstance(action, actions.Discard):
-            self.performer.discard(action)
-            return
         if isinstance(action, actions.Publish):
             deadline = _VirtualDeadline(action.deadline)
             deadline.world = self.world
@@ -170,7 +170,11 @@ class Head:
         judge = self._watch_select(action) if isinstance(action, actions.Select) else None
         if isinstance(action, actions.Claim):
             self.oracle.keeping.before_claim(self.node, action.parent)
+        elif isinstance(action, actions.BeginStaging) and not self.node.incarnation:
+            self.oracle.keeping.before_claim(self.node, None)
+        kept_out = self._watch_room()
         event = self.performer.perform(action)
+        kept_out(event)
         if isinstance(event, actions.Selected):
             self.oracle.keeping.hold(self.node, event.attempt, LEASE_S)
         elif isinstance(event, actions.Claimed):
@@ -185,20 +189,27 @@ class Head:
         if isinstance(event, actions.Published):
             self.performer.after_commit()
         if isinstance(event, (actions.Published, actions.Claimed)):
-            self._num_chores += 1
-            self.world.at(0.0, self._keep_house, self.node)
+            self._add_chore("sweep and prune")
+
+    def _add_chore(self, chore: actions.Discard | Literal["sweep and prune"]) -> None:
+        self._chores.append(chore)
+        self.world.at(0.0, self._keep_house, self.node)
 
     def _keep_house(self) -> None:
-        """Let the thread that sweeps and prunes begin, unless it is at work."""
-        if self._num_chores and not self._keeping:
+        """Let the thread that deletes begin, unless it is at work."""
+        if self._chores and not self._keeping:
             self._keeping = True
             self.world.spawn(self.node, self._do_chores)
 
     def _do_chores(self) -> None:
         assert self.performer is not None
-        while self._num_chores:
-            self._num_chores = 0
-            self.performer.housekeep()
+        while self._chores:
+            chores, self._chores = self._chores, []
+            for chore in chores:
+                if isinstance(chore, actions.Discard):
+                    discard_aborted(self.keeper_disk, chore)
+            if "sweep and prune" in chores:
+                self.performer.housekeep()
         self._keeping = False
         self.world.at(0.0, lambda: self._perform([]), self.node)
 
@@ -209,6 +220,21 @@ class Head:
 
     def _answer(self, event: actions.DriverEvent) -> None:
         self._perform(self.protocol.on_driver(event, self.world.now))
+
+    def _watch_room(self) -> Callable[[actions.DriverEvent], None]:
+        """Return what judges, from now on, that a full disk is made room on."""
+        oracle, disk = self.oracle, self.disk
+        before = (disk.num_refused, disk.num_refused_reads, oracle.num_begun)
+        disk.had_no_room = False
+
+        def judge(event: actions.DriverEvent) -> None:
+            undisturbed = before == (disk.num_refused, disk.num_refused_reads, oracle.num_begun)
+            if disk.is_full and disk.had_no_room and undisturbed:
+                out = isinstance(event, actions.IoFailed) and event.cause.errno == errno.ENOSPC
+                oracle.require("what is staged keeps no start out", not out, self.node.name)
+            disk.is_full = disk.is_full and not isinstance(event, (actions.Claimed, actions.Staged))
+
+        return judge
 
     def _watch_select(self, action: actions.Select) -> Callable[[actions.DriverEvent], None]:
         """Return what judges the choice of a step, made from now on."""

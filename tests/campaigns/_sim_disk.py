@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 from tests.campaigns._sim_fibers import Killed
 
 from stepseal.commit._claims import INCARNATIONS
+from stepseal.commit._roots import STAGING
 from stepseal.errors import StorageUnavailable
+from stepseal.storage import KeyNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +56,12 @@ class Disk:
         """When its last storage verb was done."""
         self.last_verb_before = 0.0
         """When the verb before that was done."""
+        self.is_full = False
+        """There is no room for a file while anything is staged."""
+        self.num_refused = 0
+        """Changes that were refused so far for no reason."""
+        self.had_no_room = False
+        """It was full in this work: what others staged goes then, before a claim."""
         self.saw_claims_at = 0
         """Number of the verb by which it last listed the claims."""
 
@@ -118,17 +126,30 @@ class Disk:
         world.before_verb(self.node)
         if verb in _DECIDING:
             world.stall(self.node)
+        if self.is_full and verb == "create_file" and self.num_staged():
+            self.had_no_room = True
+            world.note(self.node.name, "has no room for", key)
+            raise _refusal(verb, key, errno.ENOSPC)
         struck = world.roll()
+        self.num_refused += struck < world.faults.refuse
         if struck < world.faults.refuse / 2:
             number = world.random.choice(_ERRNOS)
             if number == errno.ETIMEDOUT and verb in ("rename", "exchange"):
                 self._carry_out_late(verb, key, run, target)
+            self.had_no_room = self.had_no_room or number == errno.ENOSPC
             world.note(self.node.name, verb, key, target, "is refused:", errno.errorcode[number])
             raise _refusal(verb, key, number)
         self._carry_out(verb, key, run, target)
         if struck < world.faults.refuse:
             world.note(self.node.name, verb, key, target, "loses its answer")
             raise _refusal(verb, key, errno.EIO)
+
+    def num_staged(self) -> int:
+        """Return how many folders are staged."""
+        try:
+            return len(self.world.disk.list_dir(STAGING))
+        except KeyNotFound:
+            return 0
 
     def _carry_out(self, verb: str, key: str, run: Callable[[], object], target: str) -> None:
         self.world.note(self.node.name, verb, key, target)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeping"]
 
+_TOLERANCE_S = 0.001
+"""Times on disk are rounded."""
 _PRUNED = re.compile(r".*/step-(\d+)\.(\d+)\.([0-9a-f]{32})\.[0-9a-f]{16}\.pruned")
 
 
@@ -36,6 +38,12 @@ class Keeping:
         """Process to the attempt that it found standing under its lease, and until when."""
         self._parent_wanted: dict[Node, tuple[str | None, int]] = {}
         """Process to the parent of the claim that it begins, and the number of the verb then."""
+        self._claims_since: dict[Node, float] = {}
+        """Process to when it began to claim."""
+        self.graces: dict[Node, float] = {}
+        """Process that prunes to how long it leaves alone what left the lineage."""
+        self.outside_since: dict[str, float] = {}
+        """Commit outside the lineage to when it came to be there, at the earliest."""
         self.out: set[str] = set()
         """Commits in the trash, from where they may come back; none was the newest."""
         self._left_at: dict[str, int] = {}
@@ -56,10 +64,14 @@ class Keeping:
         step = parse_step_name(key)
         owed = oracle.owed()
         stale = oracle.claimed_at.get(max(oracle.claims, default=0), 0) > disk.saw_claims_at
+        found = manifest_at(oracle.world.disk, key)
         if not stale:  # one that is stale looks again, and puts it back
             kept = self._is_newer_durable(step)
             oracle.require("the newest step is not taken away", kept, disk.node.name, key)
-        found = manifest_at(oracle.world.disk, key)
+            since = None if found is None else self.outside_since.get(found.attempt)
+            if since is not None:
+                over = oracle.world.now - since >= self.graces[disk.node] - _TOLERANCE_S
+                oracle.require("what left the lineage has its grace", over, key, since)
         if found is not None and not (stale and step == max(owed, default=-1)):
             self.out.add(found.attempt)
 
@@ -117,6 +129,16 @@ class Keeping:
         place = None if parent is None else (parent.incarnation, parent.step)
         attempt = None if place is None else self.oracle.places.get(place)
         self._parent_wanted[node] = (attempt, self.oracle.world.num_verbs)
+        self._claims_since[node] = self.oracle.world.now
+
+    def see_lineage(self, since: float) -> None:
+        """Note what the newest claim left behind, or took back."""
+        oracle = self.oracle
+        for attempt, commit in oracle.commits.items():
+            if oracle.in_lineage(commit.incarnation, commit.step):
+                self.outside_since.pop(attempt, None)
+            else:
+                self.outside_since.setdefault(attempt, since)
 
     def left(self, attempt: str) -> None:
         """Note that a step left its place."""
@@ -124,6 +146,7 @@ class Keeping:
 
     def after_claim(self, node: Node, number: int) -> None:
         """Judge that a claim descends from something that stood when it was looked at last."""
+        self.see_lineage(self._claims_since[node])
         attempt, since = self._parent_wanted.get(node, (None, 0))
         if attempt is None:
             return

@@ -22,6 +22,7 @@ from stepseal.layout import (
     MANIFEST,
     parse_step_name,
     step_name,
+    unix_time,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class Oracle:
         """Commits that were put out of their place while they were outside the lineage."""
         self.withdrawn: set[str] = set()
         """Attempts that stood in their step's place until their own coordinator undid it."""
+        self.num_begun = 0
+        """Attempts that were staged so far."""
         self.keeping = Keeping(self)
         self._taken = False
         self.checked: set[tuple[str, int, int]] = set()
@@ -146,11 +149,13 @@ class Oracle:
         attempt, incarnation = staged[3], int(staged[2])
         own = node.incarnation == incarnation
         dead = attempt in self.aborted or attempt in self.publishing
-        allowed = node.incarnation > incarnation or (own and dead)
+        supersedes = disk.had_no_room and incarnation <= max(self.claims, default=0)
+        allowed = node.incarnation > incarnation or (own and dead) or supersedes
         self.require("live staging stays", allowed, node.name, node.incarnation, "removes", key)
 
     def after_change(self, disk: Disk, verb: str, key: str, target: str) -> None:
         node = disk.node
+        self.num_begun += verb == "make_dir" and _STAGED.fullmatch(key) is not None
         if verb in ("link", "replace") and (claim := _CLAIM.fullmatch(target)) is not None:
             self._claimed(node, int(claim[1]))
         elif verb in ("rename", "exchange", "replace") and parse_step_name(target) is not None:
@@ -191,6 +196,7 @@ class Oracle:
         held = self.places.setdefault((incarnation, step), attempt)
         self.require("one manifest per incarnation and step", held == attempt, held, attempt)
         self.commits[attempt] = Commit(attempt, step, incarnation, len(found.parts))
+        self.keeping.see_lineage(unix_time(found.created_at) - self.world.clock() + self.world.now)
 
     def _undone(self, incarnation: int, found: Manifest) -> None:
         """Take what its own coordinator exchanged back, before anybody was told of it."""
@@ -313,6 +319,7 @@ class Oracle:
     def after_power_loss(self) -> None:
         """Take what the disk shows now, and judge what had to survive."""
         self.read_claims()
+        self.keeping.see_lineage(0.0)  # claims of which nobody heard may be gone
         lost = {number for number in self.heard if number not in self.claims}
         self.require("claims stay", not lost, "after power loss", lost)
         standing = set()

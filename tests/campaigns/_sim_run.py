@@ -49,7 +49,10 @@ class Outcome:
 
 @contextlib.contextmanager
 def _seeded(world: World) -> Iterator[None]:
-    """Let random names come from the seed, and times that files bear from virtual time."""
+    """Let random names come from the seed, and the times in names from virtual time.
+
+    Everything else is handed its clock.
+    """
     real, real_time = secrets.token_hex, time.time
 
     def token_hex(nbytes: int | None = None) -> str:
@@ -73,6 +76,8 @@ class _Simulation:
         self.readers: list[Reader] = []
         self.rots = self.world.chance(0.4)
         """Whether bytes flip, or steps are pruned: a prune trusts sizes, by design."""
+        self.goes_back = not self.rots and self.world.chance(faults.back)
+        """Whether steps heap up, so that a later life restores an older one."""
 
     def run(self) -> Outcome:
         world, oracle = self.world, self.oracle
@@ -102,15 +107,20 @@ class _Simulation:
         number = len(self.jobs) + 1
         size = self.num_participants if not world.chance(0.1) else draw.choice((2, 3))
         standing = [step for step in self.standing() if number > 1]
-        asked = draw.choice(standing) if standing and world.chance(0.05) else None
+        back = self.goes_back and world.chance(0.7)
+        standing = standing[:-1] if back else standing
+        asked = draw.choice(standing) if standing and (back or world.chance(0.05)) else None
         fresh = number > 1 and world.chance(0.03)
         pace_s = draw.choice((1.0, 1.0, 15.0))
-        saves = draw.choice((1, 2, 2, 3))
+        saves = draw.choice((1, 2, 2, 3)) if not self.goes_back else draw.choice((2, 4, 6))
         plan = Plan(saves, None if fresh else asked, fresh, pace_s=pace_s)
         keep = None if self.rots else draw.choice((None, 1, 1, 2))
+        if self.goes_back:
+            keep = None if number == 1 else draw.choice((1, 1, 2))
         retention = None if keep is None else self.retention(keep)
         job = Job(world, self.oracle, number, size, plan, self.new_attempt, retention)
         self.jobs.append(job)
+        job.head.disk.is_full = number > 1 and world.chance(faults.full)
         self.plan_trouble(job)
         if world.chance(faults.readers):
             self.readers.append(Reader(world, self.oracle, number))
@@ -124,9 +134,9 @@ class _Simulation:
 
     def retention(self, keep: int) -> Retention:
         """Return a keep rule, often one that leaves nothing alone for long."""
-        graces = (0.0, 0.0, 20.0)
-        draw = self.world.random
-        return Retention(latest(keep), draw.choice(graces), draw.choice(graces))
+        draw, graces = self.world.random, (0.0, 0.0, 20.0)
+        aside = (0.0, 5.0, 20.0, 100.0) if self.goes_back else graces
+        return Retention(latest(keep), draw.choice(aside), draw.choice(graces))
 
     def new_attempt(self) -> str:
         return f"{self.world.random.getrandbits(128):032x}"

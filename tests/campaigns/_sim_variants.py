@@ -51,6 +51,7 @@ _ROTTEN = Faults(rot=1.0, fail=0.05)
 _OVERLAPPING = Faults(switch=0.3, slow=0.3, second=1.0, crash=0.1, pause=0.3, power=0.0)
 _SLOW = Faults(switch=0.3, slow=0.3, loss=0.0, crash=1.0, pause=0.0, power=0.0)
 _BUSY = Faults(switch=0.3, slow=0.1, readers=1.0, loss=0.0, fail=0.0, crash=0.0, pause=0.0, rot=0.0)
+_BACKWARDS = Faults(back=1.0, loss=0.0, fail=0.0, crash=0.1, pause=0.1, power=0.0)
 _REPEATING = Faults(repeat=0.5, fail=0.1)
 
 
@@ -273,6 +274,11 @@ def _shared_claim() -> list[tuple[object, str, object]]:
     return [(_claims, "put_if_absent", put)]
 
 
+def _no_room() -> list[tuple[object, str, object]]:
+    """What older starts staged is swept after the claim, and never before."""
+    return [(_performer, "with_room", lambda _storage, write: write())]
+
+
 def _no_lineage() -> list[tuple[object, str, object]]:
     return [(_resume, "in_lineage", lambda *_: True)]
 
@@ -349,6 +355,7 @@ VARIANTS = {
     "sweep-ignores-incarnation": Variant(keeping.sweep_all, _RACY),
     "no-incarnation-check": Variant(_no_incarnation_check, _OVERLAPPING),
     "claim-not-exclusive": Variant(_shared_claim, _RACY),
+    "room-not-made": Variant(_no_room, Faults(full=1.0)),
     "lineage-ignored": Variant(_no_lineage, _RACY),
     "pointer-followed": Variant(_follow_pointer),
     "half-restore-untainted": Variant(_no_taint, _ROTTEN),
@@ -360,4 +367,6 @@ VARIANTS = {
     "leases-ignored": Variant(keeping.no_leases, _BUSY),
     "pins-ignored": Variant(keeping.no_pins, _BUSY),
     "pruned-in-place": Variant(keeping.prune_in_place),
+    "grace-ignored": Variant(keeping.no_grace, _BACKWARDS),
+    "grace-from-the-save": Variant(keeping.grace_from_save, _BACKWARDS),
 }

@@ -8,10 +8,12 @@ from unittest import mock
 
 from stepseal.commit import _attempts, _guards
 from stepseal.layout import Manifest, step_name
-from stepseal.retention import _housekeeper, _plan, _prune
+from stepseal.retention import _housekeeper, _judge, _plan, _prune
 from stepseal.storage import Storage, remove_tree
 
 __all__ = [
+    "grace_from_save",
+    "no_grace",
     "no_leases",
     "no_pins",
     "no_second_look",
@@ -58,6 +60,21 @@ def no_leases() -> list[tuple[object, str, object]]:
 
 def no_pins() -> list[tuple[object, str, object]]:
     return [(_guards, "read_pins", lambda *_: frozenset())]
+
+
+def no_grace() -> list[tuple[object, str, object]]:
+    """What left the lineage goes at once."""
+    real = _judge.judge
+
+    def judge(*args: Any, orphan_grace_s: float) -> Any:  # noqa: ANN401
+        return real(*args, orphan_grace_s=min(0.0, orphan_grace_s))
+
+    return [(_plan, "judge", judge)]
+
+
+def grace_from_save() -> list[tuple[object, str, object]]:
+    """The grace of what left the lineage begins with its save."""
+    return [(_plan, "left_lineage_at", lambda *_: 0.0)]
 
 
 def prune_in_place() -> list[tuple[object, str, object]]:

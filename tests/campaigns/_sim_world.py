@@ -45,6 +45,9 @@ class Faults:
     to 100 s, and others may decide meanwhile."""
     refuse: float = 0.002
     """A mutating verb is refused, or is carried out and its answer is lost."""
+    full: float = 0.1
+    """Per life but the first: until it has claimed, there is no room for its coordinator's files
+    while anything is staged."""
     unreadable: float = 0.0005
     """A reading verb is refused."""
     crash: float = 0.5
@@ -59,6 +62,9 @@ class Faults:
     """Per life: a byte of a step flips."""
     readers: float = 0.3
     """Per life: somebody reads steps, and half as often somebody pins one."""
+    back: float = 0.4
+    """Per seed without rot: lives save more, and later ones restore an older step on purpose, which
+    leaves the newer ones outside the lineage."""
     reorder: float = 0.1
     """Per life: lines do not keep the order of the messages of saves."""
 

@@ -8,7 +8,7 @@ from tests.campaigns._sim_run import simulate
 from tests.campaigns._sim_world import Faults
 from tests.campaigns._simulator import run, sweep
 
-CALM = Faults(*[0.0] * 16)
+CALM = Faults(*[0.0] * 18)
 PROMISES = {
     "a claim descends from what stands",
     "a commit is whole, of one attempt",
@@ -45,9 +45,11 @@ PROMISES = {
     "the newest step is not deleted",
     "the newest step is not taken away",
     "the root stays",
+    "what is staged keeps no start out",
     "unknown only without a coordinator",
     "what is acknowledged survives power loss",
     "what is leased is not deleted",
+    "what left the lineage has its grace",
     "what is owed is not deleted",
     "what is pinned is not deleted",
     "what stands is whole",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -10,10 +12,13 @@ import pytest
 from click.testing import CliRunner
 from tests.cli.conftest import save_run
 
-from stepseal.cli import main
+from stepseal.cli import _listing, main
+from stepseal.cli._roots import open_root
 from stepseal.layout import seal
+from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -180,6 +185,77 @@ def test_a_root_that_cannot_be_read(tmp_path: Path, verb: str) -> None:
     os.mkfifo(marker)
     assert _run(verb, tmp_path)[0] == 3
     assert _run(verb, "x" * 5000)[0] == 1
+
+
+def test_a_part_document_that_is_damaged_makes_the_step_damaged(tmp_path: Path) -> None:
+    save_run(tmp_path, 1, 2)
+    (tmp_path / "step-2" / "parts" / "trainer" / "0.json").write_text("{}")
+    first, second = _json(0, "ls", tmp_path)["steps"]
+    assert (first["state"], first["problem"]) == ("committed", "")
+    assert (second["state"], second["size_bytes"]) == ("damaged", None)
+    assert "parts/trainer/0.json" in second["problem"]
+    shown = _json(0, "show", tmp_path, 2)
+    assert (shown["state"], shown["problem"]) == ("damaged", second["problem"])
+    lines = _run("ls", tmp_path)[1].splitlines()
+    assert lines[2].split()[:2] == ["2", "damaged"]
+    assert "parts/trainer/0.json" in lines[2]
+    assert "damaged: step 2 is damaged: step-2/parts/trainer/0.json" in _run("show", tmp_path, 2)[1]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_size_that_cannot_be_looked_up_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    save_run(tmp_path, 1)
+    if again:  # what is damaged is looked at once more
+        (tmp_path / "step-1" / "parts" / "trainer" / "0.json").write_text("{}")
+    looks: list[str] = []
+
+    def refused(verb: str, key: str) -> bool:
+        if (verb, key) == ("stat", "step-1"):
+            looks.append(key)
+            return len(looks) > 1
+        return not again and verb == "open_read" and "/parts/" in key
+
+    _with_faults(monkeypatch, tmp_path, refused)
+    (row,) = _json(0, "ls", tmp_path)["steps"]
+    assert (row["state"], row["size_bytes"]) == ("committed", None)
+    assert row["problem"].startswith("size not known: ")
+    assert "EIO" in row["problem"]
+    looks.clear()
+    _with_faults(monkeypatch, tmp_path, refused)
+    assert "size not known" in _run("ls", tmp_path)[1]
+
+
+@pytest.mark.parametrize("superseded", [False, True])
+def test_a_step_that_goes_away_under_a_listing_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, superseded: bool
+) -> None:
+    save_run(tmp_path, 1, 2)
+
+    def goes(verb: str, key: str) -> bool:
+        if verb == "open_read" and key.startswith("step-1/parts/"):
+            (tmp_path / "step-1").rename(tmp_path / "gone")
+            if superseded:
+                (tmp_path / "step-2").rename(tmp_path / "step-1")
+        return False
+
+    _with_faults(monkeypatch, tmp_path, goes)
+    row = _json(0, "ls", tmp_path)["steps"][0]
+    assert (row["state"], row["size_bytes"]) == ("committed", None)
+    assert "pruned or superseded" in row["problem"]
+
+
+def _with_faults(
+    monkeypatch: pytest.MonkeyPatch, root: Path, strikes: Callable[[str, str], bool]
+) -> None:
+    """Let the listing read through a storage that refuses what is chosen."""
+    inner = open_root(str(root))
+    faulty = FaultyStorage(
+        inner.storage, [Fault(strikes, Fail(errno.EIO), sticky=True)], reads=True
+    )
+    opened = dataclasses.replace(inner, storage=faulty)
+    monkeypatch.setattr(_listing, "open_root", lambda _path: opened)
 
 
 def test_usage() -> None:

@@ -89,7 +89,7 @@ def test_a_job_that_claims_the_root_meanwhile_stops_a_prune(
 
     def claim_first(verb: str, key: str) -> bool:
         if verb == "rename" and key.startswith("step-"):
-            claim(inner.storage, None)
+            claim(inner.storage, None, now_s=1.8e9)
         return False
 
     faulty = dataclasses.replace(

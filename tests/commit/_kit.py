@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,14 @@ from stepseal.commit import _messages as messages
 from stepseal.commit._attempts import begin
 from stepseal.commit._claims import claim
 from stepseal.commit._deadlines import Deadlines
-from stepseal.commit._draft import JobFacts, draft_manifest
+from stepseal.commit._draft import JobFacts, Origin, draft_manifest
 from stepseal.commit._publish import publish
 from stepseal.commit._roots import initialise_root
 from stepseal.layout import MANIFEST, Lineage, Manifest, part_document_path, step_name
 from stepseal.storage import KeyNotFound, create_durable, make_dirs, walk_files
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from stepseal.storage import Storage
 
@@ -126,13 +127,14 @@ class Root:
     head: Lineage | None = None
     num_attempts: int = 0
     finisher: FakeFinisher = field(default_factory=FakeFinisher)
+    clock: Callable[[], float] = time.time
 
     def __post_init__(self) -> None:
         self.run_id = initialise_root(self.storage)
 
     def claim(self, parent: Lineage | None = None) -> int:
         self.head = parent
-        self.number = claim(self.storage, parent)
+        self.number = claim(self.storage, parent, now_s=self.clock())
         return self.number
 
     def prepare(self, step: int, **changes: Any) -> tuple[str, Manifest]:  # noqa: ANN401
@@ -155,15 +157,9 @@ class Root:
         action = actions.Publish(
             1, step, attempt, staging, dict.fromkeys(self.participants, report), parts, 0.0
         )
-        return draft_manifest(
-            action,
-            participants=self.participants,
-            run_id=self.run_id,
-            incarnation=self.number,
-            parent=self.head,
-            durability="fsync",
-            facts=JobFacts({"stepseal": "0"}, {"world_size": len(self.participants)}),
-        )
+        origin = Origin(self.run_id, self.number, self.head, self.participants, "fsync")
+        facts = JobFacts({"stepseal": "0"}, {"world_size": len(self.participants)})
+        return draft_manifest(action, origin, facts, now_s=self.clock())
 
     def publish(self, staging: str, manifest: Manifest, *, late: bool = False) -> str:
         return publish(

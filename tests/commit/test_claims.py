@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,13 @@ from tests.commit._kit import overwrite
 
 from stepseal import errors
 from stepseal.commit import Doubt, in_lineage, lineage_doubt, lineage_limits, read_claims
-from stepseal.commit._claims import INCARNATIONS, ClaimRecord, check_current, claim
+from stepseal.commit._claims import (
+    INCARNATIONS,
+    ClaimRecord,
+    check_current,
+    claim,
+    left_lineage_at,
+)
 from stepseal.commit._roots import initialise_root
 from stepseal.layout import Lineage, seal
 from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
     from stepseal.storage import Storage
 
 PARENT = Lineage(40, "a" * 64, 1)
+NOW_S = 1_800_000_000.25
 
 
 def ready(storage: Storage) -> Storage:
@@ -29,8 +37,23 @@ def ready(storage: Storage) -> Storage:
 def test_claims_grow_by_one(storage: Storage) -> None:
     ready(storage)
     assert read_claims(storage) == ()
-    assert [claim(storage, None), claim(storage, PARENT)] == [1, 2]
+    assert [claim(storage, None, now_s=NOW_S), claim(storage, PARENT, now_s=NOW_S)] == [1, 2]
     assert read_claims(storage) == (ClaimRecord(1, None), ClaimRecord(2, PARENT))
+
+
+def test_a_claim_tells_its_time(storage: Storage) -> None:
+    ready(storage)
+    claim(storage, None, now_s=NOW_S)
+    claim(storage, PARENT, now_s=NOW_S + 3600)
+    assert [record.claimed_at_s for record in read_claims(storage)] == [NOW_S, NOW_S + 3600]
+
+
+@pytest.mark.parametrize("text", ["some day", "2026-01-01T00:00:00", "2026-01-01T00:00:00+01:00"])
+def test_a_claim_whose_time_has_another_form_counts_without_one(text: str) -> None:
+    storage = ready(MemoryStorage())
+    create_durable(storage, f"{INCARNATIONS}/1.json", seal(FRESH | {"claimed_at": text}))
+    (found,) = read_claims(storage)
+    assert (found, found.claimed_at_s) == (ClaimRecord(1, None), None)
 
 
 def test_claims_of_a_root_that_is_none_are_empty(storage: Storage) -> None:
@@ -51,7 +74,7 @@ def test_other_names_are_skipped(storage: Storage) -> None:
     ):
         create_durable(storage, f"{INCARNATIONS}/{name}", b"junk")
     assert read_claims(storage) == ()
-    assert claim(storage, None) == 1
+    assert claim(storage, None, now_s=NOW_S) == 1
 
 
 def test_claim_of_many_at_once_is_unique() -> None:
@@ -65,10 +88,10 @@ def test_claim_of_many_at_once_is_unique() -> None:
         def link(self, source: str, target: str) -> None:
             if self.num_rivals:
                 self.num_rivals -= 1
-                won.append(claim(self, None))
+                won.append(claim(self, None, now_s=NOW_S))
             super().link(source, target)
 
-    won.append(claim(Racing(storage), None))
+    won.append(claim(Racing(storage), None, now_s=NOW_S))
     assert sorted(won) == [1, 2, 3, 4, 5, 6]
 
 
@@ -82,30 +105,30 @@ def test_claiming_gives_up_when_others_keep_winning() -> None:
             super().link(source, target)
 
     with pytest.raises(errors.NotCurrent, match="64 incarnations"):
-        claim(Losing(storage), None)
+        claim(Losing(storage), None, now_s=NOW_S)
 
 
 def test_lost_answer_of_the_link_is_a_claim(storage: Storage) -> None:
     ready(storage)
     lossy = FaultyStorage(storage, [Fault(lambda verb, _: verb == "link", Lose(errno.EIO))])
-    assert claim(lossy, None) == 1
-    assert claim(storage, None) == 2
+    assert claim(lossy, None, now_s=NOW_S) == 1
+    assert claim(storage, None, now_s=NOW_S) == 2
 
 
 def test_failed_claim_leaves_numbers_that_still_grow(storage: Storage) -> None:
     ready(storage)
     for at in range(8):
         with suppress(errors.StorageUnavailable):
-            claim(FaultyStorage(storage, [Fault(at, Fail(errno.EIO))]), None)
+            claim(FaultyStorage(storage, [Fault(at, Fail(errno.EIO))]), None, now_s=NOW_S)
     before = read_claims(storage)
-    assert claim(storage, None) == len(before) + 1
+    assert claim(storage, None, now_s=NOW_S) == len(before) + 1
 
 
 def test_check_current(storage: Storage) -> None:
     ready(storage)
-    claim(storage, None)
+    claim(storage, None, now_s=NOW_S)
     check_current(storage, 1)
-    claim(storage, None)
+    claim(storage, None, now_s=NOW_S)
     check_current(storage, 2)
     with pytest.raises(errors.NotCurrent, match="another start of the job") as caught:
         check_current(storage, 1)
@@ -117,7 +140,7 @@ def test_check_current(storage: Storage) -> None:
 def test_each_flipped_bit_of_a_claim_is_noticed() -> None:
     storage = MemoryStorage()
     ready(storage)
-    claim(storage, Lineage(40, "a" * 64, 0))
+    claim(storage, Lineage(40, "a" * 64, 0), now_s=NOW_S)
     key = f"{INCARNATIONS}/1.json"
     data = read_bytes(storage, key, 1 << 14)
     for bit in range(8 * len(data)):
@@ -125,7 +148,7 @@ def test_each_flipped_bit_of_a_claim_is_noticed() -> None:
         flipped[bit // 8] ^= 1 << bit % 8
         overwrite(storage, key, bytes(flipped))
         assert read_claims(storage) == (ClaimRecord(1, None, damaged=True),)
-    assert claim(storage, None) == 2
+    assert claim(storage, None, now_s=NOW_S) == 2
     check_current(storage, 2)
 
 
@@ -196,7 +219,7 @@ def test_claim_that_is_a_directory_is_damaged(storage: Storage) -> None:
     ready(storage)
     make_dirs(storage, f"{INCARNATIONS}/1.json")
     assert read_claims(storage) == (ClaimRecord(1, None, damaged=True),)
-    assert claim(storage, None) == 2
+    assert claim(storage, None, now_s=NOW_S) == 2
 
 
 def record(number: int, step: int | None = None, parent: int = 0) -> ClaimRecord:
@@ -237,6 +260,29 @@ def test_missing_claim_is_treated_as_damaged() -> None:
     assert lineage_limits([record(1), record(3, 50, 2)]) == {3: None, 2: 50, 1: None}
 
 
+def timed(number: int, step: int | None = None, parent: int = 0) -> ClaimRecord:
+    return replace(record(number, step, parent), claimed_at_s=100.0 * number)
+
+
+@pytest.mark.parametrize(
+    ("claims", "left_at"),
+    [
+        ([timed(1), timed(2, 10, 1)], 200.0),
+        ([timed(1), timed(2, 10, 1), timed(3, 15, 2)], 200.0),
+        ([timed(1), timed(2, 10, 1), timed(3, 10, 1)], 200.0),
+        ([timed(1), timed(2, 20, 1), timed(3)], 300.0),
+        ([timed(1), timed(2, 10, 1), timed(3, 20, 1), timed(4, 15, 2)], 400.0),
+        ([timed(1), record(2, 10, 1)], None),
+        ([timed(2)], 200.0),
+    ],
+)
+def test_the_claim_that_left_a_step_behind_is_the_last_that_did(
+    claims: list[ClaimRecord], left_at: float | None
+) -> None:
+    assert not in_lineage(lineage_limits(claims), 1, 20)
+    assert left_lineage_at(claims, 1, 20) == left_at
+
+
 def test_a_step_above_all_claims_counts_because_its_claim_was_lost() -> None:
     limits = lineage_limits([ClaimRecord(1, None), ClaimRecord(2, PARENT)])
     assert in_lineage(limits, 3, 50)
@@ -245,9 +291,9 @@ def test_a_step_above_all_claims_counts_because_its_claim_was_lost() -> None:
 
 def test_the_number_of_a_lost_claim_is_not_taken_again(storage: Storage) -> None:
     ready(storage)
-    assert claim(storage, None) == 1
+    assert claim(storage, None, now_s=NOW_S) == 1
     parent = Lineage(40, "a" * 64, 3)
-    assert claim(storage, parent) == 4
+    assert claim(storage, parent, now_s=NOW_S) == 4
     limits = lineage_limits(read_claims(storage))
     assert in_lineage(limits, 3, 40)
     assert in_lineage(limits, 1, 20)

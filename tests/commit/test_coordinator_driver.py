@@ -258,6 +258,26 @@ def test_participants_do_not_wait_for_a_storage_that_hangs() -> None:
         gate.go_on.set()
 
 
+def test_slow_deletes_of_an_aborted_save_do_not_delay_the_next_one() -> None:
+    gate = Gate(MemoryStorage(), f"{TRASH}/")
+
+    def fail(name: str) -> messages.Committed:
+        driver = job.drivers[name]
+        call = driver.new_call()
+        driver.send_captured(captured(call, 10))
+        assert driver.wait_write(call) is not None
+        driver.send_failed(call, 10, "write", OSError(28, "No space left"))
+        return job.outcome(name, call, 10)
+
+    with Job(gate) as job:
+        failures_of(together(TWO, fail), errors.ParticipantFailed)
+        assert gate.reached.wait(30)
+        committed = together(TWO, lambda name: job.save(name, 20))
+        gate.go_on.set()
+    assert [type(answer) for answer in committed.values()] == [messages.Committed] * 2
+    assert gate.list_dir(STAGING) == gate.list_dir(TRASH) == ()
+
+
 def test_close_waits_for_the_last_goodbye() -> None:
     job = Job()
     closing = threading.Thread(target=job.coordinator.close)

@@ -20,13 +20,16 @@ from stepseal.commit import LEASES, TRASH, list_steps, read_leases, read_marker,
 from stepseal.commit import _actions as actions
 from stepseal.commit._claims import INCARNATIONS, in_lineage, lineage_limits, read_claims
 from stepseal.commit._draft import JobFacts
-from stepseal.commit._performer import Performer
+from stepseal.commit._performer import Performer, discard_aborted
 from stepseal.commit._publish import PublishUnconfirmed
 from stepseal.commit._roots import STAGING, SUPERSEDED
+from stepseal.layout import unix_time
 from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stepseal.layout import Lineage
     from stepseal.storage import Storage, WriteHandle
 
@@ -34,11 +37,11 @@ if TYPE_CHECKING:
 class Life:
     """One incarnation: performs whole saves as the protocol would ask for them."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
         self.storage = storage
         self.finisher = FakeFinisher()
         facts = JobFacts({"stepseal": "0"}, {"world_size": 2})
-        self.performer = Performer(storage, TWO, finisher=self.finisher, facts=facts)
+        self.performer = Performer(storage, TWO, finisher=self.finisher, facts=facts, clock=clock)
         self.num = 0
 
     def begin(self, step: int) -> actions.DriverEvent:
@@ -116,6 +119,22 @@ def test_manifest_holds_the_facts_of_the_job(storage: Storage) -> None:
     assert manifest.participants == TWO
     assert manifest.durability == storage.sync_support().durability
     assert [c.name for c in manifest.components] == ["model"]
+
+
+def test_times_on_disk_are_those_of_its_clock(storage: Storage) -> None:
+    now_s = 1.8e9
+    Life(storage, lambda: now_s).save(10)
+    life = Life(storage, lambda: now_s)
+    now_s += 500
+    selected = life.select()
+    assert isinstance(selected, actions.Selected)
+    assert read_leases(storage, now_s) == {10: now_s + 3600 + 1}
+    life.claim(selected.lineage)
+    life.num = 1
+    life.save(20)
+    created = [entry.manifest.created_at for entry in list_steps(storage) if entry.manifest]
+    claimed = [record.claimed_at_s for record in read_claims(storage)]
+    assert [unix_time(text) for text in created] == claimed == [1.8e9, now_s]
 
 
 @pytest.mark.parametrize("what", ["good", "damaged", "other run", "put aside"])
@@ -280,14 +299,64 @@ def test_latest_that_cannot_be_moved_does_not_fail_the_save(
     assert "after the commit" in caplog.text
 
 
+class Full(FaultyStorage):
+    """Has no room for any file while a folder of an older start is staged."""
+
+    def __init__(self, inner: Storage, own: str = "no other") -> None:
+        super().__init__(inner, [Fault(self._strikes, Fail(errno.ENOSPC), sticky=True)])
+        self.own = own
+
+    def _strikes(self, verb: str, _key: str) -> bool:
+        return verb == "create_file" and any(
+            entry.name.split(".")[1] != self.own for entry in self.list_dir(STAGING)
+        )
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_start_makes_room_where_a_killed_save_left_none(storage: Storage, fresh: bool) -> None:
+    killed = Life(storage)
+    killed.save(10)
+    killed.begin(20)
+    life = Life(Full(storage))
+    life.num = killed.num
+    parent = None
+    if not fresh:
+        selected = life.select()
+        assert isinstance(selected, actions.Selected)
+        parent = selected.lineage
+        assert leased(storage) == [10]
+        killed.begin(30)  # and filled again before the claim
+    assert life.claim(parent) == actions.Claimed(1, 2)
+    assert storage.list_dir(STAGING) == ()
+
+
+def test_first_save_makes_room_where_another_first_save_left_none(storage: Storage) -> None:
+    Life(storage).begin(10)
+    life = Life(Full(storage, own="2"))
+    life.num = 1
+    assert isinstance(life.save(10), actions.Published)
+
+
+def test_save_of_an_older_start_that_still_runs_is_aborted_for_room(storage: Storage) -> None:
+    old = Life(storage)
+    old.save(10)
+    staged = old.begin(20)
+    assert isinstance(staged, actions.Staged)
+    assert isinstance(old.publish(20, staged), actions.Published)
+    staged = old.begin(30)
+    assert isinstance(Life(Full(storage)).select(), actions.Selected)
+    with pytest.raises(errors.StorageUnavailable):
+        old.publish(30, staged)  # no participant can write its part
+    assert [entry.step for entry in list_steps(storage)] == [10, 20]
+
+
 def test_discard_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     plan = [Fault(lambda verb, _: verb == "remove_file", Fail(errno.EIO), sticky=True)]
     inner = MemoryStorage()
     life = Life(FaultyStorage(inner))
     staged = life.begin(10)
     assert isinstance(staged, actions.Staged)
-    life = Life(FaultyStorage(inner, plan))
-    life.performer.discard(actions.Discard(staged.staging))
+    discard_aborted(FaultyStorage(inner, plan), actions.Discard(staged.staging))
     assert "next sweep" in caplog.text
     assert list_steps(inner) == ()
 

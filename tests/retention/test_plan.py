@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from tests.retention._kit import NOW_S, plan_for, prune_now
 
 from stepseal.commit import INCARNATIONS, SUPERSEDED, pin, read_step
 from stepseal.commit._claims import claim
-from stepseal.layout import seal
+from stepseal.layout import seal, unix_time
 from stepseal.storage import MemoryStorage, read_bytes, remove_tree
 from stepseal.testing import FaultyStorage
 
@@ -80,13 +79,11 @@ def test_the_grace_of_old_steps_begins_when_they_leave_the_lineage(storage: Stor
     root = Root(storage)
     parent = root.commit(10)
     root.commit(20)
-    number = claim(storage, parent)
-    key = f"{INCARNATIONS}/{number}.json"
-    record = json.loads(read_bytes(storage, key, 1 << 14))["body"]
-    claimed_at = datetime.datetime.fromtimestamp(NOW_S, datetime.timezone.utc)
-    overwrite(storage, key, seal(record | {"claimed_at": claimed_at.isoformat()}))
+    number = claim(storage, parent, now_s=NOW_S)
     assert actions(plan_for(storage, root, now_s=NOW_S + 3600))[20]
     assert not actions(plan_for(storage, root, now_s=NOW_S + 90_000))[20]
+    key = f"{INCARNATIONS}/{number}.json"
+    record = json.loads(read_bytes(storage, key, 1 << 14))["body"]
     overwrite(storage, key, seal(record | {"claimed_at": "some day"}))
     assert actions(plan_for(storage, root, now_s=NOW_S + 90_000))[20]
 
@@ -106,7 +103,7 @@ def test_every_time_that_a_manifest_may_say_is_understood(storage: Storage, endi
 def prune_time(root: Root) -> float:
     manifest = read_step(root.storage, 30, root.run_id).manifest
     assert manifest is not None
-    return datetime.datetime.fromisoformat(manifest.created_at).timestamp()
+    return unix_time(manifest.created_at)
 
 
 def test_superseded_folders_go_after_their_grace_unless_pinned(storage: Storage) -> None:

@@ -243,7 +243,7 @@ def test_a_restart_finds_its_parent_although_a_replaced_job_died_pruning_it(
     parent = list_steps(storage)[0].lineage()
 
     def claim_and_die() -> None:
-        claim(storage, parent)
+        claim(storage, parent, now_s=NOW_S)
         raise Stop
 
     with pytest.raises(Stop):

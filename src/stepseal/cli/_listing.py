@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, size_text
-from stepseal.cli._roots import open_root, step_size_bytes
+from stepseal.cli._roots import measure_step, open_root
 from stepseal.commit import (
     in_lineage,
     lineage_limits,
@@ -45,7 +45,10 @@ def _row(
     manifest = entry.manifest
     if entry.state != "committed" or manifest is None:
         return row
+    size = measure_step(root, entry, manifest)
     row.update(
+        state=size.state,
+        problem=size.problem,
         in_lineage=in_lineage(limits, manifest.incarnation, entry.step),
         created_at=manifest.created_at,
         kind=manifest.kind,
@@ -53,7 +56,7 @@ def _row(
         pinned=pinned,
         incarnation=manifest.incarnation,
         num_participants=len(manifest.participants),
-        size_bytes=step_size_bytes(root.storage, entry.name, manifest),
+        size_bytes=size.size_bytes,
         metrics=dict(manifest.metrics),
         tags=list(manifest.tags),
     )
@@ -73,16 +76,17 @@ def print_listing(found: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    if row["state"] != "committed":
+    if "incarnation" not in row:  # nothing of it can be read
         return (str(row["step"]), row["state"], "-", "-", "-", "-", row["problem"])
     metrics = " ".join(f"{name}={value:.4g}" for name, value in sorted(row["metrics"].items()))
     notes = [] if row["in_lineage"] else ["outside the lineage"]
     notes += ["pinned"] if row["pinned"] else []
     notes += [] if row["resumable"] else [f"not resumable ({row['kind']})"]
     notes += [f"#{tag}" for tag in row["tags"]]
+    notes += [row["problem"]] if row["problem"] else []
     return (
         str(row["step"]),
-        "committed",
+        row["state"],
         row["created_at"][:19].replace("T", " "),
         str(row["num_participants"]),
         "?" if row["size_bytes"] is None else size_text(row["size_bytes"]),

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table
-from stepseal.cli._roots import open_root, parse_step, step_size_bytes
+from stepseal.cli._roots import measure_step, open_root, parse_step
 from stepseal.cli._verifying import Progress
 from stepseal.commit import pin, unpin
 from stepseal.errors import NotCurrent
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
     from stepseal.retention import Plan, PruneReport, StepVerdict, TrashVerdict
-    from stepseal.storage import Storage
     from stepseal.transfer import Finding
 
 __all__ = ["pin_step", "print_pruned", "prune_root", "unpin_step"]
@@ -54,7 +53,7 @@ def prune_root(
     """
     root = open_root(path, allow_shared=allow_shared)
     retention = Retention(latest(keep_latest), superseded_grace_s, trash_grace_s or 0.0)
-    inspect = _Inspection(root.storage, deeply=verify)
+    inspect = _Inspection(root, deeply=verify)
     plan = plan_prune(
         root.storage,
         root.run_id,
@@ -85,8 +84,8 @@ def _carry_out(root: OpenRoot, plan: Plan, retention: Retention) -> PruneReport:
 class _Inspection:
     """Looks at files and sizes; of the newest steps at every byte, until one is whole."""
 
-    def __init__(self, storage: Storage, *, deeply: bool) -> None:
-        self._storage = storage
+    def __init__(self, root: OpenRoot, *, deeply: bool) -> None:
+        self._root = root
         self._deeply = deeply
 
     def __call__(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
@@ -97,10 +96,10 @@ class _Inspection:
 
     def _look(self, entry: StepEntry, manifest: Manifest) -> Sequence[Finding]:
         if not self._deeply:
-            return check_files(self._storage, entry.name, manifest)
-        size_bytes = step_size_bytes(self._storage, entry.name, manifest)
-        with Progress(entry.step, size_bytes) as bar:
-            return verify_step(self._storage, entry.name, manifest, progress=bar.advance)
+            return check_files(self._root.storage, entry.name, manifest)
+        size = measure_step(self._root, entry, manifest)
+        with Progress(entry.step, size.size_bytes) as bar:
+            return verify_step(self._root.storage, entry.name, manifest, progress=bar.advance)
 
 
 def _planned(path: str, plan: Plan, retention: Retention) -> dict[str, Any]:

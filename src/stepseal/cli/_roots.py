@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from stepseal.cli._output import warn
 from stepseal.commit import (
@@ -17,7 +17,7 @@ from stepseal.commit import (
     read_step,
     refuse_newer,
 )
-from stepseal.errors import Corrupt, InvalidInput, StepNotFound
+from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StepNotFound
 from stepseal.layout import parse_step_name
 from stepseal.storage import Access, LocalStorage
 from stepseal.transfer import StepReader
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from stepseal.layout import Manifest
     from stepseal.storage import Storage
 
-__all__ = ["OpenRoot", "find_step", "open_root", "parse_step", "step_size_bytes"]
+__all__ = ["OpenRoot", "StepSize", "find_step", "measure_step", "open_root", "parse_step"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """How large a committed step is, and what looking at its parts told besides."""
+
+    size_bytes: int | None
+    """None where `problem` says why it is not known."""
+    state: Literal["committed", "damaged"]
+    """`damaged`: a part document is not what the manifest names."""
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +109,36 @@ def _latest(root: OpenRoot) -> StepEntry:
     raise StepNotFound(f"{root.path}: no committed step yet")
 
 
-def step_size_bytes(storage: Storage, name: str, manifest: Manifest) -> int | None:
-    """Return the bytes of all files as the part documents say, or None if one is unreadable."""
-    reader = StepReader(storage, name, manifest)
-    total = sum(entry.size_bytes for entry in manifest.files)
+def measure_step(root: OpenRoot, entry: StepEntry, manifest: Manifest) -> StepSize:
+    """Return the bytes of all files of a committed step, as its part documents say.
+
+    Args:
+        root: where it was found.
+        entry: what was found, committed.
+        manifest: of the entry.
+    """
+    reader = StepReader(root.storage, entry.name, manifest)
+    total = sum(file.size_bytes for file in manifest.files)
     try:
         for ref in manifest.parts:
             part = reader.part(ref.participant)
-            total += ref.document.size_bytes + sum(entry.size_bytes for entry in part.files)
+            total += ref.document.size_bytes + sum(file.size_bytes for file in part.files)
             total += 0 if part.index is None else part.index.size_bytes
-    except (Corrupt, OSError):
-        return None
-    return total
+    except CheckpointError as error:
+        return _look_again(root, entry, error)
+    return StepSize(total, "committed", "")
+
+
+def _look_again(root: OpenRoot, entry: StepEntry, error: CheckpointError) -> StepSize:
+    """Tell damage from a step that went away meanwhile, and both from what cannot be read."""
+    if not isinstance(error, Corrupt):
+        return StepSize(None, "committed", f"size not known: {error}")
+    try:
+        stands = read_step(root.storage, entry.step, root.run_id)
+    except StepNotFound:
+        stands = None
+    except CheckpointError as refusal:
+        return StepSize(None, "committed", f"size not known: {refusal}")
+    if stands is None or stands.manifest_sha256 != entry.manifest_sha256:
+        return StepSize(None, "committed", "pruned or superseded while it was looked at")
+    return StepSize(None, "damaged", str(error))

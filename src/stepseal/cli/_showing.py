@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, size_text
-from stepseal.cli._roots import find_step, open_root, step_size_bytes
+from stepseal.cli._roots import find_step, measure_step, open_root
 from stepseal.errors import Corrupt
 from stepseal.layout import dcp_fqn
 from stepseal.transfer import StepReader
@@ -31,7 +31,8 @@ def describe_step(path: str, wanted: str, *, tensors: bool) -> dict[str, Any]:
     manifest = entry.manifest
     found: dict[str, Any] = dataclasses.asdict(manifest)
     found["manifest_sha256"] = entry.manifest_sha256
-    found["size_bytes"] = step_size_bytes(root.storage, entry.name, manifest)
+    size = measure_step(root, entry, manifest)
+    found.update(size_bytes=size.size_bytes, state=size.state, problem=size.problem)
     if tensors:
         found["tensors"] = _tensors(StepReader(root.storage, entry.name, manifest), manifest)
     return found
@@ -69,6 +70,7 @@ def print_step(found: dict[str, Any]) -> None:
     parent = found["parent"]
     facts = [
         ("step", str(found["step"])),
+        ("state", f"{found['state']}{': ' if found['problem'] else ''}{found['problem']}"),
         ("created (UTC)", found["created_at"][:19].replace("T", " ")),
         ("kind", f"{found['kind']}{', resumable' if found['resumable'] else ', not resumable'}"),
         ("incarnation", str(found["incarnation"])),

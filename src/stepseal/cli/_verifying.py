@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, size_text, warn
-from stepseal.cli._roots import OpenRoot, find_step, open_root, step_size_bytes
+from stepseal.cli._roots import OpenRoot, find_step, measure_step, open_root
 from stepseal.commit import Reading, list_steps
 from stepseal.errors import StepNotFound
 from stepseal.layout import MANIFEST
@@ -51,7 +51,8 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
     if entry.manifest is None or entry.state != "committed":
         finding = {"severity": "damage", "path": MANIFEST, "message": entry.problem}
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
-    with Progress(entry.step, step_size_bytes(root.storage, entry.name, entry.manifest)) as bar:
+    size = measure_step(root, entry, entry.manifest)  # what is wrong with it is found again below
+    with Progress(entry.step, size.size_bytes) as bar:
         found = _verify_leased(root, entry.name, entry.manifest, bar.advance)
     return {
         "step": entry.step,

@@ -7,7 +7,6 @@ incarnation's steps count.
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 import socket
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt, NotCurrent
-from stepseal.layout import CONTROL, MAX_STEP, Lineage, seal, unseal
+from stepseal.layout import CONTROL, MAX_STEP, Lineage, seal, unix_time, unseal, utc_text
 from stepseal.storage import KeyNotFound, put_if_absent, read_bytes
 
 if TYPE_CHECKING:
@@ -91,10 +90,9 @@ def _read_claim(storage: Storage, number: int) -> ClaimRecord:
 def _claimed_at(body: object) -> float | None:
     assert isinstance(body, dict)
     try:
-        found = datetime.datetime.fromisoformat(body["claimed_at"][:19])
+        return unix_time(body["claimed_at"])
     except ValueError:
         return None
-    return found.replace(tzinfo=datetime.timezone.utc).timestamp()
 
 
 def _parent_of(body: object, number: int) -> Lineage | None:
@@ -126,7 +124,7 @@ def _lineage_of(parent: object) -> Lineage | None:
     return None
 
 
-def claim(storage: Storage, parent: Lineage | None, *, above: int = 0) -> int:
+def claim(storage: Storage, parent: Lineage | None, *, now_s: float, above: int = 0) -> int:
     """Claim the next incarnation and return its number.
 
     Coordinator only, once per life of a job. The number is above all claims, and above the parent's
@@ -135,6 +133,7 @@ def claim(storage: Storage, parent: Lineage | None, *, above: int = 0) -> int:
     Args:
         storage: the root, with its control folders made.
         parent: step that this incarnation resumes from; None for a fresh start.
+        now_s: Unix time; the grace of what this claim leaves behind begins with it.
         above: incarnation of a step that is left behind, whose claim may be lost, too.
 
     Raises:
@@ -146,7 +145,7 @@ def claim(storage: Storage, parent: Lineage | None, *, above: int = 0) -> int:
     number = max([above, 0 if parent is None else parent.incarnation, *_numbers(storage)])
     for _ in range(_ATTEMPTS):
         number += 1
-        if put_if_absent(storage, f"{INCARNATIONS}/{number}.json", _record(number, parent)):
+        if put_if_absent(storage, f"{INCARNATIONS}/{number}.json", _record(number, parent, now_s)):
             return number
     raise NotCurrent(
         f"claim: {_ATTEMPTS} incarnations up to {number} were taken by others meanwhile. "
@@ -155,7 +154,7 @@ def claim(storage: Storage, parent: Lineage | None, *, above: int = 0) -> int:
     )
 
 
-def _record(number: int, parent: Lineage | None) -> bytes:
+def _record(number: int, parent: Lineage | None, now_s: float) -> bytes:
     described = None
     if parent is not None:
         described = {
@@ -163,12 +162,11 @@ def _record(number: int, parent: Lineage | None) -> bytes:
             "manifest_sha256": parent.manifest_sha256,
             "incarnation": parent.incarnation,
         }
-    claimed_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
     return seal(
         {
             "incarnation": number,
             "parent": described,
-            "claimed_at": claimed_at,
+            "claimed_at": utc_text(now_s),
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
@@ -277,12 +275,15 @@ def lineage_doubt(claims: Iterable[ClaimRecord], highest: int) -> Doubt | None:
     return None
 
 
-def left_lineage_at(claims: Iterable[ClaimRecord], incarnation: int) -> float | None:
-    """Return when steps of `incarnation` that are outside the lineage were left behind.
+def left_lineage_at(claims: Iterable[ClaimRecord], incarnation: int, step: int) -> float | None:
+    """Return when a step that is outside the lineage now left it, for the last time.
 
-    That was done by the first later claim of the lineage. Unix time; None where no record tells.
+    That was done by the last claim before which it counted. Unix time; None where no record tells.
     """
-    records = {record.incarnation: record for record in claims}
-    later = [number for number in lineage_limits(records.values()) if number > incarnation]
-    record = records.get(min(later)) if later else None
-    return None if record is None else record.claimed_at_s
+    records = sorted(claims, key=lambda record: record.incarnation)
+    leaver = next(
+        number
+        for number in reversed(range(len(records)))
+        if in_lineage(lineage_limits(records[:number]), incarnation, step)
+    )
+    return records[leaver].claimed_at_s

@@ -1,8 +1,9 @@
 """The coordinator on threads: for messages and time, for work on storage, and for housekeeping.
 
 Invariants: one driver per incarnation; the protocol's thread never waits for storage, so that
-messages, losses and deadlines are judged while a step is being published; slow deletes never delay
-a save; if it ends by a defect, all lines are closed, so that nobody waits for it.
+messages, losses and deadlines are judged while a step is being published; whatever deletes does so
+on the housekeeping thread, where a slow delete delays no save; if it ends by a defect, all lines
+are closed, so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
 from stepseal.commit._coordinator import Coordinator
-from stepseal.commit._performer import Performer
+from stepseal.commit._performer import Performer, discard_aborted
 
 if TYPE_CHECKING:
     from stepseal.commit._deadlines import Deadlines
@@ -32,14 +33,8 @@ if TYPE_CHECKING:
         | actions.DriverEvent
         | Literal["job done", "stop"]
     )
-    Job = (
-        actions.BeginStaging
-        | actions.Publish
-        | actions.Select
-        | actions.Claim
-        | actions.Discard
-        | None
-    )
+    Job = actions.BeginStaging | actions.Publish | actions.Select | actions.Claim | None
+    Chore = actions.Discard | Literal["sweep and prune"] | None
 
 __all__ = ["CoordinatorDriver"]
 
@@ -49,7 +44,7 @@ _JOIN_S = 2.0
 
 
 class CoordinatorDriver:
-    """Runs one `Coordinator` on a thread of its own, and its storage work on another.
+    """Runs one `Coordinator` on a thread, its storage work on another, and deletes on a third.
 
     Args:
         storage: the root, existing and writable.
@@ -77,6 +72,7 @@ class CoordinatorDriver:
         facts: JobFacts,
         housekeep: Housekeep | None = None,
     ) -> None:
+        self._storage = storage
         self._deadlines = deadlines
         self._hub = hub
         try:
@@ -94,7 +90,7 @@ class CoordinatorDriver:
         self._protocol = Coordinator(participants, deadlines, lambda: secrets.token_hex(16))
         self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._chores: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._chores: queue.SimpleQueue[Chore] = queue.SimpleQueue()
         self._num_jobs = 0
         self._left = threading.Event()
         self._closed = False
@@ -116,7 +112,7 @@ class CoordinatorDriver:
         self._left.wait(self._deadlines.close_s)
         self._inbox.put("stop")
         self._jobs.put(None)
-        self._chores.put(False)
+        self._chores.put(None)
         self._thread.join(_JOIN_S)
         self._worker.join(_JOIN_S)
         self._keeper.join(_JOIN_S)
@@ -164,31 +160,36 @@ class CoordinatorDriver:
                 self._hub.send(action.to, action.message)
             else:
                 self._num_jobs += 1
-                self._jobs.put(action)
+                if isinstance(action, actions.Discard):
+                    self._chores.put(action)
+                else:
+                    self._jobs.put(action)
 
     def _work(self) -> None:
         while (action := self._jobs.get()) is not None:
-            if isinstance(action, actions.Discard):
-                self._performer.discard(action)
+            event = self._performer.perform(action)
+            self._inbox.put(event)  # before `latest` is moved
+            if isinstance(event, actions.Published):
+                self._performer.after_commit()
+            if isinstance(event, (actions.Published, actions.Claimed)):
+                self._chores.put("sweep and prune")
             else:
-                event = self._performer.perform(action)
-                self._inbox.put(event)  # before `latest` is moved
-                if isinstance(event, actions.Published):
-                    self._performer.after_commit()
-                if isinstance(event, (actions.Published, actions.Claimed)):
-                    self._chores.put(True)
-                    continue
-            self._inbox.put("job done")
+                self._inbox.put("job done")
         self._performer.close()
 
     def _keep_house(self) -> None:
-        """Sweep and prune, once for all that happened since the last time."""
+        """Delete what was aborted; sweep and prune once for all that happened since last time."""
         going_on = True
-        while going_on and self._chores.get():
-            num_chores = 1
+        while going_on:
+            chores = [self._chores.get()]
             while not self._chores.empty():
-                going_on = self._chores.get()
-                num_chores += going_on
-            self._performer.housekeep()
-            for _ in range(num_chores):
-                self._inbox.put("job done")
+                chores.append(self._chores.get())
+            for chore in chores:
+                if isinstance(chore, actions.Discard):
+                    discard_aborted(self._storage, chore)
+            if "sweep and prune" in chores:
+                self._performer.housekeep()
+            going_on = None not in chores
+            for chore in chores:
+                if chore is not None:
+                    self._inbox.put("job done")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +12,7 @@ from stepseal.layout import (
     Lineage,
     Manifest,
     PartRef,
+    utc_text,
 )
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stepseal.commit._actions import Publish
     from stepseal.layout import ComponentKind, Durability, SharingName
 
-__all__ = ["JobFacts", "draft_manifest"]
+__all__ = ["JobFacts", "Origin", "draft_manifest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +34,33 @@ class JobFacts:
     """World size and mesh axes."""
 
 
-def draft_manifest(
-    publish: Publish,
-    *,
-    participants: tuple[str, ...],
-    run_id: str,
-    incarnation: int,
-    parent: Lineage | None,
-    durability: Durability,
-    facts: JobFacts,
-) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an attempt comes from: whose it is, and what it descends from."""
+
+    run_id: str
+    incarnation: int
+    parent: Lineage | None
+    """The step before it in the lineage."""
+    participants: tuple[str, ...]
+    """In ordinal order."""
+    durability: Durability
+    """What its root allows to say."""
+
+
+def draft_manifest(publish: Publish, origin: Origin, facts: JobFacts, *, now_s: float) -> Manifest:
     """Return the manifest of an attempt, still without the coordinator's own files.
 
     What is one for all (cut, metrics, tags, kinds of components) is taken from the first
     participant; that they agree was checked when they captured.
+
+    Args:
+        publish: what the participants reported.
+        origin: whose attempt it is.
+        facts: what is the same for every step of the incarnation.
+        now_s: Unix time.
     """
-    first = publish.captured[participants[0]]
+    first = publish.captured[origin.participants[0]]
     components = tuple(
         ComponentEntry(
             name=found.name,
@@ -63,27 +74,27 @@ def draft_manifest(
     )
     parts = tuple(
         PartRef(p, DocumentRef(ref.path, ref.size_bytes, ref.sha256))
-        for p in participants
+        for p in origin.participants
         for ref in (publish.parts[p],)
     )
     return Manifest(
         format_version=FORMAT_VERSION,
-        run_id=run_id,
+        run_id=origin.run_id,
         step=publish.step,
-        incarnation=incarnation,
+        incarnation=origin.incarnation,
         attempt=publish.attempt,
-        parent=parent,
+        parent=origin.parent,
         kind="full",
         resumable=True,
         cut=dict(first.cut),
-        created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
+        created_at=utc_text(now_s),
         metrics={name: float(value) for name, value in first.metrics.items()},
         tags=tuple(first.tags),
-        participants=participants,
+        participants=origin.participants,
         topology=dict(facts.topology),
         components=components,
         parts=parts,
         files=(),
         versions=dict(facts.versions),
-        durability=durability,
+        durability=origin.durability,
     )

@@ -1,8 +1,8 @@
 """What the coordinator's protocol asks for, done on storage.
 
 Invariants: whatever goes wrong becomes an event, so that every participant hears of it; removing
-leftovers and moving `latest` never fail a save. Runs on one thread, but for `housekeep`, which may
-take long and has one of its own.
+leftovers and moving `latest` never fail a save. Runs on one thread, but for `housekeep` and
+`discard_aborted`, which delete: that may take long, and has a thread of its own.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from stepseal.commit import _causes as causes
 from stepseal.commit._attempts import attempt_at, begin, discard
 from stepseal.commit._catalog import list_steps, read_step
 from stepseal.commit._claims import check_current, claim
-from stepseal.commit._draft import JobFacts, draft_manifest
+from stepseal.commit._draft import JobFacts, Origin, draft_manifest
 from stepseal.commit._durability import durability_of
 from stepseal.commit._foreign import offer_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
 from stepseal.commit._out_of_place import commits_out_of_place, put_back_pruned
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
 from stepseal.commit._resume import Selection, highest_incarnation, select
+from stepseal.commit._room import with_room
 from stepseal.commit._roots import initialise_root
 from stepseal.errors import CheckpointError, InternalError, NotRestored, StorageUnavailable
 from stepseal.layout import LATEST, Lineage, step_name
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     """Run id, incarnation, whether it has committed: what is done after a claim and after each
     commit; raises nothing."""
 
-__all__ = ["Performer"]
+__all__ = ["Performer", "discard_aborted"]
 
 _log = logging.getLogger("stepseal")
 _SELECTIONS = 8
@@ -67,6 +68,7 @@ class Performer:
         facts: what goes into each manifest.
         lease_s: longest time from the selection of a candidate to the claim.
         housekeep: sweeps and prunes.
+        clock: Unix time, for claims, leases and manifests.
 
     Raises:
         IncompatibleFormat: the root was made by a newer format version.
@@ -83,6 +85,7 @@ class Performer:
         facts: JobFacts,
         lease_s: float = 3600.0,
         housekeep: Housekeep | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._storage = storage
         self._participants = participants
@@ -90,6 +93,7 @@ class Performer:
         self._facts = facts
         self._lease_s = lease_s
         self._housekeep = housekeep
+        self._clock = clock
         self._life = _Incarnation(initialise_root(storage))
         self._durability = durability_of(storage)
 
@@ -118,15 +122,6 @@ class Performer:
             if isinstance(action, actions.Publish):  # where it stopped is not known
                 return actions.PublishUnknown(action.call, cause)
             return actions.IoFailed(action.call, cause)
-
-    def discard(self, action: actions.Discard) -> None:
-        """Remove the folder of an aborted attempt; a failure is only logged."""
-        try:
-            discard(self._storage, action.staging)
-        except (CheckpointError, OSError) as error:
-            _log.warning(
-                "stepseal: leftovers of an aborted save stay for the next sweep: %s", error
-            )
 
     def after_commit(self) -> None:
         """Move `latest`; a failure is only logged."""
@@ -175,20 +170,19 @@ class Performer:
                 step=commits[-1].step if commits else None,
                 path=names[-1],
             )
-        return claim(self._storage, None)
+        return self._claim_next(None)
+
+    def _claim_next(self, parent: Lineage | None, above: int = 0) -> int:
+        def write() -> int:
+            return claim(self._storage, parent, now_s=self._clock(), above=above)
+
+        return with_room(self._storage, write)
 
     def _publish(self, action: actions.Publish) -> actions.Published:
         life = self._life
         assert life.number is not None
-        draft = draft_manifest(
-            action,
-            participants=self._participants,
-            run_id=life.run_id,
-            incarnation=life.number,
-            parent=life.head,
-            durability=self._durability,
-            facts=self._facts,
-        )
+        origin = Origin(life.run_id, life.number, life.head, self._participants, self._durability)
+        draft = draft_manifest(action, origin, self._facts, now_s=self._clock())
         sha256 = publish(
             self._storage,
             action.staging,
@@ -210,7 +204,7 @@ class Performer:
 
     def _select_leased(self, action: actions.Select) -> Selection:
         """Select, lease what was selected, and look whether it still stands: else select again."""
-        put_back_pruned(self._storage, time.time())
+        put_back_pruned(self._storage, self._clock())
         for _ in range(_SELECTIONS):
             self.close()
             found = select(
@@ -222,8 +216,8 @@ class Performer:
             )
             if found.entry is None or found.entry.manifest is None:
                 return found
-            self._life.lease = take_lease(
-                self._storage, found.entry.step, ttl_s=self._lease_s, now_s=time.time()
+            self._life.lease = with_room(
+                self._storage, functools.partial(self._take_lease, found.entry.step)
             )
             if attempt_at(self._storage, found.entry.name) == found.entry.manifest.attempt:
                 return found
@@ -233,11 +227,14 @@ class Performer:
             "leased. Is another job or `stepseal prune` at work on this root? Stop it."
         )
 
+    def _take_lease(self, step: int) -> Lease:
+        return take_lease(self._storage, step, ttl_s=self._lease_s, now_s=self._clock())
+
     def _claim(self, action: actions.Claim) -> actions.Claimed:
         if action.parent is not None:
             self._require_standing(action.parent)
         above = highest_incarnation(self._storage, self._life.run_id, action.parent)
-        self._life.number = claim(self._storage, action.parent, above=above)
+        self._life.number = self._claim_next(action.parent, above)
         self._life.head = action.parent
         self.close()  # as the parent of a claim it is protected without a lease
         return actions.Claimed(action.call, self._life.number)
@@ -252,3 +249,11 @@ class Performer:
                 step=parent.step,
                 path=entry.name,
             )
+
+
+def discard_aborted(storage: Storage, action: actions.Discard) -> None:
+    """Remove the folder of an aborted attempt, beside everything else; a failure is only logged."""
+    try:
+        discard(storage, action.staging)
+    except (CheckpointError, OSError) as error:
+        _log.warning("stepseal: leftovers of an aborted save stay for the next sweep: %s", error)

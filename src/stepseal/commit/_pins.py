@@ -6,12 +6,12 @@ people. A pin protects the number: whatever stands at `step-<N>`, and what was s
 
 from __future__ import annotations
 
-import datetime
+import time
 from typing import TYPE_CHECKING
 
 from stepseal.commit._catalog import read_step
 from stepseal.errors import StepNotFound
-from stepseal.layout import CONTROL, parse_step_name, seal, step_name
+from stepseal.layout import CONTROL, parse_step_name, seal, step_name, utc_text
 from stepseal.storage import KeyNotFound, make_dirs, put_if_absent
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ def pin(storage: Storage, step: int, run_id: str, *, reason: str = "") -> bool:
     """
     _require_committed(storage, step, run_id, "Nothing was pinned")
     make_dirs(storage, PINS)
-    pinned_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
-    body = {"step": step, "reason": reason, "pinned_at": pinned_at}
+    body = {"step": step, "reason": reason, "pinned_at": utc_text(time.time())}
     is_new = put_if_absent(storage, _key(step), seal(body))
     _require_committed(
         storage, step, run_id, f"The pin stays; `stepseal unpin ROOT {step}` removes it"

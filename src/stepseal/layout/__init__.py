@@ -26,6 +26,7 @@ from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER
     payload_path, step_name, tree_document_path, tree_segment_path)
 from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part
 from stepseal.layout._records import FORMAT_VERSION, DocumentRef, FileEntry
+from stepseal.layout._times import unix_time, utc_text
 
 __all__ = [
     "ArraySource", "Box", "Buffer", "BytesSource", "CHUNK_BYTES", "CONTROL", "ComponentEntry",
@@ -41,5 +42,5 @@ __all__ = [
     "manifest_digest", "num_chunks", "parse_header", "parse_payload_path", "parse_step_name",
     "part_document_path", "part_index_path", "path_problem", "path_set_problems", "payload_path",
     "payload_sizes", "refuse", "seal", "sha256_hex", "step_name", "tree_document_path",
-    "tree_segment_path", "unseal", "whole",
+    "tree_segment_path", "unix_time", "unseal", "utc_text", "whole",
 ]

@@ -7,9 +7,7 @@ reading one checks everything that can be checked without another file.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from stepseal.layout._digests import CHUNK_BYTES, sha256_hex
@@ -32,6 +30,7 @@ from stepseal.layout._records import (
     encode_record,
     file_problem,
 )
+from stepseal.layout._times import time_problem
 from stepseal.layout._validate import Problems, bounded_int, bounded_text, show, to_plain
 
 if TYPE_CHECKING:
@@ -60,8 +59,6 @@ MAX_MANIFEST_BYTES = 64 << 20
 MAX_PARTICIPANTS = 1_000_000
 """Most participants of a step."""
 
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|\+00:00)", re.ASCII)
-
 ComponentKind: TypeAlias = Literal["tensors", "tree", "external"]
 """Where a component's state lies: in payload, in `components/`, or in a foreign engine's folder."""
 SharingName: TypeAlias = Literal[
@@ -72,17 +69,6 @@ StepKind: TypeAlias = Literal["full", "weights"]
 """Whether a step holds all that a job needs, or weights for readers only."""
 Durability: TypeAlias = Literal["fsync", "best-effort"]
 """Whether the file system honoured every sync."""
-
-
-def _time_problem(value: str) -> str | None:
-    if _TIME.fullmatch(value):
-        try:
-            datetime.fromisoformat(value[:19])
-        except ValueError:
-            pass
-        else:
-            return None
-    return f"expected a UTC time in ISO 8601, found {show(value)}"
 
 
 def _scalar_problem(value: object) -> str | None:
@@ -147,8 +133,8 @@ class Manifest:
     """Whether `restore` may select the step; never true for weights."""
     cut: dict[str, _Scalar]
     """Point in the job's history at which all components were captured."""
-    created_at: Annotated[str, _time_problem]
-    """UTC, ISO 8601."""
+    created_at: Annotated[str, time_problem]
+    """UTC, ISO 8601, by the coordinator's clock."""
     metrics: dict[str, float]
     """Finite or not; NaN and infinities are stored as `nan`, `inf` and `-inf`."""
     tags: tuple[_Text, ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from stepseal.commit import (
     read_claims,
     read_guards,
 )
+from stepseal.layout import unix_time
 from stepseal.retention._areas import Terms, judge_superseded, judge_trash, names_in
 from stepseal.retention._judge import NOT_KNOWN, Candidate, StepVerdict, judge
 from stepseal.retention._rules import StepFacts
@@ -81,7 +81,7 @@ def plan_prune(
     claims = read_claims(storage)  # after the steps, each of which was claimed before
     doubt = _doubt(claims, [*_incarnations(entries.values()), *_pruned_incarnations(trashed)])
     limits = lineage_limits(claims)
-    left_at = functools.cache(lambda incarnation: left_lineage_at(claims, incarnation))
+    left_at = functools.partial(left_lineage_at, claims)
     candidates = [
         _candidate(entry, doubt, limits, left_at, inspect, now_s)
         for entry in reversed(list(entries.values()))
@@ -128,7 +128,7 @@ def _candidate(
     entry: StepEntry,
     doubt: Doubt | None,
     limits: Mapping[int, int | None],
-    left_at: Callable[[int], float | None],
+    left_at: Callable[[int, int], float | None],
     inspect: Inspect,
     now_s: float,
 ) -> Candidate:
@@ -139,8 +139,8 @@ def _candidate(
     if doubt is not None and doubt.covers(manifest.incarnation):
         return Candidate(facts, "untouchable", f"{doubt.why}: {NOT_KNOWN}")
     if not in_lineage(limits, manifest.incarnation, entry.step):
-        left_s = left_at(manifest.incarnation)  # an old step may have been left behind just now
-        since_s = None if left_s is None else max(left_s, _unix_time(manifest.created_at))
+        left_s = left_at(manifest.incarnation, entry.step)  # an old step perhaps just now
+        since_s = None if left_s is None else max(left_s, unix_time(manifest.created_at))
         outside_s = None if since_s is None else now_s - since_s
         return Candidate(facts, "outside the lineage", outside_s=outside_s)
     if not manifest.resumable:
@@ -149,9 +149,3 @@ def _candidate(
     if problems:
         return Candidate(facts, "untouchable", f"damaged: {problems[0]}")
     return Candidate(facts, "good")
-
-
-def _unix_time(created_at: str) -> float:
-    """Return the time of a manifest, which is UTC; Python 3.10 reads neither `Z` nor all digits."""
-    found = datetime.datetime.fromisoformat(created_at[:19])
-    return found.replace(tzinfo=datetime.timezone.utc).timestamp()
