@@ -177,3 +177,12 @@ def test_a_root_without_these_folders_has_no_verdicts(storage: Storage) -> None:
         remove_tree(storage, area)
     plan = plan_for(storage, root)
     assert (plan.superseded, plan.trash) == ((), ())
+
+
+def test_what_another_prune_took_out_of_the_trash_is_not_reported(storage: Storage) -> None:
+    root = trashed(storage)
+    plan = plan_for(storage, root)
+    for key in keys(storage):
+        remove_tree(storage, key)
+    report = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    assert (report.removed_trash, report.put_back_trash, report.failures) == ([], {}, [])

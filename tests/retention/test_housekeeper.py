@@ -232,3 +232,16 @@ def test_after_a_failed_sync_a_job_that_keeps_all_finishes_nothing_more() -> Non
     root.claim(root.head)
     keep(root.run_id, root.number, True)
     assert len(inner.list_dir(TRASH)) == 1
+
+
+def test_a_replaced_job_that_keeps_all_finishes_nothing(storage: Storage) -> None:
+    root = Root(storage)
+    root.commit(10)
+    root.commit(20)
+    prune_now(storage, root, trash_grace_s=1e6)
+    root.claim(root.head)
+    keep = Housekeeper(storage, None, FakeFinisher(), clock=lambda: NOW_S + 100_000)
+    keep(root.run_id, 1, True)
+    assert len(storage.list_dir(TRASH)) == 1
+    keep(root.run_id, 2, True)
+    assert storage.list_dir(TRASH) == ()
