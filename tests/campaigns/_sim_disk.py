@@ -61,7 +61,7 @@ class Disk:
         self.num_refused = 0
         """Changes that were refused so far for no reason."""
         self.had_no_room = False
-        """It was full in this work: what others staged goes then, before a claim."""
+        """It was full in the work that goes on: before a claim, what others staged goes then."""
         self.saw_claims_at = 0
         """Number of the verb by which it last listed the claims."""
 

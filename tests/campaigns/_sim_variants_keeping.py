@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 from stepseal.commit import _attempts, _guards
 from stepseal.layout import Manifest, step_name
@@ -39,14 +38,13 @@ def no_second_look() -> list[tuple[object, str, object]]:
 
 def stale_prune() -> list[tuple[object, str, object]]:
     """Who prunes does not ask whether the root is still its own."""
-    real = _housekeeper.Housekeeper._prune
 
     def go_on(self: _housekeeper.Housekeeper, run_id: str, number: int, keep: Any) -> Any:  # noqa: ANN401
-        def plan(*args: Any, **options: Any) -> Any:  # noqa: ANN401
-            return replace(_plan.plan_prune(*args, **options), incarnation=number)
-
-        with mock.patch.object(_housekeeper, "plan_prune", plan):
-            return real(self, run_id, number, keep)
+        found = _plan.plan_prune(
+            self._storage, run_id, keep, inspect=self._inspect, now_s=self._clock()
+        )
+        plan = replace(found, incarnation=number)
+        return _prune.prune(self._storage, plan, keep, clock=self._clock)
 
     return [
         (_housekeeper.Housekeeper, "_prune", go_on),
