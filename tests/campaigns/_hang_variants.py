@@ -27,7 +27,7 @@ from stepseal.transfer import StepReader
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from stepseal.commit import Cause
+    from stepseal.commit._causes import Cause
 
 __all__ = ["HANGING", "Hanging"]
 
