@@ -15,6 +15,7 @@ from stepseal.errors import CheckpointError
 from stepseal.layout import _records, decode_document, decode_manifest, decode_part, manifest_digest
 from stepseal.session import _run
 from stepseal.session._finisher import StepFinisher
+from stepseal.transfer import verify_step
 from stepseal.transfer._files import CommittedFiles
 from stepseal.transfer._read import StepReader
 from stepseal.transfer._stream import Streamer
@@ -134,8 +135,7 @@ def _no_sizes() -> None:
 
 def _first_finding_only() -> None:
     """`verify` stops at the first file that is damaged."""
-    whole = _run.verify_step
-    replace(_run, "verify_step", lambda *args, **options: whole(*args, **options)[:1])
+    replace(_run, "verify_step", lambda *args, **options: verify_step(*args, **options)[:1])
 
 
 VARIANTS = {
