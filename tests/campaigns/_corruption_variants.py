@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from tests.campaigns._variants import replace
 
+from stepseal.cli import _verifying
 from stepseal.commit import StepEntry, _catalog
 from stepseal.errors import CheckpointError
 from stepseal.layout import _records, decode_document, decode_manifest, decode_part, manifest_digest
-from stepseal.session import _run
 from stepseal.session._finisher import StepFinisher
 from stepseal.transfer import verify_step
 from stepseal.transfer._files import CommittedFiles
@@ -135,7 +135,7 @@ def _no_sizes() -> None:
 
 def _first_finding_only() -> None:
     """`verify` stops at the first file that is damaged."""
-    replace(_run, "verify_step", lambda *args, **options: verify_step(*args, **options)[:1])
+    replace(_verifying, "verify_step", lambda *args, **options: verify_step(*args, **options)[:1])
 
 
 VARIANTS = {

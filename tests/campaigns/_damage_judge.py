@@ -21,7 +21,7 @@ from stepseal.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Bench", "ControlBench"]
+__all__ = ["Bench", "ControlBench", "knowable"]
 
 _DAMAGE = 3
 _MARKER = "stepseal.json"
@@ -95,7 +95,7 @@ class Bench(_Bench):
         code, output = self._verify(str(step))
         if "manifest.json" in paths and code not in (-1, 0) and "belongs to run" in output:
             return []
-        unnamed = {path for path in _knowable(paths) if f"damage: {path}" not in output}
+        unnamed = {path for path in knowable(paths) if f"damage: {path}" not in output}
         if "damage: : " in output:  # the walk ends at a folder that is none
             unnamed -= {path for path in unnamed if self._lost_folder(step, path)}
         if code == _DAMAGE and not unnamed:
@@ -148,7 +148,7 @@ class Bench(_Bench):
         return any(data[start:stop] != before[start:stop] for start, stop in ranges)
 
 
-def _knowable(paths: set[str]) -> set[str]:
+def knowable(paths: set[str]) -> set[str]:
     """Return the damaged files that can be told to be so: what says it of them is whole itself."""
     if "manifest.json" in paths:
         return {"manifest.json"}

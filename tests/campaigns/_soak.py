@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.campaigns._soak_round import RoundReport
 
-__all__ = ["run"]
+__all__ = ["run", "too_little"]
 
 _MODULE = "tests.campaigns._soak"
 _MINUTES: dict[Size, float] = {"fast": 0.35, "nightly": 30.0, "release": 24 * 60.0}
@@ -96,7 +96,7 @@ def _row(
             violations.append(f"{again}  # {first.splitlines()[0]}")
         counts.update({} if report is None else report.counts)
     if judge_floors:
-        violations += _too_little(counts, len(results))
+        violations += too_little(counts, len(results))
     return Row(
         "soak", "rounds", len(results), tuple(violations),
         tuple(name for name, told in variants.items() if told),
@@ -109,7 +109,7 @@ def _row(
     )  # fmt: skip
 
 
-def _too_little(counts: Counter[str], num_rounds: int) -> list[str]:
+def too_little(counts: Counter[str], num_rounds: int) -> list[str]:
     """Return what happened too rarely in so many rounds."""
     from tests.campaigns._soak_round import TROUBLES
 

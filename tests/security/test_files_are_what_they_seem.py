@@ -216,7 +216,7 @@ class Swapper(threading.Thread):
             self._path.unlink()
             aside.rename(self._path)
             self.num_swaps += 1
-            self._left.wait(0.001 * (self.num_swaps % 32))  # peace, for some loads to succeed
+            self._left.wait(0.001 * 2 ** (self.num_swaps % 10))  # for some loads to succeed
 
     def __enter__(self) -> Self:
         self.start()
