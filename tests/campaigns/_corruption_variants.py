@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from tests.campaigns._variants import replace
 
+from stepseal.cli import _verifying
 from stepseal.commit import StepEntry, _catalog
 from stepseal.errors import CheckpointError
 from stepseal.layout import _records, decode_document, decode_manifest, decode_part, manifest_digest
 from stepseal.session._finisher import StepFinisher
+from stepseal.transfer import verify_step
 from stepseal.transfer._files import CommittedFiles
 from stepseal.transfer._read import StepReader
 from stepseal.transfer._stream import Streamer
@@ -131,6 +133,11 @@ def _no_sizes() -> None:
     replace(StepFinisher, "inspect", lambda *_args, **_options: ())
 
 
+def _first_finding_only() -> None:
+    """`verify` stops at the first file that is damaged."""
+    replace(_verifying, "verify_step", lambda *args, **options: verify_step(*args, **options)[:1])
+
+
 VARIANTS = {
     "no-chunk-digests": Reader(_no_chunk_digests),
     "no-tree-digests": Reader(_no_tree_digests),
@@ -140,4 +147,7 @@ VARIANTS = {
     "no-step-number": Reader(_no_step_number),
     "no-run-id": Reader(_no_run_id),
     "no-sizes": Reader(_no_sizes, caught_as=_NOT_PASSED_OVER),
+    "first-finding-only": Reader(
+        _first_finding_only, caught_as="verify of step 30 ends with 3 and does not name"
+    ),
 }

@@ -7,6 +7,7 @@ that is not exactly what the restored step holds, and a job that cannot go on.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from stepseal.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Bench", "ControlBench"]
+__all__ = ["Bench", "ControlBench", "knowable"]
 
 _DAMAGE = 3
 _MARKER = "stepseal.json"
@@ -90,19 +91,20 @@ class Bench(_Bench):
             self.root.forget_claims()
 
     def _named(self, step: int, paths: set[str]) -> list[str]:
-        """`verify` names what is damaged, with its exit code."""
+        """`verify` names each file that is damaged, with its exit code."""
         code, output = self._verify(str(step))
         if "manifest.json" in paths and code not in (-1, 0) and "belongs to run" in output:
             return []
-        if code == _DAMAGE and any(f"damage: {path}" in output for path in paths):
+        unnamed = {path for path in knowable(paths) if f"damage: {path}" not in output}
+        if "damage: : " in output:  # the walk ends at a folder that is none
+            unnamed -= {path for path in unnamed if self._lost_folder(step, path)}
+        if code == _DAMAGE and not unnamed:
             return []
-        if code == _DAMAGE and "damage: : " in output and self._lost_folders(step, paths):
-            return []
-        return [f"verify of step {step} ends with {code} and names none of {paths}: {output}"]
+        return [f"verify of step {step} ends with {code} and does not name {unnamed}: {output}"]
 
-    def _lost_folders(self, step: int, paths: set[str]) -> bool:
-        folders = {path.rpartition("/")[0] for path in paths} - {""}
-        return any(not (self.root.path / f"step-{step}" / at).is_dir() for at in folders)
+    def _lost_folder(self, step: int, path: str) -> bool:
+        folder = path.rpartition("/")[0]
+        return bool(folder) and not (self.root.path / f"step-{step}" / folder).is_dir()
 
     def _restored(self, harmed: dict[int, set[str]]) -> list[str]:
         used = {
@@ -144,6 +146,23 @@ class Bench(_Bench):
             return True  # sizes and kinds of all files are looked at
         data = place.read_bytes()
         return any(data[start:stop] != before[start:stop] for start, stop in ranges)
+
+
+def knowable(paths: set[str]) -> set[str]:
+    """Return the damaged files that can be told to be so: what says it of them is whole itself."""
+    if "manifest.json" in paths:
+        return {"manifest.json"}
+    return {path for path in paths if not paths & _above(path)}
+
+
+def _above(path: str) -> set[str]:
+    """Return the documents that say what a file must be, but the manifest."""
+    if match := re.fullmatch(r"__(\d+)_\d+\.distcp", path):
+        stem = f"parts/trainer/{match[1]}"
+        return {f"{stem}.json", f"{stem}.safetensors"}
+    match = re.search(r"trainer/\d+", path)
+    document = f"parts/{match[0]}.json" if match else ""
+    return {document} - {path}
 
 
 class ControlBench(_Bench):

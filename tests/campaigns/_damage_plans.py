@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from itertools import chain, combinations, pairwise
+from itertools import chain, combinations, pairwise, product
 from typing import TYPE_CHECKING
 
 from tests.campaigns._damages import KINDS
@@ -27,6 +27,10 @@ __all__ = [
 
 _PAGE_BYTES = 4096
 _BEFORE = f"step-{STEPS[-2]}"
+_VALUE = re.compile(rb'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*')
+"""A string, which may be a name, or a number of a JSON document."""
+_NUM_VALUES = 24
+"""Whose edges are boundaries, of each JSON document, besides the ends of its lines."""
 _EXTENSIONS = (1, 7, 63, _PAGE_BYTES - 1, _PAGE_BYTES, _PAGE_BYTES + 1)
 
 
@@ -35,6 +39,9 @@ def _boundaries(path: str, data: bytes, items: Mapping[str, set[int]]) -> list[i
     found = {0, len(data), *range(0, len(data), _PAGE_BYTES), *items.get(path, ())}
     if path.endswith(".json"):
         found |= {match.end() for match in re.finditer(rb"\n", data)}
+        values = [match.span() for match in _VALUE.finditer(data)]
+        chosen = random.Random(path).sample(values, min(_NUM_VALUES, len(values)))
+        found |= {edge for span in chosen for edge in span}
     elif path.endswith(".safetensors"):
         start = 8 + int.from_bytes(data[:8], "little")
         header = json.loads(data[8:start])
@@ -77,13 +84,24 @@ def _at(path: str, data: bytes, bounds: list[int]) -> Iterator[str]:
         yield f"flip {path} {8 * at + at % 8}"
     for num_bytes in _EXTENSIONS:
         yield f"extend {path} {num_bytes}"
-    for start, stop in pairwise(bounds):
-        yield f"zero {path} {start} {stop}"
-        yield f"repeat {path} {start} {stop}"
-        yield f"cut {path} {start} {stop}"
-    for start, middle, stop in zip(bounds, bounds[1:], bounds[2:], strict=False):
-        yield f"swap {path} {start} {middle} {stop}"
-        yield f"double {path} {start} {middle} {stop}"
+    for pair in pairwise(bounds):
+        for start, stop in _beside(pair, len(data)):
+            yield f"zero {path} {start} {stop}"
+            yield f"repeat {path} {start} {stop}"
+            yield f"cut {path} {start} {stop}"
+    for three in zip(bounds, bounds[1:], bounds[2:], strict=False):
+        for start, middle, stop in _beside(three, len(data)):
+            yield f"swap {path} {start} {middle} {stop}"
+            yield f"double {path} {start} {middle} {stop}"
+
+
+def _beside(bounds: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+    """Yield bounds, and the same with one of them a byte earlier or later, where that is inside."""
+    yield bounds
+    for number, shift in product(range(len(bounds)), (-1, 1)):
+        moved = tuple(at + shift * (place == number) for place, at in enumerate(bounds))
+        if moved[0] >= 0 and moved[-1] <= size and all(a < b for a, b in pairwise(moved)):
+            yield moved
 
 
 def of_whole_files(files: Mapping[str, bytes]) -> Iterator[str]:

@@ -31,24 +31,27 @@ __all__ = ["LIMIT_S", "TOLERANCE_S", "Case", "How", "Result", "matrix", "parse_c
 How = Literal["kill", "leave", "stop", "zombie", "block", "pause", "cut", "to-hub", "from-hub"]
 OF_ANY = (
     "construct/before",
-    "restore/join", "restore/check", "restore/apply", "restore/applied",
+    "restore/join", "restore/read", "restore/check", "restore/stream", "restore/apply",
+    "restore/applied",
     "save/before", "save/capture", "save/captured", "save/write",
     "close/before", "close/in-flight",
 )  # fmt: skip
 OF_OTHERS = ("connect/address", "connect/reached", "connect/hello", "save/prepared", "close/said")
 OF_COORDINATOR = (
-    "coordinator/listening", "coordinator/select", "coordinator/claim", "coordinator/claimed",
-    "coordinator/begin", "coordinator/publish", "coordinator/rename", "coordinator/renamed",
-    "coordinator/committed", "coordinator/told", "coordinator/latest", "close/linger",
+    "coordinator/listening", "coordinator/look", "coordinator/select", "coordinator/claim",
+    "coordinator/claimed", "coordinator/begin", "coordinator/publish", "coordinator/rename",
+    "coordinator/renamed", "coordinator/committed", "coordinator/told", "coordinator/latest",
+    "close/linger",
 )  # fmt: skip
 _CONNECTING = (
     "construct/before", "connect/address", "connect/reached", "connect/hello",
     "coordinator/listening",
 )  # fmt: skip
 _BEHIND = (
-    "save/captured", "save/write", "save/prepared", "coordinator/select", "coordinator/claim",
-    "coordinator/claimed", "coordinator/begin", "coordinator/publish", "coordinator/rename",
-    "coordinator/renamed", "coordinator/committed", "coordinator/told", "coordinator/latest",
+    "save/captured", "save/write", "save/prepared", "coordinator/look", "coordinator/select",
+    "coordinator/claim", "coordinator/claimed", "coordinator/begin", "coordinator/publish",
+    "coordinator/rename", "coordinator/renamed", "coordinator/committed", "coordinator/told",
+    "coordinator/latest",
 )  # fmt: skip
 """Gates off the caller's thread: who blocks there returns from its calls nevertheless."""
 TOLERANCE_S = 5.0
@@ -88,11 +91,16 @@ class Case:
         return self.how in PARTITIONS
 
     @property
+    def connecting(self) -> bool:
+        """True if who is hit may never have had a line: the others miss it at their deadlines."""
+        return self.gate in _CONNECTING or (self.parted and self.gate == "restore/join")
+
+    @property
     def deadlines(self) -> ss.Deadlines:
         """Deadlines of the job."""
         if self.how == "block":
             return BLOCK
-        if self.gate in _CONNECTING or (self.parted and self.gate == "restore/join"):
+        if self.connecting:
             return dataclasses.replace(LOSS, connect_s=_SHORT_S, capture_s=_SHORT_S)
         return LOSS
 

@@ -100,9 +100,7 @@ def _job(start: Start, rank: int, gate: Gate, log: Log) -> None:
     replica.add_to(ckpt)
     ckpt.add("data", Data(rank, gate), sharing=ss.PER_RANK)
     gate.reach("restore/join")
-    restored = log.call("restore", ckpt.restore)
-    if restored is not None:
-        log.put("values", replica.differs_from(FIRST_LIFE, STEPS[-1]) or "right")
+    log.call("restore", lambda: _restore(ckpt, replica))
     replica.fill(HIT_LIFE, 30)
     gate.reach("save/before")
     pending = log.call("save", lambda: ckpt.save(30, cut={"life": HIT_LIFE}))
@@ -115,6 +113,16 @@ def _job(start: Start, rank: int, gate: Gate, log: Log) -> None:
             log.call("wait next", pending.wait)
     gate.reach("close/before")
     log.call("close", ckpt.close)
+
+
+def _restore(ckpt: ss.Checkpointer, replica: Replica) -> ss.Restored:
+    """Restore; an AssertionError, which is no typed one, if it brought back anything else."""
+    restored = ckpt.restore()
+    assert restored is not None, "restore() returned None"
+    assert restored.step == STEPS[-1], f"expected step {STEPS[-1]} restored, found {restored.step}"
+    difference = replica.differs_from(FIRST_LIFE, STEPS[-1])
+    assert not difference, f"restored wrong values: {difference}"
+    return restored
 
 
 def _join(

@@ -1,4 +1,5 @@
-"""What must hold in a hang proof: every call back in time, typed, naming who; storage sound."""
+"""What must hold in a hang proof: every call back in time, errors that say who, where and why,
+right values where a restore returned, every job at its end, and storage sound."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.campaigns._hang_cases import TOLERANCE_S
 from tests.campaigns._hang_job import HIT_LIFE, STEPS
+from tests.campaigns._hang_words import unsaid
 
 import stepseal as ss
 from stepseal.layout import CONTROL
@@ -22,10 +24,10 @@ __all__ = ["commits_of", "expect_unchanged", "judge_calls", "judge_root", "judge
 
 
 def judge_calls(case: Case, calls: list[Call], hit_at: float, result: Result) -> None:
-    """Every call came back in time, raised what it may raise, and named who or where."""
+    """Every call came back in time, raised what it may raise, and said who, where and why."""
     for call in calls:
         if call.name == "job":
-            if call.outcome == "raised":
+            if call.outcome != "returned":
                 result.violations.append(f"the job itself failed: {call}")
             continue
         if call.ended is None:
@@ -40,27 +42,22 @@ def judge_calls(case: Case, calls: list[Call], hit_at: float, result: Result) ->
             result.noticed_s = max(result.noticed_s, call.ended - max(hit_at, call.started))
             if not call.facts["typed"] or call.kind == "internal_error":
                 result.violations.append(f"not a typed error: {call}")
-            elif not _names(case, call):
-                result.violations.append(f"does not name participant {case.victim}: {call}")
+            elif missing := unsaid(case, call):
+                result.violations.append(f"does not say {missing}: {call}")
         seen = f"{call.name}: {call.kind}"
         if seen not in result.kinds:
             result.kinds.append(seen)
+    for call in calls:
+        if call.kind == "tainted" and not _restore_failed(call.rank, calls):
+            result.violations.append(f"tainted, but no restore failed: {call}")
     if case.how == "block" or case.gate in ("close/before", "close/said", "close/linger"):
         return
     if ("wait next", "ok") in {(call.name, call.kind) for call in calls}:
         result.violations.append("a step was committed without the one who was hit")
 
 
-def _names(case: Case, call: Call) -> bool:
-    """Whether the error says who, or that it was the coordinator or its storage."""
-    message = str(call.facts["message"])
-    who = f"trainer/{case.victim}"
-    if who in message or who in call.facts["failures"] or call.kind == "tainted":
-        return True
-    coordinator = "coordinator" in message
-    if case.victim == 0:
-        return coordinator or (case.parted and "trainer/" in message)
-    return case.parted and call.rank == case.victim and coordinator
+def _restore_failed(rank: int, calls: list[Call]) -> bool:
+    return any(c.rank == rank and c.name == "restore" and c.outcome == "raised" for c in calls)
 
 
 def judge_words(calls: list[Call], commits: dict[int, StepEntry], result: Result) -> None:

@@ -182,7 +182,11 @@ def _wake(job: _Job, result: Result) -> None:
 
 
 def _expect_ended(job: _Job, ranks: tuple[int, ...], result: Result) -> None:
-    for rank in job.wait_ended(ranks):
+    running = job.wait_ended(ranks)
+    for rank in ranks:
+        if rank not in running and (code := job.members[rank].exit_code()) != 0:
+            result.violations.append(f"participant {rank} ended with exit code {code}, expected 0")
+    for rank in running:
         stack = (job.start.folder / f"stack.{rank}").read_text("utf-8")
         result.violations.append(f"participant {rank} hangs:\n{stack}")
 

@@ -97,6 +97,11 @@ class Child:
         """True until it has ended, also while it is stopped."""
         return self._process.is_alive()
 
+    def exit_code(self) -> int | None:
+        """Return what it ended with, once `sentinel` is ready; negative for a signal."""
+        self._process.join(10.0)  # the sentinel is ready a moment earlier
+        return self._process.exitcode
+
     def signal(self, number: int) -> float:
         """Send a signal; return when its process was dead or stopped."""
         with contextlib.suppress(ProcessLookupError):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.campaigns._soak_round import RoundReport
 
-__all__ = ["run"]
+__all__ = ["run", "too_little"]
 
 _MODULE = "tests.campaigns._soak"
 _MINUTES: dict[Size, float] = {"fast": 0.35, "nightly": 30.0, "release": 24 * 60.0}
@@ -33,6 +33,8 @@ _LIMIT_S = 600.0
 _LANES_PER_CORE = 2
 _MOST_ROUNDS = 40
 """Of a broken protocol, until it counts as missed."""
+_LEAST_PER_ROUND = {"acknowledged": 10, "read": 5, "verified": 5}
+"""What must have happened, on average: a soak in which nothing happens is no good one."""
 
 
 def run(size: Size) -> Row:
@@ -41,13 +43,14 @@ def run(size: Size) -> Row:
 
 
 def _soak(seeds: Iterator[int], end: float, lanes: int) -> list[tuple[int, RoundReport | None]]:
-    """Run rounds until `end`, several at once."""
+    """Run rounds until `end`, several at once; at least one that begins with each trouble."""
     from tests.campaigns._processes import each
-    from tests.campaigns._soak_round import run_round
+    from tests.campaigns._soak_round import TROUBLES, run_round
 
-    timely = itertools.takewhile(lambda _: time.monotonic() < end, seeds)
+    first = list(itertools.islice(seeds, len(TROUBLES)))
+    more = itertools.takewhile(lambda _: time.monotonic() < end, seeds)
     found = []
-    for seed, report in each(timely, run_round, lanes, _LIMIT_S):
+    for seed, report in each(itertools.chain(first, more), run_round, lanes, _LIMIT_S):
         found.append((seed, report))
         if report is None or report.problems:
             _print_problems(seed, report)
@@ -78,7 +81,11 @@ def _catch(name: str, lanes: int) -> str:
 
 
 def _row(
-    results: list[tuple[int, RoundReport | None]], variants: dict[str, str], seconds: float
+    results: list[tuple[int, RoundReport | None]],
+    variants: dict[str, str],
+    seconds: float,
+    *,
+    judge_floors: bool,
 ) -> Row:
     violations = []
     counts: Counter[str] = Counter()
@@ -88,6 +95,8 @@ def _row(
             again = f"python -m {_MODULE} --seed {seed} --rounds 1"
             violations.append(f"{again}  # {first.splitlines()[0]}")
         counts.update({} if report is None else report.counts)
+    if judge_floors:
+        violations += too_little(counts, len(results))
     return Row(
         "soak", "rounds", len(results), tuple(violations),
         tuple(name for name, told in variants.items() if told),
@@ -98,6 +107,21 @@ def _row(
             *(f"{count} times {what}" for what, count in sorted(counts.items())),
         ),
     )  # fmt: skip
+
+
+def too_little(counts: Counter[str], num_rounds: int) -> list[str]:
+    """Return what happened too rarely in so many rounds."""
+    from tests.campaigns._soak_round import TROUBLES
+
+    floors = {what: least * num_rounds for what, least in _LEAST_PER_ROUND.items()}
+    floors |= {f"life with {trouble}": num_rounds // len(TROUBLES) for trouble in TROUBLES}
+    floors |= {"pinned": num_rounds // 3, "pruned": num_rounds // 3}
+    return [
+        f"expected at least {max(1, least)} times {what} in {num_rounds} rounds, "
+        f"found {counts[what]}"
+        for what, least in floors.items()
+        if counts[what] < max(1, least)
+    ]
 
 
 def _main() -> int:
@@ -125,7 +149,8 @@ def _main() -> int:
     results = []
     if not arguments.variant:
         results = _soak(seeds, time.monotonic() + 60 * minutes, arguments.lanes)
-    row = _row(results, variants, time.monotonic() - begun)
+    whole = not chosen and not arguments.variant
+    row = _row(results, variants, time.monotonic() - begun, judge_floors=whole)
     if arguments.json:
         print_row(row)
         return 0

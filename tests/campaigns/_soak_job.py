@@ -41,7 +41,7 @@ _MOST_FAILURES = 3
 """Saves that may fail until a life gives up."""
 Kind = Literal[
     "claiming", "restored", "begin", "acknowledged", "wrong", "read", "verified", "gone", "pruned",
-    "pinned",
+    "pinned", "put back",
 ]  # fmt: skip
 
 
@@ -52,7 +52,8 @@ class Word:
     kind: Kind
     """`claiming`: about to restore; `restored`: with the step and the incarnation; `begin`: about
     to save; `acknowledged`: `wait()` returned; `wrong`: a violation that its process saw; `read`,
-    `verified`, `gone`: what a reader found; `pruned`, `pinned`: done beside the job."""
+    `verified`, `gone`: what a reader found; `pruned`, `pinned`: done beside the job; `put back`: a
+    pinned step was away, for as many seconds as the text says."""
     life: int
     rank: int
     step: int = 0

@@ -60,7 +60,10 @@ def pin_on(folder: Folder, seed: int, _pipe: Any) -> None:  # noqa: ANN401
         folder.words.say(Word("pinned", 0, -1, step))
         end = time.monotonic() + chance.uniform(0.1, 1.0)
         while time.monotonic() < end:
-            if not _stands(folder, step):
+            away_s = _away_s(folder, step)
+            if away_s:
+                folder.words.say(Word("put back", 0, -1, step, text=f"{away_s:.2f}"))
+            if away_s > _PUT_BACK_S:
                 text = f"step {step} is gone although it is pinned"
                 folder.words.say(Word("wrong", 0, -1, step, text=text))
                 break
@@ -68,13 +71,14 @@ def pin_on(folder: Folder, seed: int, _pipe: Any) -> None:  # noqa: ANN401
         unpin(storage, step)
 
 
-def _stands(folder: Folder, step: int) -> bool:
-    end = time.monotonic() + _PUT_BACK_S
-    while time.monotonic() < end:
-        if step in ss.open(folder.root).steps():
-            return True
+def _away_s(folder: Folder, step: int) -> float:
+    """Return for how long a step is not in its place from now on; 0 if it is."""
+    begin = time.monotonic()
+    away_s = 0.0
+    while step not in ss.open(folder.root).steps() and away_s <= _PUT_BACK_S:
         time.sleep(0.01)
-    return False
+        away_s = time.monotonic() - begin
+    return away_s
 
 
 def read_on(folder: Folder, world: int, verify: bool, _pipe: Any) -> None:  # noqa: ANN401

@@ -68,6 +68,13 @@ class _Member:
     child: Child
     rank: int
     stopped: list[tuple[float, float]] = field(default_factory=list)
+    struck_by: list[int] = field(default_factory=list)
+    """Signals that may have ended it."""
+
+    def strike(self, number: int) -> None:
+        """Send a signal that ends it."""
+        self.struck_by.append(number)
+        self.child.signal(number)
 
     def stop(self) -> None:
         """Stop it until `go`."""
@@ -114,6 +121,11 @@ class _Life:
         while waiting and (left := end - time.monotonic()) > 0:
             for sentinel in connection.wait(list(waiting), left):
                 del waiting[sentinel]
+        for member in self.members:
+            code = None if member in waiting.values() else member.child.exit_code()
+            if code not in (None, 0, *(-number for number in member.struck_by)):
+                text = f"life {self.plan.life}, rank {member.rank} ended with exit code {code}"
+                report.problems.append(text)
         for member in waiting.values():
             stack = (self.folder.path / f"stack.{self.plan.life}.{member.rank}").read_text()
             report.problems.append(f"life {self.plan.life}, rank {member.rank} hangs:\n{stack}")
@@ -178,8 +190,10 @@ class _Round:
     def run(self) -> RoundReport:
         beside = [Child(work) for work in self._beside()]
         try:
-            for _ in range(self._chance.randint(3, 5)):
-                self._live(self._chance.choice(list(self._troubles)))
+            for number in range(self._chance.randint(3, 5)):
+                chosen = self._chance.choice(list(self._troubles))
+                first = self._troubles[self._report.seed % len(self._troubles)]
+                self._live(chosen if number else first)  # so that each comes up, whatever chance is
             self._settle_others()
             self._live("none")
             self._check_last()
@@ -242,12 +256,12 @@ class _Round:
     ) -> None:
         match trouble:
             case "kill":
-                victim.child.signal(signal.SIGKILL)
+                victim.strike(signal.SIGKILL)
             case "kill-all":
                 for member in life.members:
-                    member.child.signal(signal.SIGKILL)
+                    member.strike(signal.SIGKILL)
             case "terminate":
-                victim.child.signal(signal.SIGTERM)
+                victim.strike(signal.SIGTERM)
             case "pause" | "freeze":
                 victim.stop()
                 time.sleep(held_s if trouble == "pause" else frozen_s)

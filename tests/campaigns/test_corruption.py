@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.campaigns._corruption import run
+from tests.campaigns._damage_judge import knowable
+from tests.campaigns._damage_plans import at_boundaries
 from tests.campaigns._small_job import NEWEST, STEPS
 
 if TYPE_CHECKING:
@@ -65,3 +67,30 @@ def test_extra_files_are_reported_and_never_read(saved_root: SavedRoot) -> None:
     for name in ("notes.txt", "__1_0.distcp", "loader/trainer/2.json", "parts/trainer/2", "pipe"):
         assert any(name in line for line in extra), extra
     assert _check_restores(saved_root) == {}
+
+
+@pytest.mark.parametrize(
+    ("damaged", "named"),
+    [
+        ({"__0_0.distcp", "parts/trainer/1.json"}, {"__0_0.distcp", "parts/trainer/1.json"}),
+        ({"__1_0.distcp", "parts/trainer/1.json"}, {"parts/trainer/1.json"}),
+        ({"__1_0.distcp", "parts/trainer/1.safetensors"}, {"parts/trainer/1.safetensors"}),
+        ({"components/rng/trainer/0.json", "parts/trainer/0.json"}, {"parts/trainer/0.json"}),
+        ({"manifest.json", ".metadata"}, {"manifest.json"}),
+    ],
+)
+def test_all_damage_must_be_named_but_below_a_damaged_document(
+    damaged: set[str], named: set[str]
+) -> None:
+    assert knowable(damaged) == named
+
+
+def test_every_kind_of_damage_is_tried_beside_each_boundary() -> None:
+    document = b'{\n "steps": 12345\n}\n'  # boundaries among others: 2, 4, 9, 12, 17, 18
+    found = set(at_boundaries({f"{NEWEST}/a.json": document}, {}))
+    for verb in ("zero", "repeat", "cut"):
+        for edges in ("12 17", "11 17", "13 17", "12 16"):
+            assert f"{verb} {NEWEST}/a.json {edges}" in found
+    for verb in ("swap", "double"):
+        for edges in ("12 17 18", "13 17 18", "12 16 18", "12 17 19"):
+            assert f"{verb} {NEWEST}/a.json {edges}" in found

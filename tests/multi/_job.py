@@ -184,7 +184,9 @@ def gated_storage(root: str, gate: Gate) -> FaultyStorage:
     renamed = threading.Event()
 
     def before(_index: int, operation: str, key: str) -> None:
-        if threading.current_thread().name.startswith("stepseal-write"):
+        if operation == "read":
+            _reach_by_reading(gate, key)
+        elif threading.current_thread().name.startswith("stepseal-write"):
             gate.reach("save/captured")
             if operation == "sync":
                 gate.reach("save/write")
@@ -202,7 +204,18 @@ def gated_storage(root: str, gate: Gate) -> FaultyStorage:
         elif operation == "link" and "-> .stepseal/incarnations/" in key:
             gate.reach("coordinator/claim")
 
-    return FaultyStorage(LocalStorage.create(root), before=before)
+    return FaultyStorage(LocalStorage.create(root), before=before, reads=True)
+
+
+def _reach_by_reading(gate: Gate, key: str) -> None:
+    if not key.startswith("step-"):
+        return
+    if threading.current_thread().name == "stepseal-commit":
+        gate.reach("coordinator/look")
+    elif "/parts/" in key:
+        gate.reach("restore/read")
+    elif key.endswith(".distcp"):
+        gate.reach("restore/stream")
 
 
 def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Cost", "cost_of"]
+__all__ = ["Cost", "cost_of", "peak_bytes", "reset_peak"]
 
 _HEADROOM = 4 << 30
 
@@ -51,16 +51,29 @@ def _measured(call: Callable[[], object]) -> Cost:
     taken = int(_status("VmSize")) + _HEADROOM
     resource.setrlimit(resource.RLIMIT_AS, (taken, taken))
     resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-    with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")
-    before, begun = _status("VmHWM"), time.process_time()
+    before, begun = reset_peak(), time.process_time()
     came_to, message = "value", ""
     try:
         call()
     except BaseException as error:
         came_to, message = type(error).__name__, str(error)[:500]
     seconds = time.process_time() - begun
-    return Cost(seconds, _status("VmHWM") - before, came_to, message)
+    return Cost(seconds, peak_bytes() - before, came_to, message)
+
+
+def reset_peak() -> int:
+    """Forget how large the resident set of this process ever was; return how large it is now.
+
+    The peak that `getrusage` tells is that of the whole life of a process, whatever came before.
+    """
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """Return the largest resident set since `reset_peak`."""
+    return _status("VmHWM")
 
 
 def _status(field: str) -> int:

@@ -1,10 +1,12 @@
 """Whatever a document claims, it is refused or read within 2 s of processor time and 200 MB beyond
-its own size: nesting, digits, counts, shapes and offsets are bounded before memory is taken.
+its own size, each time that it is read: nesting, digits, counts, shapes and offsets are bounded
+before memory is taken.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 MAX_SECONDS, MAX_EXTRA_BYTES = 2.0, 200_000_000
+MAX_SECONDS_SMALL = 0.2
+"""Most took 4 ms: a process that was just forked is slow."""
 TYPED = {
     "Corrupt", "IncompatibleFormat", "InvalidInput", "StateMismatch", "StepNotFound",
     "StorageUnavailable",
@@ -72,8 +76,9 @@ def test_a_large_item_is_decoded_or_refused_cheaply(name: str) -> None:
 )
 def test_a_small_item_is_decoded_or_refused_at_once(name: str) -> None:
     data = (CORPUS / name).read_bytes()
-    with suppress(ss.errors.CheckpointError):
-        decode(name, data)
+    cost = cost_of(lambda: decode(name, data))
+    check(cost, len(data))
+    assert cost.seconds <= MAX_SECONDS_SMALL, cost
 
 
 def test_an_index_of_100000_columns_is_refused_cheaply() -> None:
@@ -95,8 +100,9 @@ LOADS: dict[str, Callable[[Path], object]] = {
     "value": lambda root: ss.open(root).step(NEWEST).value("loader", OWNER),
     "show": lambda root: command("show", str(root), "--tensors"),
 }
-NUM_READINGS = 3
-"""How often a verb may decode the same document, as it keeps none between parts of its work."""
+NUM_READINGS = 2
+"""A step that seems damaged is looked at once more, as a prune may have taken it away and put it
+back; the second look trusts nothing of the first."""
 
 
 @pytest.mark.parametrize("load", LOADS)
@@ -190,8 +196,14 @@ def test_a_sparse_tree_segment_says_so_too(tmp_path: Path) -> None:
     assert cost.seconds <= 4.0  # a part document of a million digests is read before
 
 
+def burn() -> None:
+    end = time.process_time() + 1.1 * MAX_SECONDS
+    while time.process_time() < end:
+        pass
+
+
 def test_the_meter_notices_time_and_memory() -> None:
     assert cost_of(lambda: bytearray(300_000_000)).extra_bytes > MAX_EXTRA_BYTES
-    assert cost_of(lambda: sum(range(400_000_000))).seconds > MAX_SECONDS
+    assert cost_of(burn).seconds > MAX_SECONDS
     assert cost_of(lambda: bytearray(8 << 30)).came_to == "MemoryError"
     assert sealed({}) != header({})
