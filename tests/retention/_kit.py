@@ -60,3 +60,18 @@ class Meanwhile(FaultyStorage):
         if self._happens is not None and target.endswith(self._after):
             happens, self._happens = self._happens, None
             happens()
+
+
+def four(storage: Storage) -> Root:
+    root = Root(storage)
+    for step in (10, 20, 30, 40):
+        root.commit(step)
+    return root
+
+
+class Stop(BaseException):
+    """Everything ends here, as by a crash."""
+
+
+def die() -> None:
+    raise Stop
