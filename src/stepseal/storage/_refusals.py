@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["entry_kind", "kind_name", "refused", "short_read", "wrong_kind"]
 
 _NEXT_STEPS = {
-    errno.ENOSPC: "Free space, then save again.",
-    errno.EDQUOT: "Free space in this quota, then save again.",
+    errno.ENOSPC: "Free space, then try again.",
+    errno.EDQUOT: "Free space in this quota, then try again.",
     errno.EACCES: "Check the permissions of the root and of its directories.",
     errno.EPERM: "Check the permissions and attributes of the root and of its directories.",
     errno.EROFS: "Mount the file system writable.",
