@@ -246,7 +246,9 @@ def test_foreign_folders_are_restored_only_on_request(
     job, other = trained(), Job(2)
     save(job.titan(), tmp_path / "step-300")
     before = snapshot(other.state())
-    assert restore(tmp_path, other) is None
+    with caplog.at_level(logging.WARNING, "stepseal"):
+        assert restore(tmp_path, other) is None
+    assert "a fresh start beside step-300" in caplog.text
     with pytest.raises(ss.errors.StepNotFound, match="foreign"):
         restore(tmp_path, other, 300)
     assert_identical(before, other.state())
@@ -302,6 +304,22 @@ def test_a_foreign_folder_that_does_not_fit_changes_nothing(tmp_path: Path) -> N
     assert "second.weight: missing" in text
     assert "more: unexpected" in text
     assert_identical(before, other.state())
+
+
+@pytest.mark.parametrize("unverified", [False, True])
+def test_a_dcp_folder_is_no_root_and_nothing_is_made_in_it(
+    tmp_path: Path, unverified: bool
+) -> None:
+    save(trained().titan(), tmp_path / "step-300")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ss.errors.InvalidInput, match="folder above"):
+        restore(tmp_path / "step-300", Job(2), unverified=unverified)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unverified_on_a_root_without_anything_is_no_silent_fresh_start(tmp_path: Path) -> None:
+    with pytest.raises(ss.errors.StepNotFound, match="step-N"):
+        restore(tmp_path, Job(2), unverified=True)
 
 
 def test_fresh_and_unverified_exclude_each_other(tmp_path: Path) -> None:

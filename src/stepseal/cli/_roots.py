@@ -49,7 +49,7 @@ def open_root(path: str, *, allow_shared: bool = False) -> OpenRoot:
     storage = LocalStorage.open(absolute, access=Access(allow_shared=allow_shared))
     if problem := storage.writable_problem():
         warn(f"{absolute} is {problem}: what is read here may be another the next time")
-    return OpenRoot(absolute, storage, read_marker(storage))
+    return OpenRoot(absolute, storage, read_marker(storage, absolute))
 
 
 def find_step(root: OpenRoot, wanted: str) -> StepEntry:

@@ -211,7 +211,7 @@ class Run:
 
     def __init__(self, storage: Storage, root: str) -> None:
         self.root = root
-        self.run_id = read_marker(storage)
+        self.run_id = read_marker(storage, root)
         self._storage = storage
 
     def steps(self) -> tuple[int, ...]:
@@ -289,7 +289,8 @@ def open_run(root: str | os.PathLike[str]) -> Run:
         root: directory of the run.
 
     Raises:
-        RootNotFound: there is no such directory, or no format marker in it.
+        RootNotFound: there is no such directory, or neither a format marker nor a step in it.
+        Corrupt: the marker is damaged, or missing although there are steps.
         IncompatibleFormat: it was made by a newer format version.
     """
     path = os.path.abspath(os.fspath(root))
