@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, print_table, size_text
+from stepseal.cli._output import print_line, print_table, say, size_text
 from stepseal.cli._roots import open_root, step_size_bytes
 from stepseal.commit import (
     in_lineage,
@@ -67,7 +66,7 @@ def print_listing(found: dict[str, Any]) -> None:
         headers = ("STEP", "STATE", "CREATED (UTC)", "RANKS", "SIZE", "METRICS", "NOTE")
         print_table(headers, rows)
     else:
-        sys.stderr.write(f"stepseal: {found['root']}: no steps yet\n")
+        say(f"{found['root']}: no steps yet")
     for name in found["foreign"]:
         print_line(f"foreign, left alone: {name}")
 

@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from stepseal._version import __version__
-from stepseal.cli._output import fail, print_json
+from stepseal.cli._output import abandon_stdout, finish, print_line, say
 from stepseal.errors import CheckpointError
 
 __all__ = ["main"]
 
-_root = click.argument("root", type=click.Path())
+# readable=False: whether a path can be read is for the storage to say, and no question of usage
+_root = click.argument("root", type=click.Path(readable=False))
 _allow_shared = click.option(
     "--allow-shared", is_flag=True, help="Also where other users can write."
 )
@@ -24,13 +25,21 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
 
 
 class _Group(click.Group):
-    """Turns errors of the tree into one message on stderr and the exit code of their class."""
+    """Turns errors into one message on stderr and the exit code of their class."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401 - click's signature
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # of the help texts, or of the process's own surroundings
+            say(str(error))
+            abandon_stdout()
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         try:
             return super().invoke(ctx)
         except CheckpointError as error:
-            fail(error)
+            say(str(error))
             sys.exit(error.exit_code)
 
 
@@ -48,12 +57,7 @@ def ls(root: str, *, as_json: bool) -> None:
     from stepseal.cli._listing import list_root, print_listing
 
     found = list_root(root)
-    if as_json:
-        print_json(found)
-    else:
-        print_listing(found)
-    if not found["steps"]:
-        sys.exit(4)
+    finish(found, print_listing, as_json=as_json, code=0 if found["steps"] else 4)
 
 
 @main.command()
@@ -66,10 +70,7 @@ def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
     from stepseal.cli._showing import describe_step, print_step
 
     found = describe_step(root, step, tensors=tensors)
-    if as_json:
-        print_json(found)
-    else:
-        print_step(found)
+    finish(found, print_step, as_json=as_json)
 
 
 @main.command()
@@ -81,21 +82,14 @@ def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
     from stepseal.cli._verifying import print_report, verify_root
 
     found = verify_root(root, steps)
-    if as_json:
-        print_json(found)
-    else:
-        print_report(found)
-    if any(step["state"] == "damaged" for step in found["steps"]):
-        sys.exit(3)
-    if any(step["state"] == "newer" for step in found["steps"]):
-        sys.exit(1)
-    if not found["steps"]:
-        sys.exit(4)
+    states = {step["state"] for step in found["steps"]}
+    code = 3 if "damaged" in states else 1 if "newer" in states else 0 if states else 4
+    finish(found, print_report, as_json=as_json, code=code)
 
 
 @main.command("import")
 @click.option("--from", "kind", type=click.Choice(["dcp"]), required=True, help="What SOURCE is.")
-@click.argument("source", type=click.Path())
+@click.argument("source", type=click.Path(readable=False))
 @_root
 @click.option("--step", type=int, required=True, help="Number of the new step.")
 @click.option("--skip-bytes", is_flag=True, help="Leave out values of more than plain types.")
@@ -107,10 +101,7 @@ def import_(
     from stepseal.cli._importing import import_folder, print_imported
 
     found = import_folder(kind, source, root, step=step, skip_bytes=skip_bytes)
-    if as_json:
-        print_json(found)
-    else:
-        print_imported(found)
+    finish(found, print_imported, as_json=as_json)
 
 
 @main.command()
@@ -160,12 +151,7 @@ def prune(
         verify=verify,
         allow_shared=allow_shared,
     )
-    if as_json:
-        print_json(found)
-    else:
-        print_pruned(found)
-    if found["failures"]:
-        sys.exit(1)
+    finish(found, print_pruned, as_json=as_json, code=1 if found["failures"] else 0)
 
 
 @main.command()
@@ -177,7 +163,7 @@ def pin(root: str, step: str, *, reason: str, allow_shared: bool) -> None:
     """Keep STEP of ROOT until it is unpinned, whatever the keep rules say."""
     from stepseal.cli._pruning import pin_step
 
-    pin_step(root, step, reason, allow_shared=allow_shared)
+    finish(pin_step(root, step, reason, allow_shared=allow_shared), print_line)
 
 
 @main.command()
@@ -187,8 +173,8 @@ def unpin(root: str, step: str) -> None:
     """Leave STEP of ROOT to the keep rules again; exit code 4 if it was not pinned."""
     from stepseal.cli._pruning import unpin_step
 
-    if not unpin_step(root, step):
-        sys.exit(4)
+    was_pinned, text = unpin_step(root, step)
+    finish(text, print_line, code=0 if was_pinned else 4)
 
 
 @main.command()
@@ -221,9 +207,5 @@ def doctor(
         timeout_s=timeout_s,
         allow_shared=allow_shared,
     )
-    if as_json:
-        print_json(found)
-    else:
-        print_verdicts(found)
-    if any(verdict["state"] == "does not hold" for verdict in found["verdicts"]):
-        sys.exit(1)
+    broken = any(verdict["state"] == "does not hold" for verdict in found["verdicts"])
+    finish(found, print_verdicts, as_json=as_json, code=1 if broken else 0)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, print_table
+from stepseal.cli._output import print_table, say
 from stepseal.cli._roots import open_root
 from stepseal.commit import pin, unpin
 from stepseal.errors import InvalidInput, NotCurrent
@@ -113,24 +112,23 @@ def print_pruned(found: dict[str, Any]) -> None:
     if rows:
         print_table(("WHAT", "ACTION", "WHY"), rows)
     for failure in found["failures"]:
-        sys.stderr.write(f"stepseal: not done: {failure}\n")
+        say(f"not done: {failure}")
 
 
-def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> None:
-    """Pin one step and say so."""
+def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> str:
+    """Pin one step; return a line that says so."""
     root = open_root(path, allow_shared=allow_shared)
     number = _number(step)
     is_new = pin(root.storage, number, root.run_id, reason=reason)
-    print_line(f"step {number}: {'pinned' if is_new else 'was pinned already'}")
+    return f"step {number}: {'pinned' if is_new else 'was pinned already'}"
 
 
-def unpin_step(path: str, step: str) -> bool:
-    """Unpin one step and say so; return False if it was not pinned."""
+def unpin_step(path: str, step: str) -> tuple[bool, str]:
+    """Unpin one step; return whether it was pinned, and a line that says so."""
     root = open_root(path)
     number = _number(step)
     was_pinned = unpin(root.storage, number)
-    print_line(f"step {number}: {'unpinned' if was_pinned else 'was not pinned'}")
-    return was_pinned
+    return was_pinned, f"step {number}: {'unpinned' if was_pinned else 'was not pinned'}"
 
 
 def _number(step: str) -> int:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, size_text
+from stepseal.cli._output import print_line, say, size_text
 from stepseal.cli._roots import OpenRoot, find_step, open_root, step_size_bytes
 from stepseal.commit import Reading, list_steps
 from stepseal.layout import MANIFEST
 from stepseal.transfer import verify_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from typing_extensions import Self
+    from collections.abc import Callable, Iterator, Sequence
 
     from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
@@ -40,56 +39,55 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
     if entry.manifest is None or entry.state != "committed":
         finding = {"severity": "damage", "path": MANIFEST, "message": entry.problem}
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
-    with _Progress(entry.step, step_size_bytes(root.storage, entry.name, entry.manifest)) as bar:
-        found = _verify_leased(root, entry.name, entry.manifest, bar.advance)
+    total_bytes = step_size_bytes(root.storage, entry.name, entry.manifest)
+    with _progress_bar(entry.step, total_bytes) as advance:
+        found, done_bytes = _verify_leased(root, entry.name, entry.manifest, advance)
     damaged = any(finding.severity == "damage" for finding in found)
     return {
         "step": entry.step,
         "state": "damaged" if damaged else "whole",
-        "size_bytes": bar.done_bytes,
+        "size_bytes": done_bytes,
         "findings": [{"severity": f.severity, "path": f.path, "message": f.message} for f in found],
     }
 
 
 def _verify_leased(
     root: OpenRoot, name: str, manifest: Manifest, advance: Callable[[int], None]
-) -> tuple[Finding, ...]:
+) -> tuple[tuple[Finding, ...], int]:
+    """Return what was found, and how many bytes were read."""
+    done_bytes = 0
     with Reading(root.storage, manifest) as reading:
 
         def tick(num_bytes: int) -> None:
+            nonlocal done_bytes
+            done_bytes += num_bytes
             reading.tick()
             advance(num_bytes)
 
         found = verify_step(root.storage, name, manifest, progress=tick)
         if found:
             reading.require_standing()
-    return found
+    return found, done_bytes
 
 
-class _Progress:
-    """A line on stderr while a step is verified; silent when stderr is no terminal."""
+@contextmanager
+def _progress_bar(step: int, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield what counts verified bytes, and shows them where stderr is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __init__(self, step: int, total_bytes: int | None) -> None:
-        self.done_bytes = 0
-        self._step = step
-        self._total_bytes = total_bytes
-        self._shown = sys.stderr.isatty()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-
-    def advance(self, num_bytes: int) -> None:
-        """Count verified bytes."""
-        self.done_bytes += num_bytes
-        if self._shown:
-            total = "" if self._total_bytes is None else f" of {size_text(self._total_bytes)}"
-            sys.stderr.write(
-                f"\r\x1b[Kverifying step {self._step}: {size_text(self.done_bytes)}{total}"
-            )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"verifying step {step}", total=total_bytes)
+        yield lambda num_bytes: bar.advance(task, num_bytes)
 
 
 def print_report(found: dict[str, Any]) -> None:
@@ -100,4 +98,4 @@ def print_report(found: dict[str, Any]) -> None:
         for finding in step["findings"]:
             print_line(f"  {finding['severity']}: {finding['path']}: {finding['message']}")
     if not found["steps"]:
-        sys.stderr.write(f"stepseal: {found['root']}: no steps to verify\n")
+        say(f"{found['root']}: no steps to verify")
