@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import signal
 import sys
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stepseal.cli._output import print_line, print_table, size_text
 from stepseal.commit import judge_promises
 from stepseal.errors import InvalidInput
-from stepseal.storage import ABILITIES, Access, meet, probe
+from stepseal.storage import ABILITIES, Access, meet, probe, root_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +47,7 @@ def examine(
             no name, or was used before.
         StorageUnavailable: nothing can be made in it.
     """
-    absolute = os.path.abspath(path)
+    absolute = root_path(path)
     met = None
     access = Access(allow_shared=allow_shared)
     with _ended_politely():

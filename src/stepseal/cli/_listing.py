@@ -12,6 +12,7 @@ from stepseal.commit import (
     list_foreign,
     list_steps,
     read_claims,
+    read_pin_reason,
     read_pins,
 )
 
@@ -32,15 +33,17 @@ def list_root(path: str) -> dict[str, Any]:
         "root": root.path,
         "run_id": root.run_id,
         "incarnation": max(limits, default=None),
-        "steps": [_row(root, entry, limits, entry.step in pinned) for entry in entries],
+        "steps": [_row(root, entry, limits, pinned) for entry in entries],
         "foreign": [entry.name for entry in list_foreign(root.storage)],
     }
 
 
 def _row(
-    root: OpenRoot, entry: StepEntry, limits: dict[int, int | None], pinned: bool
+    root: OpenRoot, entry: StepEntry, limits: dict[int, int | None], pinned: frozenset[int]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"step": entry.step, "state": entry.state, "problem": entry.problem}
+    row["pinned"] = entry.step in pinned
+    row["pin"] = read_pin_reason(root.storage, entry.step) if row["pinned"] else None
     manifest = entry.manifest
     if entry.state != "committed" or manifest is None:
         return row
@@ -49,7 +52,6 @@ def _row(
         created_at=manifest.created_at,
         kind=manifest.kind,
         resumable=manifest.resumable,
-        pinned=pinned,
         incarnation=manifest.incarnation,
         num_participants=len(manifest.participants),
         size_bytes=step_size_bytes(root.storage, entry.name, manifest),
@@ -72,11 +74,13 @@ def print_listing(found: dict[str, Any]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    pin = [f"pinned: {row['pin']}" if row["pin"] else "pinned"] if row["pinned"] else []
     if row["state"] != "committed":
-        return (str(row["step"]), row["state"], "-", "-", "-", "-", row["problem"])
+        note = ", ".join([row["problem"], *pin])
+        return (str(row["step"]), row["state"], "-", "-", "-", "-", note)
     metrics = " ".join(f"{name}={value:.4g}" for name, value in sorted(row["metrics"].items()))
     notes = [] if row["in_lineage"] else ["outside the lineage"]
-    notes += ["pinned"] if row["pinned"] else []
+    notes += pin
     notes += [] if row["resumable"] else [f"not resumable ({row['kind']})"]
     notes += [f"#{tag}" for tag in row["tags"]]
     return (

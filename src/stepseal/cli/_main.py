@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 damage, 4 nothing matched, 10 no such ro
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -180,7 +181,7 @@ def unpin(root: str, step: str) -> None:
 @main.command()
 @_root
 @click.option("--meet", metavar="NAME", help="Meet the other hosts under a name never used yet.")
-@click.option("--participants", type=click.IntRange(2, 10_000), default=2, show_default=True)
+@click.option("--participants", type=click.IntRange(2, 10_000), help="How many meet.  [default: 2]")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=60, show_default=True)
 @_allow_shared
 @_json
@@ -188,7 +189,7 @@ def doctor(
     root: str,
     *,
     meet: str | None,
-    participants: int,
+    participants: int | None,
     timeout_s: float,
     allow_shared: bool,
     as_json: bool,
@@ -200,10 +201,14 @@ def doctor(
     """
     from stepseal.cli._doctor import examine, print_verdicts
 
+    if not math.isfinite(timeout_s):
+        raise click.UsageError(f"--timeout-s needs a number of seconds, found {timeout_s}.")
+    if participants is not None and meet is None:
+        raise click.UsageError("--participants needs --meet NAME, the same on each host.")
     found = examine(
         root,
         meeting=meet,
-        num_participants=participants,
+        num_participants=participants or 2,
         timeout_s=timeout_s,
         allow_shared=allow_shared,
     )

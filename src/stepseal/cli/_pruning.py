@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_table, say
 from stepseal.cli._roots import open_root
-from stepseal.commit import pin, unpin
+from stepseal.commit import pin, read_pin_reason, unpin
 from stepseal.errors import InvalidInput, NotCurrent
 from stepseal.layout import parse_step_name
 from stepseal.retention import Retention, latest, plan_prune, prune
@@ -120,7 +120,11 @@ def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> str:
     root = open_root(path, allow_shared=allow_shared)
     number = _number(step)
     is_new = pin(root.storage, number, root.run_id, reason=reason)
-    return f"step {number}: {'pinned' if is_new else 'was pinned already'}"
+    if is_new:
+        return f"step {number}: pinned"
+    before = read_pin_reason(root.storage, number)
+    stays = f"; its first reason stays: {before}" if before and before != reason else ""
+    return f"step {number}: was pinned already{stays}"
 
 
 def unpin_step(path: str, step: str) -> tuple[bool, str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
@@ -31,9 +30,10 @@ from stepseal.session._saving import (
 )
 from stepseal.session._targets import Targets
 from stepseal.session._wiring import JobOptions, join_process_group
-from stepseal.storage import Access
+from stepseal.storage import Access, root_path
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Collection, Mapping, Sequence
     from types import TracebackType
 
@@ -95,7 +95,7 @@ class Checkpointer:
         _join: Join | None = None,
     ) -> None:
         _check_arguments(save, mode)
-        self._root = os.path.abspath(os.fspath(root))
+        self._root = root_path(root)
         self._rule = save
         self._mode = mode
         options = JobOptions(deadlines or Deadlines(), as_retention(keep), access or Access())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,10 @@ from stepseal.layout import check_step
 from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._dcp_folder import DcpFolder, state_of
 from stepseal.session._saving import collection_paused
-from stepseal.storage import LocalStorage
+from stepseal.storage import LocalStorage, root_path
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
 __all__ = ["Imported", "import_dcp"]
@@ -70,8 +70,8 @@ def import_dcp(
     check_step(step)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise InvalidInput("import_dcp: expected one process, found a job of several ranks")
-    place = os.path.abspath(os.fspath(source))
-    target = os.path.abspath(os.fspath(root))
+    place = root_path(source, "source")
+    target = root_path(root)
     skipped: dict[str, str] | None = {} if skip_bytes else None
     with collection_paused():
         folder = _open(place)

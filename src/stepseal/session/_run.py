@@ -23,7 +23,7 @@ from stepseal.commit import (
 )
 from stepseal.components import DenseSink, TreeContents, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
-from stepseal.storage import KeyNotFound, LocalStorage
+from stepseal.storage import KeyNotFound, LocalStorage, root_path
 from stepseal.transfer import ReadRequest, StepReader, verify_step
 
 if TYPE_CHECKING:
@@ -293,5 +293,5 @@ def open_run(root: str | os.PathLike[str]) -> Run:
         Corrupt: the marker is damaged, or missing although there are steps.
         IncompatibleFormat: it was made by a newer format version.
     """
-    path = os.path.abspath(os.fspath(root))
+    path = root_path(root)
     return Run(LocalStorage.open(path), path)

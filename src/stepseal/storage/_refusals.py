@@ -26,6 +26,8 @@ _NEXT_STEPS = {
     errno.ESTALE: "The network file system lost this file: check its server, then retry.",
     errno.EIO: "The device failed: check the kernel log before you trust this disk.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    errno.ENAMETOOLONG: "Choose a shorter path.",
+    errno.ELOOP: "Look where the symlinks of this path lead.",
     errno.ENOTEMPTY: "Remove its entries first.",
     errno.EISDIR: "Name a file.",
     errno.EBADF: "The storage or handle is closed: open it again.",
