@@ -94,14 +94,24 @@ def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
 @_root
 @click.option("--step", type=int, required=True, help="Number of the new step.")
 @click.option("--skip-bytes", is_flag=True, help="Leave out values of more than plain types.")
+@_allow_shared
 @_json
 def import_(
-    kind: str, source: str, root: str, *, step: int, skip_bytes: bool, as_json: bool
+    kind: str,
+    source: str,
+    root: str,
+    *,
+    step: int,
+    skip_bytes: bool,
+    allow_shared: bool,
+    as_json: bool,
 ) -> None:
     """Store SOURCE as the first step of ROOT; needs torch, unpickles nothing."""
     from stepseal.cli._importing import import_folder, print_imported
 
-    found = import_folder(kind, source, root, step=step, skip_bytes=skip_bytes)
+    found = import_folder(
+        kind, source, root, step=step, skip_bytes=skip_bytes, allow_shared=allow_shared
+    )
     finish(found, print_imported, as_json=as_json)
 
 
