@@ -107,7 +107,15 @@ def test_no_such_place_exits_10(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--participants", "1"], ["--timeout-s", "0"], ["--meet", "../x"]]
+    "arguments",
+    [
+        ["--participants", "1"],
+        ["--participants", "2"],  # without --meet
+        ["--timeout-s", "0"],
+        ["--timeout-s", "inf"],
+        ["--timeout-s", "nan"],
+        ["--meet", "../x"],
+    ],
 )
 def test_wrong_usage_exits_2(tmp_path: Path, arguments: list[str]) -> None:
     code, _ = run(tmp_path, *arguments)

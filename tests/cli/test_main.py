@@ -182,6 +182,9 @@ def test_a_root_that_cannot_be_read(tmp_path: Path, verb: str) -> None:
     marker.write_bytes(b"{}")
     assert _run(verb, tmp_path)[0] == 3
     marker.unlink()
+    code, _, err = _run(verb, tmp_path)
+    assert code == 3
+    assert f"{tmp_path} has 1 steps up to step-1, but no stepseal.json" in err
     os.mkfifo(marker)
     assert _run(verb, tmp_path)[0] == 3
     assert _run(verb, "x" * 5000)[0] == 1
@@ -256,6 +259,52 @@ def _with_faults(
     )
     opened = dataclasses.replace(inner, storage=faulty)
     monkeypatch.setattr(_listing, "open_root", lambda _path: opened)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENAMETOOLONG, "shorter path"), (errno.ELOOP, "symlinks")]
+)
+def test_a_path_that_leads_nowhere_says_why(tmp_path: Path, number: int, advice: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    path = tmp_path / ("loop" if number == errno.ELOOP else "x" * 300)
+    code, _, err = _run("ls", path)
+    assert code == 1
+    assert os.strerror(number) in err
+    assert advice in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ls", ""],
+        ["show", ""],
+        ["verify", ""],
+        ["doctor", ""],
+        ["pin", "", "1"],
+        ["unpin", "", "1"],
+        ["prune", "", "--keep-latest", "1"],
+    ],
+)
+def test_an_empty_path_is_not_the_current_directory(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_run(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = _run(*arguments)
+    assert code == 2
+    assert "root '' refused" in err
+
+
+def test_a_root_that_may_not_be_read_is_a_failure_and_no_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        return False
+
+    monkeypatch.setattr(os, "access", refuse)  # root, who runs these tests, may read anything
+    (tmp_path / "root").mkdir()
+    assert _run("ls", tmp_path / "root")[0] == 10
+    assert _run("import", "--from", "dcp", tmp_path, tmp_path / "new", "--step", 1)[0] == 4
 
 
 def test_usage() -> None:

@@ -135,10 +135,12 @@ def test_bytes_are_counted_on_a_terminal_while_a_step_is_read(
 
 def test_pins(root: Path) -> None:
     assert "pinned" in run("pin", root, "step-10", "--reason", "paper")
-    assert "already" in run("pin", root, 10)
+    assert "already; its first reason stays: paper" in run("pin", root, 10, "--reason", "mine")
+    assert run("pin", root, 10, "--reason", "paper").endswith("already\n")
     listed = json.loads(run("ls", root, "--json"))["steps"]
     assert [step["step"] for step in listed if step.get("pinned")] == [10]
-    assert "pinned" in run("ls", root)
+    assert [step["pin"] for step in listed if step["pinned"]] == ["paper"]
+    assert "pinned: paper" in run("ls", root)
     assert actions(run("prune", root, "--keep-latest", 1, "--json"))[10] == "keep"
     assert "unpinned" in run("unpin", root, 10)
     run("unpin", root, 10, code=4)

@@ -12,7 +12,7 @@ from stepseal.commit._attempts import attempt_at, begin, discard, put_aside, swe
 from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.errors import StorageUnavailable
 from stepseal.storage import KeyNotFound, MemoryStorage, make_dirs, read_bytes
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage
@@ -48,6 +48,30 @@ def test_begin_makes_a_folder_with_its_nonce(storage: Storage) -> None:
     assert read_bytes(storage, f"{staging.key}/.nonce", 100).decode() == staging.nonce
     with pytest.raises(StorageUnavailable):
         begin(storage, 10, 1, attempt_id(1))
+
+
+@pytest.mark.parametrize("verb", ["make_dir", "sync_dir", "create_file", "write", "sync"])
+def test_a_folder_whose_begin_fails_does_not_stay(storage: Storage, verb: str) -> None:
+    root = Root(storage)
+    root.claim()
+    full = FaultyStorage(storage, [Fault(lambda v, _: v == verb, Lose(errno.ENOSPC))])
+    with pytest.raises(StorageUnavailable) as caught:
+        begin(full, 10, 1, attempt_id(1))
+    assert caught.value.errno == errno.ENOSPC
+    assert root.names(STAGING) == root.names(TRASH) == []
+
+
+def test_a_begin_that_cannot_discard_tells_its_first_refusal(storage: Storage) -> None:
+    root = Root(storage)
+    root.claim()
+    plan = [
+        Fault(lambda verb, _: verb == "write", Fail(errno.ENOSPC)),
+        Fault(lambda verb, _: verb == "rename", Fail(errno.EIO)),
+    ]
+    with pytest.raises(StorageUnavailable) as caught:
+        begin(FaultyStorage(storage, plan), 10, 1, attempt_id(1))
+    assert caught.value.errno == errno.ENOSPC
+    assert sweep(storage, 2) == (f"step-10.1.{attempt_id(1)}",)
 
 
 def test_discard_removes_all_and_is_idempotent(storage: Storage) -> None:

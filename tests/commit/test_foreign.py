@@ -11,8 +11,9 @@ from tests.commit._kit import DEADLINES, TWO, Root, damage, sent
 from stepseal import errors
 from stepseal.commit import _actions as actions
 from stepseal.commit import _messages as messages
-from stepseal.commit._foreign import offer_foreign
+from stepseal.commit._foreign import offer_foreign, warn_of_foreign
 from stepseal.commit._restore_round import RestoreRound
+from stepseal.commit._roots import initialise_root
 from stepseal.layout import Lineage
 from stepseal.storage import create_durable
 
@@ -46,7 +47,45 @@ def test_the_newest_folder_with_an_index_is_offered_by_its_digest(storage: Stora
     create_durable(storage, "step-400", b"a file")
     assert offered(offer(storage)) == Lineage(100, SHA256, 0)
     assert offered(offer(storage, None, 100)) == Lineage(9, SHA256, 0)
-    assert offer(storage, None, 100, 9) is None
+    assert offer(storage, None, 100, 9) is None  # tried, and passed over
+
+
+@pytest.mark.parametrize("names", [(), ("step-5", "checkpoint-7", "notes")])
+def test_where_nothing_is_found_the_request_fails_and_names_what_is_there(
+    storage: Storage, names: tuple[str, ...]
+) -> None:
+    for name in names:
+        storage.make_dir(name)
+    with pytest.raises(errors.StepNotFound) as caught:
+        offer(storage)
+    found = "found checkpoint-7, step-5. " if names else "found none. "
+    assert found in str(caught.value)
+
+
+def test_a_root_that_is_a_dcp_folder_itself_is_refused(storage: Storage) -> None:
+    create_durable(storage, ".metadata", INDEX)
+    for refuses in (offer, initialise_root):
+        with pytest.raises(errors.InvalidInput, match="folder above"):
+            refuses(storage)
+    assert [entry.name for entry in storage.list_dir("")] == [".metadata"]
+
+
+def test_a_fresh_start_names_the_folders_beside_it(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_foreign(storage)
+    assert caplog.text == ""
+    create_durable(storage, "checkpoint.txt", b"a file")
+    storage.make_dir("notes")
+    for number in range(10):
+        put(storage, f"step-{number}")
+    put(storage, "checkpoint-5")
+    warn_of_foreign(storage)
+    (told,) = caplog.messages
+    assert "beside checkpoint-5, step-0, step-1, " in told
+    assert " and 3 more, " in told
+    assert "unverified=True" in told
+    assert "stepseal import --from dcp" in told
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +15,9 @@ from stepseal.commit._leases import (
     renew_lease,
     take_lease,
 )
+from stepseal.errors import StorageUnavailable
 from stepseal.storage import KeyNotFound, MemoryStorage
+from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage
@@ -72,3 +75,24 @@ def test_a_root_without_the_folder_has_no_leases() -> None:
     drop_expired(storage, 0)
     with pytest.raises(KeyNotFound):
         take_lease(storage, 10, ttl_s=1, now_s=0)
+
+
+@pytest.mark.parametrize("verb", ["write", "close"])
+def test_a_lease_whose_body_finds_no_room_blocks_no_pruning(storage: Storage, verb: str) -> None:
+    Root(storage)
+    full = FaultyStorage(storage, [Fault(lambda v, _: v == verb, Fail(errno.ENOSPC))])
+    with pytest.raises(StorageUnavailable) as caught:
+        take_lease(full, 10, ttl_s=100, now_s=1000)
+    assert caught.value.errno == errno.ENOSPC
+    assert storage.list_dir(LEASES) == ()
+
+
+def test_a_lease_that_cannot_be_taken_back_is_held(storage: Storage) -> None:
+    Root(storage)
+    dying = FaultyStorage(
+        storage, [Fault(lambda v, _: v in ("write", "remove_file"), Fail(errno.EIO), sticky=True)]
+    )
+    lease = take_lease(dying, 10, ttl_s=100, now_s=1000)
+    assert read_leases(storage, 1000) == {10: 1101}
+    release_lease(storage, lease)
+    assert storage.list_dir(LEASES) == ()

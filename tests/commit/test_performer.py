@@ -202,11 +202,15 @@ def test_select_ignores_files_that_no_manifest_lists(storage: Storage) -> None:
     assert selected.lineage is not None
 
 
-def test_foreign_folder_is_selected_only_where_unverified_ones_will_do(storage: Storage) -> None:
+def test_foreign_folder_is_selected_only_where_unverified_ones_will_do(
+    storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
     storage.make_dir("step-5")
     create_durable(storage, "step-5/.metadata", b"of DCP")
     life = Life(storage)
     assert life.select() == actions.Selected(1, None, "", False, {})
+    assert "step-5" in caplog.text
+    caplog.clear()
     found = life.performer.perform(actions.Select(1, None, (), unverified=True))
     assert isinstance(found, actions.Selected)
     assert found.unverified
@@ -217,6 +221,8 @@ def test_foreign_folder_is_selected_only_where_unverified_ones_will_do(storage: 
     found = life.performer.perform(actions.Select(1, None, (), unverified=True))
     assert isinstance(found, actions.Selected)
     assert (found.unverified, found.lineage) == (False, read_step(storage, 6, None).lineage())
+    assert isinstance(life.select(), actions.Selected)
+    assert caplog.text == ""
 
 
 def test_taken_step_is_refused_before_anything_is_written(storage: Storage) -> None:

@@ -3,10 +3,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.commit._kit import Root, damage, exists
+from tests.commit._kit import Root, damage, exists, overwrite
 
-from stepseal.commit._pins import PINS, pin, read_pins, unpin
+from stepseal.commit._pins import PINS, pin, read_pin_reason, read_pins, unpin
 from stepseal.errors import StepNotFound
+from stepseal.layout import seal
 from stepseal.testing import FaultyStorage
 
 if TYPE_CHECKING:
@@ -23,6 +24,21 @@ def test_a_pin_is_there_until_it_is_taken_back(storage: Storage) -> None:
     assert unpin(storage, 10)
     assert not unpin(storage, 10)
     assert read_pins(storage) == frozenset()
+
+
+@pytest.mark.parametrize("body", [b"no JSON", seal([]), seal({"reason": 5})])
+def test_the_first_reason_stays_and_a_pin_without_one_is_a_pin(
+    storage: Storage, body: bytes
+) -> None:
+    root = Root(storage)
+    root.commit(10)
+    assert read_pin_reason(storage, 10) is None
+    pin(storage, 10, root.run_id, reason="release")
+    pin(storage, 10, root.run_id, reason="paper")
+    assert read_pin_reason(storage, 10) == "release"
+    overwrite(storage, f"{PINS}/step-10.json", body)
+    assert read_pin_reason(storage, 10) is None
+    assert read_pins(storage) == {10}
 
 
 @pytest.mark.parametrize("what", ["absent", "damaged", "of another run"])

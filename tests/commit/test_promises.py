@@ -108,6 +108,16 @@ def test_what_nobody_here_can_see_is_said(fs_type: str, word: str) -> None:
     assert word in next(v.why for v in judge_promises(probe) if v.promise == "durable")
 
 
+@pytest.mark.parametrize(("detail", "advice"), [("ENOSPC", "Free space"), ("EMFILE", "Run it")])
+def test_what_a_full_disk_kept_from_being_told_asks_for_space(detail: str, advice: str) -> None:
+    probe = without("fsync_file", honoured=None)
+    found = tuple(dataclasses.replace(f, detail=detail) for f in probe.findings)
+    verdicts = judge_promises(dataclasses.replace(probe, findings=found))
+    told = [v.advice for v in verdicts if v.promise in ("atomic", "durable")]
+    assert len(told) == 2
+    assert all(text.startswith(advice) for text in told)
+
+
 def test_hosts_are_not_vouched_for_without_a_meeting() -> None:
     assert weak(GOOD, None) == {"one view, all hosts": "not tested"}
 

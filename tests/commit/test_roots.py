@@ -15,7 +15,7 @@ from stepseal.storage import MemoryStorage, create_durable, make_dirs
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
-    from stepseal.storage import Storage
+    from stepseal.storage import Entry, Storage
 
 
 def test_initialising_is_idempotent(storage: Storage) -> None:
@@ -26,8 +26,8 @@ def test_initialising_is_idempotent(storage: Storage) -> None:
 
 
 def test_root_without_marker_is_no_root(storage: Storage) -> None:
-    with pytest.raises(errors.RootNotFound):
-        read_marker(storage)
+    with pytest.raises(errors.RootNotFound, match="/a/b has no"):
+        read_marker(storage, "/a/b")
 
 
 def test_newer_format_is_refused_and_nothing_is_made(storage: Storage) -> None:
@@ -91,6 +91,21 @@ def test_lost_marker_of_a_root_with_steps_is_no_fresh_root(storage: Storage, dam
         initialise_root(storage)
     assert caught.value.expected == (() if damaged else (root.run_id,))
     assert not exists(storage, MARKER)
+    with pytest.raises(
+        errors.Corrupt, match=r"/a/b has 1 steps up to step-5, but no stepseal\.json"
+    ):
+        read_marker(storage, "/a/b")
+
+
+def test_a_job_that_begins_between_two_looks_has_lost_no_marker() -> None:
+    storage = MemoryStorage()
+
+    class Begun(FaultyStorage):
+        def list_dir(self, key: str) -> tuple[Entry, ...]:
+            Root(storage).commit(5)
+            return super().list_dir(key)
+
+    assert read_marker(Begun(storage)) == read_marker(storage)
 
 
 def test_foreign_folders_do_not_keep_a_root_from_being_made(storage: Storage) -> None:

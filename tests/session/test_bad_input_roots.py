@@ -45,6 +45,24 @@ def test_a_root_that_is_a_file_is_refused(tmp_path: Path, use: Callable[[Path], 
     assert contents(tmp_path) == {"root": ("file", b"mine")}
 
 
+def test_an_empty_path_is_not_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_steps(tmp_path, 1)
+    before = contents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    uses: list[Callable[[], object]] = [
+        lambda: ss.Checkpointer(""),
+        lambda: ss.open(""),
+        lambda: ss.import_dcp("", "new", step=1),
+        lambda: ss.import_dcp("step-1", "", step=1),
+    ]
+    for use in uses:
+        with pytest.raises(InvalidInput, match="empty path"):
+            use()
+    assert contents(tmp_path) == before
+
+
 def test_reading_where_nothing_is_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(RootNotFound, match="found nothing"):
         ss.open(tmp_path / "root")

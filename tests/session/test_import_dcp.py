@@ -207,12 +207,53 @@ def test_an_import_never_joins_a_run(tmp_path: Path) -> None:
 def test_values_of_other_classes_are_refused_by_name_or_left_out(tmp_path: Path) -> None:
     state = {"w": torch.ones(2), "job": {"path": Path("a"), "n": 1}}
     folder = save(state, tmp_path / "dcp")
-    with pytest.raises(ss.errors.UnsupportedState, match=r"'job\.path'.*Path"):
+    with pytest.raises(ss.errors.UnsupportedState, match=r"'job\.path'.*Path") as caught:
         ss.import_dcp(folder, tmp_path / "root", step=1)
+    assert str(caught.value).startswith(f"{folder}/__0_0.distcp, ")
+    assert "skip_bytes=True (--skip-bytes)" in str(caught.value)
     assert not (tmp_path / "root").exists()
     imported = ss.import_dcp(folder, tmp_path / "root", step=1, skip_bytes=True)
     assert imported.skipped.keys() == {"job.path"}
+    assert imported.components["job"] == "tree, 1 values"
     assert ss.open(tmp_path / "root").step(1).value("job") == {"n": 1}
+
+
+def test_a_component_of_which_nothing_is_left_is_not_stored(tmp_path: Path) -> None:
+    folder = save({"w": torch.ones(2), "job": {"path": Path("a")}}, tmp_path / "dcp")
+    imported = ss.import_dcp(folder, tmp_path / "root", step=1, skip_bytes=True)
+    assert imported.components == {"model": "tensors, 1 tensors"}
+    assert imported.skipped.keys() == {"job.path"}
+    with ss.Checkpointer(tmp_path / "root") as checkpointer:
+        checkpointer.add("model", {"w": torch.zeros(2)})
+        assert checkpointer.restore() is not None
+    nothing = save({"job": {"path": Path("a")}}, tmp_path / "nothing")
+    with pytest.raises(ss.errors.UnsupportedState, match="nothing is left"):
+        ss.import_dcp(nothing, tmp_path / "new", step=1, skip_bytes=True)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"not a pickle", b"{}", b"\x80\x04]."])
+def test_an_index_that_is_no_pickle_of_dcp_is_damage_and_names_its_folder(
+    tmp_path: Path, data: bytes
+) -> None:
+    folder = save({"w": torch.ones(2)}, tmp_path / "dcp")
+    (folder / ".metadata").write_bytes(data)
+    with pytest.raises(ss.errors.Corrupt) as caught:
+        ss.import_dcp(folder, tmp_path / "root", step=1)
+    assert str(caught.value).startswith(f"{folder}/.metadata: ")
+
+
+def test_a_shared_root_is_imported_into_on_request(tmp_path: Path) -> None:
+    folder, root = save({"w": torch.ones(2)}, tmp_path / "dcp"), tmp_path / "root"
+    root.mkdir()
+    root.chmod(0o777)
+    with pytest.raises(ss.errors.InvalidInput, match="allow_shared"):
+        ss.import_dcp(folder, root, step=1)
+    command = ["import", "--from", "dcp", str(folder), str(root), "--step", "1"]
+    assert CliRunner().invoke(main, command).exit_code == 2
+    assert CliRunner().invoke(main, [*command, "--allow-shared"]).exit_code == 0
+    ss.import_dcp(folder, tmp_path / "own", step=1, access=ss.Access(file_mode=0o640))
+    assert (tmp_path / "own" / "step-1" / "manifest.json").stat().st_mode & 0o777 == 0o640
 
 
 def test_what_is_no_dcp_folder_is_not_found(tmp_path: Path) -> None:
@@ -247,7 +288,9 @@ def test_foreign_folders_are_restored_only_on_request(
     job, other = trained(), Job(2)
     save(job.titan(), tmp_path / "step-300")
     before = snapshot(other.state())
-    assert restore(tmp_path, other) is None
+    with caplog.at_level(logging.WARNING, "stepseal"):
+        assert restore(tmp_path, other) is None
+    assert "a fresh start beside step-300" in caplog.text
     with pytest.raises(ss.errors.StepNotFound, match="foreign"):
         restore(tmp_path, other, 300)
     assert_identical(before, other.state())
@@ -303,6 +346,22 @@ def test_a_foreign_folder_that_does_not_fit_changes_nothing(tmp_path: Path) -> N
     assert "second.weight: missing" in text
     assert "more: unexpected" in text
     assert_identical(before, other.state())
+
+
+@pytest.mark.parametrize("unverified", [False, True])
+def test_a_dcp_folder_is_no_root_and_nothing_is_made_in_it(
+    tmp_path: Path, unverified: bool
+) -> None:
+    save(trained().titan(), tmp_path / "step-300")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ss.errors.InvalidInput, match="folder above"):
+        restore(tmp_path / "step-300", Job(2), unverified=unverified)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_unverified_on_a_root_without_anything_is_no_silent_fresh_start(tmp_path: Path) -> None:
+    with pytest.raises(ss.errors.StepNotFound, match="step-N"):
+        restore(tmp_path, Job(2), unverified=True)
 
 
 def test_fresh_and_unverified_exclude_each_other(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_a_full_disk_surfaces_and_frees_again(mount: Path) -> None:
     with LocalStorage.open(mount) as storage:
         assert put_if_absent(storage, "good", b"1")
         for change in (put_if_absent, replace_durable, create_durable):
-            with pytest.raises(StorageUnavailable, match="Free space") as caught:
+            with pytest.raises(StorageUnavailable, match="Free space, then try again") as caught:
                 change(storage, "big", bytes(1 << 20))
             assert caught.value.errno == errno.ENOSPC
         storage.remove_file("big")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import signal
 import sys
@@ -14,7 +13,7 @@ from stepseal.cli._output import print_line, print_table, size_text
 from stepseal.commit import judge_promises
 from stepseal.errors import InvalidInput
 from stepseal.layout import CONTROL
-from stepseal.storage import ABILITIES, Access, meet, probe
+from stepseal.storage import ABILITIES, Access, meet, probe, root_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +50,7 @@ def examine(
             no name, or was used before.
         StorageUnavailable: nothing can be made in it.
     """
-    absolute = os.path.abspath(path)
+    absolute = root_path(path)
     met = None
     access = Access(allow_shared=allow_shared)
     with _ended_politely():

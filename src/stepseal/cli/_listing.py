@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, print_table, size_text
+from stepseal.cli._output import print_line, print_table, say, size_text
 from stepseal.cli._roots import measure_step, open_root
 from stepseal.commit import (
     in_lineage,
@@ -13,6 +12,7 @@ from stepseal.commit import (
     list_foreign,
     list_steps,
     read_claims,
+    read_pin_reason,
     read_pins,
 )
 
@@ -33,15 +33,17 @@ def list_root(path: str) -> dict[str, Any]:
         "root": root.path,
         "run_id": root.run_id,
         "incarnation": max(limits, default=None),
-        "steps": [_row(root, entry, limits, entry.step in pinned) for entry in entries],
+        "steps": [_row(root, entry, limits, pinned) for entry in entries],
         "foreign": [entry.name for entry in list_foreign(root.storage)],
     }
 
 
 def _row(
-    root: OpenRoot, entry: StepEntry, limits: dict[int, int | None], pinned: bool
+    root: OpenRoot, entry: StepEntry, limits: dict[int, int | None], pinned: frozenset[int]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"step": entry.step, "state": entry.state, "problem": entry.problem}
+    row["pinned"] = entry.step in pinned
+    row["pin"] = read_pin_reason(root.storage, entry.step) if row["pinned"] else None
     manifest = entry.manifest
     if entry.state != "committed" or manifest is None:
         return row
@@ -53,7 +55,6 @@ def _row(
         created_at=manifest.created_at,
         kind=manifest.kind,
         resumable=manifest.resumable,
-        pinned=pinned,
         incarnation=manifest.incarnation,
         num_participants=len(manifest.participants),
         size_bytes=size.size_bytes,
@@ -70,17 +71,19 @@ def print_listing(found: dict[str, Any]) -> None:
         headers = ("STEP", "STATE", "CREATED (UTC)", "RANKS", "SIZE", "METRICS", "NOTE")
         print_table(headers, rows)
     else:
-        sys.stderr.write(f"stepseal: {found['root']}: no steps yet\n")
+        say(f"{found['root']}: no steps yet")
     for name in found["foreign"]:
         print_line(f"foreign, left alone: {name}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    pin = [f"pinned: {row['pin']}" if row["pin"] else "pinned"] if row["pinned"] else []
     if "incarnation" not in row:  # nothing of it can be read
-        return (str(row["step"]), row["state"], "-", "-", "-", "-", row["problem"])
+        note = ", ".join([row["problem"], *pin])
+        return (str(row["step"]), row["state"], "-", "-", "-", "-", note)
     metrics = " ".join(f"{name}={value:.4g}" for name, value in sorted(row["metrics"].items()))
     notes = [] if row["in_lineage"] else ["outside the lineage"]
-    notes += ["pinned"] if row["pinned"] else []
+    notes += pin
     notes += [] if row["resumable"] else [f"not resumable ({row['kind']})"]
     notes += [f"#{tag}" for tag in row["tags"]]
     notes += [row["problem"]] if row["problem"] else []

@@ -5,18 +5,20 @@ Exit codes: 0 ok, 1 failure, 2 usage, 3 damage, 4 nothing matched, 10 no such ro
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
 import click
 
 from stepseal._version import __version__
-from stepseal.cli._output import fail, print_json
+from stepseal.cli._output import abandon_stdout, finish, print_line, say
 from stepseal.errors import CheckpointError
 
 __all__ = ["main"]
 
-_root = click.argument("root", type=click.Path())
+# readable=False: whether a path can be read is for the storage to say, and no question of usage
+_root = click.argument("root", type=click.Path(readable=False))
 _allow_shared = click.option(
     "--allow-shared", is_flag=True, help="Also where other users can write."
 )
@@ -24,13 +26,21 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdo
 
 
 class _Group(click.Group):
-    """Turns errors of the tree into one message on stderr and the exit code of their class."""
+    """Turns errors into one message on stderr and the exit code of their class."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401 - click's signature
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # of the help texts, or of the process's own surroundings
+            say(str(error))
+            abandon_stdout()
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's signature
         try:
             return super().invoke(ctx)
         except CheckpointError as error:
-            fail(error)
+            say(str(error))
             sys.exit(error.exit_code)
 
 
@@ -48,12 +58,7 @@ def ls(root: str, *, as_json: bool) -> None:
     from stepseal.cli._listing import list_root, print_listing
 
     found = list_root(root)
-    if as_json:
-        print_json(found)
-    else:
-        print_listing(found)
-    if not found["steps"]:
-        sys.exit(4)
+    finish(found, print_listing, as_json=as_json, code=0 if found["steps"] else 4)
 
 
 @main.command()
@@ -66,10 +71,7 @@ def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
     from stepseal.cli._showing import describe_step, print_step
 
     found = describe_step(root, step, tensors=tensors)
-    if as_json:
-        print_json(found)
-    else:
-        print_step(found)
+    finish(found, print_step, as_json=as_json)
 
 
 @main.command()
@@ -81,36 +83,36 @@ def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
     from stepseal.cli._verifying import print_report, verify_root
 
     found = verify_root(root, steps)
-    if as_json:
-        print_json(found)
-    else:
-        print_report(found)
-    if any(step["state"] == "damaged" for step in found["steps"]):
-        sys.exit(3)
-    if any(step["state"] == "newer" for step in found["steps"]):
-        sys.exit(1)
-    if not found["steps"]:
-        sys.exit(4)
+    states = {step["state"] for step in found["steps"]}
+    code = 3 if "damaged" in states else 1 if "newer" in states else 0 if states else 4
+    finish(found, print_report, as_json=as_json, code=code)
 
 
 @main.command("import")
 @click.option("--from", "kind", type=click.Choice(["dcp"]), required=True, help="What SOURCE is.")
-@click.argument("source", type=click.Path())
+@click.argument("source", type=click.Path(readable=False))
 @_root
 @click.option("--step", type=int, required=True, help="Number of the new step.")
 @click.option("--skip-bytes", is_flag=True, help="Leave out values of more than plain types.")
+@_allow_shared
 @_json
 def import_(
-    kind: str, source: str, root: str, *, step: int, skip_bytes: bool, as_json: bool
+    kind: str,
+    source: str,
+    root: str,
+    *,
+    step: int,
+    skip_bytes: bool,
+    allow_shared: bool,
+    as_json: bool,
 ) -> None:
     """Store SOURCE as the first step of ROOT; needs torch, unpickles nothing."""
     from stepseal.cli._importing import import_folder, print_imported
 
-    found = import_folder(kind, source, root, step=step, skip_bytes=skip_bytes)
-    if as_json:
-        print_json(found)
-    else:
-        print_imported(found)
+    found = import_folder(
+        kind, source, root, step=step, skip_bytes=skip_bytes, allow_shared=allow_shared
+    )
+    finish(found, print_imported, as_json=as_json)
 
 
 @main.command()
@@ -169,12 +171,7 @@ def prune(
         verify=verify,
         allow_shared=allow_shared,
     )
-    if as_json:
-        print_json(found)
-    else:
-        print_pruned(found)
-    if found["failures"]:
-        sys.exit(1)
+    finish(found, print_pruned, as_json=as_json, code=1 if found["failures"] else 0)
 
 
 @main.command()
@@ -186,7 +183,7 @@ def pin(root: str, step: str, *, reason: str, allow_shared: bool) -> None:
     """Keep STEP of ROOT until it is unpinned, whatever the keep rules say."""
     from stepseal.cli._pruning import pin_step
 
-    pin_step(root, step, reason, allow_shared=allow_shared)
+    finish(pin_step(root, step, reason, allow_shared=allow_shared), print_line)
 
 
 @main.command()
@@ -196,14 +193,14 @@ def unpin(root: str, step: str) -> None:
     """Leave STEP of ROOT to the keep rules again; exit code 4 if it was not pinned."""
     from stepseal.cli._pruning import unpin_step
 
-    if not unpin_step(root, step):
-        sys.exit(4)
+    was_pinned, text = unpin_step(root, step)
+    finish(text, print_line, code=0 if was_pinned else 4)
 
 
 @main.command()
 @_root
 @click.option("--meet", metavar="NAME", help="Meet the other hosts under a name never used yet.")
-@click.option("--participants", type=click.IntRange(2, 10_000), default=2, show_default=True)
+@click.option("--participants", type=click.IntRange(2, 10_000), help="How many meet.  [default: 2]")
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=60, show_default=True)
 @_allow_shared
 @_json
@@ -211,7 +208,7 @@ def doctor(
     root: str,
     *,
     meet: str | None,
-    participants: int,
+    participants: int | None,
     timeout_s: float,
     allow_shared: bool,
     as_json: bool,
@@ -223,16 +220,16 @@ def doctor(
     """
     from stepseal.cli._doctor import examine, print_verdicts
 
+    if not math.isfinite(timeout_s):
+        raise click.UsageError(f"--timeout-s needs a number of seconds, found {timeout_s}.")
+    if participants is not None and meet is None:
+        raise click.UsageError("--participants needs --meet NAME, the same on each host.")
     found = examine(
         root,
         meeting=meet,
-        num_participants=participants,
+        num_participants=participants or 2,
         timeout_s=timeout_s,
         allow_shared=allow_shared,
     )
-    if as_json:
-        print_json(found)
-    else:
-        print_verdicts(found)
-    if any(verdict["state"] == "does not hold" for verdict in found["verdicts"]):
-        sys.exit(1)
+    broken = any(verdict["state"] == "does not hold" for verdict in found["verdicts"])
+    finish(found, print_verdicts, as_json=as_json, code=1 if broken else 0)

@@ -2,24 +2,65 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from stepseal.errors import CheckpointError
+__all__ = ["abandon_stdout", "finish", "print_line", "print_table", "say", "size_text", "warn"]
 
-__all__ = ["fail", "print_json", "print_line", "print_table", "size_text", "warn"]
+T = TypeVar("T")
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def print_json(value: object) -> None:
+def finish(
+    found: T, show: Callable[[T], None], *, as_json: bool = False, code: int = 0
+) -> NoReturn:
+    """Print what was found and end with `code`, which nobody's reading or not reading changes.
+
+    A reader that goes away early (`| head`) or a closed stdout is no failure; any other refusal of
+    what is printed is one, unless the code is graver already.
+    """
+    try:
+        if as_json:
+            _print_json(found)
+        else:
+            show(found)
+        _flush()
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            say(f"cannot print on stdout: {error.strerror}. Free space, or print elsewhere.")
+            code = code or 1
+        abandon_stdout()
+    sys.exit(code)
+
+
+def abandon_stdout() -> None:
+    """Let what stdout did not take go nowhere, or the end of the process would try it again."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # None: it was closed before we started
+        sys.stdout.flush()
+
+
+def _write(text: str) -> None:
+    if sys.stdout is not None:
+        sys.stdout.write(text)
+
+
+def _print_json(value: object) -> None:
     """Print one JSON document on stdout; NaN and Inf stand as strings, as in a manifest."""
-    sys.stdout.write(json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    _write(json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def _finite(value: object) -> object:
@@ -34,7 +75,7 @@ def _finite(value: object) -> object:
 
 def print_line(text: str) -> None:
     """Print one line on stdout; what could drive a terminal or is no text stands escaped."""
-    sys.stdout.write(f"{_printable(text)}\n")
+    _write(f"{_printable(text)}\n")
 
 
 def _printable(text: str) -> str:
@@ -43,15 +84,17 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def fail(error: CheckpointError) -> None:
-    """Print an error on stderr."""
-    lines = "\n".join(_printable(line) for line in str(error).splitlines())
-    sys.stderr.write(f"stepseal: {lines}\n")
+def say(text: str) -> None:
+    """Print a message on stderr; there is nobody to tell if that fails."""
+    lines = "\n".join(_printable(line) for line in text.splitlines())
+    with suppress(OSError):
+        if sys.stderr is not None:
+            sys.stderr.write(f"stepseal: {lines}\n")
 
 
 def warn(text: str) -> None:
-    """Print one line on stderr that does not change the exit code."""
-    sys.stderr.write(f"stepseal: warning: {_printable(text)}\n")
+    """Print a message on stderr that does not change the exit code."""
+    say(f"warning: {text}")
 
 
 def size_text(size_bytes: int) -> str:
@@ -70,4 +113,4 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
     for row in cells:
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
+        _write(line.rstrip() + "\n")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, print_table
+from stepseal.cli._output import print_table, say
 from stepseal.cli._roots import measure_step, open_root, parse_step
-from stepseal.cli._verifying import Progress
-from stepseal.commit import pin, unpin
+from stepseal.cli._verifying import progress_bar
+from stepseal.commit import pin, read_pin_reason, unpin
 from stepseal.errors import NotCurrent
 from stepseal.retention import Retention, latest, plan_prune, prune
 from stepseal.transfer import check_files, verify_step
@@ -98,8 +97,8 @@ class _Inspection:
         if not self._deeply:
             return check_files(self._root.storage, entry.name, manifest)
         size = measure_step(self._root, entry, manifest)
-        with Progress(entry.step, size.size_bytes) as bar:
-            return verify_step(self._root.storage, entry.name, manifest, progress=bar.advance)
+        with progress_bar(entry.step, size.size_bytes) as advance:
+            return verify_step(self._root.storage, entry.name, manifest, progress=advance)
 
 
 def _planned(path: str, plan: Plan, retention: Retention) -> dict[str, Any]:
@@ -170,21 +169,24 @@ def print_pruned(found: dict[str, Any]) -> None:
     if rows:
         print_table(("WHAT", "ACTION", "WHY"), rows)
     for failure in found["failures"]:
-        sys.stderr.write(f"stepseal: not done: {failure}\n")
+        say(f"not done: {failure}")
 
 
-def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> None:
-    """Pin one step and say so."""
+def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> str:
+    """Pin one step; return a line that says so."""
     root = open_root(path, allow_shared=allow_shared)
     number = parse_step(step)
     is_new = pin(root.storage, number, root.run_id, reason=reason)
-    print_line(f"step {number}: {'pinned' if is_new else 'was pinned already'}")
+    if is_new:
+        return f"step {number}: pinned"
+    before = read_pin_reason(root.storage, number)
+    stays = f"; its first reason stays: {before}" if before and before != reason else ""
+    return f"step {number}: was pinned already{stays}"
 
 
-def unpin_step(path: str, step: str) -> bool:
-    """Unpin one step and say so; return False if it was not pinned."""
+def unpin_step(path: str, step: str) -> tuple[bool, str]:
+    """Unpin one step; return whether it was pinned, and a line that says so."""
     root = open_root(path)
     number = parse_step(step)
     was_pinned = unpin(root.storage, number)
-    print_line(f"step {number}: {'unpinned' if was_pinned else 'was not pinned'}")
-    return was_pinned
+    return was_pinned, f"step {number}: {'unpinned' if was_pinned else 'was not pinned'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +18,7 @@ from stepseal.commit import (
 )
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StepNotFound
 from stepseal.layout import parse_step_name
-from stepseal.storage import Access, LocalStorage
+from stepseal.storage import Access, LocalStorage, root_path
 from stepseal.transfer import StepReader
 
 if TYPE_CHECKING:
@@ -56,11 +55,11 @@ def open_root(path: str, *, allow_shared: bool = False) -> OpenRoot:
         path: of the root.
         allow_shared: also make names in it where other users can write.
     """
-    absolute = os.path.abspath(path)
+    absolute = root_path(path)
     storage = LocalStorage.open(absolute, access=Access(allow_shared=allow_shared))
     if problem := storage.writable_problem():
         warn(f"{absolute} is {problem}: what is read here may be another the next time")
-    return OpenRoot(absolute, storage, read_marker(storage))
+    return OpenRoot(absolute, storage, read_marker(storage, absolute))
 
 
 def find_step(root: OpenRoot, wanted: str) -> StepEntry:

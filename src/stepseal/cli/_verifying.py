@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, size_text, warn
+from stepseal.cli._output import print_line, say, size_text, warn
 from stepseal.cli._roots import OpenRoot, find_step, measure_step, open_root
 from stepseal.commit import Reading, list_steps
 from stepseal.errors import StepNotFound
@@ -13,15 +14,13 @@ from stepseal.layout import MANIFEST
 from stepseal.transfer import has_damage, verify_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from typing_extensions import Self
+    from collections.abc import Callable, Iterator, Sequence
 
     from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
     from stepseal.transfer import Finding
 
-__all__ = ["Progress", "print_report", "verify_root"]
+__all__ = ["print_report", "progress_bar", "verify_root"]
 
 
 def verify_root(path: str, wanted: Sequence[str]) -> dict[str, Any]:
@@ -52,50 +51,53 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
         finding = {"severity": "damage", "path": MANIFEST, "message": entry.problem}
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
     size = measure_step(root, entry, entry.manifest)  # what is wrong with it is found again below
-    with Progress(entry.step, size.size_bytes) as bar:
-        found = _verify_leased(root, entry.name, entry.manifest, bar.advance)
+    with progress_bar(entry.step, size.size_bytes) as advance:
+        found, done_bytes = _verify_leased(root, entry.name, entry.manifest, advance)
     return {
         "step": entry.step,
         "state": "damaged" if has_damage(found) else "whole",
-        "size_bytes": bar.done_bytes,
+        "size_bytes": done_bytes,
         "findings": [{"severity": f.severity, "path": f.path, "message": f.message} for f in found],
     }
 
 
 def _verify_leased(
-    root: OpenRoot, name: str, manifest: Manifest, progress: Callable[[int], None]
-) -> tuple[Finding, ...]:
-    def look(advance: Callable[[int], None]) -> tuple[Finding, ...]:
-        return verify_step(root.storage, name, manifest, progress=advance)
+    root: OpenRoot, name: str, manifest: Manifest, advance: Callable[[int], None]
+) -> tuple[tuple[Finding, ...], int]:
+    """Return what was found, and how many bytes were read."""
+    done_bytes = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes += num_bytes
+        advance(num_bytes)
+
+    def look(progress: Callable[[int], None]) -> tuple[Finding, ...]:
+        return verify_step(root.storage, name, manifest, progress=progress)
 
     with Reading(root.storage, manifest) as reading:
-        return reading.look(look, is_damaged=has_damage, progress=progress)
+        found = reading.look(look, is_damaged=has_damage, progress=count)
+    return found, done_bytes
 
 
-class Progress:
-    """A line on stderr while a step is verified; silent when stderr is no terminal."""
+@contextmanager
+def progress_bar(step: int, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield what counts verified bytes, and shows them where stderr is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __init__(self, step: int, total_bytes: int | None) -> None:
-        self.done_bytes = 0
-        self._step = step
-        self._total_bytes = total_bytes
-        self._shown = sys.stderr.isatty()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-
-    def advance(self, num_bytes: int) -> None:
-        """Count verified bytes."""
-        self.done_bytes += num_bytes
-        if self._shown:
-            total = "" if self._total_bytes is None else f" of {size_text(self._total_bytes)}"
-            sys.stderr.write(
-                f"\r\x1b[Kverifying step {self._step}: {size_text(self.done_bytes)}{total}"
-            )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"verifying step {step}", total=total_bytes)
+        yield lambda num_bytes: bar.advance(task, num_bytes)
 
 
 def print_report(found: dict[str, Any]) -> None:
@@ -106,4 +108,4 @@ def print_report(found: dict[str, Any]) -> None:
         for finding in step["findings"]:
             print_line(f"  {finding['severity']}: {finding['path']}: {finding['message']}")
     if not found["steps"]:
-        sys.stderr.write(f"stepseal: {found['root']}: no steps to verify\n")
+        say(f"{found['root']}: no steps to verify")

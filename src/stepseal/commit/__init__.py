@@ -26,7 +26,7 @@ from stepseal.commit._messages import (Applied, Apply, Candidate, Captured, Chec
 from stepseal.commit._outcome import resolve_save
 from stepseal.commit._participant import Participant
 from stepseal.commit._participant_driver import ParticipantDriver
-from stepseal.commit._pins import PINS, pin, read_pins, unpin
+from stepseal.commit._pins import PINS, pin, read_pin_reason, read_pins, unpin
 from stepseal.commit._promises import PromiseVerdict, judge_promises
 from stepseal.commit._publish import Finisher
 from stepseal.commit._reading import Reading
@@ -45,6 +45,6 @@ __all__ = [
     "cause_of", "check_current", "details_of", "drop_expired", "error_from", "in_lineage",
     "judge_promises", "left_lineage_at", "lineage_doubt", "lineage_limits", "list_foreign",
     "list_steps", "messages_of", "parse_folder", "pin", "read_claims", "read_guards", "read_leases",
-    "read_marker", "read_pins", "read_step", "refuse_newer", "release_lease", "resolve_save",
-    "sweep", "take_lease", "unpin",
+    "read_marker", "read_pin_reason", "read_pins", "read_step", "refuse_newer", "release_lease",
+    "resolve_save", "sweep", "take_lease", "unpin",
 ]

@@ -17,7 +17,7 @@ from stepseal.commit._folders import FolderName, parse_folder
 from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.errors import Corrupt, IncompatibleFormat, StorageUnavailable
 from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest, step_name
-from stepseal.storage import KeyNotFound, create_durable, read_bytes, remove_tree
+from stepseal.storage import KeyExists, KeyNotFound, create_durable, read_bytes, remove_tree
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage
@@ -44,15 +44,22 @@ def begin(storage: Storage, step: int, incarnation: int, attempt: str) -> Stagin
     """Make an attempt's staging folder with a nonce by which participants recognise the same root.
 
     Raises:
-        StorageUnavailable: refused; the folder may have been made.
+        StorageUnavailable: refused; what was made is discarded, or swept by the next incarnation.
 
     Durability: the folder's name is durable; the nonce need not be.
     """
     key = f"{STAGING}/{FolderName(step, incarnation, attempt)}"
     nonce = secrets.token_hex(16)
-    storage.make_dir(key)
-    storage.sync_dir(STAGING)
-    create_durable(storage, f"{key}/{NONCE}", nonce.encode())
+    try:
+        storage.make_dir(key)
+        storage.sync_dir(STAGING)
+        create_durable(storage, f"{key}/{NONCE}", nonce.encode())
+    except KeyExists:
+        raise  # not made here
+    except StorageUnavailable:
+        with suppress(StorageUnavailable):  # the first refusal is the one to tell
+            discard(storage, key)
+        raise
     return Staging(key, nonce)
 
 

@@ -36,6 +36,8 @@ from stepseal.layout import (
 from stepseal.storage import KeyNotFound, read_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stepseal.storage import Entry, Storage
 
 __all__ = [
@@ -85,22 +87,25 @@ class StepEntry:
         return Lineage(self.step, self.manifest_sha256, self.manifest.incarnation)
 
 
-def read_marker(storage: Storage) -> str:
+def read_marker(storage: Storage, root: str = "root") -> str:
     """Return the run id of a root.
 
+    Args:
+        storage: the root.
+        root: its path, for messages.
+
     Raises:
-        RootNotFound: there is no format marker.
+        RootNotFound: there is no format marker, and no step.
         IncompatibleFormat: the root was made by a newer format version.
-        Corrupt: the marker is damaged.
+        Corrupt: the marker is damaged, or missing although there are steps.
     """
-    try:
-        data = read_bytes(storage, MARKER, _MAX_MARKER_BYTES)
-    except KeyNotFound as error:
-        raise RootNotFound(
-            f"root has no {MARKER}: expected a stepseal root. Nothing was ever saved here, or the "
-            "path is wrong.",
-            path=MARKER,
-        ) from error
+    data = _marker_bytes(storage)
+    if data is None:
+        commits = [entry for entry in list_steps(storage) if entry.is_commit]
+        # a job may have begun here since the first look
+        data = _marker_bytes(storage) if commits else None
+        if data is None:
+            raise _unmarked(root, commits)
     value = unseal(data, what=MARKER, max_bytes=_MAX_MARKER_BYTES)
     version = value.get("format_version") if isinstance(value, dict) else None
     run_id = value.get("run_id") if isinstance(value, dict) else None
@@ -127,6 +132,31 @@ def read_marker(storage: Storage) -> str:
             path=MARKER,
         )
     return run_id
+
+
+def _marker_bytes(storage: Storage) -> bytes | None:
+    try:
+        return read_bytes(storage, MARKER, _MAX_MARKER_BYTES)
+    except KeyNotFound:
+        return None
+
+
+def _unmarked(root: str, commits: Sequence[StepEntry]) -> CheckpointError:
+    """Return the error for a root without a marker: a new run id would make its steps foreign."""
+    if not commits:
+        return RootNotFound(
+            f"{root} has no {MARKER}: expected a stepseal root. Nothing was ever saved here, or "
+            "the path is wrong.",
+            path=MARKER,
+        )
+    run_ids = sorted({entry.manifest.run_id for entry in commits if entry.manifest is not None})
+    return Corrupt(
+        f"{root} has {len(commits)} steps up to {commits[-1].name}, but no {MARKER}: expected it, "
+        f"with the run id of the steps ({', '.join(run_ids) or 'not known'}). Restore the file "
+        "from a backup, or save into another root.",
+        path=MARKER,
+        expected=tuple(run_ids),
+    )
 
 
 def read_step(storage: Storage, step: int, run_id: str | None) -> StepEntry:

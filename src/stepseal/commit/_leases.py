@@ -15,6 +15,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stepseal.errors import StorageUnavailable
 from stepseal.layout import CONTROL, seal, step_name
 from stepseal.storage import KeyNotFound
 
@@ -58,14 +59,23 @@ def take_lease(storage: Storage, step: int, *, ttl_s: float, now_s: float) -> Le
 
     Raises:
         KeyNotFound: the root has no folder for leases.
-        StorageUnavailable: refused, for example on a read-only root.
+        StorageUnavailable: refused, for example on a read-only root; nothing is left.
 
     Durability: none: readers die with their hosts, and a lost lease is renewed.
     """
     lease = Lease(step, int(now_s + ttl_s) + 1, secrets.token_hex(8))
     body = {"step": step, "host": socket.gethostname(), "pid": os.getpid()}
-    with storage.create_file(lease.key) as handle:
-        handle.write(seal(body), 0)
+    handle = storage.create_file(lease.key)
+    try:
+        with handle:
+            handle.write(seal(body), 0)
+    except StorageUnavailable:
+        # its name alone holds the step: nobody would end it before its expiry
+        try:
+            release_lease(storage, lease)
+        except StorageUnavailable:
+            return lease
+        raise
     return lease
 
 

@@ -20,7 +20,7 @@ from stepseal.commit._catalog import list_steps, read_step
 from stepseal.commit._claims import check_current, claim
 from stepseal.commit._draft import JobFacts, Origin, draft_manifest
 from stepseal.commit._durability import durability_of
-from stepseal.commit._foreign import offer_foreign
+from stepseal.commit._foreign import offer_foreign, warn_of_foreign
 from stepseal.commit._leases import Lease, release_lease, take_lease
 from stepseal.commit._out_of_place import commits_out_of_place, put_back_pruned
 from stepseal.commit._publish import Finisher, PublishUnconfirmed, check_place, publish
@@ -71,6 +71,7 @@ class Performer:
         clock: Unix time, for claims, leases and manifests.
 
     Raises:
+        InvalidInput: the root is a DCP folder itself.
         IncompatibleFormat: the root was made by a newer format version.
         Corrupt: the root's marker is damaged, or missing although there are steps.
         StorageUnavailable: the root cannot be written.
@@ -197,6 +198,8 @@ class Performer:
         if action.unverified and (foreign := offer_foreign(self._storage, action)) is not None:
             return foreign
         found = self._select_leased(action)
+        if not found.has_commits:
+            warn_of_foreign(self._storage)
         lineage = None if found.entry is None else found.entry.lineage()
         manifest = None if found.entry is None else found.entry.manifest
         attempt = "" if manifest is None else manifest.attempt

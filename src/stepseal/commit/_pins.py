@@ -10,18 +10,19 @@ import time
 from typing import TYPE_CHECKING
 
 from stepseal.commit._catalog import read_step
-from stepseal.errors import StepNotFound
-from stepseal.layout import CONTROL, parse_step_name, seal, step_name, utc_text
-from stepseal.storage import KeyNotFound, make_dirs, put_if_absent
+from stepseal.errors import Corrupt, StepNotFound, StorageUnavailable
+from stepseal.layout import CONTROL, parse_step_name, seal, step_name, unseal, utc_text
+from stepseal.storage import KeyNotFound, make_dirs, put_if_absent, read_bytes
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage
 
-__all__ = ["PINS", "pin", "read_pins", "unpin"]
+__all__ = ["PINS", "pin", "read_pin_reason", "read_pins", "unpin"]
 
 PINS = f"{CONTROL}/pins"
 """One file per pinned step."""
 _SUFFIX = ".json"
+_MAX_BYTES = 1 << 16
 
 
 def pin(storage: Storage, step: int, run_id: str, *, reason: str = "") -> bool:
@@ -77,6 +78,17 @@ def read_pins(storage: Storage) -> frozenset[int]:
         return frozenset()
     names = (e.name.removesuffix(_SUFFIX) for e in entries if e.name.endswith(_SUFFIX))
     return frozenset(step for name in names if (step := parse_step_name(name)) is not None)
+
+
+def read_pin_reason(storage: Storage, step: int) -> str | None:
+    """Return why a step is pinned, as it was said then; None where the pin does not tell."""
+    key = _key(step)
+    try:
+        body = unseal(read_bytes(storage, key, _MAX_BYTES), what=key, max_bytes=_MAX_BYTES)
+    except (StorageUnavailable, Corrupt):
+        return None
+    reason = body.get("reason") if isinstance(body, dict) else None
+    return reason if isinstance(reason, str) else None
 
 
 def _key(step: int) -> str:

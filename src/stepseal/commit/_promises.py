@@ -76,8 +76,14 @@ def _needing(promise: str, probe: Probe, *abilities: str, why: str, advice: str)
     if missing:
         return PromiseVerdict(promise, "does not hold", _joined(missing), advice)
     if untold:
-        return PromiseVerdict(promise, "not tested", _joined(untold), "Run it again.")
+        return _not_told(promise, untold)
     return PromiseVerdict(promise, "holds", why)
+
+
+def _not_told(promise: str, untold: list[str]) -> PromiseVerdict:
+    full = any(reason.endswith(("ENOSPC", "EDQUOT")) for reason in untold)
+    advice = "Free space, then run it again." if full else "Run it again."
+    return PromiseVerdict(promise, "not tested", _joined(untold), advice)
 
 
 def _atomic(probe: Probe) -> PromiseVerdict:
@@ -102,7 +108,7 @@ def _durable(probe: Probe) -> PromiseVerdict:
         return PromiseVerdict(promise, "best effort", _joined(doubts), advice)
     untold = _untold(probe, "fsync_file", "fsync_dir")
     if untold:
-        return PromiseVerdict(promise, "not tested", _joined(untold), "Run it again.")
+        return _not_told(promise, untold)
     why = "fsync of files and directories is accepted"
     if mount is not None and mount.fs_type in {"nfs", "nfs4"}:
         return PromiseVerdict(promise, "holds", f"{why}; the server must export with `sync`")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
-from stepseal.commit._catalog import list_steps, read_marker
+from stepseal.commit._catalog import read_marker
 from stepseal.commit._claims import INCARNATIONS
+from stepseal.commit._foreign import refuse_dcp_root
 from stepseal.commit._leases import LEASES
 from stepseal.commit._pins import PINS
-from stepseal.errors import Corrupt, RootNotFound
+from stepseal.errors import RootNotFound
 from stepseal.layout import CONTROL, FORMAT_VERSION, MARKER, seal
 from stepseal.storage import make_dirs, put_if_absent
 
@@ -33,6 +34,7 @@ def initialise_root(storage: Storage) -> str:
     Coordinator only. Idempotent, and safe against another coordinator doing the same.
 
     Raises:
+        InvalidInput: the root is a DCP folder itself; nothing was changed.
         IncompatibleFormat: the root was made by a newer format version; nothing was changed.
         Corrupt: the marker is damaged, or missing although there are steps; nothing was changed.
         StorageUnavailable: the root cannot be written.
@@ -40,7 +42,7 @@ def initialise_root(storage: Storage) -> str:
     try:
         run_id = read_marker(storage)
     except RootNotFound:
-        _require_no_commits(storage)
+        refuse_dcp_root(storage)
         run_id = ""
     for folder in _FOLDERS:
         make_dirs(storage, folder)
@@ -49,18 +51,3 @@ def initialise_root(storage: Storage) -> str:
     body = {"format_version": FORMAT_VERSION, "run_id": secrets.token_hex(16)}
     put_if_absent(storage, MARKER, seal(body))
     return read_marker(storage)
-
-
-def _require_no_commits(storage: Storage) -> None:
-    """Refuse to give a new run id to a root with steps, which would make all of them foreign."""
-    commits = [entry for entry in list_steps(storage) if entry.is_commit]
-    if not commits:
-        return
-    run_ids = sorted({entry.manifest.run_id for entry in commits if entry.manifest is not None})
-    raise Corrupt(
-        f"root has {len(commits)} steps up to {commits[-1].name}, but no {MARKER}: expected it, "
-        f"with the run id of the steps ({', '.join(run_ids) or 'not known'}). Restore the file "
-        "from a backup, or save into another root.",
-        path=MARKER,
-        expected=tuple(run_ids),
-    )

@@ -66,8 +66,9 @@ def read_nodes(data: bytes, allowed: Collection[tuple[str, str]], what: str) -> 
         what: the thing that is read, for messages.
 
     Raises:
-        UnsupportedState: a name that is not allowed, or an opcode that these writers do not use.
-        Corrupt: the bytes are no whole pickle, or make more objects than fits their number.
+        UnsupportedState: a name that is not allowed.
+        Corrupt: the bytes are no whole pickle, or none of these writers, or make more objects than
+            fits their number.
     """
     machine = _Machine(data, allowed, what)
     try:
@@ -100,10 +101,9 @@ class _Machine:
                 break
             action = _ACTIONS.get(opcode)
             if action is None:
-                raise UnsupportedState(
-                    f"{self._what}: opcode {opcode:#04x} at byte {self._at - 1}: expected what DCP "
-                    "and torch.save write. It is not loaded.",
-                    path=self._what,
+                self._at -= 1
+                raise self.corrupt(
+                    f"expected an opcode that DCP and torch.save write, found {opcode:#04x}"
                 )
             action(self)
         (root,) = self._stack

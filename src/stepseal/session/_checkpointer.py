@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
@@ -31,9 +30,10 @@ from stepseal.session._saving import (
 )
 from stepseal.session._targets import Targets
 from stepseal.session._wiring import JobOptions, join_process_group
-from stepseal.storage import Access
+from stepseal.storage import Access, root_path
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Collection, Mapping, Sequence
     from types import TracebackType
 
@@ -73,7 +73,8 @@ class Checkpointer:
             share a host.
 
     Raises:
-        InvalidInput: an argument is wrong, the root is a file, or others can write there.
+        InvalidInput: an argument is wrong, the root is a file or a DCP folder itself, or others can
+            write there.
         IncompatibleFormat: the root was made by a newer format version.
         StorageUnavailable: the root cannot be made or written.
         CoordinatorLost: the ranks did not find each other within `deadlines.connect_s`.
@@ -94,7 +95,7 @@ class Checkpointer:
         _join: Join | None = None,
     ) -> None:
         _check_arguments(save, mode)
-        self._root = os.path.abspath(os.fspath(root))
+        self._root = root_path(root)
         self._rule = save
         self._mode = mode
         options = JobOptions(deadlines or Deadlines(), as_retention(keep), access or Access())
@@ -164,11 +165,12 @@ class Checkpointer:
                 if the root has no step of stepseal, or the one that `step` names.
 
         Returns:
-            What was restored, or None when the root has no step at all or `fresh` was asked for.
+            What was restored, or None when the root has no step of stepseal at all, or `fresh` was
+            asked for. Checkpoints of somebody else beside a fresh start are named in a warning.
 
         Raises:
             NoResumableStep: there are steps, but none can be resumed; `.reasons` says why for each.
-            StepNotFound: `step` is not there.
+            StepNotFound: `step` is not there; or `unverified`, and there is nothing to take.
             Corrupt: `step` is damaged.
             StateMismatch: saved and live state differ; `.problems` lists all differences, nothing
                 was changed.

@@ -42,6 +42,7 @@ class DcpFolder:
     Args:
         storage: where.
         key: the folder; empty for the storage's own root.
+        shown: what messages put before the key.
 
     Raises:
         StepNotFound: there is no `.metadata`.
@@ -49,20 +50,21 @@ class DcpFolder:
         Corrupt: a record lies outside its file.
     """
 
-    def __init__(self, storage: Storage, key: str) -> None:
+    def __init__(self, storage: Storage, key: str, shown: str = "") -> None:
         self._storage = storage
         self._prefix = f"{key}/" if key else ""
-        path = f"{self._prefix}{DCP_INDEX}"
+        self._shown = f"{shown}{self._prefix}"
+        path, name = f"{self._prefix}{DCP_INDEX}", f"{self._shown}{DCP_INDEX}"
         try:
             data = read_bytes(storage, path, MAX_DCP_INDEX_BYTES)
         except KeyNotFound as error:
             raise StepNotFound(
-                f"{path}: expected a folder that torch.distributed.checkpoint wrote, found no "
+                f"{name}: expected a folder that torch.distributed.checkpoint wrote, found no "
                 f"{DCP_INDEX}.",
                 path=path,
             ) from error
         self.sha256 = sha256_hex(data)
-        self.index: ForeignIndex = read_dcp_index(data, path)
+        self.index: ForeignIndex = read_dcp_index(data, name)
         self._check_files()
 
     def tensor(self, tensor: ForeignTensor) -> torch.Tensor:
@@ -96,7 +98,7 @@ class DcpFolder:
                 continue
             with self._open(stored.item) as handle:
                 record = _Record(handle, stored.item)
-                what = f"{self._prefix}{stored.item.path}, {tensor.fqn!r:.120}"
+                what = f"{self._shown}{stored.item.path}, {tensor.fqn!r:.120}"
                 found = read_tensor_record(
                     record.read, record.size, what, dtype=tensor.dtype, shape=stored.box.sizes
                 )
@@ -112,7 +114,7 @@ class DcpFolder:
             if stored.box in wanted:
                 with self._open(stored.item) as handle:
                     record = _Record(handle, stored.item)
-                    what = f"{self._prefix}{stored.item.path}, {tensor.fqn!r:.120}"
+                    what = f"{self._shown}{stored.item.path}, {tensor.fqn!r:.120}"
                     check_tensor_record(
                         record.read, record.size, what, dtype=tensor.dtype, shape=stored.box.sizes
                     )
@@ -135,7 +137,7 @@ class DcpFolder:
             try:
                 with self._open(item) as handle:
                     record = _Record(handle, item)
-                    what = f"{self._prefix}{item.path}, {fqn!r:.120}"
+                    what = f"{self._shown}{item.path}, {fqn!r:.120}"
                     found[key] = read_value_record(record.read, record.size, what)
             except (Corrupt, UnsupportedState) as error:
                 if skipped is None:
@@ -149,7 +151,8 @@ class DcpFolder:
         try:
             return self._storage.open_read(path)
         except KeyNotFound as error:
-            raise Corrupt(f"{path}: expected a payload file, found nothing.", path=path) from error
+            text = f"{self._shown}{item.path}: expected a payload file, found nothing."
+            raise Corrupt(text, path=path) from error
 
     def _check_files(self) -> None:
         ends: dict[str, ForeignItem] = {}
@@ -161,7 +164,7 @@ class DcpFolder:
             with self._open(item) as handle:
                 if item.offset + item.length > handle.size_bytes:
                     raise Corrupt(
-                        f"{self._prefix}{path}: expected at least {item.offset + item.length} "
+                        f"{self._shown}{path}: expected at least {item.offset + item.length} "
                         f"bytes, found {handle.size_bytes}. The folder is not whole.",
                         path=path,
                     )
@@ -172,14 +175,27 @@ def state_of(
     components: Mapping[str, ForeignComponent],
     name: str,
     skipped: dict[str, str] | None,
-) -> ImportedState:
+) -> ImportedState | None:
     """Read one component, and lay it out as stepseal's own component of its kind would.
+
+    Returns:
+        What is to be stored; None where all of it was left out.
 
     Raises:
         UnsupportedState, Corrupt: a record is refused.
     """
     component = components[name]
-    values = folder.values(component, skipped)
+    try:
+        values = folder.values(component, skipped)
+    except (Corrupt, UnsupportedState) as error:
+        raise type(error)(
+            f"{error} skip_bytes=True (--skip-bytes) leaves such values out.",
+            path=error.path,
+            found=error.found,
+            problems=error.problems,
+        ) from error
+    if not component.tensors and not values:
+        return None
     if not component.tensors:
         nested = component.nested(values)
         top = {key: nested[key] for key in nested if isinstance(key, str)}

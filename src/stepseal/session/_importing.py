@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,15 +9,24 @@ import torch.distributed as dist
 
 from stepseal.commit import list_steps
 from stepseal.components import foreign_components
-from stepseal.errors import InvalidInput, NotRestored, RootNotFound, StepNotFound
+from stepseal.errors import (
+    InvalidInput,
+    NotRestored,
+    RootNotFound,
+    StepNotFound,
+    UnsupportedState,
+)
 from stepseal.layout import check_step
 from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._dcp_folder import DcpFolder, state_of
 from stepseal.session._saving import collection_paused
-from stepseal.storage import LocalStorage
+from stepseal.storage import LocalStorage, root_path
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
+
+    from stepseal.storage import Access
 
 __all__ = ["Imported", "import_dcp"]
 
@@ -46,6 +54,7 @@ def import_dcp(
     *,
     step: int,
     skip_bytes: bool = False,
+    access: Access | None = None,
 ) -> Imported:
     """Store a folder that stock `torch.distributed.checkpoint` wrote as one committed step.
 
@@ -57,39 +66,48 @@ def import_dcp(
         source: the folder with `.metadata`.
         root: a new root, or one without any step.
         step: number of the new step.
-        skip_bytes: leave out non-tensor values that hold more than plain types.
+        skip_bytes: leave out non-tensor values that hold more than plain types, and components of
+            which nothing is left.
+        access: of `root`, as for `Checkpointer`.
 
     Raises:
         StepNotFound: `source` is no DCP folder.
         NotRestored: `root` already holds steps: an import never joins the history of a run.
-        UnsupportedState: the folder names something that is not taken from foreign checkpoints.
+        UnsupportedState: the folder names something that is not taken from foreign checkpoints, or
+            nothing of it is left.
         Corrupt: the folder is not whole, or not what DCP writes.
         InvalidInput: `step` is no step number, a top-level key cannot name a component, or this
-            process is one of several of a job.
+            process is one of several of a job; or `root` is a DCP folder itself, or others can
+            write there.
     """
     check_step(step)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise InvalidInput("import_dcp: expected one process, found a job of several ranks")
-    place = os.path.abspath(os.fspath(source))
-    target = os.path.abspath(os.fspath(root))
+    place = root_path(source, "source")
+    target = root_path(root)
     skipped: dict[str, str] | None = {} if skip_bytes else None
     with collection_paused():
         folder = _open(place)
         _check_empty(target)
         components = foreign_components(folder.index)
-        states = {name: state_of(folder, components, name, skipped) for name in components}
-    with Checkpointer(target, mode="sync") as checkpointer:
+        read = {name: state_of(folder, components, name, skipped) for name in components}
+    states = {name: state for name, state in read.items() if state is not None}
+    if not states:
+        raise UnsupportedState(f"{place}: nothing is left to import.", path=place)
+    with Checkpointer(target, mode="sync", access=access) as checkpointer:
         for name, state in states.items():
             checkpointer.add(name, state)
         tags = [f"imported from dcp {folder.sha256}"]
         saved = checkpointer.save(step, tags=tags).wait()
-    kinds = {
-        name: f"tree, {len(components[name].values)} values"
-        if not state.tensors
-        else f"tensors, {len(state.tensors)} tensors"
-        for name, state in states.items()
-    }
-    return Imported(step, saved.path, place, folder.sha256, kinds, skipped or {})
+    left_out = skipped or {}
+    sizes = {}
+    for name, state in states.items():
+        num_values = sum(fqn not in left_out for fqn in components[name].values.values())
+        num_tensors = len(state.tensors)
+        sizes[name] = (
+            f"tensors, {num_tensors} tensors" if num_tensors else f"tree, {num_values} values"
+        )
+    return Imported(step, saved.path, place, folder.sha256, sizes, left_out)
 
 
 def _open(place: str) -> DcpFolder:
@@ -97,7 +115,7 @@ def _open(place: str) -> DcpFolder:
         storage = LocalStorage.open(place)
     except RootNotFound as error:
         raise StepNotFound(f"{place}: no such folder.", path=place) from error
-    return DcpFolder(storage, "")
+    return DcpFolder(storage, "", f"{place}/")
 
 
 def _check_empty(target: str) -> None:

@@ -23,7 +23,7 @@ from stepseal.commit import (
 )
 from stepseal.components import DenseSink, TreeContents, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
-from stepseal.storage import LocalStorage
+from stepseal.storage import LocalStorage, root_path
 from stepseal.transfer import ReadRequest, StepReader, has_damage, verify_step
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Run:
 
     def __init__(self, storage: Storage, root: str) -> None:
         self.root = root
-        self.run_id = read_marker(storage)
+        self.run_id = read_marker(storage, root)
         self._storage = storage
 
     def steps(self) -> tuple[int, ...]:
@@ -272,8 +272,9 @@ def open_run(root: str | os.PathLike[str]) -> Run:
         root: directory of the run.
 
     Raises:
-        RootNotFound: there is no such directory, or no format marker in it.
+        RootNotFound: there is no such directory, or neither a format marker nor a step in it.
+        Corrupt: the marker is damaged, or missing although there are steps.
         IncompatibleFormat: it was made by a newer format version.
     """
-    path = os.path.abspath(os.fspath(root))
+    path = root_path(root)
     return Run(LocalStorage.open(path), path)

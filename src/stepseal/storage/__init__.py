@@ -14,6 +14,7 @@ from stepseal.storage._compose import (
     sweep_temporaries, walk_files,
 )  # fmt: skip
 from stepseal.storage._local import LocalStorage
+from stepseal.storage._local_root import root_path
 from stepseal.storage._memory import MemoryStorage
 from stepseal.storage._meeting import Meeting, Peer, meet
 from stepseal.storage._mounts import Mount
@@ -31,7 +32,7 @@ __all__ = [
     "probe", "meet",
     "OpenRead", "Stat", "ListDir", "CreateFile", "MakeDir", "SyncDir", "SyncSupport", "Link",
     "Rename", "Exchange", "RemoveFile", "RemoveDir",
-    "Access", "LocalStorage", "MemoryStorage",
+    "Access", "LocalStorage", "MemoryStorage", "root_path",
     "exists", "make_dirs", "read_bytes", "create_durable", "put_if_absent", "replace_durable",
     "remove_tree", "sweep_temporaries", "walk_files",
 ]  # fmt: skip

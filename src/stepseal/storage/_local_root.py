@@ -21,8 +21,12 @@ NO_DIR_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
 """Answers of file systems that cannot sync a directory at all."""
 
 
-def root_path(root: str | os.PathLike[str]) -> str:
-    """Return the root as an absolute path.
+def root_path(root: str | os.PathLike[str], what: str = "root") -> str:
+    """Return the root as an absolute path; every door takes it through here.
+
+    Args:
+        root: as the user wrote it.
+        what: what it is, for the message.
 
     Raises:
         InvalidInput: not a path, empty, or with a NUL.
@@ -30,11 +34,11 @@ def root_path(root: str | os.PathLike[str]) -> str:
     path = os.fspath(root)
     if not isinstance(path, str) or not path or "\x00" in path:
         raise InvalidInput(
-            f"root {root!r} refused: expected the path of a directory, found "
+            f"{what} {root!r} refused: expected the path of a directory, found "
             f"{'an empty path' if not path else 'bytes or a NUL'}. Pass a str or a Path.",
             path=str(path),
         )
-    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
+    return os.path.abspath(path)
 
 
 def open_root(path: str, calls: Calls) -> int:

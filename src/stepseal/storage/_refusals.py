@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["entry_kind", "kind_name", "refused", "short_read", "wrong_kind"]
 
 _NEXT_STEPS = {
-    errno.ENOSPC: "Free space, then save again.",
-    errno.EDQUOT: "Free space in this quota, then save again.",
+    errno.ENOSPC: "Free space, then try again.",
+    errno.EDQUOT: "Free space in this quota, then try again.",
     errno.EACCES: "Check the permissions of the root and of its directories.",
     errno.EPERM: "Check the permissions and attributes of the root and of its directories.",
     errno.EROFS: "Mount the file system writable.",
@@ -26,6 +26,8 @@ _NEXT_STEPS = {
     errno.ESTALE: "The network file system lost this file: check its server, then retry.",
     errno.EIO: "The device failed: check the kernel log before you trust this disk.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    errno.ENAMETOOLONG: "Choose a shorter path.",
+    errno.ELOOP: "Look where the symlinks of this path lead.",
     errno.ENOTEMPTY: "Remove its entries first.",
     errno.EISDIR: "Name a file.",
     errno.EBADF: "The storage or handle is closed: open it again.",
