@@ -49,10 +49,13 @@ _RACY = Faults(switch=0.3, second=0.8, pause=0.8)
 _HARSH = Faults(refuse=0.03, unreadable=0.05)
 _ROTTEN = Faults(rot=1.0, fail=0.05)
 _OVERLAPPING = Faults(
-    switch=0.3, slow=0.3, stall=0.2, second=1.0, loss=0.0, fail=0.0, crash=0.1, power=0.0, back=0.0
-)
+    switch=0.3, stall=0.3, second=1.0, crash=0.1, pause=0.3, power=0.0, back=0.0
+)  # fmt: skip
 _SLOW = Faults(switch=0.3, slow=0.3, loss=0.0, crash=1.0, pause=0.0, power=0.0)
-_BUSY = Faults(switch=0.3, slow=0.1, readers=1.0, loss=0.0, fail=0.0, crash=0.0, pause=0.0, rot=0.0)
+_BUSY = Faults(
+    switch=0.3, slow=0.1, stall=0.4, readers=1.0,
+    loss=0.0, fail=0.0, crash=0.0, pause=0.0, rot=0.0,
+)  # fmt: skip
 _BACKWARDS = Faults(back=1.0, loss=0.0, fail=0.0, crash=0.1, pause=0.1, power=0.0)
 _REPEATING = Faults(repeat=0.5, fail=0.1)
 

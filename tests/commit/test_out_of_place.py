@@ -235,6 +235,7 @@ def test_only_whole_steps_of_ours_keep_a_root_from_counting_as_empty(
         storage.rename(f"{TRASH}/{name}", "elsewhere")
         storage.make_dir(f"{TRASH}/{name}")
         storage.make_dir(f"{SUPERSEDED}/mine")
+        storage.make_dir(f"{SUPERSEDED}/{pruned(10, 2).removesuffix('.pruned')}")
     elif what == "no control folders":
         storage.rename(".stepseal", "elsewhere")
     elif what == "put back meanwhile":
