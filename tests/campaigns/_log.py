@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Event", "Kind", "Log", "Timeline", "timelines_of"]
+__all__ = ["Event", "Kind", "Log", "OpenLog", "Timeline", "timelines_of"]
 
 Kind = Literal["begin", "acknowledged", "branching", "branched"]
 
@@ -44,10 +44,9 @@ class Log:
 
     def add(self, event: Event) -> None:
         """Append one event with one write."""
-        line = json.dumps([event.kind, event.life, event.step, event.digest]).encode() + b"\n"
         fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            assert os.write(fd, line) == len(line)
+            _write(fd, event)
         finally:
             os.close(fd)
 
@@ -56,6 +55,31 @@ class Log:
         if not self._path.exists():
             return []
         return [Event(*json.loads(line)) for line in self._path.read_text().splitlines()]
+
+
+class OpenLog(Log):
+    """A log whose file is open beforehand, so that an event takes no call but write.
+
+    Args:
+        path: a file, made here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def add(self, event: Event) -> None:
+        """Append one event with one write."""
+        _write(self._fd, event)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+
+def _write(fd: int, event: Event) -> None:
+    line = json.dumps([event.kind, event.life, event.step, event.digest]).encode() + b"\n"
+    assert os.write(fd, line) == len(line)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,6 @@ imported everything, and strace is attached before it begins.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import faulthandler
 import gc
 import itertools
@@ -27,11 +26,11 @@ import time
 import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import torch
 from tests.campaigns._lives import Life
-from tests.campaigns._log import Log
+from tests.campaigns._log import Log, OpenLog
 from tests.campaigns._recovery import Violation, recover
 from tests.campaigns._sizes import Row, Size, main
 from tests.campaigns._strace_calls import (
@@ -170,7 +169,11 @@ class Trial:
             tracers.append(subprocess.Popen([*command, "-p", str(pid)]))
             assert wait_attached(pid, tracers[0]), "strace did not attach"
 
-        status, answer = _fork(self._job, self.folder, attach)
+        log = OpenLog(self.folder / "log")
+        try:
+            status, answer = _fork(lambda: self._job(log), self.folder, attach)
+        finally:
+            log.close()
         tracers[0].wait()
         self.trace = out.read_text()
         self.killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
@@ -180,10 +183,10 @@ class Trial:
         prelude = WORKLOADS[self.workload].prelude
         assert prelude is not None
         with LocalStorage.create(self.folder / "root") as storage:
-            replace(self._life(1, storage), keep=None).run(prelude, "async")
+            replace(self._life(1, storage, self._log()), keep=None).run(prelude, "async")
         return {}
 
-    def _job(self) -> dict[str, Any]:
+    def _job(self, log: Log) -> dict[str, Any]:
         variant = VARIANTS[self.variant]
         variant.patch()
         count = ThreadCount()
@@ -192,7 +195,7 @@ class Trial:
         violations: list[Violation] = []
         try:
             storage.begin()
-            self._life(2, storage).run(WORKLOADS[self.workload].run, "async")
+            self._life(2, storage, log).run(WORKLOADS[self.workload].run, "async")
         except CheckpointError as error:
             if not self.inject:
                 violations.append(Violation("workload", str(error)))
@@ -201,11 +204,13 @@ class Trial:
 
     def _recovery(self) -> dict[str, Any]:
         with LocalStorage.create(self.folder / "root") as storage:
-            found = recover(self._life(6, storage))
+            found = recover(self._life(6, storage, self._log()))
         return {"violations": [(v.kind, v.text) for v in found]}
 
-    def _life(self, number: int, storage: Storage) -> Life:
-        log = Log(self.folder / "log")
+    def _log(self) -> Log:
+        return Log(self.folder / "log")
+
+    def _life(self, number: int, storage: Storage, log: Log) -> Life:
         keep = WORKLOADS[self.workload].keep
         return Life(number, self.folder / "root", log, lambda _: storage, 1, keep)
 
@@ -214,39 +219,41 @@ def _fork(
     work: Callable[[], dict[str, Any]], folder: Path, attach: Callable[[int], None]
 ) -> tuple[int, dict[str, Any] | None]:
     """Run `work` in a child that begins once `attach` returned; return its status and answer."""
-    answer = folder / "answer"
-    answer.unlink(missing_ok=True)
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(theirs)
-        if os.read(ours, 1):
-            _live(work, answer, folder / "hang")
-        os._exit(1)
+    go, let_go = os.pipe()
+    answer, tell = os.pipe()
+    with (folder / "hang").open("w") as hang:
+        child = os.fork()
+        if child == 0:
+            os.close(let_go)
+            os.close(answer)
+            _live(work, go, tell, hang)
+    os.close(go)
+    os.close(tell)
     try:
+        assert os.read(answer, 1), "the child ended before it began"
         attach(child)
-        os.write(theirs, b".")
+        os.write(let_go, b".")
     finally:
-        os.close(ours)
-        os.close(theirs)
+        os.close(let_go)
+    with os.fdopen(answer) as pipe:
+        text = pipe.read()
     _, status = os.waitpid(child, 0)
-    with contextlib.suppress(FileNotFoundError):
-        found: dict[str, Any] = json.loads(answer.read_text())
-        return status, found
-    return status, None
+    return status, json.loads(text) if text else None
 
 
-def _live(work: Callable[[], dict[str, Any]], answer: Path, hang: Path) -> None:
-    """Be the child; never returns."""
-    with hang.open("w") as file:
-        faulthandler.dump_traceback_later(_HANG_S, exit=True, file=file)
+def _live(work: Callable[[], dict[str, Any]], go: int, tell: int, hang: TextIO) -> None:
+    """Be the child; never returns. It opens and closes nothing of its own once it is traced."""
+    try:
+        os.write(tell, b".")
+        if not os.read(go, 1):
+            return  # whoever was to attach is gone
+        faulthandler.dump_traceback_later(_HANG_S, exit=True, file=hang)
         try:
             found = work()
         except BaseException:
             found = {"violations": [("workload", traceback.format_exc())], "performed": {}}
-        partial = answer.with_suffix(".partial")
-        partial.write_text(json.dumps(found))
-        partial.rename(answer)
+        os.write(tell, json.dumps(found).encode())
+    finally:
         os._exit(0)
 
 

@@ -3,6 +3,10 @@ nothing of it writes past our own storage layer; see `_strace`."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +16,8 @@ from tests.campaigns._strace_calls import why_not
 
 if TYPE_CHECKING:
     from tests.campaigns._sizes import Row
+
+_HOUSE = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(14400)]
 
@@ -33,6 +39,20 @@ def check(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_killed_before_some_system_calls(capsys: pytest.CaptureFixture[str]) -> None:
     check(run_apart("tests.campaigns._strace", "fast"), capsys)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--call openat --inject error=EIO --at 1", "--workload back --call renameat2 --at 2"],
+    ids=["the first file of a thread", "while it supersedes"],
+)
+def test_one_call_is_struck(options: str) -> None:
+    path = os.pathsep.join([str(_HOUSE / "src"), str(_HOUSE)])
+    command = [sys.executable, "-m", "tests.campaigns._strace", *options.split()]
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(command, cwd=_HOUSE, env=environment, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.startswith("struck: True")
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.nightly
