@@ -76,8 +76,8 @@ def _catch(name: str, lanes: int) -> str:
         lanes,
         _LIMIT_S,
     )
-    told = (report.problems[0] for _, report in rounds if report is not None and report.problems)
-    return next(told, "")
+    problems = (text for _, report in rounds if report is not None for text in report.problems)
+    return next((text for text in problems if variant.told in text), "")
 
 
 def _row(

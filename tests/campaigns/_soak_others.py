@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["pin_on", "prune_on", "read_on"]
 
-_PUT_BACK_S = 8.0
-"""A prune that noticed the pin too late puts the step back; one that died leaves that to the
-next."""
+_PUT_BACK_S = 5.0
+"""A prune that noticed the pin too late puts the step back, as soon as it goes on: the longest that
+one is stopped here is 3.8 s. One that died leaves that to the next, which the next life runs."""
 
 
 def prune_on(folder: Folder, keep: int, seed: int, _pipe: Any) -> None:  # noqa: ANN401
