@@ -268,7 +268,9 @@ class Head:
             kinds = self.told.setdefault(message.call, set())
             kinds.add(type(message).__name__)
             oracle.require("one word per call", len(kinds) == 1, name, message.call, sorted(kinds))
-        if isinstance(message, messages.Committed):
+        if isinstance(message, messages.Write):
+            oracle.ordered.add(message.attempt)
+        elif isinstance(message, messages.Committed):
             oracle.acknowledge(message.attempt, message.step, name)
         elif isinstance(message, messages.Aborted) and message.call in self.attempts:
             oracle.abort(self.attempts[message.call], name)

@@ -62,6 +62,8 @@ class Oracle:
         self.acknowledged: dict[str, Commit] = {}
         self.aborted: set[str] = set()
         """Attempts of which somebody was told that they will never be committed."""
+        self.ordered: set[str] = set()
+        """Attempts that somebody was ordered to write."""
         self.publishing: dict[str, float] = {}
         """Attempt to the deadline of its publication."""
         self.rotted: set[str] = set()
@@ -148,7 +150,8 @@ class Oracle:
             return
         attempt, incarnation = staged[3], int(staged[2])
         own = node.incarnation == incarnation
-        dead = attempt in self.aborted or attempt in self.publishing
+        begun = attempt in self.ordered  # else its folder could not be made whole
+        dead = not begun or attempt in self.aborted or attempt in self.publishing
         supersedes = disk.had_no_room and incarnation <= max(self.claims, default=0)
         allowed = node.incarnation > incarnation or (own and dead) or supersedes
         self.require("live staging stays", allowed, node.name, node.incarnation, "removes", key)
