@@ -130,7 +130,7 @@ def test_bytes_are_counted_on_a_terminal_while_a_step_is_read(
         str(root), keep_latest=1, superseded_grace_s=0, dry_run=True, verify=True,
         allow_shared=False,
     )  # fmt: skip
-    assert "verifying step 30: " in terminal.getvalue()
+    assert "verifying step 30 " in terminal.getvalue()
 
 
 def test_pins(root: Path) -> None:

@@ -16,7 +16,7 @@ from tests.commit._kit import (
 )
 
 from stepseal import errors
-from stepseal.commit import Deadlines, InProcessHub, list_steps, read_step
+from stepseal.commit import Deadlines, InProcessHub, _coordinator_driver, list_steps, read_step
 from stepseal.commit import _messages as messages
 from stepseal.commit._coordinator_driver import CoordinatorDriver
 from stepseal.commit._draft import JobFacts
@@ -258,7 +258,11 @@ def test_participants_do_not_wait_for_a_storage_that_hangs() -> None:
         gate.go_on.set()
 
 
-def test_slow_deletes_of_an_aborted_save_do_not_delay_the_next_one() -> None:
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_save_waits_a_little_for_the_room_that_an_aborted_one_took(
+    monkeypatch: pytest.MonkeyPatch, quick: bool
+) -> None:
+    monkeypatch.setattr(_coordinator_driver, "_ROOM_S", 30.0 if quick else 0.01)
     gate = Gate(MemoryStorage(), f"{TRASH}/")
 
     def fail(name: str) -> messages.Committed:
@@ -272,7 +276,11 @@ def test_slow_deletes_of_an_aborted_save_do_not_delay_the_next_one() -> None:
     with Job(gate) as job:
         failures_of(together(TWO, fail), errors.ParticipantFailed)
         assert gate.reached.wait(30)
+        if quick:
+            gate.go_on.set()
         committed = together(TWO, lambda name: job.save(name, 20))
+        if quick:
+            assert gate.list_dir(TRASH) == ()
         gate.go_on.set()
     assert [type(answer) for answer in committed.values()] == [messages.Committed] * 2
     assert gate.list_dir(STAGING) == gate.list_dir(TRASH) == ()

@@ -2,8 +2,8 @@
 
 Invariants: one driver per incarnation; the protocol's thread never waits for storage, so that
 messages, losses and deadlines are judged while a step is being published; whatever deletes does so
-on the housekeeping thread, where a slow delete delays no save; if it ends by a defect, all lines
-are closed, so that nobody waits for it.
+on the housekeeping thread, and a save waits two seconds at most for the room that aborted ones
+took; if it ends by a defect, all lines are closed, so that nobody waits for it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ __all__ = ["CoordinatorDriver"]
 _log = logging.getLogger("stepseal")
 _JOIN_S = 2.0
 """How long `close` waits for a thread that has nothing left to do."""
+_ROOM_S = 2.0
+"""How long a save waits at most for the room that aborted ones took."""
 
 
 class CoordinatorDriver:
@@ -92,6 +94,8 @@ class CoordinatorDriver:
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._chores: queue.SimpleQueue[Chore] = queue.SimpleQueue()
         self._num_jobs = 0
+        self._discarded = threading.Condition()
+        self._num_discards = 0
         self._left = threading.Event()
         self._closed = False
         self._thread = threading.Thread(
@@ -161,12 +165,16 @@ class CoordinatorDriver:
             else:
                 self._num_jobs += 1
                 if isinstance(action, actions.Discard):
+                    with self._discarded:
+                        self._num_discards += 1
                     self._chores.put(action)
                 else:
                     self._jobs.put(action)
 
     def _work(self) -> None:
         while (action := self._jobs.get()) is not None:
+            if isinstance(action, actions.BeginStaging):
+                self._wait_for_room()
             event = self._performer.perform(action)
             self._inbox.put(event)  # before `latest` is moved
             if isinstance(event, actions.Published):
@@ -176,6 +184,12 @@ class CoordinatorDriver:
             else:
                 self._inbox.put("job done")
         self._performer.close()
+
+    def _wait_for_room(self) -> None:
+        """Let what was aborted be deleted first, if that is quick: it may have filled the disk."""
+        with self._discarded:
+            limit_s = min(_ROOM_S, self._deadlines.commit_s / 2)
+            self._discarded.wait_for(lambda: self._num_discards == 0, limit_s)
 
     def _keep_house(self) -> None:
         """Delete what was aborted; sweep and prune once for all that happened since last time."""
@@ -187,6 +201,9 @@ class CoordinatorDriver:
             for chore in chores:
                 if isinstance(chore, actions.Discard):
                     discard_aborted(self._storage, chore)
+                    with self._discarded:
+                        self._num_discards -= 1
+                        self._discarded.notify_all()
             if "sweep and prune" in chores:
                 self._performer.housekeep()
             going_on = None not in chores
