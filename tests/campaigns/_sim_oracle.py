@@ -128,9 +128,14 @@ class Oracle:
             self.require("what was committed is never deleted", not gone, node.name, key)
 
     def _is_elsewhere(self, attempt: str, folder: str) -> bool:
-        """Tell whether a torn move left a second name of a step."""
-        disk = self.world.disk
-        others = [step_name(self.commits[attempt].step)]
+        """Tell whether a torn move left a second name of a step.
+
+        On this disk each name has bytes of its own, so that those of the step may have rotted.
+        """
+        disk, place = self.world.disk, step_name(self.commits[attempt].step)
+        if attempt in self.rotted and folder != place and exists(disk, place):
+            return True
+        others = [place]
         others += [f"{SUPERSEDED}/{entry.name}" for entry in disk.list_dir(SUPERSEDED)]
         found = [manifest_at(disk, other) for other in others if other != folder]
         return any(other is not None and other.attempt == attempt for other in found)

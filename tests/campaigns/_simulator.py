@@ -103,7 +103,10 @@ def sweep(first: int, num_seeds: int, num_jobs: int, *, verbose: bool = False) -
         ]
         for done, chunk in enumerate(as_completed(chunks), 1):
             total.add(chunk.result())
-            if verbose and (done % 40 == 0 or chunk.result().violations):
+            if verbose:
+                for violation in chunk.result().violations:
+                    print(violation, flush=True)
+            if verbose and done % 40 == 0:
                 rate = total.num_seeds / (time.monotonic() - began)
                 print(
                     f"{total.num_seeds:,} of {num_seeds:,} seeds from {first}, "
