@@ -14,10 +14,11 @@ from tests.retention._kit import NOW_S, Meanwhile, plan_for, prune_now, steps_of
 from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, read_step, take_lease
 from stepseal.commit._claims import claim
 from stepseal.commit._resume import put_back_pruned
-from stepseal.errors import NotCurrent, StorageUnavailable
+from stepseal.errors import CheckpointError, Corrupt, NotCurrent, StorageUnavailable
 from stepseal.retention import Retention, latest, prune
-from stepseal.storage import MemoryStorage, create_durable, remove_tree
+from stepseal.storage import MemoryStorage, create_durable, make_dirs, remove_tree
 from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.testing._storage_helpers import ODD_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,15 +123,22 @@ def test_a_step_that_cannot_go_back_is_superseded(storage: Storage) -> None:
 class Unreadable(FaultyStorage):
     """The pins cannot be listed once the step has moved."""
 
+    def __init__(self, inner: Storage, error: CheckpointError) -> None:
+        super().__init__(inner)
+        self._error = error
+
     def list_dir(self, key: str) -> tuple[Entry, ...]:
         if key == PINS and super().list_dir(TRASH):
-            raise StorageUnavailable("no answer", errno=errno.EIO)
+            raise self._error
         return super().list_dir(key)
 
 
-def test_guards_that_cannot_be_read_protect(storage: Storage) -> None:
+@pytest.mark.parametrize(
+    "error", [StorageUnavailable("no answer", errno=errno.EIO), Corrupt("a symlink")]
+)
+def test_guards_that_cannot_be_read_protect(storage: Storage, error: CheckpointError) -> None:
     root = four(storage)
-    report = prune_now(Unreadable(storage), root, keep=3)
+    report = prune_now(Unreadable(storage, error), root, keep=3)
     assert steps_of(storage) == ["step-10", "step-20", "step-30", "step-40"]
     assert report.failures
 
@@ -311,6 +319,32 @@ def test_symlinks_are_removed_and_never_followed(local: LocalStorage, tmp_path: 
     (step / "parts" / "file").symlink_to(outside / "precious")
     assert prune_now(local, root, keep=3).removed == [10]
     assert (outside / "precious").read_text() == "mine"
+
+
+def test_what_cannot_be_removed_stops_no_other_removal(storage: Storage) -> None:
+    class Damaged(FaultyStorage):
+        def remove_file(self, key: str) -> None:
+            if "step-10" in key:
+                raise Corrupt(f"{key}: expected a directory, found a symlink.", path=key)
+            super().remove_file(key)
+
+    root = four(storage)
+    report = prune_now(Damaged(storage), root, keep=1)
+    assert report.removed == [20, 30]
+    assert len(report.failures) == 2  # once as a step, once in the trash
+    assert steps_of(storage) == ["step-40"]
+    prune_now(storage, root, keep=1)
+    assert storage.list_dir(TRASH) == ()
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_an_odd_name_in_a_step_is_pruned_with_it(local: LocalStorage, name: str) -> None:
+    root = four(local)
+    create_durable(local, f"step-10/{name}", b"")
+    make_dirs(local, f"step-20/parts/{name}/{name}")
+    report = prune_now(local, root, keep=1)
+    assert (report.removed, report.failures) == ([10, 20, 30], [])
+    assert local.list_dir(TRASH) == ()
 
 
 def test_a_step_that_became_a_symlink_stays(local: LocalStorage, tmp_path: Path) -> None:

@@ -197,6 +197,20 @@ def test_a_kill_at_every_operation_leaves_old_or_new_bytes(tmp_path: Path, when:
             _check_whole(inner)
 
 
+def test_a_deep_tree_is_removed_in_time_proportional_to_its_entries() -> None:
+    inner = MemoryStorage()
+    depth = 1000
+    for level in range(depth):
+        inner.make_dir("/".join(["d"] * (level + 1)))
+        inner.create_file("/".join(["d"] * (level + 1) + ["f"])).close()
+    storage = FaultyStorage(inner)
+    remove_tree(storage, "d")
+    assert inner.list_dir("") == ()
+    found = [operation.key.count("/") for operation in storage.count.operations()]
+    assert max(found) <= 34
+    assert len(found) <= 2 * depth + depth // 30  # a file, a directory, and few moves
+
+
 def _is(name: str) -> Callable[[str, str], bool]:
     return lambda operation, key: operation == name
 

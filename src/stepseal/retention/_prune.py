@@ -22,7 +22,7 @@ from stepseal.commit import (
     parse_folder,
     read_guards,
 )
-from stepseal.errors import NotCurrent, StorageUnavailable
+from stepseal.errors import CheckpointError, NotCurrent
 from stepseal.layout import step_name
 from stepseal.storage import KeyExists, KeyNotFound, remove_tree
 
@@ -49,7 +49,7 @@ class PruneReport:
     """Steps that had to stay after all, with the reason."""
     removed_superseded: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    """What the storage refused; all the rest was done."""
+    """What could not be done, and why; all the rest was."""
 
 
 def prune(
@@ -102,10 +102,12 @@ class _Prune:
         self._clock = clock
 
     def attempt(self, action: Callable[[T], object], argument: T) -> None:
-        """Do one thing; a refusal of the storage is noted and does not stop the others."""
+        """Do one thing; a failure is noted and does not stop the others."""
         try:
             action(argument)
-        except StorageUnavailable as error:
+        except NotCurrent:
+            raise
+        except CheckpointError as error:
             self.report.failures.append(str(error))
 
     def remove_step(self, manifest: Manifest) -> None:
@@ -160,7 +162,7 @@ class _Prune:
         assert name.moved_at_s is not None
         try:
             reasons = self._reasons_to_stay(name)
-        except StorageUnavailable:
+        except CheckpointError:
             self._put_back(name, "its protection could not be read")
             raise
         if reasons:
