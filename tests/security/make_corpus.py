@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from tests._collisions import equal_ints, equal_tuples
 from tests.security._forge import BASE, NEWEST, OWNER, Forgery, canonical, header, sealed
 
 if TYPE_CHECKING:
@@ -267,6 +268,14 @@ def large() -> Iterator[tuple[str, bytes]]:
     yield "header--deep", header(b'{"a":' * 300_000)
     yield "tree--wide", canonical({"$tuple": [{"$int": "9"}] * 200_000})
     yield "tree--int-of-a-million-digits", canonical({"$int": "9" * 1_000_000})
+    yield (
+        "tree--set-of-equal-hashes",
+        canonical({"$set": [{"$int": str(n)} for n in equal_ints(20_000)]}),
+    )
+    yield (
+        "tree--dict-of-equal-hashes",
+        canonical({"$dict": [[{"$tuple": list(key)}, 0] for key in equal_tuples(20_000)]}),
+    )
     yield "tree--bomb-of-shapes", canonical([{"$size": [2**30] * 2}] * 50_000)
 
 
