@@ -386,26 +386,6 @@ class StorageSuite:
         with pytest.raises(KeyNotFound):
             remove_tree(storage, "full")
 
-    @pytest.mark.parametrize("name", ODD_NAMES)
-    def test_what_a_listing_returned_is_walked_and_removed(
-        self, storage: Storage, name: str
-    ) -> None:
-        tree(storage)
-        make_dirs(storage, f"full/{name}/{name}")
-        put(storage, f"full/{name}/{name}/f", b"")
-        assert [path for path, _ in walk_files(storage, "full")] == sorted(
-            [f"{name}/{name}/f", "x"]
-        )
-        remove_tree(storage, "full")
-        assert names(storage, "") == ["a", "empty", "file", "moving"]
-
-    def test_a_deep_tree_is_removed_and_not_walked(self, storage: Storage) -> None:
-        make_dirs(storage, "/".join(["full", *["deep"] * 240]))
-        (path, entry) = walk_files(storage, "full")[0]
-        assert (len(path), entry.kind) == (1024 + 5, "directory")
-        remove_tree(storage, "full")
-        assert names(storage, "") == []
-
     def test_walk_files_finds_everything_that_is_not_a_directory(self, storage: Storage) -> None:
         tree(storage)
         assert [path for path, _ in walk_files(storage, "")] == ["a", "file", "full/x", "moving/m"]
