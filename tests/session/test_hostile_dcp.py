@@ -12,7 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.session._hostile_dcp import GADGETS, corpus, make_good
+from tests.session._hostile_dcp import GADGETS, corpus, make_good, record, shared
 
 from stepseal.components import foreign_components
 from stepseal.errors import CheckpointError
@@ -21,6 +21,8 @@ from stepseal.storage import LocalStorage
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from stepseal.storage._local_files import LocalReader
 
 NUM_DAMAGED = 1500
 MAX_SECONDS = 2.0
@@ -61,6 +63,10 @@ def test_each_is_refused_with_a_typed_error_that_names_the_file(report: dict[str
         c for c, text in wrong(report, "message", "").items() if not any(map(text.count, files))
     ]
     assert silent == []
+
+
+def test_no_message_drives_a_terminal(report: dict[str, Any]) -> None:
+    assert [c for c, facts in report.items() if not facts["message"].isprintable()] == []
 
 
 def test_a_refused_value_is_named(report: dict[str, Any]) -> None:
@@ -107,6 +113,36 @@ def test_any_damaged_byte_is_refused_in_a_typed_way_or_harmless(tmp_path: Path, 
         except CheckpointError:
             refused += 1
     assert 0 < refused < NUM_DAMAGED
+
+
+class Counting(LocalStorage):
+    """Counts how often files were opened."""
+
+    num_opened = 0
+
+    def open_read(self, key: str) -> LocalReader:
+        Counting.num_opened += 1
+        return super().open_read(key)
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+def test_a_record_that_many_share_is_read_once(tmp_path: Path, is_good: bool) -> None:
+    make_good(tmp_path)
+    shared(record(b"\x80\x02K\x07." if is_good else b"\x80\x02cos\nsystem\n."), 50)(tmp_path)
+    with Counting.open(tmp_path) as storage:
+        folder = DcpFolder(storage, "")
+        components = foreign_components(folder.index)
+        before = Counting.num_opened
+        skipped: dict[str, str] = {}
+        values = folder.values(components["n"], skipped)
+        assert Counting.num_opened - before == 2  # one for all, one for the value beside them
+    names = {f"n.a{number}" for number in range(50)}
+    if is_good:
+        assert {key for key, value in values.items() if value == 7} == names
+        assert skipped == {}
+    else:
+        assert skipped.keys() == names
+        assert all(repr(fqn) in message for fqn, message in skipped.items())
 
 
 def read_all(path: Path) -> None:
