@@ -12,8 +12,19 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.session._hostile_dcp import GADGETS, corpus, make_good, record, shared
+import torch
+from tests.session._hostile_dcp import (
+    GADGETS,
+    corpus,
+    lazy,
+    make_good,
+    put_record,
+    record,
+    shared,
+)
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+import stepseal as ss
 from stepseal.components import foreign_components
 from stepseal.errors import CheckpointError
 from stepseal.session._dcp_folder import DcpFolder, state_of
@@ -113,6 +124,23 @@ def test_any_damaged_byte_is_refused_in_a_typed_way_or_harmless(tmp_path: Path, 
         except CheckpointError:
             refused += 1
     assert 0 < refused < NUM_DAMAGED
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_lazy_bit_that_cannot_be_carried_out_is_found_before_live_state_changes(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "step-5"
+    dcp_save({"a": torch.ones(4), "w": torch.zeros(2, 3, dtype=torch.bool)}, checkpoint_id=folder)
+    put_record("w", lazy("neg", "BoolStorage", 1))(folder)
+    tmp_path.chmod(0o700)
+    state = {"a": torch.zeros(4), "w": torch.zeros(2, 3, dtype=torch.bool)}
+    with ss.Checkpointer(tmp_path, mode="sync") as checkpointer:
+        checkpointer.add("model", state)
+        with pytest.raises(CheckpointError, match="no neg bit on bool") as caught:
+            checkpointer.restore(unverified=True)
+    assert not caught.value.tainted
+    assert not state["a"].any()
 
 
 class Counting(LocalStorage):

@@ -50,6 +50,11 @@ _ENCODE = ("_codecs", "encode")
 _SET, _COMPLEX = ("__builtin__", "set"), ("__builtin__", "complex")
 _COUNTER, _SIZE = ("collections", "Counter"), ("torch", "Size")
 _VALUE_NAMES = _TENSOR_NAMES | {_PARAMETER, _ENCODE, _SET, _COMPLEX, _COUNTER, _SIZE}
+_LAZY = {
+    "conj": frozenset({"complex64", "complex128"}),
+    "neg": frozenset({"float16", "bfloat16", "float32", "float64", "complex64", "complex128"}),
+}
+"""Lazy bit of a tensor to the dtypes that torch sets it for, and can carry out."""
 _MAX_TENSOR_PICKLE, _MAX_VALUE_PICKLE = 64 << 10, 16 << 20
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 64
@@ -198,7 +203,7 @@ class _Builder:
                 f"expected {expected[0]} {list(expected[1])} as the index says, found {dtype} "
                 f"{list(shape)}"
             )
-        return _Place(key, dtype, shape, steps, first, self._flags(node.args[fixed:]))
+        return _Place(key, dtype, shape, steps, first, self._flags(node.args[fixed:], dtype))
 
     def _storage(self, node: object, dtype_node: object) -> tuple[str, str, int]:
         """Return key, dtype and number of elements."""
@@ -249,15 +254,17 @@ class _Builder:
             raise self._wrong("sizes", node)
         return node
 
-    def _flags(self, rest: tuple[object, ...]) -> frozenset[str]:
+    def _flags(self, rest: tuple[object, ...], dtype: str) -> frozenset[str]:
         """Return the lazy bits that the last argument sets."""
         for extra in rest:
             if extra is not None and not isinstance(extra, Pairs):
                 raise self._wrong("a plain tensor", extra)
         flags = [pair for extra in rest if isinstance(extra, Pairs) for pair in extra.items]
         for key, flag in flags:
-            if key not in ("conj", "neg") or type(flag) is not bool:
+            if type(key) is not str or key not in _LAZY or type(flag) is not bool:
                 raise self._wrong("a plain tensor", key)
+            if flag and dtype not in _LAZY[key]:
+                raise self._archive.corrupt(f"expected no {key} bit on {dtype}, found one")
         return frozenset(str(key) for key, flag in flags if flag)
 
     def value(self, node: object, depth: int) -> Any:  # noqa: ANN401 - any plain value
