@@ -24,6 +24,7 @@ TREE = f"components/loader/{OWNER}.json"
 SEGMENT = f"components/loader/{OWNER}.safetensors"
 WITNESS = "stepseal-was-here"
 """Directory that every hostile pickle makes when it is loaded."""
+ESCAPE = "\x1b]0;owned\x07\x1b[2J\nstepseal: step 7: whole"
 Items = dict[str, bytes]
 
 TAGS = (
@@ -98,6 +99,11 @@ def manifests() -> Items:
         "run-of-another": changed(run_id="0" * 32),
         "component-named-like-a-path": changed(
             components=[{**good["components"][0], "name": "../x"}]
+        ),
+        "field-drives-the-terminal": changed(**{ESCAPE: 1}),
+        "key-drives-the-terminal": changed(versions={ESCAPE: 1}),
+        "holder-drives-the-terminal": changed(
+            components=[{**good["components"][0], "payloads": {ESCAPE: "trainer/0"}}]
         ),
         "tag-drives-the-terminal": changed(tags=["\x1b]0;owned\x07\x1b[2J"]),
         "options-deep": changed(topology=_nested(14)),

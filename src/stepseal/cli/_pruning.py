@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, print_table
+from stepseal.cli._output import print_line, print_table, warn
 from stepseal.cli._roots import open_root
 from stepseal.commit import pin, unpin
 from stepseal.errors import InvalidInput, NotCurrent
@@ -113,7 +112,7 @@ def print_pruned(found: dict[str, Any]) -> None:
     if rows:
         print_table(("WHAT", "ACTION", "WHY"), rows)
     for failure in found["failures"]:
-        sys.stderr.write(f"stepseal: not done: {failure}\n")
+        warn(f"not done: {failure}")
 
 
 def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> None:

@@ -32,7 +32,7 @@ from stepseal.layout._records import (
     encode_record,
     file_problem,
 )
-from stepseal.layout._validate import Problems, bounded_int, bounded_text, show, to_plain
+from stepseal.layout._validate import Problems, bounded_int, bounded_text, show, show_key, to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -229,7 +229,7 @@ def _check(manifest: Manifest, problems: Problems) -> None:
 def _check_components(manifest: Manifest, participants: frozenset[str], problems: Problems) -> None:
     for number, entry in enumerate(manifest.components):
         for holder, owner in entry.payloads.items():
-            path = f"components[{number}].payloads.{holder:.80}"
+            path = f"components[{number}].payloads.{show_key(holder)}"
             if holder not in participants:
                 problems.add(path, "expected a participant of this step as key")
             if owner not in participants:

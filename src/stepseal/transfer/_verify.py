@@ -181,7 +181,8 @@ class _Survey:
             return
         for name, keys in stored.items():
             for key, boxes in keys.items():
-                self._check_tensor(f"{name}.{key}", boxes)
+                label = f"{name}.{key}"
+                self._check_tensor(label if label.isprintable() else ascii(label), boxes)
 
     def _read_indexes(self) -> None:
         """Note every participant whose part document or index cannot be used; once."""
