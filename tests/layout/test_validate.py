@@ -90,7 +90,7 @@ def test_plain_values_are_json() -> None:
         ({"inner": {"name": "a", "x": 1}}, "inner.x: unknown field"),
         ({"\x1b[2J\n": 1}, "'\\x1b[2J\\n': unknown field"),
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_each_problem_has_its_path(changes: dict[str, object], expected: str) -> None:
     assert findings(**changes) == [expected]
