@@ -10,7 +10,7 @@ import torch
 from tests.security._forge import BASE, NEWEST
 
 from stepseal.components._dcp_source import ForeignItem, read_dcp_index
-from stepseal.components._foreign_values import read_value_record
+from stepseal.components._foreign_values import ValueBudget, read_value_record
 from stepseal.errors import Corrupt
 from stepseal.layout import DCP_INDEX, coverage_problems, path_problem
 
@@ -53,7 +53,7 @@ def judge_dcp_record(data: bytes) -> str | None:
         return memoryview(data)[offset : offset + size]
 
     before = set(sys.modules)
-    found = read_value_record(read, len(data), "record")
+    found = read_value_record(read, len(data), "record", ValueBudget())
     if imported := set(sys.modules) - before:
         return f"imported {sorted(imported)}"
     return _not_plain(found)

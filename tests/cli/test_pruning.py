@@ -177,7 +177,7 @@ def test_where_others_can_change_names_steps_go_only_on_request(root: Path) -> N
     before = steps_of(root)
     found = json.loads(run("prune", root, "--keep-latest", 1, "--json", "--dry-run"))
     assert any(step["action"] == "would remove" for step in found["steps"])
-    run("prune", root, "--keep-latest", 1, code=2)
+    run("prune", root, "--keep-latest", 1, code=1)
     run("pin", root, 10, code=2)
     assert steps_of(root) == before
     run("pin", root, 30, "--allow-shared")

@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests._collisions import equal_tuples
 
 from stepseal.errors import InvalidInput
 from stepseal.layout import (
@@ -221,6 +222,12 @@ def test_huge_arrays_cost_nothing() -> None:
     assert coverage_problems((size, size), halves[:1]) == [
         f"no box holds [0, 1]+[{size}, {size - 1}]"
     ]
+
+
+def test_nobody_can_choose_boxes_of_one_hash() -> None:
+    boxes = [Box(offsets, (1,) * 33) for offsets in equal_tuples(500)]
+    assert len(set(map(hash, boxes))) == 500
+    assert hash(Box((1, 2), (3, 4))) == hash(Box((1, 2), (3, 4)))
 
 
 def test_search_for_a_defect_is_bounded() -> None:

@@ -88,8 +88,9 @@ def test_plain_values_are_json() -> None:
         ({"named": {"x" * 999: 9}}, f"named.{'x' * 80}: expected 0 to 5, found 9"),
         ({"more": 1}, "more: unknown field"),
         ({"inner": {"name": "a", "x": 1}}, "inner.x: unknown field"),
+        ({"\x1b[2J\n": 1}, "'\\x1b[2J\\n': unknown field"),
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_each_problem_has_its_path(changes: dict[str, object], expected: str) -> None:
     assert findings(**changes) == [expected]

@@ -12,10 +12,11 @@ from tests.retention._kit import NOW_S, Meanwhile, Stop, die, four, plan_for, pr
 from stepseal.commit import INCARNATIONS, SUPERSEDED, TRASH, list_steps, read_step, take_lease
 from stepseal.commit._claims import claim
 from stepseal.commit._out_of_place import put_back_pruned
-from stepseal.errors import NotCurrent
+from stepseal.errors import Corrupt, NotCurrent
 from stepseal.retention import Retention, latest, prune
-from stepseal.storage import create_durable, remove_tree
+from stepseal.storage import create_durable, make_dirs, remove_tree
 from stepseal.testing import FaultyStorage
+from stepseal.testing._storage_helpers import ODD_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,6 +190,33 @@ def test_symlinks_are_removed_and_never_followed(local: LocalStorage, tmp_path: 
     (step / "parts" / "file").symlink_to(outside / "precious")
     assert prune_now(local, root, keep=3).removed == [10]
     assert (outside / "precious").read_text() == "mine"
+
+
+def test_what_cannot_be_removed_stops_no_other_removal(storage: Storage) -> None:
+    class Damaged(FaultyStorage):
+        def remove_file(self, key: str) -> None:
+            if "step-10" in key:
+                raise Corrupt(f"{key}: expected a directory, found a symlink.", path=key)
+            super().remove_file(key)
+
+    root = four(storage)
+    report = prune_now(Damaged(storage), root, keep=1)
+    assert report.removed == [20, 30]
+    assert len(report.failures) == 1
+    assert list(report.in_trash) == [10]
+    assert steps_of(storage) == ["step-40"]
+    prune_now(storage, root, keep=1)
+    assert storage.list_dir(TRASH) == ()
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_an_odd_name_in_a_step_is_pruned_with_it(local: LocalStorage, name: str) -> None:
+    root = four(local)
+    create_durable(local, f"step-10/{name}", b"")
+    make_dirs(local, f"step-20/parts/{name}/{name}")
+    report = prune_now(local, root, keep=1)
+    assert (report.removed, report.failures) == ([10, 20, 30], [])
+    assert local.list_dir(TRASH) == ()
 
 
 def test_a_step_that_became_a_symlink_stays(local: LocalStorage, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.commit._kit import FakeFinisher, attempt_id
 from tests.retention._kit import NOW_S, Meanwhile, Stop, die, four, plan_for, prune_now, steps_of
 
 from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, take_lease
-from stepseal.errors import StorageUnavailable
+from stepseal.errors import CheckpointError, Corrupt, StorageUnavailable
 from stepseal.retention import Retention, latest, prune
 from stepseal.storage import MemoryStorage
 from stepseal.testing import Fail, Fault, FaultyStorage, Lose
@@ -25,15 +25,22 @@ if TYPE_CHECKING:
 class Unreadable(FaultyStorage):
     """The pins cannot be listed once the step has moved."""
 
+    def __init__(self, inner: Storage, error: CheckpointError) -> None:
+        super().__init__(inner)
+        self._error = error
+
     def list_dir(self, key: str) -> tuple[Entry, ...]:
         if key == PINS and super().list_dir(TRASH):
-            raise StorageUnavailable("no answer", errno=errno.EIO)
+            raise self._error
         return super().list_dir(key)
 
 
-def test_guards_that_cannot_be_read_protect(storage: Storage) -> None:
+@pytest.mark.parametrize(
+    "error", [StorageUnavailable("no answer", errno=errno.EIO), Corrupt("a symlink")]
+)
+def test_guards_that_cannot_be_read_protect(storage: Storage, error: CheckpointError) -> None:
     root = four(storage)
-    report = prune_now(Unreadable(storage), root, keep=3)
+    report = prune_now(Unreadable(storage, error), root, keep=3)
     assert steps_of(storage) == ["step-10", "step-20", "step-30", "step-40"]
     assert report.failures
 

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -30,7 +31,7 @@ from stepseal.storage import LocalStorage
 from stepseal.testing import World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from stepseal.session import Restored, Run
 
@@ -45,6 +46,10 @@ FORBIDDEN = re.compile(
 )
 HARMLESS_PATHS = ("/proc/self/fdinfo/", "/proc/self/mountinfo", str(Path(torch.__file__).parent))
 """Mount numbers; and torch's own source, which it quotes in warnings."""
+
+
+NOT_IN_DCP = ("counters", "loader", "rng")
+"""Components that stock tools do not see in a step."""
 
 
 class Watch:
@@ -91,14 +96,16 @@ def read_all(run: Run) -> None:
                     attempt(functools.partial(step.value, entry.name, owner))
 
 
-def restore(root: Path) -> list[int | None]:
+def restore(
+    root: Path, *, unverified: bool = False, skip: Collection[str] = ()
+) -> list[int | None]:
     """Restore on both ranks; return the steps."""
     jobs = [Job(rank) for rank in range(len(PARTICIPANTS))]
 
     def one(rank: int, checkpointer: ss.Checkpointer) -> Restored | None:
         with checkpointer:
             jobs[rank].add_to(checkpointer)
-            return checkpointer.restore()
+            return checkpointer.restore(unverified=unverified, skip=skip)
 
     world = World(len(PARTICIPANTS), lambda _: LocalStorage.create(root), deadlines=QUICK)
     return [None if found is None else found.step for found in world.run(one)]
@@ -115,6 +122,8 @@ def command(*arguments: str) -> None:
 
 defects: list[str] = []
 """What was raised that is not of the tree of errors."""
+said: list[str] = []
+"""Messages of typed errors."""
 place = ""
 
 
@@ -123,6 +132,7 @@ def attempt(call: Callable[[], object]) -> object:
     try:
         return call()
     except CheckpointError as error:
+        said.append(str(error))
         return f"{type(error).__name__}: {error}"
     except BaseException:
         defects.append(f"{place}: {traceback.format_exc()}")
@@ -140,13 +150,34 @@ def load(root: Path) -> object:
         for more in ([], ["--json"]):
             attempt(functools.partial(command, *verb, text, *more))
     attempt(lambda: command("show", text, "7"))
-    return attempt(lambda: restore(root))
+    came_to = attempt(lambda: restore(root))
+    copy = foreign_copy(root)
+    attempt(lambda: ss.import_dcp(copy / "step-9", copy / "imported", step=1, skip_bytes=True))
+    attempt(lambda: restore(copy, unverified=True, skip=NOT_IN_DCP))
+    attempt(lambda: command("prune", text, "--keep-latest", "1"))
+    return came_to
+
+
+def foreign_copy(root: Path) -> Path:
+    """Return the root in which the newest step stands as a folder of stock DCP."""
+    return root.parent / ".foreign" / root.name
+
+
+def make_foreign_copy(root: Path) -> None:
+    """Copy the newest step without all that is stepseal's; nothing is loaded."""
+    copy = foreign_copy(root)
+    copy.mkdir(parents=True, mode=0o700)
+    shutil.copytree(root / f"step-{NEWEST}", copy / "step-9")
+    (copy / "step-9" / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(copy / "step-9" / "parts")
 
 
 def run(folder: Path) -> dict[str, Any]:
     """Load the roots below a folder; the one named `0-warm` first."""
     global place
     roots = sorted(path for path in folder.iterdir() if path.is_dir())
+    for root in roots:
+        make_foreign_copy(root)
     watch = Watch(str(folder))
     "\x1b".encode("unicode_escape")  # a codec that Python imports when it is first used
     came_to = {}
@@ -160,6 +191,7 @@ def run(folder: Path) -> dict[str, Any]:
     return {
         "bad": watch.bad,
         "defects": defects,
+        "said": said,
         "came_to": came_to,
         "num_events": watch.num_events,
         "in_cwd": sorted(os.listdir()),

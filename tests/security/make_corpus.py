@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from tests._collisions import equal_ints, equal_tuples
 from tests.security._forge import BASE, NEWEST, OWNER, Forgery, canonical, header, sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CORPUS = Path(__file__).with_name("corpus")
 TREE = f"components/loader/{OWNER}.json"
 SEGMENT = f"components/loader/{OWNER}.safetensors"
 WITNESS = "stepseal-was-here"
 """Directory that every hostile pickle makes when it is loaded."""
+ESCAPE = "\x1b]0;owned\x07\x1b[2J\nstepseal: step 7: whole"
 Items = dict[str, bytes]
 
 TAGS = (
@@ -97,6 +99,11 @@ def manifests() -> Items:
         "run-of-another": changed(run_id="0" * 32),
         "component-named-like-a-path": changed(
             components=[{**good["components"][0], "name": "../x"}]
+        ),
+        "field-drives-the-terminal": changed(**{ESCAPE: 1}),
+        "key-drives-the-terminal": changed(versions={ESCAPE: 1}),
+        "holder-drives-the-terminal": changed(
+            components=[{**good["components"][0], "payloads": {ESCAPE: "trainer/0"}}]
         ),
         "tag-drives-the-terminal": changed(tags=["\x1b]0;owned\x07\x1b[2J"]),
         "options-deep": changed(topology=_nested(14)),
@@ -267,7 +274,60 @@ def large() -> Iterator[tuple[str, bytes]]:
     yield "header--deep", header(b'{"a":' * 300_000)
     yield "tree--wide", canonical({"$tuple": [{"$int": "9"}] * 200_000})
     yield "tree--int-of-a-million-digits", canonical({"$int": "9" * 1_000_000})
+    yield (
+        "tree--set-of-equal-hashes",
+        canonical({"$set": [{"$int": str(n)} for n in equal_ints(20_000)]}),
+    )
+    yield (
+        "tree--dict-of-equal-hashes",
+        canonical({"$dict": [[{"$tuple": list(key)}, 0] for key in equal_tuples(20_000)]}),
+    )
     yield "tree--bomb-of-shapes", canonical([{"$size": [2**30] * 2}] * 50_000)
+
+
+def largest() -> dict[str, Callable[[], bytes]]:
+    """Return makers of documents as large as the bounds allow, and of ones just beyond."""
+    good, part = _body("manifest.json"), _body(f"parts/{OWNER}.json")
+    external = {"role": "external", "size_bytes": 0, "digests": []}
+
+    def payloads(count: int) -> bytes:
+        owners = {f"t/{n}": "t/0" for n in range(count)}
+        return sealed({**good, "components": [{**good["components"][0], "payloads": owners}]})
+
+    def versions(count: int) -> bytes:
+        return sealed({**good, "versions": {f"{n:020}": "a" for n in range(count)}})
+
+    def participants(count: int) -> bytes:
+        names = [f"t/{n}" for n in range(count)]
+        refs = [
+            {
+                "participant": name,
+                "document": {"path": f"parts/{name}.json", "size_bytes": 1, "sha256": "0" * 64},
+            }
+            for name in names
+        ]
+        return sealed({**good, "components": [], "participants": names, "parts": refs})
+
+    def files(count: int) -> bytes:
+        entries = [{**external, "path": f"external/a/{n:040}"} for n in range(count)]
+        return sealed({**part, "files": entries})
+
+    def digests(count: int) -> bytes:
+        entry = {**external, "path": "external/a/b", "size_bytes": count << 20}
+        return sealed({**part, "files": [{**entry, "digests": ["0" * 32] * count}]})
+
+    return {
+        "manifest--payloads": lambda: payloads(549_000),
+        "manifest--payloads-beyond": lambda: payloads(1_900_000),
+        "manifest--versions": lambda: versions(549_000),
+        "manifest--versions-beyond": lambda: versions(1_300_000),
+        "manifest--participants": lambda: participants(90_000),
+        "manifest--participants-beyond": lambda: participants(240_000),
+        "part--files": lambda: files(109_000),
+        "part--files-beyond": lambda: files(330_000),
+        "part--digests": lambda: digests(1_099_000),
+        "part--digests-beyond": lambda: digests(1_500_000),
+    }
 
 
 def plant(forgery: Forgery, name: str, data: bytes) -> None:

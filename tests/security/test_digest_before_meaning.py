@@ -141,7 +141,8 @@ EXTRAS = [
     "evil.py", "__init__.py", "__main__.py", "sitecustomize.py", "conftest.py", "torch.py",
     "evil.pth", "parts/__init__.py", "parts/trainer/evil.so", "components/loader/trainer/2.json",
     "components/loader/trainer/0.1.safetensors", "__9_0.distcp", "config.json", ".env", "CON",
-    "MANIFEST.json",
+    "MANIFEST.json", "a\\b", "..\\..\\x", "parts/a\\b/c", "\x1b[2J", "a\nb", "parts/\x01/\x02",
+    "\udcff\udcfe", "\udcff/x", ".hidden/.x", "a:b", "x" * 255, "trailing.",
 ]  # fmt: skip
 
 
@@ -154,6 +155,14 @@ def test_an_unlisted_file_is_ignored_for_loading_and_reported(path: str, forgery
     assert [(f.severity, f.path) for f in findings] == [("extra", path)]
     assert step.tensor_names() == expected
     assert step.value("loader", OWNER)
+    assert restore(forgery.root) == [NEWEST] * 2
+
+
+def test_an_odd_or_deep_directory_harms_no_step(forgery: Forgery) -> None:
+    for path in ("a\\b", "\udcff", "\x1b[2J", "/".join(["x"] * 600)):
+        (forgery.folder / path).mkdir(parents=True)
+    findings = ss.open(forgery.root).step(NEWEST).verify()
+    assert [(f.severity, len(f.path)) for f in findings] == [("extra", 1025)]
     assert restore(forgery.root) == [NEWEST] * 2
 
 

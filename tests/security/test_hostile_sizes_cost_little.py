@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.security._cost import Cost, cost_of
 from tests.security._forge import NEWEST, OWNER, Forgery, header, sealed
-from tests.security.make_corpus import CORPUS, large, plant
+from tests.security.make_corpus import CORPUS, large, largest, plant
 
 import stepseal as ss
 from stepseal.cli import main
@@ -69,6 +69,17 @@ def check(cost: Cost, size_bytes: int, *, num_readings: int = 1) -> None:
 def test_a_large_item_is_decoded_or_refused_cheaply(name: str) -> None:
     data = LARGE[name]
     check(cost_of(lambda: decode(name, data)), len(data))
+
+
+@pytest.mark.parametrize("name", largest())
+def test_the_largest_documents_are_decoded_or_refused_cheaply(name: str) -> None:
+    data = largest()[name]()
+    cost = cost_of(lambda: decode(name, data))
+    check(cost, len(data))
+    if name.endswith("beyond"):
+        assert "values and keys" in cost.message
+    else:
+        assert "values and keys" not in cost.message
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,11 @@ def test_whatever_is_wrong_is_said_with_a_typed_error(found: dict[str, Any]) -> 
     assert not found["defects"], found["defects"][0]
 
 
+def test_no_error_could_drive_a_terminal(found: dict[str, Any]) -> None:
+    assert found["said"]
+    assert [text for text in found["said"] if not text.isprintable()] == []
+
+
 def test_a_hostile_step_is_never_restored(found: dict[str, Any]) -> None:
     assert found["came_to"]["0-warm"] == [NEWEST, NEWEST]
     harmless = {"manifest--options-deep", "manifest--tag-drives-the-terminal"}

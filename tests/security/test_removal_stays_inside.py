@@ -16,6 +16,7 @@ from stepseal.commit._attempts import begin, discard, sweep
 from stepseal.commit._roots import STAGING, TRASH, initialise_root
 from stepseal.errors import CheckpointError, InvalidInput, StorageUnavailable
 from stepseal.storage import LocalStorage, MemoryStorage, remove_tree
+from stepseal.testing._storage_helpers import ODD_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +85,18 @@ def test_symlinks_inside_are_removed_and_not_followed(
     REMOVALS[removal](storage, folder)
     assert not folder.exists()
     assert list((root / TRASH).iterdir()) == []
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_inside_are_removed_like_any_other(
+    name: str, removal: str, storage: LocalStorage, root: Path
+) -> None:
+    folder = abandoned(storage, root)
+    (folder / "parts" / name / name).mkdir(parents=True)
+    (folder / name).write_text("")
+    REMOVALS[removal](storage, folder)
+    assert list((root / STAGING).iterdir()) == list((root / TRASH).iterdir()) == []
 
 
 @pytest.mark.parametrize("removal", REMOVALS)

@@ -11,6 +11,7 @@ import os
 import pickle
 import resource
 import shutil
+import struct
 import sys
 import time
 import warnings
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests._collisions import equal_tuples
 from tests.session._hostile_pickles import (
     GADGETS,
     HUGE,
@@ -27,10 +29,20 @@ from tests.session._hostile_pickles import (
     TENSORS,
     TOUCH,
     VALUES,
+    call,
+    glob,
+    laughs,
+    number,
     record,
+    tensor,
+    text,
 )
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+)
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 import stepseal as ss
@@ -128,7 +140,52 @@ def _truncate(folder: Path) -> None:
         file.truncate(1000)
 
 
+def _offsets_of_one_hash(folder: Path) -> None:
+    """List places whose keys have the same hash; written by hand, as pickle would hash them."""
+    meta = "torch.distributed.checkpoint.metadata"
+    made = b"\x80\x04" + glob(meta, "Metadata") + b")\x81}(" + text("storage_meta") + b"("
+    made += glob(meta, "MetadataIndex") + b"q\x00" + glob("torch", "Size") + b"q\x01"
+    made += text("fqn") + b"q\x02" + text("offset") + b"q\x03" + text("w") + b"q\x04"
+    made += glob("torch.distributed.checkpoint.filesystem", "_StorageInfo") + b")\x81}("
+    made += text("relative_path") + text(PAYLOAD) + text("offset") + b"K\x00"
+    made += text("length") + b"K\x08ubq\x05t" + text("storage_data") + b"}("
+    for offsets in equal_tuples(20_000):
+        numbers = b"".join(number(one) if one > 1 else b"K" + bytes([one]) for one in offsets)
+        made += b"h\x00)\x81}(h\x02h\x04h\x03h\x01(" + numbers + b"t\x85Rubh\x05"
+    made += b"u" + text("state_dict_metadata") + b"}" + text("planner_data") + b"Nub."
+    # an index without tensors is good, so one tensor lacks its place
+    tensor_meta = glob(meta, "TensorStorageMetadata") + b")\x81"
+    made = made.replace(
+        text("state_dict_metadata") + b"}",
+        text("state_dict_metadata") + b"}(" + text("w") + tensor_meta + b"u",
+    )
+    (folder / ".metadata").write_bytes(made)
+
+
+def _renamed(old: str, new: bytes) -> Change:
+    """Put other bytes into the place of a text of the index."""
+
+    def apply(folder: Path) -> None:
+        path = folder / ".metadata"
+        data, whole = path.read_bytes(), b"\x8c" + bytes([len(old)]) + old.encode()
+        if whole not in data:
+            whole = text(old)
+        assert whole in data
+        path.write_bytes(data.replace(whole, b"X" + struct.pack("<I", len(new)) + new))
+
+    return apply
+
+
 INDEX: dict[str, Change] = {
+    "offsets_of_one_hash": _offsets_of_one_hash,
+    "name_without_utf8": _renamed("w", b"\xed\xa0\x80"),
+    "value_without_utf8": _renamed("n.a", b"\xed\xa0\x80"),
+    "path_of_a_huge_number": with_index(lambda m: m.planner_data.update({"n.a": ("n", 1 << 70)})),
+    "path_without_utf8": with_index(lambda m: m.planner_data.update({"n.a": ("n", "\ud800")})),
+    "path_drives_the_terminal": place(relative_path="\x1b]0;owned\x07\n"),
+    "name_drives_the_terminal": with_index(
+        lambda m: m.planner_data.update({"\x1b]0;owned\x07\n" * 900: ("n", "v")})
+    ),
     "nested_in_planner_data": _nested_gadget,
     "path_up": place(relative_path="../outside/x"),
     "path_absolute": place(relative_path="/etc/passwd"),
@@ -171,6 +228,53 @@ def put_record(fqn: str, data: bytes, tensor_fqn: str = "w") -> Change:
     return apply
 
 
+def shared(record_of_all: bytes, count: int) -> Change:
+    """Let one record be the value of many names."""
+
+    def apply(folder: Path) -> None:
+        (folder / "__9_9.distcp").write_bytes(record_of_all)
+        info = _StorageInfo("__9_9.distcp", 0, len(record_of_all))
+
+        def change(metadata: Metadata) -> None:
+            for index in range(count):
+                fqn = f"n.a{index}"
+                metadata.state_dict_metadata[fqn] = BytesStorageMetadata()
+                metadata.planner_data[fqn] = ("n", fqn)
+                metadata.storage_data[MetadataIndex(fqn)] = info
+
+        with_index(change)(folder)
+
+    return apply
+
+
+SHARED: dict[str, Change] = {
+    "text_of_many": shared(record(b"\x80\x02" + text("b" * 2_000_000) + b"."), 300),
+    "list_of_many": shared(record(b"\x80\x02](" + b"K\x01" * 100_000 + b"e."), 300),
+    "laughs_of_many": shared(laughs(89, 3), 10),
+    "refused_of_many": shared(record(b"\x80\x02(" + b"N" * 4_000_000 + b"0."), 300),
+    "tensor_of_many": shared(record(tensor(b"K\x01K\x01\x86", b"K\x01K\x01\x86",
+                                           count=number(1 << 20)), bytes(4 << 20)), 300),
+    "sizes": put_record("n.a", record(
+        b"\x80\x02(" + glob("torch", "Size") + b"(" + b"K\x01" * 64 + b"t\x85Rq\x00"
+        + b"h\x00" * 700_000 + b"t."
+    )),
+    "longs": put_record("n.a", record(
+        b"\x80\x02(\x8a\xff" + b"\x7f" * 255 + b"q\x00" + b"h\x00" * 700_000 + b"t."
+    )),
+    "texts": put_record("n.a", record(
+        b"\x80\x02(" + text("a" * 1_000_000) + b"q\x00" + b"h\x00" * 299 + b"t."
+    )),
+    "keys": put_record("n.a", record(
+        b"\x80\x02(" + text("a" * 10_000) + b"q\x00" + b"}h\x00Ns" * 100_000 + b"t."
+    )),
+    "bytes": put_record("n.a", record(
+        b"\x80\x02(" + call(glob("_codecs", "encode"), text("a" * 1_000_000), text("latin1"))
+        + b"q\x00" + b"h\x00" * 299 + b"t."
+    )),
+}  # fmt: skip
+"""Values that stand for far more bytes than they take."""
+
+
 def put_index(data: bytes) -> Change:
     def apply(folder: Path) -> None:
         (folder / ".metadata").write_bytes(data)
@@ -191,6 +295,7 @@ def corpus() -> dict[str, Change]:
     cases["value/self_containing"] = put_record("n.a", record(INERT["self_containing"]))
     cases |= {f"tensor/{name}": put_record("w", data) for name, data in TENSORS.items()}
     cases |= {f"value/{name}": put_record("n.a", data) for name, data in VALUES.items()}
+    cases |= {f"shared/{name}": change for name, change in SHARED.items()}
     return cases
 
 

@@ -76,6 +76,9 @@ INERT: dict[str, bytes] = {
     "self_containing": b"\x80\x04]\x94h\x00a.",
     "laughs": b"\x80\x04(]\x94"
     + b"".join(b"(" + bytes([104, n]) * 10 + b"t\x94" for n in range(40)) + b"t.",
+    "many_nones": b"\x80\x04" + b"N" * (12 << 20) + b".",
+    "many_numbers": b"\x80\x04(" + b"K\x01" * (4 << 20) + b"t.",
+    "many_items": b"\x80\x04]" + (b"(" + b"N" * 1000 + b"e") * 12_000 + b".",
     "empty": b"",
     "cut": b"\x80\x04}(",
     "no_metadata": pickle.dumps({"a": 1}),
@@ -95,11 +98,17 @@ def record(pickled: bytes, storage: bytes | None = None, method: int = zipfile.Z
 
 
 def tensor(
-    size: bytes, stride: bytes, offset: bytes = b"K\x00", count: bytes = b"K\x06", key: str = "0"
+    size: bytes,
+    stride: bytes,
+    offset: bytes = b"K\x00",
+    count: bytes = b"K\x06",
+    key: str = "0",
+    kind: str = "FloatStorage",
+    flags: bytes = b"",
 ) -> bytes:
-    storage = b"((" + text("storage") + glob("torch", "FloatStorage") + text(key) + text("cpu")
+    storage = b"((" + text("storage") + glob("torch", kind) + text(key) + text("cpu")
     storage = storage[1:] + count + b"tQ"
-    odict = glob("collections", "OrderedDict") + b")R"
+    odict = glob("collections", "OrderedDict") + b")R" + flags
     made = glob("torch._utils", "_rebuild_tensor_v2") + b"(" + storage + offset + size + stride
     return b"\x80\x02" + made + b"\x89" + odict + b"tR."
 
@@ -107,6 +116,20 @@ def tensor(
 def number(value: int) -> bytes:
     data = value.to_bytes(9, "little", signed=True)
     return b"\x8a\x09" + data
+
+
+def lazy(flag: str, kind: str, size_bytes: int) -> bytes:
+    """Return a record of a tensor with a lazy bit."""
+    made = tensor(SIZE, STRIDE, kind=kind, flags=b"}" + text(flag) + b"\x88s")
+    return record(made, bytes(6 * size_bytes))
+
+
+def laughs(width: int, depth: int) -> bytes:
+    """Return a record of tuples that hold the one below many times."""
+    made = b"\x80\x02" + b"(" * depth + b"]q\x00" + b"h\x00" * width
+    for level in range(1, depth):
+        made += b"tq" + bytes([level]) + (b"h" + bytes([level])) * width
+    return record(made + b"t.")
 
 
 SIZE, STRIDE = b"K\x02K\x03\x86", b"K\x03K\x01\x86"
@@ -127,10 +150,14 @@ TENSORS: dict[str, bytes] = {
     "subclass": record(_REBUILD_SUBCLASS, GOOD),
     "compressed": record(tensor(SIZE, STRIDE), GOOD, zipfile.ZIP_DEFLATED),
     "bomb": record(tensor(SIZE, STRIDE), bytes(64 << 20), zipfile.ZIP_DEFLATED),
+    "conj_of_floats": lazy("conj", "FloatStorage", 4),
     "no_archive": b"\x80\x02N.",
     "end_of_another": b"PK\x05\x06" + b"\xff" * 16 + b"\0\0",
 }
 VALUES: dict[str, bytes] = {
+    "neg_of_bools": lazy("neg", "BoolStorage", 1),
+    "neg_of_bytes": lazy("neg", "ByteStorage", 1),
+    "conj_of_bools": lazy("conj", "BoolStorage", 1),
     "compressed_value": record(b"\x80\x02K\x01.", method=zipfile.ZIP_DEFLATED),
     "unhashable_key": record(b"\x80\x02}]K\x01s."),
     "state_for_a_list": record(b"\x80\x02]}b."),

@@ -12,9 +12,12 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.session._hostile_dcp import corpus, make_good
-from tests.session._hostile_pickles import GADGETS
+import torch
+from tests.session._hostile_dcp import corpus, make_good, put_record, shared
+from tests.session._hostile_pickles import GADGETS, lazy, record
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+import stepseal as ss
 from stepseal.components import foreign_components
 from stepseal.errors import CheckpointError
 from stepseal.session._dcp_folder import DcpFolder, state_of
@@ -22,6 +25,8 @@ from stepseal.storage import LocalStorage
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from stepseal.storage._local_files import LocalReader
 
 NUM_DAMAGED = 1500
 MAX_SECONDS = 2.0
@@ -62,6 +67,10 @@ def test_each_is_refused_with_a_typed_error_that_names_the_file(report: dict[str
         c for c, text in wrong(report, "message", "").items() if not any(map(text.count, files))
     ]
     assert silent == []
+
+
+def test_no_message_drives_a_terminal(report: dict[str, Any]) -> None:
+    assert [c for c, facts in report.items() if not facts["message"].isprintable()] == []
 
 
 def test_a_refused_value_is_named(report: dict[str, Any]) -> None:
@@ -108,6 +117,53 @@ def test_any_damaged_byte_is_refused_in_a_typed_way_or_harmless(tmp_path: Path, 
         except CheckpointError:
             refused += 1
     assert 0 < refused < NUM_DAMAGED
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_lazy_bit_that_cannot_be_carried_out_is_found_before_live_state_changes(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "step-5"
+    dcp_save({"a": torch.ones(4), "w": torch.zeros(2, 3, dtype=torch.bool)}, checkpoint_id=folder)
+    put_record("w", lazy("neg", "BoolStorage", 1))(folder)
+    tmp_path.chmod(0o700)
+    state = {"a": torch.zeros(4), "w": torch.zeros(2, 3, dtype=torch.bool)}
+    with ss.Checkpointer(tmp_path, mode="sync") as checkpointer:
+        checkpointer.add("model", state)
+        with pytest.raises(CheckpointError, match="no neg bit on bool") as caught:
+            checkpointer.restore(unverified=True)
+    assert not caught.value.tainted
+    assert not state["a"].any()
+
+
+class Counting(LocalStorage):
+    """Counts how often files were opened."""
+
+    num_opened = 0
+
+    def open_read(self, key: str) -> LocalReader:
+        Counting.num_opened += 1
+        return super().open_read(key)
+
+
+@pytest.mark.parametrize("is_good", [True, False])
+def test_a_record_that_many_share_is_read_once(tmp_path: Path, is_good: bool) -> None:
+    make_good(tmp_path)
+    shared(record(b"\x80\x02K\x07." if is_good else b"\x80\x02cos\nsystem\n."), 50)(tmp_path)
+    with Counting.open(tmp_path) as storage:
+        folder = DcpFolder(storage, "")
+        components = foreign_components(folder.index)
+        before = Counting.num_opened
+        skipped: dict[str, str] = {}
+        values = folder.values(components["n"], skipped)
+        assert Counting.num_opened - before == 2  # one for all, one for the value beside them
+    names = {f"n.a{number}" for number in range(50)}
+    if is_good:
+        assert {key for key, value in values.items() if value == 7} == names
+        assert skipped == {}
+    else:
+        assert skipped.keys() == names
+        assert all(repr(fqn) in message for fqn, message in skipped.items())
 
 
 def read_all(path: Path) -> None:

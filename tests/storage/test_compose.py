@@ -20,8 +20,10 @@ from stepseal.storage import (
     read_bytes,
     remove_tree,
     replace_durable,
+    walk_files,
 )
 from stepseal.testing import Fail, Fault, FaultyStorage, FileCount, Kill, Lose, Tear
+from stepseal.testing._storage_helpers import ODD_NAMES, names, put, tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -195,6 +197,43 @@ def test_a_kill_at_every_operation_leaves_old_or_new_bytes(tmp_path: Path, when:
             assert os.WTERMSIG(status) == signal.SIGKILL
             assert len(count.operations()) == index + 1
             _check_whole(inner)
+
+
+@pytest.fixture(params=["local", "memory"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return LocalStorage.create(tmp_path) if request.param == "local" else MemoryStorage()
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_what_a_listing_returned_is_walked_and_removed(storage: Storage, name: str) -> None:
+    tree(storage)
+    make_dirs(storage, f"full/{name}/{name}")
+    put(storage, f"full/{name}/{name}/f", b"")
+    assert [path for path, _ in walk_files(storage, "full")] == sorted([f"{name}/{name}/f", "x"])
+    remove_tree(storage, "full")
+    assert names(storage, "") == ["a", "empty", "file", "moving"]
+
+
+def test_a_deep_tree_is_removed_and_not_walked(storage: Storage) -> None:
+    make_dirs(storage, "/".join(["full", *["deep"] * 240]))
+    (path, entry) = walk_files(storage, "full")[0]
+    assert (len(path), entry.kind) == (1024 + 5, "directory")
+    remove_tree(storage, "full")
+    assert names(storage, "") == []
+
+
+def test_a_deep_tree_is_removed_in_time_proportional_to_its_entries() -> None:
+    inner = MemoryStorage()
+    depth = 1000
+    for level in range(depth):
+        inner.make_dir("/".join(["d"] * (level + 1)))
+        inner.create_file("/".join(["d"] * (level + 1) + ["f"])).close()
+    storage = FaultyStorage(inner)
+    remove_tree(storage, "d")
+    assert inner.list_dir("") == ()
+    found = [operation.key.count("/") for operation in storage.count.operations()]
+    assert max(found) <= 34
+    assert len(found) <= 2 * depth + depth // 30  # a file, a directory, and few moves
 
 
 def _is(name: str) -> Callable[[str, str], bool]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import time
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -117,6 +118,44 @@ def test_each_missing_file_is_named_once(storage: Storage, check: Check) -> None
             assert [(f.severity, f.path) for f in found] == [("damage", path)]
             assert "found nothing" in found[0].message
         create_durable(storage, f"{KEY}/{path}", data)
+
+
+def test_what_an_unreadable_part_may_list_is_not_extra(storage: Storage) -> None:
+    parts = small_parts()
+    manifest = write_step(storage, parts)
+    first = manifest.participants[0]
+    replace_file(storage, f"parts/{first}.json", b"")
+    found = {f.path for f in check_files(storage, KEY, manifest)}
+    assert found == {f"parts/{first}.json"}
+    others = ["external/a/b", f"components/x.y/{first}.7.safetensors"]
+    extra = [f"components/{first}.json", f"x/{first}.json", "components/x/y.json", "__9_0.distcp"]
+    for path in (*others, *extra):
+        make_dirs(storage, f"{KEY}/{path}".rpartition("/")[0])
+        create_durable(storage, f"{KEY}/{path}", b"x")
+    found = {f.path for f in check_files(storage, KEY, manifest)}
+    assert found == {f"parts/{first}.json", *extra}
+
+
+def test_many_unreadable_parts_and_extras_cost_little() -> None:
+    storage = MemoryStorage()
+    manifest = write_step(storage, small_parts())
+    names = [f"t/{number}" for number in range(2000)]
+    part = manifest.parts[0]
+    parts = tuple(
+        dataclasses.replace(
+            part,
+            participant=name,
+            document=dataclasses.replace(part.document, path=f"parts/{name}.json"),
+        )
+        for name in names
+    )
+    many = dataclasses.replace(manifest, participants=tuple(names), parts=parts, components=())
+    for number in range(500):
+        create_durable(storage, f"{KEY}/x{number}", b"")
+    begun = time.process_time()
+    found = check_files(storage, KEY, many)
+    assert sum(f.severity == "extra" for f in found) >= 500
+    assert time.process_time() - begun < 2.0
 
 
 @pytest.mark.parametrize("check", CHECKS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_table, say
+from stepseal.cli._output import print_table, warn
 from stepseal.cli._roots import measure_step, open_root, parse_step
 from stepseal.cli._verifying import progress_bar
 from stepseal.commit import pin, read_pin_reason, unpin
@@ -169,7 +169,7 @@ def print_pruned(found: dict[str, Any]) -> None:
     if rows:
         print_table(("WHAT", "ACTION", "WHY"), rows)
     for failure in found["failures"]:
-        say(f"not done: {failure}")
+        warn(f"not done: {failure}")
 
 
 def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> str:

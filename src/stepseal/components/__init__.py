@@ -15,7 +15,7 @@ from stepseal.components._dcp_source import (
     ForeignIndex, ForeignItem, ForeignTensor, read_dcp_index,
 )  # fmt: skip
 from stepseal.components._foreign_values import (
-    check_tensor_record, read_tensor_record, read_value_record,
+    ValueBudget, check_tensor_record, read_tensor_record, read_value_record,
 )  # fmt: skip
 from stepseal.components._imported import ImportedState, tree_of
 from stepseal.components._registry import Registry
@@ -31,7 +31,8 @@ __all__ = [
     "RNG", "Arena", "CapturedComponent", "Component", "DenseSink",
     "ForeignComponent", "ForeignIndex", "ForeignItem", "ForeignTensor", "ImportedState",
     "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
-    "Staging", "Topology", "TreeContents", "build_dcp_index", "byte_view", "check_tensor_record",
-    "decode_tree", "encode_tree", "foreign_components", "optimizer_value", "read_dcp_index",
-    "read_tensor_record", "read_value_record", "register", "register_codec", "tree_of",
+    "Staging", "Topology", "TreeContents", "ValueBudget", "build_dcp_index", "byte_view",
+    "check_tensor_record", "decode_tree", "encode_tree", "foreign_components", "optimizer_value",
+    "read_dcp_index", "read_tensor_record", "read_value_record", "register", "register_codec",
+    "tree_of",
 ]  # fmt: skip

@@ -63,6 +63,10 @@ class Archive:
         data = bytes(self._member(f"{self._root}/data.pkl", max_bytes))
         return read_nodes(data, allowed, self.what)
 
+    def nodes_size(self) -> int:
+        """Return the bytes of the pickled structure."""
+        return self._members[f"{self._root}/data.pkl"][1]
+
     def storage_size(self, key: str) -> int:
         """Return the bytes of a storage.
 

@@ -17,6 +17,7 @@ import torch
 
 from stepseal.components._codecs_arrays import torch_name
 from stepseal.components._codecs_core import MAX_PLAIN_INT, Codec, Decoder, Encoder, qualified
+from stepseal.components._codecs_keys import Keys
 from stepseal.components._codecs_scalars import is_plain_text
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def encode_items(
     """Return the dict node of a mapping; the node itself stands `levels` below the present one."""
     keys = list(value)
     if not all(type(key) is str and not key.startswith("$") and is_plain_text(key) for key in keys):
+        encoder.check_hashes(keys)
         pairs = [
             [
                 encoder.key(key, ("[", key), levels + 3),
@@ -147,6 +149,7 @@ def _decode_defaultdict(decoder: Decoder, payload: object) -> defaultdict[Any, A
 
 def _encode_set(tag: str) -> Callable[[Encoder, Any], object]:
     def encode(encoder: Encoder, value: set[object] | frozenset[object]) -> object:
+        encoder.check_hashes(value)
         nodes = [encoder.key(item, ("*", None), 2) for item in value]
         # Iteration order differs between processes; equal sets make equal documents.
         return {tag: sorted(nodes, key=lambda node: json.dumps(node, sort_keys=True))}
@@ -158,7 +161,7 @@ def _decode_set(make: type[Any]) -> Callable[[Decoder, object], object]:
     def decode(decoder: Decoder, payload: object) -> object:
         if type(payload) is not list:
             raise decoder.corrupt("a list of members", payload)
-        seen: set[object] = set()
+        seen = Keys()
         return make([decoder.hashable(item, ("*", None), seen) for item in payload])
 
     return decode

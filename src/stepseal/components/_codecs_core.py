@@ -13,11 +13,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stepseal.components._codecs_keys import MAX_EQUAL_HASHES, Keys, most_equal_hashes
 from stepseal.errors import Corrupt, StateMismatch, UnsupportedState
 from stepseal.layout import ITEMSIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 
     import numpy as np
     import torch
@@ -177,6 +178,16 @@ class Encoder:
         self._in_key = before
         return node
 
+    def check_hashes(self, keys: Collection[Hashable]) -> None:
+        """Refuse what no decoder would take back; see `Keys`."""
+        found = most_equal_hashes(keys)
+        if found > MAX_EQUAL_HASHES:
+            raise self.refuse(
+                f"at most {MAX_EQUAL_HASHES} keys or members of one hash",
+                f"{found}",
+                "Use keys whose hashes differ, such as their repr",
+            )
+
     def add_leaf(self, leaf: Leaf) -> str:
         """Store an array leaf under a unique name made from the path, and return the name."""
         words = [str(key) if key is not None else "item" for _, key in self._steps]
@@ -280,23 +291,22 @@ class Decoder:
             type(pair) is not list or len(pair) != 2 for pair in pairs
         ):
             raise self.corrupt("a list of pairs under $dict", pairs)
-        seen: set[object] = set()
+        seen = Keys()
         items = []
         for index, pair in enumerate(pairs):
             key = self.hashable(pair[0], ("[", index), seen)
             items.append((key, self.child(pair[1], ("[", key))))
         return items
 
-    def hashable(self, node: object, step: Step, seen: set[object]) -> object:
+    def hashable(self, node: object, step: Step, seen: Keys) -> object:
         """Return a dict key or a member of a set that is not yet in `seen`, and add it."""
         value = self.child(node, step)
         try:
-            repeated = value in seen
-            seen.add(value)
+            expected = seen.add(value)
         except TypeError:
             raise self.corrupt("a hashable key or member", qualified(type(value))) from None
-        if repeated:
-            raise self.corrupt("each key or member once", value)
+        if expected is not None:
+            raise self.corrupt(expected, value)
         return value
 
     def fields(

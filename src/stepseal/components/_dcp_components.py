@@ -40,26 +40,36 @@ class ForeignComponent:
         Raises:
             UnsupportedState: two paths contradict each other.
         """
-        nodes: dict[_Path, dict[str | int, Any]] = {(): {}}
+        top = _Node()
         for key, leaf in leaves.items():
-            path = self.paths[key]
-            for depth in range(1, len(path)):
-                if path[:depth] not in nodes:
-                    nodes[path[:depth]] = {}
-                    self._put(nodes[path[: depth - 1]], path[depth - 1], nodes[path[:depth]])
-            self._put(nodes[path[:-1]], path[-1], leaf)
-        for path in sorted(nodes, key=len, reverse=True):  # what counts from 0 was a list
-            if path and list(nodes[path]) == list(range(len(nodes[path]))):
-                nodes[path[:-1]][path[-1]] = list(nodes[path].values())
-        return nodes[()]
+            path, node = self.paths[key], top
+            for step in path[:-1]:
+                child = node.setdefault(step, _Node())
+                if type(child) is not _Node:
+                    raise self._twice(step)
+                node = child
+            if path[-1] in node:
+                raise self._twice(path[-1])
+            node[path[-1]] = leaf
+        return {key: _plain(child) for key, child in top.items()}
 
-    def _put(self, node: dict[str | int, Any], key: str | int, child: object) -> None:
-        if key in node:
-            raise UnsupportedState(
-                f"component {self.name}: expected one entry at {key!r:.80}, found two.",
-                component=self.name,
-            )
-        node[key] = child
+    def _twice(self, key: str | int) -> UnsupportedState:
+        return UnsupportedState(
+            f"component {self.name}: expected one entry at {key!r:.80}, found two.",
+            component=self.name,
+        )
+
+
+class _Node(dict[str | int, Any]):
+    """An entry that has entries of its own; no leaf is of this class."""
+
+
+def _plain(child: object) -> object:
+    """Return an entry as it was saved; what counts from 0 was a list."""
+    if type(child) is not _Node:
+        return child
+    entries = {key: _plain(below) for key, below in child.items()}
+    return list(entries.values()) if list(entries) == list(range(len(entries))) else entries
 
 
 def foreign_components(index: ForeignIndex) -> dict[str, ForeignComponent]:

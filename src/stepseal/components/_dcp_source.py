@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from stepseal.components._inert import Call, Name, Pairs, read_nodes
@@ -51,7 +52,9 @@ _MAX_TEXT = 4096
 _MAX_DIMS = 64
 _MAX_ELEMENTS = 1 << 60
 _MAX_OFFSET = 1 << 62
-_Key = tuple[str, tuple[int, ...] | None]
+_MIN_PATH_INT, _MAX_PATH_INT = -(1 << 63), (1 << 64) - 1
+_Key = tuple[str, str]
+"""FQN, and the offsets of a box as text: their own hash has no secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class _IndexReader:
             if key in tensors or key in values:
                 raise self._wrong(f"{key[:80]!r} once", "it again")
             if isinstance(node, Call) and node.callee.name == "BytesStorageMetadata":
-                values[key] = self._place(places, (key, None))
+                values[key] = self._place(places, _key(key, None))
             else:
                 tensors[key] = self._tensor(key, node, places)
         index = ForeignIndex(tensors, values, self._paths(fields.get("planner_data"), tensors))
@@ -161,7 +164,7 @@ class _IndexReader:
             if box in held:
                 raise self._wrong(f"{fqn[:80]!r}: each box once", "one twice")
             if box.num_elements:
-                item = self._place(places, (fqn, box.offsets))
+                item = self._place(places, _key(fqn, box.offsets))
                 if box.num_elements * ITEMSIZE[dtype] > item.length:
                     raise self._wrong(f"{fqn[:80]!r}: a record as long as its box", item.length)
                 held[box] = ForeignBox(box, item)
@@ -192,7 +195,7 @@ class _IndexReader:
         for key_node, info in self._pairs(node, "storage_data"):
             fields = self._fields(key_node, "MetadataIndex", "storage_data")
             fqn, offset = self._text(fields.get("fqn"), "a name"), fields.get("offset")
-            key = (fqn, None if offset is None else self._size(offset, fqn))
+            key = _key(fqn, None if offset is None else self._size(offset, fqn))
             place = self._fields(info, "_StorageInfo", fqn)
             if place.get("transform_descriptors"):
                 raise UnsupportedState(
@@ -228,9 +231,9 @@ class _IndexReader:
             if (
                 type(path) is not tuple
                 or not 1 <= len(path) <= _MAX_DIMS
-                or any(type(p) not in (str, int) for p in path)
+                or not all(map(_is_path_key, path))
             ):
-                raise self._wrong(f"{fqn[:80]!r}: a path of texts and numbers", path)
+                raise self._wrong(f"{fqn[:80]!r}: a path of texts and 64-bit numbers", path)
             found[fqn] = path
         return found
 
@@ -238,19 +241,19 @@ class _IndexReader:
         """Refuse records that share bytes; values may share a whole record."""
         if problems := path_set_problems(sorted(self._sound_paths)):
             raise self._wrong("paths that can all exist", problems[0])
-        tensors = [box.item for tensor in index.tensors.values() for box in tensor.boxes]
-        if len(set(tensors)) != len(tensors):
-            raise self._wrong("a record of its own for each box", "one record for two")
-        ordered = sorted(
-            {*tensors, *index.values.values()}, key=lambda item: (item.path, item.offset)
-        )
-        path, end = "", 0
-        for item in ordered:
-            if item.path == path and item.offset < end:
-                raise self._wrong(f"records that do not overlap in {path}", f"byte {item.offset}")
-            path, end = item.path, item.offset + item.length
-        if set(tensors) & set(index.values.values()):
-            raise self._wrong("a record of its own for each tensor", "one shared with a value")
+        records = [
+            (box.item.path, box.item.offset, box.item.length, True)
+            for tensor in index.tensors.values()
+            for box in tensor.boxes
+        ]
+        records += [(i.path, i.offset, i.length, False) for i in index.values.values()]
+        records.sort()  # and not hashed: see `_Key`
+        for one, other in pairwise(records):
+            if one[:3] == other[:3]:
+                if one[3] or other[3]:
+                    raise self._wrong("a record of its own for each box", "one record for two")
+            elif one[0] == other[0] and other[1] < one[1] + one[2]:
+                raise self._wrong(f"records that do not overlap in {one[0]}", f"byte {other[1]}")
 
     def _place(self, places: Mapping[_Key, ForeignItem], key: _Key) -> ForeignItem:
         if key not in places:
@@ -286,13 +289,33 @@ class _IndexReader:
         return size
 
     def _text(self, node: object, what: str) -> str:
-        if type(node) is not str or not 1 <= len(node) <= _MAX_TEXT:
+        if type(node) is not str or not 1 <= len(node) <= _MAX_TEXT or not _is_utf8(node):
             raise self._wrong(what, node)
         return node
 
     def _wrong(self, expected: str, found: object) -> Corrupt:
-        shown = found if isinstance(found, (str, int)) else type(found).__name__
-        problem = f"expected {expected}, found {shown!s:.120}"
+        shown = str(found) if isinstance(found, (str, int)) else type(found).__name__
+        problem = (
+            f"expected {expected}, found {shown if shown.isprintable() else ascii(shown):.120}"
+        )
         return Corrupt(
             f"{self._what}: {problem}. It is not loaded.", path=self._what, problems=(problem,)
         )
+
+
+def _key(fqn: str, offsets: tuple[int, ...] | None) -> _Key:
+    return fqn, "" if offsets is None else repr(offsets)
+
+
+def _is_path_key(key: object) -> bool:
+    if type(key) is int:
+        return _MIN_PATH_INT <= key <= _MAX_PATH_INT
+    return type(key) is str and len(key) <= _MAX_TEXT and _is_utf8(key)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

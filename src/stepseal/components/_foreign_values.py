@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stepseal.components._archives import ReadRange
     from stepseal.errors import Corrupt
 
-__all__ = ["check_tensor_record", "read_tensor_record", "read_value_record"]
+__all__ = ["ValueBudget", "check_tensor_record", "read_tensor_record", "read_value_record"]
 
 _STORAGES = {
     "FloatStorage": "float32",
@@ -50,11 +50,41 @@ _ENCODE = ("_codecs", "encode")
 _SET, _COMPLEX = ("__builtin__", "set"), ("__builtin__", "complex")
 _COUNTER, _SIZE = ("collections", "Counter"), ("torch", "Size")
 _VALUE_NAMES = _TENSOR_NAMES | {_PARAMETER, _ENCODE, _SET, _COMPLEX, _COUNTER, _SIZE}
+_LAZY = {
+    "conj": frozenset({"complex64", "complex128"}),
+    "neg": frozenset({"float16", "bfloat16", "float32", "float64", "complex64", "complex128"}),
+}
+"""Lazy bit of a tensor to the dtypes that torch sets it for, and can carry out."""
 _MAX_TENSOR_PICKLE, _MAX_VALUE_PICKLE = 64 << 10, 16 << 20
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 64
 _MAX_DIMS = 64
 _MAX_ELEMENTS = 1 << 60
+_NODE_COST = 8
+_SPARE = 4 << 20
+_PER_PICKLED_BYTE, _PER_STORED_BYTE = 16, 4
+
+
+class ValueBudget:
+    """What the values of one folder may grow to where they are shared, in bytes.
+
+    Records refer to each other and to themselves, so that few bytes can stand for many. Every
+    reference costs what it stands for; what was read gives room for some times as much. A value
+    that is not shared takes half of its room at most.
+    """
+
+    def __init__(self) -> None:
+        self.spent = 0
+        self._room = _SPARE
+
+    def allow(self, size: int) -> None:
+        """Give room for more."""
+        self._room += size
+
+    def spend(self, size: int) -> bool:
+        """Take room; return False if there was not so much."""
+        self.spent += size
+        return self.spent <= self._room
 
 
 def read_tensor_record(
@@ -74,7 +104,7 @@ def read_tensor_record(
         Corrupt: it is no record of such a tensor.
     """
     archive = Archive(read, size, what)
-    builder = _Builder(archive)
+    builder = _Builder(archive, ValueBudget())
     found = builder.tensor(archive.nodes(_TENSOR_NAMES, _MAX_TENSOR_PICKLE), (dtype, shape))
     return found.contiguous().resolve_conj().resolve_neg()
 
@@ -88,18 +118,28 @@ def check_tensor_record(
         UnsupportedState, Corrupt: as `read_tensor_record`.
     """
     archive = Archive(read, size, what)
-    _Builder(archive).place(archive.nodes(_TENSOR_NAMES, _MAX_TENSOR_PICKLE), (dtype, shape))
+    _Builder(archive, ValueBudget()).place(
+        archive.nodes(_TENSOR_NAMES, _MAX_TENSOR_PICKLE), (dtype, shape)
+    )
 
 
-def read_value_record(read: ReadRange, size: int, what: str) -> object:
+def read_value_record(read: ReadRange, size: int, what: str, budget: ValueBudget) -> object:
     """Return the value of one record, of plain types and tensors.
+
+    Args:
+        read: reads ranges of the record.
+        size: length of the record in bytes.
+        what: the value's name, for messages.
+        budget: of the folder.
 
     Raises:
         UnsupportedState: the record names a class that is not among the plain ones.
-        Corrupt: it is no such record, or it is deeper or larger than fits its size.
+        Corrupt: it is no such record, or it is deeper or larger than fits its bytes.
     """
     archive = Archive(read, size, what)
-    return _Builder(archive).value(archive.nodes(_VALUE_NAMES, _MAX_VALUE_PICKLE), 0)
+    root = archive.nodes(_VALUE_NAMES, _MAX_VALUE_PICKLE)
+    budget.allow(_PER_PICKLED_BYTE * archive.nodes_size())
+    return _Builder(archive, budget).value(root, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +160,22 @@ class _Place:
 class _Builder:
     """Builds values out of the nodes of one record."""
 
-    def __init__(self, archive: Archive) -> None:
+    def __init__(self, archive: Archive, budget: ValueBudget) -> None:
         self._archive = archive
         self._nodes_left = _MAX_NODES
-        self._bytes_left = 4 * archive.size
-        """Storages may be shared; this bounds what sharing can blow up."""
+        self._budget = budget
+        self._storages: set[str] = set()
 
     def tensor(
         self, node: object, expected: tuple[str, tuple[int, ...]] | None = None
     ) -> torch.Tensor:
         """Return the tensor of a node, over memory of its own."""
         place = self.place(node, expected)
-        self._bytes_left -= self._archive.storage_size(place.key)
-        if self._bytes_left < 0:
-            raise self._archive.corrupt("expected tensors that fit the record, found more")
+        size = self._archive.storage_size(place.key)
+        if place.key not in self._storages:
+            self._storages.add(place.key)
+            self._budget.allow(_PER_STORED_BYTE * size)
+        self._spend(size)
         flat = tensor_over(self._archive.storage(place.key), getattr(torch, place.dtype))
         tensor = flat.as_strided(place.shape, place.steps, place.first)
         tensor = torch.conj(tensor) if "conj" in place.flags else tensor
@@ -161,7 +203,7 @@ class _Builder:
                 f"expected {expected[0]} {list(expected[1])} as the index says, found {dtype} "
                 f"{list(shape)}"
             )
-        return _Place(key, dtype, shape, steps, first, self._flags(node.args[fixed:]))
+        return _Place(key, dtype, shape, steps, first, self._flags(node.args[fixed:], dtype))
 
     def _storage(self, node: object, dtype_node: object) -> tuple[str, str, int]:
         """Return key, dtype and number of elements."""
@@ -212,25 +254,34 @@ class _Builder:
             raise self._wrong("sizes", node)
         return node
 
-    def _flags(self, rest: tuple[object, ...]) -> frozenset[str]:
+    def _flags(self, rest: tuple[object, ...], dtype: str) -> frozenset[str]:
         """Return the lazy bits that the last argument sets."""
         for extra in rest:
             if extra is not None and not isinstance(extra, Pairs):
                 raise self._wrong("a plain tensor", extra)
         flags = [pair for extra in rest if isinstance(extra, Pairs) for pair in extra.items]
         for key, flag in flags:
-            if key not in ("conj", "neg") or type(flag) is not bool:
+            if type(key) is not str or key not in _LAZY or type(flag) is not bool:
                 raise self._wrong("a plain tensor", key)
+            if flag and dtype not in _LAZY[key]:
+                raise self._archive.corrupt(f"expected no {key} bit on {dtype}, found one")
         return frozenset(str(key) for key, flag in flags if flag)
 
     def value(self, node: object, depth: int) -> Any:  # noqa: ANN401 - any plain value
         """Return the value of a node."""
         self._nodes_left -= 1
+        self._spend(_NODE_COST)
         if self._nodes_left < 0 or depth > _MAX_DEPTH:
             raise self._archive.corrupt(
                 f"expected at most {_MAX_NODES} values nested {_MAX_DEPTH} deep, found more"
             )
-        if node is None or type(node) in (bool, int, float, str, bytes):
+        if node is None or type(node) in (bool, float):
+            return node
+        if type(node) is int:
+            self._spend(node.bit_length() // 8)
+            return node
+        if type(node) is str or type(node) is bytes:
+            self._spend(len(node))
             return node
         if type(node) is list:
             return [self.value(item, depth + 1) for item in node]
@@ -250,6 +301,7 @@ class _Builder:
             short = type(key) is int and -(1 << 63) <= key < 1 << 64
             if not short and key is not None and type(key) not in (str, bool):
                 raise self._wrong("a key that is a str or int", key)
+            self._spend(_NODE_COST + (len(key) if type(key) is str else 0))
             found[key] = self.value(item, depth + 1)
         return found
 
@@ -263,10 +315,11 @@ class _Builder:
         if callee == _COUNTER and len(args) == 1 and isinstance(args[0], Pairs):
             return collections.Counter(self._dict(args[0], depth))
         if callee == _SET and len(args) == 1 and type(args[0]) is list:
-            self._nodes_left -= len(args[0])
             return set(self._dict(Pairs([(item, None) for item in args[0]]), depth))
         if callee == _SIZE:
-            return torch.Size(self._sizes(node))
+            sizes = torch.Size(self._sizes(node))
+            self._spend(_NODE_COST * len(sizes))
+            return sizes
         if callee == _COMPLEX and len(args) == 2:
             real, imaginary = args
             if isinstance(real, float) and isinstance(imaginary, float):
@@ -276,10 +329,18 @@ class _Builder:
         raise self._wrong("a plain value", node)
 
     def _latin1(self, text: str) -> bytes:
+        self._spend(len(text))
         try:
             return text.encode("latin1")
         except UnicodeEncodeError as error:
             raise self._wrong("bytes", text) from error
+
+    def _spend(self, size: int) -> None:
+        if not self._budget.spend(size):
+            raise self._archive.corrupt(
+                "expected values in proportion to the bytes of the folder, found more: they refer "
+                "to each other too often"
+            )
 
     def _wrong(self, expected: str, found: object) -> Corrupt:
         kind = f"{found.callee.module}.{found.callee.name}" if isinstance(found, Call) else None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Name", "Pairs", "Reference", "read_nodes"]
 
-_SPARE_NODES = 100_000
+_SPARE_NODES, _SPARE_PLACES = 100_000, 1_000_000
 _MAX_LONG_BYTES = 255
 _MAX_PROTOCOL = 5
 
@@ -91,6 +91,10 @@ class _Machine:
         # real indexes make a node per 5 bytes and remember one per 8
         self._nodes_left = _SPARE_NODES + len(data) // 3
         self._memos_left = _SPARE_NODES + len(data) // 4
+        # they use at most 0.4 places per byte, on the stack and later in containers; a place
+        # costs 8 bytes whatever is in it, and two while it moves from one to the other
+        self._places_left = _SPARE_PLACES + len(data) // 2
+        self._max_stack = _SPARE_PLACES + len(data) // 8
 
     def run(self) -> object:
         data = self._data
@@ -130,12 +134,16 @@ class _Machine:
         return self.take(end + 1 - self._at)[:-1].decode("ascii")
 
     def push(self, value: object) -> None:
+        """Push what is there already, or costs nothing but its place."""
+        self._places_left -= 1
+        if self._places_left < 0 or len(self._stack) > self._max_stack:
+            raise self._too_many()
         self._stack.append(value)
 
     def make(self, node: object) -> None:
         """Push a node that costs memory."""
         self._count()
-        self._stack.append(node)
+        self.push(node)
 
     def _count(self) -> None:
         self._nodes_left -= 1
@@ -167,7 +175,7 @@ class _Machine:
         self.remember(len(self._memo))
 
     def recall(self, place: int) -> None:
-        self._stack.append(self._memo[place])
+        self.push(self._memo[place])
 
     def tuple_of(self, size: int) -> None:
         items = [self._stack.pop() for _ in range(size)]

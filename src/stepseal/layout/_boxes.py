@@ -40,6 +40,10 @@ class Box:
     sizes: tuple[int, ...]
     """Number of elements per dim."""
 
+    def __hash__(self) -> int:
+        """Hash the text: that of numbers has no secret, and these come from documents."""
+        return hash(",".join(map(str, (*self.offsets, *self.sizes))))
+
     @property
     def num_elements(self) -> int:
         """Number of elements, 0 when any size is 0."""

@@ -41,7 +41,7 @@ MAX_NDIM = 64
 _LENGTH_BYTES = 8
 _ALIGNMENT = 64
 _METADATA = "__metadata__"
-_LIMITS = DocumentLimits(max_depth=3)
+_LIMITS = DocumentLimits(max_depth=3, max_values=3_000_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ class DocumentLimits:
     max_depth: int = 64
     """Deepest nesting of lists and dicts; a scalar has depth 0."""
     max_values: int = 2_000_000
-    """Most values; keys do not count, an empty list or dict counts twice."""
+    """Most values and keys together; an empty list or dict counts twice."""
 
 
 DEFAULT_LIMITS = DocumentLimits()
@@ -67,7 +67,7 @@ class Outline:
     """What a scan of JSON text found without building values; the text may still be malformed."""
 
     num_values: int
-    """Number of values, with empty lists and dicts counted twice."""
+    """Number of values and keys, with empty lists and dicts counted twice."""
     num_pairs: int
     """Number of key-value pairs, duplicates included."""
     depth: int
@@ -83,8 +83,9 @@ def outline(text: bytes, limits: DocumentLimits) -> Outline:
         pieces = text[start : start + _WINDOW_BYTES].split(b'"')
         outside = b"".join(pieces[in_string::2])
         in_string ^= (len(pieces) - 1) & 1
-        num_pairs += outside.count(b":")
-        num_values += outside.count(b",") + outside.count(b"[") + outside.count(b"{")
+        new_pairs = outside.count(b":")
+        num_pairs += new_pairs
+        num_values += new_pairs + sum(map(outside.count, (b",", b"[", b"{")))
         if num_values > limits.max_values:
             break
         steps = map(_DEPTH_STEP.__getitem__, outside.translate(None, _NOT_BRACKETS))
@@ -143,7 +144,7 @@ def decode_document(
     text = bytes(data)
     found = outline(text, limits)
     if found.num_values > limits.max_values:
-        raise refuse(what, [f"expected at most {limits.max_values} values, found more"])
+        raise refuse(what, [f"expected at most {limits.max_values} values and keys, found more"])
     if found.depth > limits.max_depth:
         raise refuse(what, [f"expected nesting of at most {limits.max_depth}, found more"])
     try:
@@ -202,7 +203,7 @@ def refuse(what: str, problems: list[str]) -> Corrupt:
 
 def _sealed(limits: DocumentLimits) -> DocumentLimits:
     """Return the limits of the sealed document around a body."""
-    return DocumentLimits(limits.max_int, limits.max_depth + 1, limits.max_values + 2)
+    return DocumentLimits(limits.max_int, limits.max_depth + 1, limits.max_values + 4)
 
 
 def _canonical(value: object) -> bytes:
@@ -248,20 +249,20 @@ class _Search:
             assert isinstance(value, dict)
             if any(type(key) is not str for key in value):
                 return ": expected keys of type str"
-            return self._first(value.items(), len(value), depth)
+            return self._first(value.items(), 2 * len(value), depth)
         if kind is list or kind is tuple:
             assert isinstance(value, (list, tuple))
             return self._first(enumerate(value), len(value), depth)
         return f": expected a JSON value, found {kind.__name__}"
 
     def _first(
-        self, children: Iterable[tuple[object, object]], num_children: int, depth: int
+        self, children: Iterable[tuple[object, object]], num_values: int, depth: int
     ) -> str | None:
-        self.num_values += num_children or 1
+        self.num_values += num_values or 1
         if depth >= self.limits.max_depth:
             return f": expected nesting of at most {self.limits.max_depth}"
         if self.num_values > self.limits.max_values:
-            return f": expected at most {self.limits.max_values} values"
+            return f": expected at most {self.limits.max_values} values and keys"
         for name, child in children:
             if problem := self.problem(child, depth + 1):
                 return f"[{name!r:.80}]{problem}"

@@ -31,7 +31,7 @@ from stepseal.layout._records import (
     file_problem,
 )
 from stepseal.layout._times import time_problem
-from stepseal.layout._validate import Problems, bounded_int, bounded_text, show, to_plain
+from stepseal.layout._validate import Problems, bounded_int, bounded_text, show, show_key, to_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -56,8 +56,8 @@ __all__ = [
 
 MAX_MANIFEST_BYTES = 64 << 20
 """Largest manifest."""
-MAX_PARTICIPANTS = 1_000_000
-"""Most participants of a step."""
+MAX_PARTICIPANTS = 90_000
+"""Most participants of a step; fewer fit with many components, see docs/format.md."""
 
 ComponentKind: TypeAlias = Literal["tensors", "tree", "external"]
 """Where a component's state lies: in payload, in `components/`, or in a foreign engine's folder."""
@@ -214,7 +214,7 @@ def _check(manifest: Manifest, problems: Problems) -> None:
 def _check_components(manifest: Manifest, participants: frozenset[str], problems: Problems) -> None:
     for number, entry in enumerate(manifest.components):
         for holder, owner in entry.payloads.items():
-            path = f"components[{number}].payloads.{holder:.80}"
+            path = f"components[{number}].payloads.{show_key(holder)}"
             if holder not in participants:
                 problems.add(path, "expected a participant of this step as key")
             if owner not in participants:

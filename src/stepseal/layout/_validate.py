@@ -15,7 +15,16 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-__all__ = ["Check", "Problems", "bounded_int", "bounded_text", "read_value", "show", "to_plain"]
+__all__ = [
+    "Check",
+    "Problems",
+    "bounded_int",
+    "bounded_text",
+    "read_value",
+    "show",
+    "show_key",
+    "to_plain",
+]
 
 Check = Callable[[Any], "str | None"]
 """Says what is wrong with a value, or None."""
@@ -63,6 +72,12 @@ def show(value: object) -> str:
         return "a huge int"
     text = repr(value[: _MAX_SHOWN + 1] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def show_key(key: str) -> str:
+    """Return a short form of a key for the path to a value, quoted where it is not plain text."""
+    start = key[:_MAX_SHOWN]
+    return start if start.isprintable() else show(key)
 
 
 def bounded_int(low: int, high: int) -> Check:
@@ -194,8 +209,7 @@ def _dict_reader(hint: object) -> _Reader:
             problems.add(path, f"expected dict, found {show(value)}")
             return {}
         return {
-            key: inner(child, f"{path}.{key:.{_MAX_SHOWN}}", problems)
-            for key, child in value.items()
+            key: inner(child, f"{path}.{show_key(key)}", problems) for key, child in value.items()
         }
 
     return read
@@ -211,7 +225,7 @@ def _dataclass_reader(cls: Any) -> _Reader:  # noqa: ANN401 - any dataclass
             return None
         dot = f"{path}." if path else ""
         for name in value.keys() - readers.keys():
-            problems.add(f"{dot}{name:.{_MAX_SHOWN}}", "unknown field")
+            problems.add(f"{dot}{show_key(name)}", "unknown field")
         found = {}
         for name, reader in readers.items():
             if name in value:

@@ -22,7 +22,7 @@ from stepseal.commit import (
     parse_folder,
     read_guards,
 )
-from stepseal.errors import NotCurrent, StorageUnavailable
+from stepseal.errors import CheckpointError, NotCurrent, StorageUnavailable
 from stepseal.layout import step_name
 from stepseal.retention._areas import reasons_to_go_back
 from stepseal.retention._judge import duration
@@ -58,7 +58,7 @@ class PruneReport:
     put_back_trash: dict[str, str] = field(default_factory=dict)
     """Folders of the trash that went back, with the reason."""
     failures: list[str] = field(default_factory=list)
-    """What the storage refused; all the rest was done, unless a sync failed."""
+    """What could not be done, and why; all the rest was, unless a sync failed."""
     sync_failed: bool = False
     """A directory could not be synced; nothing was deleted after that. Who prunes again in the same
     process must not take a sync that succeeds then for this one."""
@@ -117,12 +117,14 @@ class _Prune:
         self._clock = clock
 
     def attempt(self, action: Callable[[T], object], argument: T) -> None:
-        """Do one thing; a refusal is noted and stops the others only if it was that of a sync."""
+        """Do one thing; a failure is noted and stops the others only if it was that of a sync."""
         if self.report.sync_failed:
             return
         try:
             action(argument)
-        except StorageUnavailable as error:
+        except NotCurrent:
+            raise
+        except CheckpointError as error:
             self.report.failures.append(str(error))
 
     def sync(self, area: str) -> None:
@@ -202,7 +204,7 @@ class _Prune:
         """
         try:
             reasons = self._reasons_to_stay(name)
-        except StorageUnavailable:
+        except CheckpointError:
             self._put_back(name, "its protection could not be read")
             raise
         if reasons:

@@ -6,12 +6,14 @@ No byte of it is unpickled, and nothing is known of its integrity: DCP writes no
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from stepseal.components import (
     ImportedState,
+    ValueBudget,
     check_tensor_record,
     optimizer_value,
     read_dcp_index,
@@ -65,6 +67,8 @@ class DcpFolder:
             ) from error
         self.sha256 = sha256_hex(data)
         self.index: ForeignIndex = read_dcp_index(data, name)
+        self._budget = ValueBudget()
+        self._read: dict[str, _Value] = {}
         self._check_files()
 
     def tensor(self, tensor: ForeignTensor) -> torch.Tensor:
@@ -133,18 +137,41 @@ class DcpFolder:
         """
         found: dict[str, object] = {}
         for key, fqn in component.values.items():
-            item = self.index.values[fqn]
             try:
-                with self._open(item) as handle:
-                    record = _Record(handle, item)
-                    what = f"{self._shown}{item.path}, {fqn!r:.120}"
-                    found[key] = read_value_record(record.read, record.size, what)
+                found[key] = self._value(fqn)
             except (Corrupt, UnsupportedState) as error:
                 if skipped is None:
                     raise
                 _log.warning("stepseal: left out: %s", error)
                 skipped[fqn] = str(error)
         return found
+
+    def _value(self, fqn: str) -> object:
+        """Return a value; a record that several share is read once, and paid for by each."""
+        item = self.index.values[fqn]
+        what = f"{self._shown}{item.path}, {fqn!r:.120}"
+        record = f"{item.offset}+{item.length} {item.path}"
+        known = self._read.get(record)
+        if known is None:
+            known = self._read[record] = self._read_value(item, what)
+            if known.refusal is not None:
+                raise known.refusal
+        elif known.refusal is not None:
+            raise type(known.refusal)(f"{what}: {known.refusal}", path=what)
+        elif not self._budget.spend(known.cost):
+            problem = "expected values in proportion to the bytes of the folder, found more"
+            raise Corrupt(f"{what}: {problem}. It is not loaded.", path=what, problems=(problem,))
+        return known.value
+
+    def _read_value(self, item: ForeignItem, what: str) -> _Value:
+        before = self._budget.spent
+        try:
+            with self._open(item) as handle:
+                record = _Record(handle, item)
+                value = read_value_record(record.read, record.size, what, self._budget)
+        except (Corrupt, UnsupportedState) as error:
+            return _Value(None, 0, error)
+        return _Value(value, self._budget.spent - before)
 
     def _open(self, item: ForeignItem) -> ReadHandle:
         path = f"{self._prefix}{item.path}"
@@ -215,6 +242,16 @@ def value_of(
         if found is not None:
             return found
     return dict(values) or None
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """What the record of a value came to."""
+
+    value: object
+    cost: int
+    """What it took of the folder's budget."""
+    refusal: Corrupt | UnsupportedState | None = None
 
 
 class _Record:

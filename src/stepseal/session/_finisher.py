@@ -57,7 +57,8 @@ class StepFinisher:
             reader = read[1] if read is not None and read[0] == key else None
             findings += check_coverage(storage, key, manifest, reader=reader)
         return [
-            f"{finding.path}: {finding.message}"
+            f"{finding.path if finding.path.isprintable() else ascii(finding.path)}: "
+            f"{finding.message}"
             for finding in findings
             if exact or finding.severity == "damage"
         ]

@@ -50,6 +50,10 @@ __all__ = [
 
 _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})[0-9a-f]{24}")
 _DAY_S = 86_400.0
+_MAX_WALKED_BYTES = 1024
+"""Longest path of a directory that is walked into: no file of a step has a longer one."""
+_MAX_LEVELS = 32
+"""Deepest level at which a tree is emptied in place; what is deeper is moved up first."""
 
 
 class _MakesDirs(MakeDir, SyncDir, Stat, Protocol):
@@ -68,7 +72,7 @@ class _Sweeps(ListDir, RemoveFile, Protocol):
     pass
 
 
-class _RemovesTrees(ListDir, Stat, RemoveFile, RemoveDir, Protocol):
+class _RemovesTrees(ListDir, Stat, Rename, RemoveFile, RemoveDir, Protocol):
     pass
 
 
@@ -231,7 +235,8 @@ def remove_tree(storage: _RemovesTrees, key: str) -> None:
     """Remove an entry and all below it; a symlink is removed itself, never followed.
 
     Tolerates entries that vanish meanwhile. Does not enter mounts, bind mounts included where the
-    backend can tell them.
+    backend can tell them. Time is in proportion to the number of entries, however deep they lie:
+    directories far down are first moved right below `key`.
 
     Raises:
         InvalidInput: the key is the root itself.
@@ -244,22 +249,30 @@ def remove_tree(storage: _RemovesTrees, key: str) -> None:
     if top.kind != "directory":
         storage.remove_file(key)
         return
-    pending: list[tuple[str, bool]] = [(key, False)]
+    pending: list[tuple[str, int, bool]] = [(key, 0, False)]
     while pending:
-        directory, emptied = pending.pop()
+        directory, level, emptied = pending.pop()
         if emptied:
             with suppress(KeyNotFound):
                 storage.remove_dir(directory)
             continue
-        pending.append((directory, True))
+        pending.append((directory, level, True))
         with suppress(KeyNotFound):
-            pending += _remove_leaves(storage, directory, top)
+            for path in _remove_leaves(storage, directory, top):
+                if level < _MAX_LEVELS:
+                    pending.append((path, level + 1, False))
+                    continue
+                with suppress(KeyNotFound):
+                    raised = _temporary_key(key)
+                    storage.rename(path, raised)  # every verb walks from the root
+                    pending.append((raised, 1, False))
 
 
 def walk_files(storage: ListDir, key: str) -> list[tuple[str, Entry]]:
     """Return everything below a directory that is not a directory, sorted by relative path.
 
-    Symlinks and special files are listed with their kind, so that a caller can refuse them.
+    Symlinks and special files are listed with their kind, so that a caller can refuse them. So is
+    a directory whose path is longer than any of a step; what is in it is not looked at.
 
     Raises:
         KeyNotFound: nothing has this key.
@@ -271,16 +284,17 @@ def walk_files(storage: ListDir, key: str) -> list[tuple[str, Entry]]:
         relative = pending.pop()
         for entry in storage.list_dir(_join(key, relative)):
             path = _join(relative, entry.name)
-            if entry.kind == "directory":
+            size_bytes = len(path.encode("utf-8", "surrogateescape"))
+            if entry.kind == "directory" and size_bytes <= _MAX_WALKED_BYTES:
                 pending.append(path)
             else:
                 found.append((path, entry))
     return sorted(found, key=lambda item: item[0])
 
 
-def _remove_leaves(storage: _RemovesTrees, directory: str, top: Entry) -> list[tuple[str, bool]]:
+def _remove_leaves(storage: _RemovesTrees, directory: str, top: Entry) -> list[str]:
     """Remove what is not a directory; return the directories, still to be emptied."""
-    directories: list[tuple[str, bool]] = []
+    directories: list[str] = []
     for entry in storage.list_dir(directory):
         path = _join(directory, entry.name)
         with suppress(KeyNotFound):
@@ -295,7 +309,7 @@ def _remove_leaves(storage: _RemovesTrees, directory: str, top: Entry) -> list[t
                     path=path,
                     errno=errno.EXDEV,
                 )
-            directories.append((path, False))
+            directories.append(path)
     return directories
 
 

@@ -1,7 +1,8 @@
 """What a key may be: a relative path whose every segment names an entry and leads nowhere else.
 
-Wider than the names that stepseal itself gives (a leading dot is allowed here), because foreign
-folders must be listed and removed too.
+As wide as Linux: whatever a listing returns can be looked at and removed, be it a backslash, a
+control character, or bytes that are no UTF-8. What stepseal itself names is much narrower; `layout`
+has those rules.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 from stepseal.errors import InvalidInput
 
 __all__ = ["check_key", "check_pair", "parent_key", "split_key"]
-
-_MAX_SEGMENT_BYTES = 255
 
 
 def split_key(key: str) -> tuple[str, ...]:
@@ -80,12 +79,10 @@ def _segment_problem(segment: str) -> str | None:
         return "an empty segment"
     if segment in {".", ".."}:
         return f"the segment {segment!r}"
-    if "\x00" in segment or "\\" in segment:
-        return "a NUL or backslash"
+    if "\x00" in segment:
+        return "a NUL"
     try:
-        size_bytes = len(segment.encode("utf-8", "surrogateescape"))
+        segment.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return "text that has no UTF-8 form"
-    if size_bytes > _MAX_SEGMENT_BYTES:
-        return f"a segment of {size_bytes} bytes, over {_MAX_SEGMENT_BYTES}"
+        return "text that no file name has"
     return None

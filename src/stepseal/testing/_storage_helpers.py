@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage
 
-__all__ = ["BAD_KEYS", "names", "put", "race", "renaming", "tree", "uses_of"]
+__all__ = ["BAD_KEYS", "ODD_NAMES", "names", "put", "race", "renaming", "tree", "uses_of"]
 
 BAD_KEYS = (
     "/", "/a", "a/", "a//b", "//", ".", "..", "./a", "../a", "a/.", "a/..", "a/../b", "a/./b",
-    "../../etc/passwd", "/etc/passwd", "a\x00b", "\x00", "a\\b", "\\", "..\\a", "a/\\/b",
-    "x" * 256, "\udfff\ud800", "a/\ud800",
+    "../../etc/passwd", "/etc/passwd", "a\x00b", "\x00", "\udfff\ud800", "a/\ud800",
 )  # fmt: skip
+
+ODD_NAMES = (
+    ".hidden", "a b", "é", "..a", "...", "x" * 255, "-rf", "a:b", "*", "a\\b", "\\", "..\\a",
+    "a\nb", "\x1b[2J", "\x01", "\udcff\udcfe", "~", "CON", "trailing.",
+)  # fmt: skip
+"""Names that a file may have on Linux, so that they are listed and removed like any other."""
 
 
 def put(storage: Storage, key: str, data: bytes | memoryview) -> None:

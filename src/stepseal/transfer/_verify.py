@@ -151,8 +151,9 @@ class _Survey:
                 self._add_once(path, f"expected a regular file, found {_named(entry.kind)}")
             elif entry.size_bytes != size_bytes:
                 self._add_once(path, f"expected {size_bytes} bytes, found {entry.size_bytes}")
+        may_be_listed = self._may_be_listed()
         for path, entry in found.items():
-            if not any(self._may_be_of(path, participant) for participant in self._unreadable):
+            if not may_be_listed(path):
                 message = f"expected nothing of this name, found {_named(entry.kind)}"
                 self.findings.append(Finding("extra", path, message))
 
@@ -185,7 +186,8 @@ class _Survey:
             return
         for name, keys in stored.items():
             for key, boxes in keys.items():
-                self._check_tensor(f"{name}.{key}", boxes)
+                label = f"{name}.{key}"
+                self._check_tensor(label if label.isprintable() else ascii(label), boxes)
 
     def _read_indexes(self) -> None:
         """Note every participant whose part document or index cannot be used; once."""
@@ -233,13 +235,25 @@ class _Survey:
         except CheckpointError as error:
             return str(error)
 
-    def _may_be_of(self, path: str, participant: str) -> bool:
-        ordinal = self._manifest.participants.index(participant)
-        return (
-            path in (payload_path(ordinal), part_index_path(participant))
-            or path.startswith("external/")
-            or (path.startswith("components/") and f"/{participant}." in path)
-        )
+    def _may_be_listed(self) -> Callable[[str], bool]:
+        """Return a test for paths that a part document which nobody can read may list."""
+        unreadable = set(self._unreadable)
+        known = {part_index_path(participant) for participant in unreadable} | {
+            payload_path(ordinal)
+            for ordinal, participant in enumerate(self._manifest.participants)
+            if participant in unreadable
+        }
+
+        def may_be_listed(path: str) -> bool:
+            top, _, below = path.partition("/")
+            owner = below.partition("/")[2].partition(".")[0]
+            return (
+                path in known
+                or (top == "external" and bool(unreadable))
+                or (top == "components" and owner in unreadable)
+            )
+
+        return may_be_listed
 
     def _readable(self) -> list[str]:
         unreadable = set(self._unreadable)
