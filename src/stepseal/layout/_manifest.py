@@ -57,7 +57,7 @@ __all__ = [
 
 MAX_MANIFEST_BYTES = 64 << 20
 """Largest manifest."""
-MAX_PARTICIPANTS = 90_000
+MAX_PARTICIPANTS = 70_000
 """Most participants of a step; fewer fit with many components, see docs/format.md."""
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?(Z|\+00:00)", re.ASCII)
