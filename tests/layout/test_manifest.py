@@ -177,7 +177,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"created_at": "2026-01-02T03:04:05+01:00"}, "created_at: expected a UTC time"),
     ({"tags": ("",)}, "tags[0]: expected 1 to 1024 characters"),
     ({"tags": ("a", "A")}, "tags: 'A' and 'a' are the same name"),
-    ({"participants": ()}, "participants: expected 1 to 90000"),
+    ({"participants": ()}, "participants: expected 1 to 70000"),
     ({"participants": (*PARTICIPANTS, "a.b")}, "participants[2]: expected a participant"),
     ({"participants": (*PARTICIPANTS, "Trainer/0")}, "'Trainer/0' and 'trainer/0' are the same"),
     ({"participants": (*PARTICIPANTS, "buffer/0")}, "parts: expected one part per participant"),

@@ -317,15 +317,15 @@ def largest() -> dict[str, Callable[[], bytes]]:
         return sealed({**part, "files": [{**entry, "digests": ["0" * 32] * count}]})
 
     return {
-        "manifest--payloads": lambda: payloads(549_000),
+        "manifest--payloads": lambda: payloads(449_000),
         "manifest--payloads-beyond": lambda: payloads(1_900_000),
-        "manifest--versions": lambda: versions(549_000),
+        "manifest--versions": lambda: versions(449_000),
         "manifest--versions-beyond": lambda: versions(1_300_000),
-        "manifest--participants": lambda: participants(90_000),
+        "manifest--participants": lambda: participants(70_000),
         "manifest--participants-beyond": lambda: participants(240_000),
-        "part--files": lambda: files(109_000),
+        "part--files": lambda: files(89_000),
         "part--files-beyond": lambda: files(330_000),
-        "part--digests": lambda: digests(1_099_000),
+        "part--digests": lambda: digests(899_000),
         "part--digests-beyond": lambda: digests(1_500_000),
     }
 

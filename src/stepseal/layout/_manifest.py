@@ -56,7 +56,7 @@ __all__ = [
 
 MAX_MANIFEST_BYTES = 64 << 20
 """Largest manifest."""
-MAX_PARTICIPANTS = 90_000
+MAX_PARTICIPANTS = 70_000
 """Most participants of a step; fewer fit with many components, see docs/format.md."""
 
 ComponentKind: TypeAlias = Literal["tensors", "tree", "external"]

@@ -45,7 +45,7 @@ __all__ = [
 
 FORMAT_VERSION = 1
 """Newest format version that this release writes and reads."""
-LIMITS = DocumentLimits(max_depth=16, max_values=1_100_000)
+LIMITS = DocumentLimits(max_depth=16, max_values=900_000)
 """What a manifest or part document may hold."""
 
 _T = TypeVar("_T")

@@ -168,15 +168,20 @@ def _annotated_reader(hint: object, checks: tuple[Check, ...]) -> _Reader:
         before = len(problems.listed) + problems.num_more
         result = inner(value, path, problems)
         if len(problems.listed) + problems.num_more == before:
-            problems.extend(path, filter(None, (check(result) for check in checks)))
+            for check in checks:
+                if problem := check(result):
+                    problems.add(path, problem)
         return result
 
     return read
 
 
 def _literal_reader(choices: tuple[object, ...]) -> _Reader:
+    known = {(type(choice), choice) for choice in choices}
+    kinds = frozenset(map(type, choices))
+
     def read(value: object, path: str, problems: Problems) -> object:
-        if not any(value == choice and type(value) is type(choice) for choice in choices):
+        if type(value) not in kinds or (type(value), value) not in known:
             expected = ", ".join(map(repr, choices))
             problems.add(path, f"expected one of {expected}, found {show(value)}")
         return value
