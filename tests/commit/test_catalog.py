@@ -180,6 +180,25 @@ def test_folder_that_is_swapped_while_it_is_looked_at_is_foreign(
     assert entry.state == "foreign"
 
 
+def test_a_step_that_leaves_and_is_put_back_while_it_is_looked_at_is_whole() -> None:
+    class Away(MemoryStorage):
+        """A step is away for the first look at its manifest."""
+
+        away = True
+
+        def open_read(self, key: str) -> ReadHandle:  # type: ignore[override]
+            if self.away and key == f"step-10/{MANIFEST}":
+                self.away = False
+                raise KeyNotFound(key)
+            return super().open_read(key)
+
+    storage = Away()
+    root = Root(storage)
+    root.commit(10)
+    storage.away = True
+    assert read_step(storage, 10, root.run_id).state == "committed"
+
+
 def test_refusal_to_read_is_not_taken_for_absence() -> None:
     class Refusing(MemoryStorage):
         def open_read(self, key: str) -> ReadHandle:  # type: ignore[override]

@@ -14,7 +14,7 @@ from stepseal.commit._publish import publish
 from stepseal.commit._resume import Selection, select
 from stepseal.layout import MANIFEST
 from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_dirs
-from stepseal.testing import FaultyStorage
+from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,6 +142,13 @@ def test_step_that_cannot_be_read_is_passed_over_with_a_reason(root: Root) -> No
     assert "bad sector" in found.reasons["step-100"]
     with pytest.raises(errors.StorageUnavailable):
         choose(root, step=100)
+
+
+def test_a_refusal_that_passes_costs_no_step(root: Root) -> None:
+    passing = Fault(lambda verb, key: key == f"step-100/{MANIFEST}", Fail(errno.ESTALE))
+    root.storage = FaultyStorage(root.storage, [passing], reads=True)
+    found = choose(root)
+    assert (chosen(found), found.reasons) == (100, {})
 
 
 def test_inspection_that_fails_is_a_reason(root: Root) -> None:

@@ -200,15 +200,12 @@ def read_folder(storage: Storage, key: str, step: int, run_id: str | None) -> St
     if entry.kind != "directory":
         return StepEntry(step, "foreign", f"expected a directory, found a {entry.kind}")
     try:
-        data = read_bytes(storage, f"{key}/{MANIFEST}", MAX_MANIFEST_BYTES)
+        return _judge_file(storage, key, step, run_id)
     except KeyNotFound:
-        return _without_manifest(storage, key, step)
-    except Corrupt as error:
-        return StepEntry(step, "damaged", str(error))
-    return _judge(step, data, run_id)
+        return _without_manifest(storage, key, step, run_id)
 
 
-def _without_manifest(storage: Storage, key: str, step: int) -> StepEntry:
+def _without_manifest(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
     try:
         ours = storage.stat(f"{key}/parts").kind == "directory"
     except KeyNotFound:
@@ -216,9 +213,20 @@ def _without_manifest(storage: Storage, key: str, step: int) -> StepEntry:
         ours = False
     except Corrupt as error:  # the folder was swapped for something else meanwhile
         return StepEntry(step, "foreign", str(error))
-    if ours:
-        return StepEntry(step, "damaged", f"{MANIFEST} is missing")
-    return StepEntry(step, "foreign", "not written by stepseal (no manifest, no parts)")
+    if not ours:
+        return StepEntry(step, "foreign", "not written by stepseal (no manifest, no parts)")
+    with suppress(KeyNotFound):  # a prune may have taken the folder away, and put it back by now
+        return _judge_file(storage, key, step, run_id)
+    return StepEntry(step, "damaged", f"{MANIFEST} is missing")
+
+
+def _judge_file(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
+    """Judge a folder by its manifest; KeyNotFound if it has none."""
+    try:
+        data = read_bytes(storage, f"{key}/{MANIFEST}", MAX_MANIFEST_BYTES)
+    except Corrupt as error:
+        return StepEntry(step, "damaged", str(error))
+    return _judge(step, data, run_id)
 
 
 def _judge(step: int, data: bytes, run_id: str | None) -> StepEntry:

@@ -116,22 +116,47 @@ def _newest(
         if number in exclude:
             continue
         try:
-            entry = read_step(storage, number, run_id)
-            refuse_newer(entry)
-            reason = _reason_against(storage, entry, limits, inspect)
-            has_commits = has_commits or entry.is_commit
+            entry, reason = _look_at(storage, number, run_id, limits, inspect)
         except StepNotFound:
             return None
-        except (Corrupt, StorageUnavailable) as error:
-            reason, has_commits = f"cannot be read: {error}", True
         if reason is None:
             return Selection(entry, has_commits=True, reasons=reasons)
+        has_commits = has_commits or entry is None or entry.is_commit
         reasons[step_name(number)] = reason
     if not has_commits:
         reasons = commits_out_of_place(storage)
         if step_numbers(storage) != numbers:  # one was put back between the two looks
             return None
     return Selection(None, has_commits or bool(reasons), reasons)
+
+
+def _look_at(
+    storage: Storage,
+    number: int,
+    run_id: str,
+    limits: Mapping[int, int | None],
+    inspect: Inspect,
+) -> tuple[StepEntry | None, str | None]:
+    """Return what stands there, None if it cannot be read, and why it is no step to resume from.
+
+    What was refused is looked at once more: a refusal may pass, and an older step costs work.
+
+    Raises:
+        StepNotFound: it went away.
+        IncompatibleFormat: a newer release wrote it.
+    """
+
+    def look() -> tuple[StepEntry, str | None]:
+        entry = read_step(storage, number, run_id)
+        refuse_newer(entry)
+        return entry, _reason_against(storage, entry, limits, inspect)
+
+    try:
+        with suppress(StorageUnavailable):
+            return look()
+        return look()
+    except (Corrupt, StorageUnavailable) as error:
+        return None, f"cannot be read: {error}"
 
 
 def highest_incarnation(storage: Storage, run_id: str, parent: Lineage | None) -> int:
