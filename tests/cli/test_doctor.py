@@ -35,7 +35,7 @@ def below(calls: Refusing) -> Callable[..., Probe]:
 
 
 def states(found: dict[str, Any]) -> dict[str, str]:
-    return {verdict["promise"]: verdict["state"] for verdict in found["verdicts"]}
+    return {judgement["promise"]: judgement["state"] for judgement in found["promises"]}
 
 
 @pytest.fixture

@@ -96,9 +96,9 @@ def test_the_mount_decides_what_a_sync_is_worth(
 ) -> None:
     probe = dataclasses.replace(GOOD, mount=mount, sync_doubts=doubts)
     assert weak(probe) == {"durable": state}
-    (verdict,) = [v for v in judge_promises(probe) if v.promise == "durable"]
-    assert doubts[0] in verdict.why
-    assert verdict.advice
+    (judgement,) = [v for v in judge_promises(probe) if v.promise == "durable"]
+    assert doubts[0] in judgement.why
+    assert judgement.advice
 
 
 @pytest.mark.parametrize(("fs_type", "word"), [("nfs4", "export"), ("overlay", "layer")])
@@ -112,8 +112,8 @@ def test_what_nobody_here_can_see_is_said(fs_type: str, word: str) -> None:
 def test_what_a_full_disk_kept_from_being_told_asks_for_space(detail: str, advice: str) -> None:
     probe = without("fsync_file", honoured=None)
     found = tuple(dataclasses.replace(f, detail=detail) for f in probe.findings)
-    verdicts = judge_promises(dataclasses.replace(probe, findings=found))
-    told = [v.advice for v in verdicts if v.promise in ("atomic", "durable")]
+    judgements = judge_promises(dataclasses.replace(probe, findings=found))
+    told = [v.advice for v in judgements if v.promise in ("atomic", "durable")]
     assert len(told) == 2
     assert all(text.startswith(advice) for text in told)
 
@@ -156,6 +156,6 @@ def test_a_full_disk_is_told() -> None:
 
 def test_whatever_is_weak_says_why_and_what_to_do() -> None:
     for ability in ABILITIES:
-        for verdict in judge_promises(without(ability)):
-            assert verdict.why
-            assert (verdict.state == "holds") or verdict.advice, verdict
+        for judgement in judge_promises(without(ability)):
+            assert judgement.why
+            assert (judgement.state == "holds") or judgement.advice, judgement

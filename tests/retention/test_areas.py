@@ -11,7 +11,7 @@ from tests.retention._kit import NOW_S, plan_for, prune_now, steps_of
 
 from stepseal.commit import INCARNATIONS, PINS, SUPERSEDED, TRASH, release_lease, take_lease
 from stepseal.errors import StorageUnavailable
-from stepseal.retention import AsideVerdict, Retention, latest, plan_prune, prune
+from stepseal.retention import AsideJudgement, Retention, latest, plan_prune, prune
 from stepseal.storage import create_durable, remove_tree
 from stepseal.testing import FaultyStorage
 
@@ -31,7 +31,7 @@ def trashed(storage: Storage) -> Root:
     return root
 
 
-def verdicts(plan: Plan) -> dict[str, tuple[str, str]]:
+def judgements(plan: Plan) -> dict[str, tuple[str, str]]:
     return {v.name.split(".")[0]: (v.action, v.reason) for v in plan.trash}
 
 
@@ -39,9 +39,9 @@ def test_whole_steps_in_the_trash_stay_for_their_grace(storage: Storage) -> None
     root = trashed(storage)
     plan = plan_for(storage, root, now_s=NOW_S + 3600, trash_grace_s=7200)
     why = "pruned 1.0 h ago, kept in the trash for 2.0 h"
-    assert verdicts(plan) == {"step-10": ("keep", why), "step-20": ("keep", why)}
+    assert judgements(plan) == {"step-10": ("keep", why), "step-20": ("keep", why)}
     later = plan_for(storage, root, now_s=NOW_S + 7200, trash_grace_s=7200)
-    assert {action for action, _ in verdicts(later).values()} == {"delete"}
+    assert {action for action, _ in judgements(later).values()} == {"delete"}
 
 
 def test_what_lies_there_already_may_have_a_grace_of_its_own(storage: Storage) -> None:
@@ -54,7 +54,7 @@ def test_what_lies_there_already_may_have_a_grace_of_its_own(storage: Storage) -
         now_s=NOW_S + 3600,
         trash_grace_s=86_400,
     )
-    assert {action for action, _ in verdicts(plan).values()} == {"keep"}
+    assert {action for action, _ in judgements(plan).values()} == {"keep"}
 
 
 def test_a_protected_step_goes_back_whatever_its_age(storage: Storage) -> None:
@@ -62,7 +62,7 @@ def test_a_protected_step_goes_back_whatever_its_age(storage: Storage) -> None:
     create_durable(storage, f"{PINS}/step-10.json", b"{}")
     take_lease(storage, 20, ttl_s=LONG_S, now_s=NOW_S)
     plan = plan_for(storage, root, trash_grace_s=LONG_S)
-    assert verdicts(plan) == {
+    assert judgements(plan) == {
         "step-10": ("put back", "pinned"), "step-20": ("put back", "being read (leased)"),
     }  # fmt: skip
     report = prune_now(storage, root, trash_grace_s=LONG_S)
@@ -92,7 +92,7 @@ def test_a_folder_that_is_of_another_attempt_or_of_none_goes_back(storage: Stora
     first, second = keys(storage)
     overwrite(storage, f"{first}/manifest.json", b"{}")
     storage.rename(second, second.replace(attempt_id(1002), attempt_id(7)))
-    assert verdicts(plan_for(storage, root)) == {
+    assert judgements(plan_for(storage, root)) == {
         "step-10": ("put back", "its manifest is missing or damaged"),
         "step-20": ("put back", "another attempt had taken its place"),
     }
@@ -105,8 +105,8 @@ def test_without_a_good_step_no_whole_folder_is_deleted(storage: Storage) -> Non
     overwrite(storage, "step-30/manifest.json", b"{}")
     plan = plan_for(storage, root)
     why = "no step is known to be good to resume from: nothing is removed"
-    assert verdicts(plan) == {"step-10": ("keep", why), "step-20": ("keep", why)}
-    assert plan.superseded == (AsideVerdict(aside, keep=True, reason=why),)
+    assert judgements(plan) == {"step-10": ("keep", why), "step-20": ("keep", why)}
+    assert plan.superseded == (AsideJudgement(aside, keep=True, reason=why),)
     report = prune_now(storage, root)
     assert (report.removed_trash, report.removed_superseded) == ([], [])
     assert len(keys(storage)) == 2
@@ -130,11 +130,11 @@ def test_a_claim_that_cannot_be_read_keeps_what_is_in_the_trash(
         overwrite(storage, record, b"{}")
     plan = plan_for(storage, root)
     if lost:
-        assert "incarnations/2.json is missing" in verdicts(plan)["step-20"][1]
-        assert verdicts(plan)["step-20"][0] == "keep"
+        assert "incarnations/2.json is missing" in judgements(plan)["step-20"][1]
+        assert judgements(plan)["step-20"][0] == "keep"
         assert not prune_now(storage, root).removed_trash
     else:  # 20 is of the newest incarnation itself
-        assert verdicts(plan)["step-20"][0] == "delete"
+        assert judgements(plan)["step-20"][0] == "delete"
 
 
 def test_every_other_name_in_the_trash_has_its_reason(storage: Storage) -> None:
@@ -165,12 +165,12 @@ def test_what_cannot_be_read_in_the_trash_stays_and_stops_no_prune(storage: Stor
             return super().open_read(key)
 
     plan = plan_for(Rotten(storage), root)
-    assert {action for action, _ in verdicts(plan).values()} == {"keep"}
-    assert all("cannot be read" in reason for _, reason in verdicts(plan).values())
+    assert {action for action, _ in judgements(plan).values()} == {"keep"}
+    assert all("cannot be read" in reason for _, reason in judgements(plan).values())
     assert [v.keep for v in plan.steps] == [False, True]
 
 
-def test_a_root_without_these_folders_has_no_verdicts(storage: Storage) -> None:
+def test_a_root_without_these_folders_has_no_judgements(storage: Storage) -> None:
     root = Root(storage)
     root.commit(10)
     for area in (SUPERSEDED, TRASH):

@@ -6,51 +6,51 @@ from hypothesis import strategies as st
 
 from stepseal.commit import Guards
 from stepseal.retention import StepFacts, latest
-from stepseal.retention._judge import Candidate, StepVerdict, duration, judge
+from stepseal.retention._judge import StepCase, StepJudgement, duration, judge
 
 GRACE_S = 100.0
 STANDINGS = ["good", "not resumable", "outside the lineage", "untouchable"]
 
 
-def good(*steps: int) -> list[Candidate]:
-    return [Candidate(StepFacts(step), "good") for step in steps]
+def good(*steps: int) -> list[StepCase]:
+    return [StepCase(StepFacts(step), "good") for step in steps]
 
 
-def kept(verdicts: tuple[StepVerdict, ...]) -> list[int]:
-    return [verdict.step for verdict in verdicts if verdict.keep]
+def kept(judgements: tuple[StepJudgement, ...]) -> list[int]:
+    return [judgement.step for judgement in judgements if judgement.keep]
 
 
 def test_what_no_rule_and_no_guard_wants_goes() -> None:
-    verdicts = judge(good(1, 2, 3, 4), latest(2), Guards(), orphan_grace_s=GRACE_S)
+    judgements = judge(good(1, 2, 3, 4), latest(2), Guards(), orphan_grace_s=GRACE_S)
     why = "nothing keeps it: not among the newest 2 of the good steps"
-    assert kept(verdicts) == [3, 4]
-    assert verdicts[0] == StepVerdict(1, keep=False, reasons=(why,))
-    assert verdicts[3].reasons == ("among the newest 2", "the newest good step")
+    assert kept(judgements) == [3, 4]
+    assert judgements[0] == StepJudgement(1, keep=False, reasons=(why,))
+    assert judgements[3].reasons == ("among the newest 2", "the newest good step")
 
 
 def test_guards_keep_whatever_the_rule_says() -> None:
     guards = Guards(frozenset({1}), {2: 5}, 3)
-    verdicts = judge(good(1, 2, 3, 4, 5), latest(1), guards, orphan_grace_s=GRACE_S)
-    assert kept(verdicts) == [1, 2, 3, 5]
-    assert verdicts[0].reasons == ("pinned",)
+    judgements = judge(good(1, 2, 3, 4, 5), latest(1), guards, orphan_grace_s=GRACE_S)
+    assert kept(judgements) == [1, 2, 3, 5]
+    assert judgements[0].reasons == ("pinned",)
 
 
 def test_only_good_steps_count_towards_a_rule() -> None:
-    candidates = [
+    cases = [
         *good(1, 2),
-        Candidate(StepFacts(3), "untouchable", "damaged: x"),
-        Candidate(StepFacts(4), "not resumable"),
-        Candidate(StepFacts(5), "outside the lineage", outside_s=1e9),
+        StepCase(StepFacts(3), "untouchable", "damaged: x"),
+        StepCase(StepFacts(4), "not resumable"),
+        StepCase(StepFacts(5), "outside the lineage", outside_s=1e9),
     ]
-    verdicts = judge(candidates, latest(2), Guards(), orphan_grace_s=GRACE_S)
-    assert kept(verdicts) == [1, 2, 3, 4]
-    assert verdicts[2].reasons == ("damaged: x",)
-    assert "outside the lineage" in verdicts[4].reasons[0]
+    judgements = judge(cases, latest(2), Guards(), orphan_grace_s=GRACE_S)
+    assert kept(judgements) == [1, 2, 3, 4]
+    assert judgements[2].reasons == ("damaged: x",)
+    assert "outside the lineage" in judgements[4].reasons[0]
 
 
 def test_a_step_outside_the_lineage_goes_only_after_its_grace() -> None:
-    young = Candidate(StepFacts(1), "outside the lineage", outside_s=GRACE_S - 1)
-    old = Candidate(StepFacts(2), "outside the lineage", outside_s=GRACE_S)
+    young = StepCase(StepFacts(1), "outside the lineage", outside_s=GRACE_S - 1)
+    old = StepCase(StepFacts(2), "outside the lineage", outside_s=GRACE_S)
     assert kept(judge([young, old, *good(3)], latest(1), Guards(), orphan_grace_s=GRACE_S)) == [
         1,
         3,
@@ -68,9 +68,9 @@ LEFT = "outside the lineage: a later start of the job left it behind"
     ],
 )
 def test_a_step_outside_the_lineage_says_why_it_stays(outside_s: float | None, why: str) -> None:
-    left = Candidate(StepFacts(1), "outside the lineage", outside_s=outside_s)
-    verdict, _ = judge([left, *good(2)], latest(1), Guards(), orphan_grace_s=GRACE_S)
-    assert verdict == StepVerdict(1, keep=True, reasons=(why,))
+    left = StepCase(StepFacts(1), "outside the lineage", outside_s=outside_s)
+    judgement, _ = judge([left, *good(2)], latest(1), Guards(), orphan_grace_s=GRACE_S)
+    assert judgement == StepJudgement(1, keep=True, reasons=(why,))
 
 
 @pytest.mark.parametrize(
@@ -82,10 +82,10 @@ def test_times_are_told_in_a_unit_that_fits(seconds: float, text: str) -> None:
 
 
 def test_without_a_good_step_nothing_goes() -> None:
-    old = Candidate(StepFacts(2), "outside the lineage", outside_s=1e9)
-    (verdict,) = judge([old], latest(1), Guards(), orphan_grace_s=GRACE_S)
-    assert verdict.keep
-    assert "no step is known to be good" in verdict.reasons[0]
+    old = StepCase(StepFacts(2), "outside the lineage", outside_s=1e9)
+    (judgement,) = judge([old], latest(1), Guards(), orphan_grace_s=GRACE_S)
+    assert judgement.keep
+    assert "no step is known to be good" in judgement.reasons[0]
 
 
 class ChoosesNothing:
@@ -101,29 +101,27 @@ class ChoosesNothing:
 @given(
     st.lists(
         st.builds(
-            Candidate,
+            StepCase,
             st.builds(StepFacts, st.integers(0, 50)),
             st.sampled_from(STANDINGS),
             outside_s=st.none() | st.floats(0, 1e6),
         ),
-        unique_by=lambda candidate: candidate.facts.step,
+        unique_by=lambda case: case.facts.step,
     ),
     st.sets(st.integers(0, 50)),
     st.booleans(),
 )
-def test_no_rule_can_strand_a_job(
-    candidates: list[Candidate], pinned: set[int], empty: bool
-) -> None:
-    candidates.sort(key=lambda candidate: candidate.facts.step)
+def test_no_rule_can_strand_a_job(cases: list[StepCase], pinned: set[int], empty: bool) -> None:
+    cases.sort(key=lambda case: case.facts.step)
     rule = ChoosesNothing() if empty else latest(2)
     guards = Guards(frozenset(pinned))
-    verdicts = judge(candidates, rule, guards, orphan_grace_s=GRACE_S)
-    assert [v.step for v in verdicts] == [c.facts.step for c in candidates]
-    assert all(verdict.reasons for verdict in verdicts)
-    gone = {v.step for v in verdicts if not v.keep}
-    steps_good = [c.facts.step for c in candidates if c.standing == "good"]
+    judgements = judge(cases, rule, guards, orphan_grace_s=GRACE_S)
+    assert [v.step for v in judgements] == [c.facts.step for c in cases]
+    assert all(judgement.reasons for judgement in judgements)
+    gone = {v.step for v in judgements if not v.keep}
+    steps_good = [c.facts.step for c in cases if c.standing == "good"]
     assert not gone & pinned
-    assert not gone & {c.facts.step for c in candidates if c.standing == "untouchable"}
+    assert not gone & {c.facts.step for c in cases if c.standing == "untouchable"}
     if steps_good:
         assert steps_good[-1] not in gone
     else:

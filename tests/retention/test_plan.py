@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def actions(plan: Plan) -> dict[int, bool]:
-    return {verdict.step: verdict.keep for verdict in plan.steps}
+    return {judgement.step: judgement.keep for judgement in plan.steps}
 
 
 def test_a_plan_says_something_about_every_step_and_changes_nothing(storage: Storage) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Meeting
 
-__all__ = ["examine", "print_verdicts"]
+__all__ = ["examine", "print_judgements"]
 
 _HOME = f"{CONTROL}/doctor"
 """Where it is at work in a root: a run never looks there."""
@@ -61,7 +61,7 @@ def examine(
         **dataclasses.asdict(found),
         "root": absolute,
         "meeting": None if met is None else dataclasses.asdict(met),
-        "verdicts": [dataclasses.asdict(verdict) for verdict in judge_promises(found, met)],
+        "promises": [dataclasses.asdict(judgement) for judgement in judge_promises(found, met)],
     }
 
 
@@ -90,7 +90,7 @@ def _meet(path: str, name: str, num_participants: int, timeout_s: float, access:
     )
 
 
-def print_verdicts(found: dict[str, Any]) -> None:
+def print_judgements(found: dict[str, Any]) -> None:
     """Print the file system, a line per promise, and what was not honoured."""
     mount = found["mount"]
     if mount is None:
@@ -103,10 +103,10 @@ def print_verdicts(found: dict[str, Any]) -> None:
     print_line(f"free         {room}; quota: {found['quota'] or 'none that can be told'}")
     print_line("")
     rows = [
-        (verdict["promise"], verdict["state"], verdict["why"], verdict["advice"] or "-")
-        for verdict in found["verdicts"]
+        (judgement["promise"], judgement["state"], judgement["why"], judgement["advice"] or "-")
+        for judgement in found["promises"]
     ]
-    print_table(("PROMISE", "VERDICT", "WHY", "WHAT TO DO"), rows)
+    print_table(("PROMISE", "STATE", "WHY", "WHAT TO DO"), rows)
     missing = [finding for finding in found["findings"] if finding["honoured"] is not True]
     for finding in missing:
         told = "not told" if finding["honoured"] is None else "missing"

@@ -218,7 +218,7 @@ def doctor(
     Looks at what calls really do, in a folder of its own that it removes. With --meet, run it on
     each host at once. Exit code 1: a promise does not hold.
     """
-    from stepseal.cli._doctor import examine, print_verdicts
+    from stepseal.cli._doctor import examine, print_judgements
 
     if not math.isfinite(timeout_s):
         raise click.UsageError(f"--timeout-s needs a number of seconds, found {timeout_s}.")
@@ -231,5 +231,5 @@ def doctor(
         timeout_s=timeout_s,
         allow_shared=allow_shared,
     )
-    broken = any(verdict["state"] == "does not hold" for verdict in found["verdicts"])
-    finish(found, print_verdicts, as_json=as_json, code=1 if broken else 0)
+    broken = any(judgement["state"] == "does not hold" for judgement in found["promises"])
+    finish(found, print_judgements, as_json=as_json, code=1 if broken else 0)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stepseal.cli._roots import OpenRoot
     from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
-    from stepseal.retention import Plan, PruneReport, StepVerdict, TrashVerdict
+    from stepseal.retention import Plan, PruneReport, StepJudgement, TrashJudgement
     from stepseal.transfer import Finding
 
 __all__ = ["pin_step", "print_pruned", "prune_root", "unpin_step"]
@@ -37,7 +37,7 @@ def prune_root(
     verify: bool,
     allow_shared: bool,
 ) -> dict[str, Any]:
-    """Prune a root, or say what would be pruned; return JSON-able verdicts.
+    """Prune a root, or say what would be pruned; return JSON-able judgements.
 
     Args:
         path: of the root.
@@ -123,19 +123,19 @@ def _done(path: str, plan: Plan, report: PruneReport) -> dict[str, Any]:
     """Return what a prune did, and what it meant to do and did not."""
     return {
         "root": path,
-        "steps": [_step_done(verdict, report) for verdict in plan.steps],
+        "steps": [_step_done(judgement, report) for judgement in plan.steps],
         "superseded": [
             _row(v.name, _outcome(v.keep, v.name in report.removed_superseded), v.reason)
             for v in plan.superseded
         ],
-        "trash": [_trashed_done(verdict, report) for verdict in plan.trash],
+        "trash": [_trashed_done(judgement, report) for judgement in plan.trash],
         "failures": report.failures,
     }
 
 
-def _step_done(verdict: StepVerdict, report: PruneReport) -> dict[str, Any]:
-    step, reasons = verdict.step, list(verdict.reasons)
-    action = _outcome(verdict.keep, step in report.removed)
+def _step_done(judgement: StepJudgement, report: PruneReport) -> dict[str, Any]:
+    step, reasons = judgement.step, list(judgement.reasons)
+    action = _outcome(judgement.keep, step in report.removed)
     if step in report.put_back:
         action, reasons = "keep", [report.put_back[step]]
     elif step in report.in_trash:
@@ -143,14 +143,14 @@ def _step_done(verdict: StepVerdict, report: PruneReport) -> dict[str, Any]:
     return {"step": step, "action": action, "reasons": reasons}
 
 
-def _trashed_done(verdict: TrashVerdict, report: PruneReport) -> dict[str, Any]:
-    name = verdict.name
+def _trashed_done(judgement: TrashJudgement, report: PruneReport) -> dict[str, Any]:
+    name = judgement.name
     if name in report.put_back_trash:
         return _row(name, "put back", report.put_back_trash[name])
-    if verdict.action == "put back":
-        return _row(name, "not put back", verdict.reason)
-    action = _outcome(verdict.action == "keep", name in report.removed_trash)
-    return _row(name, action, verdict.reason)
+    if judgement.action == "put back":
+        return _row(name, "not put back", judgement.reason)
+    action = _outcome(judgement.action == "keep", name in report.removed_trash)
+    return _row(name, action, judgement.reason)
 
 
 def _outcome(keep: bool, removed: bool) -> str:

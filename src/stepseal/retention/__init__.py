@@ -4,14 +4,14 @@ Decisions are pure functions over a list of steps; around them, steps are taken 
 and deleted second. Only committed steps are ever removed, and never the last good one.
 """
 
-from stepseal.retention._areas import AsideVerdict, TrashVerdict
+from stepseal.retention._areas import AsideJudgement, TrashJudgement
 from stepseal.retention._housekeeper import Housekeeper
-from stepseal.retention._judge import StepVerdict, judge
+from stepseal.retention._judge import StepJudgement, judge
 from stepseal.retention._plan import Plan, plan_prune
 from stepseal.retention._prune import PruneReport, prune
 from stepseal.retention._rules import KeepRule, Retention, StepFacts, as_retention, latest
 
 __all__ = [
-    "AsideVerdict", "Housekeeper", "KeepRule", "Plan", "PruneReport", "Retention", "StepFacts",
-    "StepVerdict", "TrashVerdict", "as_retention", "judge", "latest", "plan_prune", "prune",
+    "AsideJudgement", "Housekeeper", "KeepRule", "Plan", "PruneReport", "Retention", "StepFacts",
+    "StepJudgement", "TrashJudgement", "as_retention", "judge", "latest", "plan_prune", "prune",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What becomes of folders in `superseded/` and `trash/`: a verdict with a reason for each."""
+"""What becomes of folders in `superseded/` and `trash/`: a judgement with a reason for each."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from stepseal.storage import Storage
 
 __all__ = [
-    "AsideVerdict", "Terms", "TrashVerdict", "judge_superseded", "judge_trash", "names_in",
+    "AsideJudgement", "Terms", "TrashJudgement", "judge_superseded", "judge_trash", "names_in",
     "reasons_to_go_back",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class AsideVerdict:
+class AsideJudgement:
     """Stay or go, for one folder of the superseded area."""
 
     name: str
@@ -32,7 +32,7 @@ class AsideVerdict:
 
 
 @dataclass(frozen=True, slots=True)
-class TrashVerdict:
+class TrashJudgement:
     """What becomes of one folder that lies in the trash already."""
 
     name: str
@@ -42,7 +42,7 @@ class TrashVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What these verdicts depend on beside the folders."""
+    """What these judgements depend on beside the folders."""
 
     guards: Guards
     doubt: Doubt | None
@@ -60,28 +60,28 @@ def names_in(storage: Storage, area: str) -> Sequence[str]:
         return []
 
 
-def judge_superseded(storage: Storage, terms: Terms, grace_s: float) -> tuple[AsideVerdict, ...]:
+def judge_superseded(storage: Storage, terms: Terms, grace_s: float) -> tuple[AsideJudgement, ...]:
     """Judge all that commits and prunes put aside; it goes after its grace."""
     return tuple(_judge_aside(name, terms, grace_s) for name in names_in(storage, SUPERSEDED))
 
 
-def _judge_aside(name: str, terms: Terms, grace_s: float) -> AsideVerdict:
+def _judge_aside(name: str, terms: Terms, grace_s: float) -> AsideJudgement:
     folder = parse_folder(name)
     if folder is None or folder.moved_at_s is None or folder.fate:
-        return AsideVerdict(name, keep=True, reason="not a name that stepseal gives")
+        return AsideJudgement(name, keep=True, reason="not a name that stepseal gives")
     protected = terms.guards.reasons(folder.step)
     if protected:
-        return AsideVerdict(name, keep=True, reason="; ".join(protected))
+        return AsideJudgement(name, keep=True, reason="; ".join(protected))
     if not terms.has_good:
-        return AsideVerdict(name, keep=True, reason=NO_GOOD_STEP)
+        return AsideJudgement(name, keep=True, reason=NO_GOOD_STEP)
     age_s = terms.now_s - folder.moved_at_s
     text = f"superseded {duration(age_s)} ago, kept for {duration(grace_s)}"
-    return AsideVerdict(name, keep=age_s < grace_s, reason=text)
+    return AsideJudgement(name, keep=age_s < grace_s, reason=text)
 
 
 def judge_trash(
     storage: Storage, names: Sequence[str], terms: Terms, grace_s: float
-) -> tuple[TrashVerdict, ...]:
+) -> tuple[TrashJudgement, ...]:
     """Judge what prunes have put into the trash before now.
 
     Args:
@@ -93,27 +93,27 @@ def judge_trash(
     return tuple(_judge_trashed(storage, name, terms, grace_s) for name in names)
 
 
-def _judge_trashed(storage: Storage, name: str, terms: Terms, grace_s: float) -> TrashVerdict:
+def _judge_trashed(storage: Storage, name: str, terms: Terms, grace_s: float) -> TrashJudgement:
     folder = parse_folder(name)
     if folder is None or folder.moved_at_s is None:
-        return TrashVerdict(name, "keep", "not a name that stepseal gives")
+        return TrashJudgement(name, "keep", "not a name that stepseal gives")
     if folder.fate == ".deleting":
-        return TrashVerdict(name, "delete", "its deletion began earlier and is finished")
+        return TrashJudgement(name, "delete", "its deletion began earlier and is finished")
     if not folder.fate:
-        return TrashVerdict(name, "keep", "left by a save: the next start of the job sweeps it")
+        return TrashJudgement(name, "keep", "left by a save: the next start of the job sweeps it")
     try:
         back = reasons_to_go_back(storage, folder, terms.guards)
     except StorageUnavailable as error:
-        return TrashVerdict(name, "keep", f"cannot be read: {error}")
+        return TrashJudgement(name, "keep", f"cannot be read: {error}")
     if back:
-        return TrashVerdict(name, "put back", back)
+        return TrashJudgement(name, "put back", back)
     if terms.doubt is not None and terms.doubt.covers(folder.incarnation):
-        return TrashVerdict(name, "keep", f"{terms.doubt.why}: {NOT_KNOWN}")
+        return TrashJudgement(name, "keep", f"{terms.doubt.why}: {NOT_KNOWN}")
     if not terms.has_good:
-        return TrashVerdict(name, "keep", NO_GOOD_STEP)
+        return TrashJudgement(name, "keep", NO_GOOD_STEP)
     age_s = terms.now_s - folder.moved_at_s
     text = f"pruned {duration(age_s)} ago, kept in the trash for {duration(grace_s)}"
-    return TrashVerdict(name, "keep" if age_s < grace_s else "delete", text)
+    return TrashJudgement(name, "keep" if age_s < grace_s else "delete", text)
 
 
 def reasons_to_go_back(storage: Storage, folder: FolderName, guards: Guards) -> str:

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from stepseal.commit import Guards
     from stepseal.retention._rules import KeepRule, StepFacts
 
-__all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "Candidate", "StepVerdict", "duration", "judge"]
+__all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "StepCase", "StepJudgement", "duration", "judge"]
 
 NO_GOOD_STEP = "no step is known to be good to resume from: nothing is removed"
 NOT_KNOWN = "whether this step counts is not known"
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class StepCase:
     """One folder with a step's name, as far as retention cares."""
 
     facts: StepFacts
@@ -33,7 +33,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class StepVerdict:
+class StepJudgement:
     """Stay or go, and why."""
 
     step: int
@@ -42,42 +42,42 @@ class StepVerdict:
 
 
 def judge(
-    candidates: Sequence[Candidate],
+    cases: Sequence[StepCase],
     rule: KeepRule,
     guards: Guards,
     *,
     orphan_grace_s: float,
-) -> tuple[StepVerdict, ...]:
-    """Return a verdict for every step, in the order given.
+) -> tuple[StepJudgement, ...]:
+    """Return a judgement for every step, in the order given.
 
     Kept are what the rule chooses, what a guard protects, the newest good step, all that is not a
     good step of this lineage (steps outside it for a time only), and everything when there is no
     good step at all.
 
     Args:
-        candidates: all steps, ascending.
+        cases: all steps, ascending.
         rule: chooses among the good ones.
         guards: pins, leases, the step that was resumed from.
         orphan_grace_s: seconds that steps outside the lineage are left alone.
     """
-    good = [candidate.facts for candidate in candidates if candidate.standing == "good"]
+    good = [case.facts for case in cases if case.standing == "good"]
     chosen = rule.choose(good)
     newest = good[-1].step if good else None
     return tuple(
-        _verdict(candidate, rule, chosen.get(candidate.facts.step), guards, newest, orphan_grace_s)
-        for candidate in candidates
+        _judgement(case, rule, chosen.get(case.facts.step), guards, newest, orphan_grace_s)
+        for case in cases
     )
 
 
-def _verdict(
-    candidate: Candidate,
+def _judgement(
+    case: StepCase,
     rule: KeepRule,
     chosen: str | None,
     guards: Guards,
     newest: int | None,
     orphan_grace_s: float,
-) -> StepVerdict:
-    step = candidate.facts.step
+) -> StepJudgement:
+    step = case.facts.step
     why = f"nothing keeps it: not among {rule} of the good steps"
     reasons = list(guards.reasons(step))
     if chosen is not None:
@@ -86,17 +86,17 @@ def _verdict(
         reasons.append("the newest good step")
     if newest is None:
         reasons.append(NO_GOOD_STEP)
-    if candidate.standing == "untouchable":
-        reasons.append(candidate.why)
-    elif candidate.standing == "not resumable":
+    if case.standing == "untouchable":
+        reasons.append(case.why)
+    elif case.standing == "not resumable":
         reasons.append("cannot be resumed from, so that keep rules do not judge it")
-    elif candidate.standing == "outside the lineage":
-        why = _left_behind(candidate.outside_s, orphan_grace_s)
-        if candidate.outside_s is None or candidate.outside_s < orphan_grace_s:
+    elif case.standing == "outside the lineage":
+        why = _left_behind(case.outside_s, orphan_grace_s)
+        if case.outside_s is None or case.outside_s < orphan_grace_s:
             reasons.append(why)
     if reasons:
-        return StepVerdict(step, keep=True, reasons=tuple(dict.fromkeys(reasons)))
-    return StepVerdict(step, keep=False, reasons=(why,))
+        return StepJudgement(step, keep=True, reasons=tuple(dict.fromkeys(reasons)))
+    return StepJudgement(step, keep=False, reasons=(why,))
 
 
 def _left_behind(outside_s: float | None, grace_s: float) -> str:

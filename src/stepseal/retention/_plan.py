@@ -1,4 +1,4 @@
-"""What a prune would do to a root, without doing it: a verdict and a reason for everything."""
+"""What a prune would do to a root, without doing it: a judgement and a reason for everything."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stepseal.commit import (
 )
 from stepseal.layout import unix_time
 from stepseal.retention._areas import Terms, judge_superseded, judge_trash, names_in
-from stepseal.retention._judge import NOT_KNOWN, Candidate, StepVerdict, judge
+from stepseal.retention._judge import NOT_KNOWN, StepCase, StepJudgement, judge
 from stepseal.retention._rules import StepFacts
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from stepseal.commit import ClaimRecord, Doubt, StepEntry
     from stepseal.layout import Manifest
-    from stepseal.retention._areas import AsideVerdict, TrashVerdict
+    from stepseal.retention._areas import AsideJudgement, TrashJudgement
     from stepseal.retention._rules import Retention
     from stepseal.storage import Storage
 
@@ -42,11 +42,11 @@ class Plan:
 
     incarnation: int
     """The newest one at that time, zero for no claim at all. Any other one voids the plan."""
-    steps: tuple[StepVerdict, ...]
+    steps: tuple[StepJudgement, ...]
     """Every folder with a step's name, ascending."""
     entries: Mapping[int, StepEntry]
-    superseded: tuple[AsideVerdict, ...]
-    trash: tuple[TrashVerdict, ...]
+    superseded: tuple[AsideJudgement, ...]
+    trash: tuple[TrashJudgement, ...]
     """Every folder that lay in the trash already."""
     doubt: str = ""
     """The claim record for want of which steps stay; empty when every step's lineage is known."""
@@ -82,20 +82,20 @@ def plan_prune(
     doubt = _doubt(claims, [*_incarnations(entries.values()), *_pruned_incarnations(trashed)])
     limits = lineage_limits(claims)
     left_at = functools.partial(left_lineage_at, claims)
-    candidates = [
-        _candidate(entry, doubt, limits, left_at, inspect, now_s)
+    cases = [
+        _case(entry, doubt, limits, left_at, inspect, now_s)
         for entry in reversed(list(entries.values()))
     ]
     guards = read_guards(storage, now_s)
-    verdicts = judge(
-        candidates[::-1], retention.keep, guards, orphan_grace_s=retention.superseded_grace_s
+    judgements = judge(
+        cases[::-1], retention.keep, guards, orphan_grace_s=retention.superseded_grace_s
     )
-    has_good = any(candidate.standing == "good" for candidate in candidates)
+    has_good = any(case.standing == "good" for case in cases)
     terms = Terms(guards, doubt, has_good, now_s)
     grace_s = retention.trash_grace_s if trash_grace_s is None else trash_grace_s
     return Plan(
         claims[-1].incarnation if claims else 0,
-        verdicts,
+        judgements,
         entries,
         judge_superseded(storage, terms, retention.superseded_grace_s),
         judge_trash(storage, trashed, terms, grace_s),
@@ -124,28 +124,28 @@ def _doubt(claims: Sequence[ClaimRecord], numbers: Sequence[int]) -> Doubt | Non
     return doubt if doubt is not None and any(map(doubt.covers, numbers)) else None
 
 
-def _candidate(
+def _case(
     entry: StepEntry,
     doubt: Doubt | None,
     limits: Mapping[int, int | None],
     left_at: Callable[[int, int], float | None],
     inspect: Inspect,
     now_s: float,
-) -> Candidate:
+) -> StepCase:
     manifest = entry.manifest
     if manifest is None or entry.state != "committed":
-        return Candidate(StepFacts(entry.step), "untouchable", f"{entry.state}: {entry.problem}")
+        return StepCase(StepFacts(entry.step), "untouchable", f"{entry.state}: {entry.problem}")
     facts = StepFacts(entry.step, manifest.created_at, manifest.metrics, manifest.tags)
     if doubt is not None and doubt.covers(manifest.incarnation):
-        return Candidate(facts, "untouchable", f"{doubt.why}: {NOT_KNOWN}")
+        return StepCase(facts, "untouchable", f"{doubt.why}: {NOT_KNOWN}")
     if not in_lineage(limits, manifest.incarnation, entry.step):
         left_s = left_at(manifest.incarnation, entry.step)  # an old step perhaps just now
         since_s = None if left_s is None else max(left_s, unix_time(manifest.created_at))
         outside_s = None if since_s is None else now_s - since_s
-        return Candidate(facts, "outside the lineage", outside_s=outside_s)
+        return StepCase(facts, "outside the lineage", outside_s=outside_s)
     if not manifest.resumable:
-        return Candidate(facts, "not resumable")
+        return StepCase(facts, "not resumable")
     problems = inspect(entry, manifest)
     if problems:
-        return Candidate(facts, "untouchable", f"damaged: {problems[0]}")
-    return Candidate(facts, "good")
+        return StepCase(facts, "untouchable", f"damaged: {problems[0]}")
+    return StepCase(facts, "good")

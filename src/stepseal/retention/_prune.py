@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.layout import Manifest
-    from stepseal.retention._areas import TrashVerdict
+    from stepseal.retention._areas import TrashJudgement
     from stepseal.retention._plan import Plan
     from stepseal.retention._rules import Retention
     from stepseal.storage import Storage
@@ -78,7 +78,7 @@ def prune(
     Args:
         storage: the root.
         plan: of this root; void when another incarnation has claimed the root since. What lies in
-            the trash goes by its verdicts, what is moved there now by the retention's grace.
+            the trash goes by its judgements, what is moved there now by the retention's grace.
         retention: by which it was made.
         clock: Unix time.
 
@@ -88,8 +88,8 @@ def prune(
     Durability: a step that is reported as removed stays removed after power loss.
     """
     work = _Prune(storage, plan, retention, clock)
-    verdicts = ((plan.entries[v.step].manifest, v.keep) for v in plan.steps)
-    doomed = [manifest for manifest, keep in verdicts if not keep and manifest is not None]
+    judgements = ((plan.entries[v.step].manifest, v.keep) for v in plan.steps)
+    doomed = [manifest for manifest, keep in judgements if not keep and manifest is not None]
     if doomed:  # the newer steps of the plan may be visible, but not durable yet
         work.attempt(work.sync, "")
     for manifest in doomed:
@@ -112,7 +112,7 @@ class _Prune:
         self.report = PruneReport()
         self._storage = storage
         self._incarnation = plan.incarnation
-        self._trashed = {verdict.name for verdict in plan.trash}
+        self._trashed = {judgement.name for judgement in plan.trash}
         self._retention = retention
         self._clock = clock
 
@@ -179,11 +179,11 @@ class _Prune:
         self._delete(trash)
         self.report.removed_superseded.append(name)
 
-    def settle_trashed(self, verdict: TrashVerdict) -> None:
+    def settle_trashed(self, judgement: TrashJudgement) -> None:
         """Finish what an earlier prune began with one folder: put it back, or delete it."""
-        name = parse_folder(verdict.name)
+        name = parse_folder(judgement.name)
         assert name is not None
-        delete = verdict.action == "delete"
+        delete = judgement.action == "delete"
         if name.fate == ".deleting":
             self.sync(TRASH)  # who gave it this name may have died before it did so
             self._delete(f"{TRASH}/{name}")
@@ -194,7 +194,7 @@ class _Prune:
             except KeyNotFound:  # another prune finished it
                 return
         if delete:
-            self.report.removed_trash.append(verdict.name)
+            self.report.removed_trash.append(judgement.name)
 
     def _settle(self, name: FolderName, *, delete: bool) -> bool:
         """Look again at a whole folder in the trash: put it back, or delete it where that is asked.

@@ -1,6 +1,6 @@
 """Keep rules: small values that choose among the good steps of a run, combined with `|`.
 
-A rule is a pure function over the list of candidates; it decides nothing alone, because guards and
+A rule is a pure function over the list of cases; it decides nothing alone, because guards and
 the newest good step are kept whatever it says. Best-N, periodic and tag rules will join here.
 """
 
