@@ -103,11 +103,17 @@ def _counted(found: Iterator[Outcome], total: int) -> Iterator[Outcome]:
     """Pass on, and say on stderr how far it is: long sizes take half an hour."""
     bad = 0
     for number, outcome in enumerate(found, 1):
-        (_, variant), result = outcome
-        bad += not variant and (result is None or bool(result.violations))
+        (case, variant), result = outcome
+        if not variant and (result is None or result.violations):
+            bad += 1
+            print(f"{case}: {_first(result)}", file=sys.stderr, flush=True)
         if number % _TOLD_EVERY == 0 or number == total:
             print(f"{number} of {total} cases, {bad} with violations", file=sys.stderr, flush=True)
         yield outcome
+
+
+def _first(result: Result | None) -> str:
+    return "the case itself died or hung" if result is None else result.violations[0]
 
 
 def _of_variant(name: str) -> Case:
