@@ -40,7 +40,7 @@ class Faults:
     """Another process goes on before a storage verb does."""
     slow: float = 0.02
     """Of the switches, those that take up to 60 s: a slow disk."""
-    stall: float = 0.04
+    stall: float = 0.15
     """Right before a verb that decides (a commit, a claim, a prune), a process stands still for up
     to 100 s, and others may decide meanwhile."""
     refuse: float = 0.002

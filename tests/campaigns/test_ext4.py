@@ -72,9 +72,14 @@ def test_a_killed_campaign_leaves_no_mount_and_no_device() -> None:
         assert program.stdin is not None
         print(json.dumps(asdict(Task(Job("mixed"), 1000))), file=program.stdin, flush=True)
         _until(lambda: "stepseal" in _mounts_of(program.pid), "nothing was mounted")
-        devices = _devices()
+        devices: set[str] = set()
+
+        def has_device() -> bool:
+            devices.update(_devices())
+            return bool(devices)
+
+        _until(has_device, "no loop device was made")
         program.kill()
-    assert devices
     _until(lambda: not devices & _devices(), "a loop device is left")
     assert "stepseal-disk" not in Path("/proc/self/mounts").read_text()
 

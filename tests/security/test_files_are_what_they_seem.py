@@ -213,6 +213,7 @@ class Swapper(threading.Thread):
             link.symlink_to(self._other)
             self._path.rename(aside)
             link.rename(self._path)
+            self._left.wait(0.001 * 2 ** (self.num_swaps % 7))  # for some to meet nothing else
             self._path.unlink()
             aside.rename(self._path)
             self.num_swaps += 1
