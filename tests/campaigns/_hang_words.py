@@ -35,7 +35,7 @@ _WRITING = ("save/captured", "save/write", "save/prepared", "close/in-flight")
 _SILENT = ("no sign of life",)
 _ENDED = (
     "connection closed", "closed the connection", "connection failed",
-    "connection to the coordinator failed",
+    "connection to the coordinator failed", "cannot reach the coordinator",
 )  # fmt: skip
 _LATE = (
     "did not answer within", "no answer within", "gave no order within", "did not decide by",

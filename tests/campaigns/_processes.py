@@ -128,6 +128,7 @@ def _live(
     stack: Path | None,
     limit_s: float,
 ) -> None:
+    os.setpgid(0, 0)  # else the kernel wakes stopped ones when the shell that began this ends
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it died before that
