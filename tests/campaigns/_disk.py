@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tests.campaigns._log import Event, Log
 
 from stepseal.storage import MemoryStorage
-from stepseal.storage._memory import _Dir, _File
+from stepseal.storage._memory_nodes import Dir, File
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -325,13 +325,13 @@ class _Builder:
     ) -> None:
         self._names = names
         self._keeps = keeps_bytes
-        self._files: dict[Node, tuple[_File, int]] = {}
+        self._files: dict[Node, tuple[File, int]] = {}
         self._above: set[Node] = set()
         self.signatures: dict[str, int] = {}
 
-    def build(self, node: Node, depth: int, key: str) -> tuple[_Dir, int]:
+    def build(self, node: Node, depth: int, key: str) -> tuple[Dir, int]:
         """Return a directory with all below it, and its signature."""
-        entries: dict[str, _File | _Dir] = {}
+        entries: dict[str, File | Dir] = {}
         found = []
         self._above.add(node)
         for name, child in sorted(self._names.get(node, node.durable).items()):
@@ -346,12 +346,14 @@ class _Builder:
             if depth < 3:
                 self.signatures[path] = signature
         self._above.discard(node)
-        return _Dir(entries=entries, synced=dict(entries)), hash((True, *found))
+        left = Dir(entries=entries)
+        left.sync()
+        return left, hash((True, *found))
 
-    def _file(self, node: Node) -> tuple[_File, int]:
+    def _file(self, node: Node) -> tuple[File, int]:
         if node not in self._files:
             data = _surviving(node, *self._keeps(node)) if node.dirty else node.synced
-            self._files[node] = _File(data=bytearray(data), synced=data), hash(data)
+            self._files[node] = File(data=bytearray(data), synced=data), hash(data)
         return self._files[node]
 
 
@@ -378,9 +380,9 @@ def _make(entries: dict[str, Node], name: str, new: Node | None) -> None:
         entries[name] = new
 
 
-def _settled(found: _Dir | _File, known: dict[int, Node]) -> Node:
+def _settled(found: Dir | File, known: dict[int, Node]) -> Node:
     """Return a durable copy; hard links stay links."""
-    if isinstance(found, _File):
+    if isinstance(found, File):
         if found.inode not in known:
             data = bytes(found.data)
             known[found.inode] = Node(is_dir=False, data=bytearray(data), synced=data)

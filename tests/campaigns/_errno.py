@@ -36,7 +36,7 @@ from tests.campaigns._errno_variants import VARIANTS
 from tests.campaigns._sizes import Row, Size, main
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 __all__ = ["run"]
 
@@ -45,8 +45,7 @@ R = TypeVar("R")
 
 _MODULE = "tests.campaigns._errno"
 _HANG_S = 120.0
-
-
+_TOLD_EVERY = 20
 _PROCESSES_PER_WALK = 4
 """Those that strike every operation take that long; several do it together."""
 _GOLDEN = 0.6180339887
@@ -179,7 +178,19 @@ def _spread(shares: Iterable[_Share]) -> list[_Report]:
     context = multiprocessing.get_context("fork")
     num_processes = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(num_processes, context, max_tasks_per_child=None) as pool:
-        return list(pool.map(_work, shares))
+        return list(_told(pool.map(_work, shares)))
+
+
+def _told(reports: Iterable[_Report]) -> Iterator[_Report]:
+    """Pass on, and say on stderr how far it is: long sizes take more than an hour."""
+    num_cases = 0
+    for number, report in enumerate(reports, 1):
+        num_cases += report.num_cases
+        for violation in report.violations:
+            print(violation, file=sys.stderr, flush=True)
+        if number % _TOLD_EVERY == 0:
+            print(f"{number} shares, {num_cases} operations struck", file=sys.stderr, flush=True)
+        yield report
 
 
 def _caught(name: str) -> bool:

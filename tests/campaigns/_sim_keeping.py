@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.campaigns._sim_state import manifest_at
 
+from stepseal.commit._roots import TRASH
 from stepseal.layout import parse_step_name
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ class Keeping:
         self.oracle = oracle
         self.pinned: set[int] = set()
         """Numbers of which somebody was told that they are pinned."""
+        self._pin_written: dict[int, int] = {}
+        """Pinned number to the verb that wrote the pin: what left its place before is not meant."""
+        self._moved_at: dict[str, int] = {}
+        """Attempt to the verb before which a prune moved it into the trash."""
+        self._to_come_back: set[str] = set()
+        """Commits that a prune took which did not know the newest claim, and which count in it."""
         self._held: dict[Node, tuple[str, float]] = {}
         """Process to the attempt that it found standing under its lease, and until when."""
         self._parent_wanted: dict[Node, tuple[str | None, int]] = {}
@@ -72,8 +79,32 @@ class Keeping:
             if since is not None:
                 over = oracle.world.now - since >= self.graces[disk.node] - _TOLERANCE_S
                 oracle.require("what left the lineage has its grace", over, key, since)
-        if found is not None and not (stale and step == max(owed, default=-1)):
+        if found is None:
+            return
+        self._moved_at[found.attempt] = oracle.world.num_verbs
+        if stale and step == max(owed, default=-1):
+            self._to_come_back.add(found.attempt)
+        else:
             self.out.add(found.attempt)
+
+    def is_on_its_way_back(self, attempt: str) -> bool:
+        """Tell whether a step lies in the trash from where a restore, or who put it there, takes
+        it back.
+        """
+        disk = self.oracle.world.disk
+        lying = [e.name for e in disk.list_dir(TRASH) if e.name.endswith(".pruned")]
+        found = [manifest_at(disk, f"{TRASH}/{name}") for name in lying]
+        lies_there = any(manifest is not None and manifest.attempt == attempt for manifest in found)
+        return lies_there and attempt in self._to_come_back
+
+    def came_back(self, attempt: str) -> None:
+        """Note that a step stands in its place."""
+        self.out.discard(attempt)
+        self._to_come_back.discard(attempt)
+
+    def pin_written(self, step: int) -> None:
+        """Note that from now on a prune can see a pin."""
+        self._pin_written.setdefault(step, self.oracle.world.num_verbs)
 
     def _is_newer_durable(self, step: int | None) -> bool:
         """Tell whether a step would be left to resume from if power were lost now."""
@@ -101,7 +132,9 @@ class Keeping:
             if held == attempt and node.alive and now <= until
         ]
         oracle.require("what is leased is not deleted", not readers, target, readers)
-        oracle.require("what is pinned is not deleted", step not in self.pinned, target)
+        moved_at = self._moved_at.get(attempt, oracle.world.num_verbs)
+        pinned = step in self.pinned and moved_at >= self._pin_written.get(step, 0)
+        oracle.require("what is pinned is not deleted", not pinned, target)
         owed = oracle.owed()
         newest = owed[max(owed)].attempt if owed else ""
         oracle.require("the newest step is not deleted", attempt != newest, target)

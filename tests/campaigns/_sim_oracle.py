@@ -16,6 +16,7 @@ from tests.campaigns._sim_keeping import Keeping
 from tests.campaigns._sim_state import exists, manifest_at, wrong_with
 
 from stepseal.commit._claims import INCARNATIONS, read_claims
+from stepseal.commit._pins import PINS
 from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.layout import (
     LATEST,
@@ -35,6 +36,7 @@ __all__ = ["Commit", "Oracle"]
 
 _STAGED = re.compile(STAGING + r"/step-(\d+)\.(\d+)\.([0-9a-f]{32})")
 _CLAIM = re.compile(INCARNATIONS + r"/([0-9]+)\.json")
+_PIN = re.compile(PINS + r"/step-([0-9]+)\.json")
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ class Oracle:
         self.num_begun += verb == "make_dir" and _STAGED.fullmatch(key) is not None
         if verb in ("link", "replace") and (claim := _CLAIM.fullmatch(target)) is not None:
             self._claimed(node, int(claim[1]))
+        elif verb == "link" and (pinned := _PIN.fullmatch(target)) is not None:
+            self.keeping.pin_written(int(pinned[1]))
         elif verb in ("rename", "exchange", "replace") and parse_step_name(target) is not None:
             if verb == "rename":  # refused if the name was taken; then this is not reached
                 self.require("nothing is overwritten", not self._taken, key, target)
@@ -195,7 +199,7 @@ class Oracle:
             return
         self._displaced(found.step, found)
         self.superseded.discard(found.attempt)
-        self.keeping.out.discard(found.attempt)
+        self.keeping.came_back(found.attempt)
         if found.attempt in self.commits:
             self._undone(disk.node.incarnation, found)
             return
@@ -259,10 +263,12 @@ class Oracle:
         }
 
     def require_owed(self, when: str) -> None:
-        """Judge whether all that is owed stands in its place, whole."""
+        """Judge whether all that is owed stands in its place, whole, or is to come back there."""
         for step, commit in self.owed().items():
             found = manifest_at(self.world.disk, step_name(step))
             kept = found is not None and found.attempt == commit.attempt
+            if not kept and self.keeping.is_on_its_way_back(commit.attempt):
+                continue  # then the restore must find it
             self.require("what was acknowledged is kept", kept, when, commit)
             if found is not None and kept:
                 wrong = wrong_with(self.world.disk, found)

@@ -184,7 +184,7 @@ def test_a_root_that_cannot_be_read(tmp_path: Path, verb: str) -> None:
     marker.unlink()
     code, _, err = _run(verb, tmp_path)
     assert code == 3
-    assert f"{tmp_path} has 1 steps up to step-1, but no stepseal.json" in err
+    assert f"{tmp_path} has steps up to step-1 (1 in all), but no stepseal.json" in err
     os.mkfifo(marker)
     assert _run(verb, tmp_path)[0] == 3
     assert _run(verb, "x" * 5000)[0] == 1

@@ -132,6 +132,25 @@ def test_files_are_0600_and_directories_0700_under_any_umask(tmp_path: Path, uma
     assert stat.S_IMODE((tmp_path / "root").stat().st_mode) == 0o700
 
 
+def test_what_cannot_have_its_mode_leaves_no_name(
+    storage: LocalStorage, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_fd: int, _mode: int) -> None:
+        raise OSError(errno.EIO, "x")
+
+    previous = os.umask(0o777)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fchmod", refuse)
+            for make in (storage.create_file, storage.make_dir):
+                with pytest.raises(StorageUnavailable) as caught:
+                    make("a")
+                assert caught.value.errno == errno.EIO
+    finally:
+        os.umask(previous)
+    assert list(root.iterdir()) == []
+
+
 def test_an_interrupted_rename_is_continued(faked: LocalStorage, calls: FakeCalls) -> None:
     create_durable(faked, "a", b"1")
     calls.rename_errors = [InterruptedError(errno.EINTR, "x")] * 2

@@ -62,6 +62,38 @@ def test_power_loss_undoes_a_rename_that_was_not_synced() -> None:
     assert read_bytes(storage.after_power_loss(_nothing), "step-1/f", 10) == b"1"
 
 
+@pytest.mark.parametrize("half_synced", [None, "", "away"])
+def test_power_loss_leaves_a_moved_directory_one_of_its_names(half_synced: str | None) -> None:
+    storage = MemoryStorage()
+    for name in ("step-1", "step-2", "away"):
+        storage.make_dir(name)
+    create_durable(storage, "step-1/f", b"1")
+    create_durable(storage, "step-2/f", b"2")
+    for name in ("", "step-1", "step-2"):
+        storage.sync_dir(name)
+    storage.rename("step-1", "away/step-1")
+    if half_synced is not None:
+        storage.sync_dir(half_synced)
+    # the removal survives, the new name alone would not
+    moved = storage.after_power_loss(lambda what, key: float(what == "data" or key == "step-1"))
+    assert [entry.name for entry in moved.list_dir("")] == ["away", "step-2"]
+    assert read_bytes(moved, "away/step-1/f", 10) == b"1"
+    assert read_bytes(moved.after_power_loss(_nothing), "away/step-1/f", 10) == b"1"
+
+
+@pytest.mark.parametrize("kept", ["a", "away/b"])
+def test_power_loss_never_loses_a_side_of_an_exchange(kept: str) -> None:
+    storage = MemoryStorage()
+    storage.make_dir("away")
+    create_durable(storage, "a", b"1")
+    create_durable(storage, "away/b", b"2")
+    for name in ("", "away"):
+        storage.sync_dir(name)
+    storage.exchange("a", "away/b")
+    left = storage.after_power_loss(lambda what, key: float(key == kept))
+    assert {read_bytes(left, key, 10) for key in ("a", "away/b")} == {b"1", b"2"}
+
+
 def test_power_loss_keeps_hard_links_one_file_and_ends_on_cycles() -> None:
     storage = MemoryStorage()
     create_durable(storage, "a", b"1")

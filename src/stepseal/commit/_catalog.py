@@ -151,9 +151,9 @@ def _unmarked(root: str, commits: Sequence[StepEntry]) -> CheckpointError:
         )
     run_ids = sorted({entry.manifest.run_id for entry in commits if entry.manifest is not None})
     return Corrupt(
-        f"{root} has {len(commits)} steps up to {commits[-1].name}, but no {MARKER}: expected it, "
-        f"with the run id of the steps ({', '.join(run_ids) or 'not known'}). Restore the file "
-        "from a backup, or save into another root.",
+        f"{root} has steps up to {commits[-1].name} ({len(commits)} in all), but no {MARKER}: "
+        f"expected it, with the run id of the steps ({', '.join(run_ids) or 'not known'}). Restore "
+        "the file from a backup, or save into another root.",
         path=MARKER,
         expected=tuple(run_ids),
     )

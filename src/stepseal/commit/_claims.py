@@ -187,8 +187,8 @@ def check_current(storage: Storage, incarnation: int) -> None:
     else:
         why = f"our claim is gone, the highest is {highest}: somebody removed it"
     raise NotCurrent(
-        f"commit: expected incarnation {incarnation} to own this root, but {why}. "
-        "This job must stop; nothing was committed.",
+        f"expected incarnation {incarnation} to own this root, but {why}. "
+        "This job must stop: it commits and removes nothing more.",
         expected=incarnation,
         found=highest,
     )

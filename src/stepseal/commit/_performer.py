@@ -165,9 +165,9 @@ class Performer:
         names = [entry.name for entry in commits] or [*commits_out_of_place(self._storage)]
         if names:
             raise NotRestored(
-                f"the root already holds {len(names)} steps up to {names[-1]}, and restore() was "
-                "not called. Call restore() before training, or restore(fresh=True) to start anew "
-                "beside them.",
+                f"the root already holds steps up to {names[-1]} ({len(names)} in all), and "
+                "restore() was not called. Call restore() before training, or restore(fresh=True) "
+                "to start anew beside them.",
                 step=commits[-1].step if commits else None,
                 path=names[-1],
             )

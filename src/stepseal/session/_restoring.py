@@ -173,7 +173,10 @@ def _read_manifest(storage: Storage, candidate: Candidate) -> Manifest:
 
 def _name_problems(saved: Iterable[str], live: Sequence[str]) -> list[str]:
     problems = [
-        f"component {name}: added here, but not in the step" for name in live if name not in saved
+        f"component {name}: added here, but not in the step; restore(skip=[{name!r}]) leaves it as "
+        "it is now"
+        for name in live
+        if name not in saved
     ]
     problems += [
         f"component {name}: in the step, but not added here; restore(skip=[{name!r}]) leaves it out"

@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput, StorageUnavailable
@@ -228,6 +228,8 @@ class LocalStorage:
                 set_mode(fd, self._access.file_mode)
             except OSError:
                 os.close(fd)
+                with suppress(OSError):  # the first error is the one to tell
+                    os.unlink(name, dir_fd=parent_fd)
                 raise
         return LocalWriter(fd, key, self._root, self._calls)
 
@@ -237,11 +239,16 @@ class LocalStorage:
         with self._guard("make directory", key), self._walk(parents, "make") as parent_fd:
             self._require_own(parent_fd, parents)
             os.mkdir(name, 0o700, dir_fd=parent_fd)
-            fd = self._calls.open(name, _DIRECTORY, dir_fd=parent_fd)
             try:
-                set_mode(fd, self._access.dir_mode)
-            finally:
-                os.close(fd)
+                fd = self._calls.open(name, _DIRECTORY, dir_fd=parent_fd)
+                try:
+                    set_mode(fd, self._access.dir_mode)
+                finally:
+                    os.close(fd)
+            except OSError:
+                with suppress(OSError):  # the first error is the one to tell
+                    os.rmdir(name, dir_fd=parent_fd)
+                raise
 
     def sync_dir(self, key: str) -> None:
         """Make the names inside a directory durable, where the file system can."""

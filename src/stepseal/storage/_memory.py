@@ -9,43 +9,26 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from dataclasses import dataclass, field
-from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from stepseal.storage._buffers import byte_view
 from stepseal.storage._keys import check_key, check_pair, split_key
+from stepseal.storage._memory_nodes import Dir, File, after_power_loss
 from stepseal.storage._refusals import refused, short_read, wrong_kind
 from stepseal.storage._verbs import Entry, SyncFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
 
     from typing_extensions import Buffer, Self
 
     from stepseal.errors import StorageUnavailable
-
-    Survives = Callable[[Literal["entry", "data"], str], float]
+    from stepseal.storage._memory_nodes import Survives
 
 __all__ = ["MemoryStorage"]
 
 _ROOT = "memory"
-_inodes = count(1)
-
-
-@dataclass(eq=False, slots=True)
-class _File:
-    data: bytearray = field(default_factory=bytearray)
-    synced: bytes = b""
-    inode: int = field(default_factory=lambda: next(_inodes))
-
-
-@dataclass(eq=False, slots=True)
-class _Dir:
-    entries: dict[str, _File | _Dir] = field(default_factory=dict)
-    synced: dict[str, _File | _Dir] = field(default_factory=dict)
-    inode: int = field(default_factory=lambda: next(_inodes))
 
 
 class MemoryStorage:
@@ -54,7 +37,7 @@ class MemoryStorage:
     __slots__ = ("_lock", "_root")
 
     def __init__(self) -> None:
-        self._root = _Dir()
+        self._root = Dir()
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -65,7 +48,7 @@ class MemoryStorage:
         with self._lock:
             parent, name = self._place("open", key)
             node = _present(parent, "open", key, name)
-            if isinstance(node, _Dir):
+            if isinstance(node, Dir):
                 raise wrong_kind("open", key, _ROOT, expected="regular file", found="directory")
             return _MemoryReader(node, key, self._lock)
 
@@ -92,7 +75,7 @@ class MemoryStorage:
         with self._lock:
             parent, name = self._place("create", key)
             _require_free(parent, "create", key, name)
-            node = parent.entries[name] = _File()
+            node = parent.entries[name] = File()
             return _MemoryWriter(node, key, self._lock)
 
     def make_dir(self, key: str) -> None:
@@ -100,13 +83,13 @@ class MemoryStorage:
         with self._lock:
             parent, name = self._place("make directory", key)
             _require_free(parent, "make directory", key, name)
-            parent.entries[name] = _Dir()
+            parent.entries[name] = Dir()
 
     def sync_dir(self, key: str) -> None:
         """Make the names inside a directory survive `after_power_loss`."""
         with self._lock:
             directory = self._walk(split_key(key), "sync directory", key)
-            directory.synced = dict(directory.entries)
+            directory.sync()
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name, only if nobody has that name."""
@@ -116,7 +99,7 @@ class MemoryStorage:
             node = _present(parent, "link", source, name)
             directory, new = self._place("link", target)
             _require_free(directory, "link", target, new)
-            if isinstance(node, _Dir):
+            if isinstance(node, Dir):
                 raise _refusal("link", source, errno.EPERM)
             directory.entries[new] = node
 
@@ -149,7 +132,7 @@ class MemoryStorage:
         """Remove a file."""
         with self._lock:
             parent, name = self._place("remove", key)
-            if isinstance(_present(parent, "remove", key, name), _Dir):
+            if isinstance(_present(parent, "remove", key, name), Dir):
                 raise _refusal("remove", key, errno.EISDIR)
             del parent.entries[name]
 
@@ -158,7 +141,7 @@ class MemoryStorage:
         with self._lock:
             parent, name = self._place("remove directory", key)
             node = _present(parent, "remove directory", key, name)
-            if not isinstance(node, _Dir):
+            if not isinstance(node, Dir):
                 raise _refusal("remove directory", key, errno.ENOTDIR)
             if node.entries:
                 raise _refusal("remove directory", key, errno.ENOTEMPTY)
@@ -167,6 +150,9 @@ class MemoryStorage:
     def after_power_loss(self, survives: Survives) -> MemoryStorage:
         """Return what would be found after a power loss now; this storage stays as it is.
 
+        What had a durable name and was only moved since has one of its names, or both: no journal,
+        and no other order of updates in use, loses a file by its rename.
+
         Args:
             survives: asked about each change that was not synced, with its key: `"entry"`, a name
                 added, moved or removed (kept from 0.5 up), and `"data"`, the bytes of a file (the
@@ -174,25 +160,25 @@ class MemoryStorage:
         """
         image = MemoryStorage()
         with self._lock:
-            image._root = _surviving(self._root, "", survives, {}, ())
+            image._root = after_power_loss(self._root, survives)
         return image
 
-    def _walk(self, segments: Sequence[str], verb: str, key: str) -> _Dir:
-        node: _File | _Dir = self._root
+    def _walk(self, segments: Sequence[str], verb: str, key: str) -> Dir:
+        node: File | Dir = self._root
         for depth, name in enumerate(segments):
-            assert isinstance(node, _Dir)
+            assert isinstance(node, Dir)
             child = node.entries.get(name)
             if child is None:
                 raise _refusal(verb, key, errno.ENOENT)
-            if not isinstance(child, _Dir):
+            if not isinstance(child, Dir):
                 prefix = "/".join(segments[: depth + 1])
                 found = "regular file"
                 raise wrong_kind(verb, prefix, _ROOT, expected="directory", found=found)
             node = child
-        assert isinstance(node, _Dir)
+        assert isinstance(node, Dir)
         return node
 
-    def _place(self, verb: str, key: str) -> tuple[_Dir, str]:
+    def _place(self, verb: str, key: str) -> tuple[Dir, str]:
         parents, name = check_key(key)
         return self._walk(parents, verb, key), name
 
@@ -200,7 +186,7 @@ class MemoryStorage:
 class _Handle:
     __slots__ = ("_closed", "_key", "_lock", "_node")
 
-    def __init__(self, node: _File, key: str, lock: threading.RLock) -> None:
+    def __init__(self, node: File, key: str, lock: threading.RLock) -> None:
         self._node = node
         self._key = key
         self._lock = lock
@@ -228,7 +214,7 @@ class _Handle:
 class _MemoryReader(_Handle):
     __slots__ = ("_size_bytes",)
 
-    def __init__(self, node: _File, key: str, lock: threading.RLock) -> None:
+    def __init__(self, node: File, key: str, lock: threading.RLock) -> None:
         super().__init__(node, key, lock)
         self._size_bytes = len(node.data)
 
@@ -264,63 +250,32 @@ class _MemoryWriter(_Handle):
             self._node.synced = bytes(self._node.data)
 
 
-def _surviving(
-    node: _Dir, key: str, survives: Survives, files: dict[int, _File], above: tuple[int, ...]
-) -> _Dir:
-    """Return what a power loss leaves of a directory; `above` stops cycles of torn moves."""
-    entries: dict[str, _File | _Dir] = {}
-    for name in sorted({*node.entries, *node.synced}):
-        path = f"{key}/{name}" if key else name
-        new, old = node.entries.get(name), node.synced.get(name)
-        child = new if new is old or survives("entry", path) >= 0.5 else old
-        if isinstance(child, _Dir):
-            if child.inode not in above:
-                lineage = (*above, child.inode)
-                entries[name] = _surviving(child, path, survives, files, lineage)
-        elif child is not None:
-            if child.inode not in files:
-                files[child.inode] = _surviving_file(child, path, survives)
-            entries[name] = files[child.inode]
-    return _Dir(entries=entries, synced=dict(entries))
-
-
-def _surviving_file(node: _File, key: str, survives: Survives) -> _File:
-    data = bytes(node.data)
-    if data != node.synced:
-        fraction = survives("data", key)
-        kept = int(len(data) * fraction)
-        data = node.synced if fraction <= 0 else data[:kept] + bytes(len(data) - kept)
-    return _File(data=bytearray(data), synced=data)
-
-
-def _entry(name: str, node: _File | _Dir) -> Entry:
-    if isinstance(node, _Dir):
+def _entry(name: str, node: File | Dir) -> Entry:
+    if isinstance(node, Dir):
         return Entry(name=name, kind="directory", size_bytes=0, device=0, inode=node.inode)
     return Entry(name=name, kind="file", size_bytes=len(node.data), device=0, inode=node.inode)
 
 
-def _present(parent: _Dir, verb: str, key: str, name: str) -> _File | _Dir:
+def _present(parent: Dir, verb: str, key: str, name: str) -> File | Dir:
     node = parent.entries.get(name)
     if node is None:
         raise _refusal(verb, key, errno.ENOENT)
     return node
 
 
-def _require_free(parent: _Dir, verb: str, key: str, name: str) -> None:
+def _require_free(parent: Dir, verb: str, key: str, name: str) -> None:
     if name in parent.entries:
         raise _refusal(verb, key, errno.EEXIST)
 
 
-def _require_replaceable(
-    node: _File | _Dir, old: _File | _Dir, target: str, *, replace: bool
-) -> None:
+def _require_replaceable(node: File | Dir, old: File | Dir, target: str, *, replace: bool) -> None:
     if not replace:
         raise _refusal("rename", target, errno.EEXIST)
-    if isinstance(old, _Dir) and not isinstance(node, _Dir):
+    if isinstance(old, Dir) and not isinstance(node, Dir):
         raise _refusal("rename", target, errno.EISDIR)
-    if isinstance(node, _Dir) and not isinstance(old, _Dir):
+    if isinstance(node, Dir) and not isinstance(old, Dir):
         raise _refusal("rename", target, errno.ENOTDIR)
-    if isinstance(old, _Dir) and old.entries:
+    if isinstance(old, Dir) and old.entries:
         raise _refusal("rename", target, errno.ENOTEMPTY)
 
 
