@@ -368,6 +368,7 @@ VARIANTS = {
     "stale-vote-accepted": Variant(_stale_votes, _REPEATING),
     "restore-unverified": Variant(_unverified, _ROTTEN),
     "pruned-without-second-look": Variant(keeping.no_second_look, _BUSY),
+    "guards-not-read-again": Variant(keeping.early_guards, _BUSY),
     "pruned-by-a-stale-job": Variant(keeping.stale_prune, _RACY),
     "leases-ignored": Variant(keeping.no_leases, _BUSY),
     "pins-ignored": Variant(keeping.no_pins, _BUSY),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from stepseal.commit import _attempts, _guards
+from stepseal.commit import FolderName, Guards, _attempts, _guards, read_guards
 from stepseal.layout import Manifest, step_name
 from stepseal.retention import _housekeeper, _judge, _plan, _prune
+from stepseal.retention._areas import TrashJudgement, reasons_to_go_back
 from stepseal.storage import Storage, remove_tree
 
 __all__ = [
+    "early_guards",
     "grace_from_save",
     "no_grace",
     "no_leases",
@@ -34,6 +36,32 @@ def sweep_all() -> list[tuple[object, str, object]]:
 
 def no_second_look() -> list[tuple[object, str, object]]:
     return [(_prune._Prune, "_reasons_to_stay", lambda *_: "")]
+
+
+def early_guards() -> list[tuple[object, str, object]]:
+    """Leases and pins are looked at before a step is moved, and not again after it."""
+    move, settle = _prune._Prune.remove_step, _prune._Prune.settle_trashed
+    guards: dict[_prune._Prune, Guards] = {}
+
+    def look(self: _prune._Prune) -> None:
+        guards[self] = read_guards(self._storage, self._clock())
+
+    def remove_step(self: _prune._Prune, manifest: Manifest) -> None:
+        look(self)
+        move(self, manifest)
+
+    def settle_trashed(self: _prune._Prune, judgement: TrashJudgement) -> None:
+        look(self)
+        settle(self, judgement)
+
+    def reasons(self: _prune._Prune, name: FolderName) -> str:
+        return reasons_to_go_back(self._storage, name, guards[self])
+
+    return [
+        (_prune._Prune, "remove_step", remove_step),
+        (_prune._Prune, "settle_trashed", settle_trashed),
+        (_prune._Prune, "_reasons_to_stay", reasons),
+    ]
 
 
 def stale_prune() -> list[tuple[object, str, object]]:
