@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tests.campaigns._sim_state import manifest_at
+from tests.campaigns._sim_state import exists, manifest_at
 
 from stepseal.commit._roots import TRASH
 from stepseal.layout import parse_step_name
@@ -41,6 +41,8 @@ class Keeping:
         """Attempt to the verb before which a prune moved it into the trash."""
         self._to_come_back: set[str] = set()
         """Commits that a prune took which did not know the newest claim, and which count in it."""
+        self._moved_as: dict[str, set[str]] = {}
+        """Attempt to the one of these two sets to which its last move into the trash took it."""
         self._held: dict[Node, tuple[str, float]] = {}
         """Process to the attempt that it found standing under its lease, and until when."""
         self._parent_wanted: dict[Node, tuple[str | None, int]] = {}
@@ -82,20 +84,28 @@ class Keeping:
         if found is None:
             return
         self._moved_at[found.attempt] = oracle.world.num_verbs
-        if stale and step == max(owed, default=-1):
-            self._to_come_back.add(found.attempt)
-        else:
-            self.out.add(found.attempt)
+        returns = stale and step == max(owed, default=-1)
+        moved = self._moved_as[found.attempt] = self._to_come_back if returns else self.out
+        moved.add(found.attempt)
 
     def is_on_its_way_back(self, attempt: str) -> bool:
         """Tell whether a step lies in the trash from where a restore, or who put it there, takes
         it back.
         """
+        return attempt in self._to_come_back and attempt in self._in_trash()
+
+    def _in_trash(self) -> set[str]:
         disk = self.oracle.world.disk
+        if not exists(disk, TRASH):
+            return set()
         lying = [e.name for e in disk.list_dir(TRASH) if e.name.endswith(".pruned")]
         found = [manifest_at(disk, f"{TRASH}/{name}") for name in lying]
-        lies_there = any(manifest is not None and manifest.attempt == attempt for manifest in found)
-        return lies_there and attempt in self._to_come_back
+        return {manifest.attempt for manifest in found if manifest is not None}
+
+    def after_power_loss(self, standing: set[str]) -> None:
+        """Note what lies in the trash again, because its way back was not durable."""
+        for attempt in self._in_trash() - standing:
+            self._moved_as.get(attempt, set()).add(attempt)
 
     def came_back(self, attempt: str) -> None:
         """Note that a step stands in its place."""

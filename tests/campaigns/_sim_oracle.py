@@ -341,6 +341,7 @@ class Oracle:
             if parse_step_name(entry.name) is not None:
                 found = manifest_at(self.world.disk, entry.name)
                 standing.add("" if found is None else found.attempt)
+        self.keeping.after_power_loss(standing)
         for place, attempt in list(self.places.items()):
             if attempt not in standing and attempt not in (*self.acknowledged, *self.rotted):
                 del self.places[place]
