@@ -138,7 +138,8 @@ class Oracle:
         if attempt in self.rotted and folder != place and exists(disk, place):
             return True
         others = [place]
-        others += [f"{SUPERSEDED}/{entry.name}" for entry in disk.list_dir(SUPERSEDED)]
+        for area in (SUPERSEDED, STAGING):  # staging holds, for a while, what was exchanged
+            others += [f"{area}/{entry.name}" for entry in disk.list_dir(area)]
         found = [manifest_at(disk, other) for other in others if other != folder]
         return any(other is not None and other.attempt == attempt for other in found)
 

@@ -214,14 +214,14 @@ def test_values_of_other_classes_are_refused_by_name_or_left_out(tmp_path: Path)
     assert not (tmp_path / "root").exists()
     imported = ss.import_dcp(folder, tmp_path / "root", step=1, skip_bytes=True)
     assert imported.skipped.keys() == {"job.path"}
-    assert imported.components["job"] == "tree, 1 values"
+    assert imported.components["job"] == "1 value"
     assert ss.open(tmp_path / "root").step(1).value("job") == {"n": 1}
 
 
 def test_a_component_of_which_nothing_is_left_is_not_stored(tmp_path: Path) -> None:
     folder = save({"w": torch.ones(2), "job": {"path": Path("a")}}, tmp_path / "dcp")
     imported = ss.import_dcp(folder, tmp_path / "root", step=1, skip_bytes=True)
-    assert imported.components == {"model": "tensors, 1 tensors"}
+    assert imported.components == {"model": "1 tensor"}
     assert imported.skipped.keys() == {"job.path"}
     with ss.Checkpointer(tmp_path / "root") as checkpointer:
         checkpointer.add("model", {"w": torch.zeros(2)})
@@ -269,7 +269,7 @@ def test_the_command_line_imports(tmp_path: Path) -> None:
     command = ["import", "--from", "dcp", folder, root, "--step", "5"]
     done = CliRunner().invoke(main, [*command, "--json"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["components"] == {"model": "tensors, 1 tensors"}
+    assert json.loads(done.stdout)["components"] == {"model": "1 tensor"}
     assert CliRunner().invoke(main, ["verify", root]).exit_code == 0
     assert CliRunner().invoke(main, command).exit_code == 2
     plain = CliRunner().invoke(main, [*command[:4], str(tmp_path / "b"), "--step", "5"])

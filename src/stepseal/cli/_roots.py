@@ -105,7 +105,9 @@ def _latest(root: OpenRoot) -> StepEntry:
             continue
         if in_lineage(limits, manifest.incarnation, entry.step):
             return entry
-    raise StepNotFound(f"{root.path}: no committed step yet")
+    raise StepNotFound(
+        f"{root.path}: no sound step in the lineage. `stepseal ls` shows what is there."
+    )
 
 
 def measure_step(root: OpenRoot, entry: StepEntry, manifest: Manifest) -> StepSize:

@@ -106,7 +106,15 @@ def read_marker(storage: Storage, root: str = "root") -> str:
         data = _marker_bytes(storage) if commits else None
         if data is None:
             raise _unmarked(root, commits)
-    value = unseal(data, what=MARKER, max_bytes=_MAX_MARKER_BYTES)
+    try:
+        value = unseal(data, what=MARKER, max_bytes=_MAX_MARKER_BYTES)
+    except Corrupt as error:
+        raise Corrupt(
+            f"{MARKER} is damaged: {'; '.join(error.problems)}. Steps are not touched; restore the "
+            "marker from a backup, or save into another root.",
+            path=MARKER,
+            problems=error.problems,
+        ) from error
     version = value.get("format_version") if isinstance(value, dict) else None
     run_id = value.get("run_id") if isinstance(value, dict) else None
     if type(version) is int and version > FORMAT_VERSION:

@@ -104,7 +104,7 @@ def _require_committed(storage: Storage, step: int, run_id: str, outcome: str) -
     else:
         if entry.state == "committed":
             return
-        found = f"{name} {entry.state}: {entry.problem}"
+        found = f"{name} {entry.state}: {entry.problem.rstrip('.')}"
     raise StepNotFound(
         f"pin of step {step}: expected {name} to be a committed step of this run, found {found}. "
         f"{outcome}. `stepseal ls` shows the steps that are there.",

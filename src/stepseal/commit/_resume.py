@@ -201,7 +201,7 @@ def _exactly(storage: Storage, run_id: str, step: int, inspect: Inspect) -> Sele
     if entry.state == "foreign":
         raise StepNotFound(
             f"restore(step={step}): {entry.name} is foreign: {entry.problem}. Only steps of this "
-            "run are restored; unverified=True takes a folder of stock DCP as it is.",
+            "run are restored, and with unverified=True folders that stock DCP wrote.",
             step=step,
             path=entry.name,
         )

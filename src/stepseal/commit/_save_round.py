@@ -179,7 +179,7 @@ class SaveRound:
         )
 
     def on_unknown(self, event: actions.PublishUnknown) -> list[actions.Action]:
-        """Tell everyone to ask storage: the commit point may be passed, so delete nothing."""
+        """Tell everyone that it is not known: the commit point may be passed, so delete nothing."""
         if self.phase != "publish":
             return []
         text = told_once(f"save of step {self.step}", event.cause.message)

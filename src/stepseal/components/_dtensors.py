@@ -234,7 +234,7 @@ def _refusal(tensor: torch.Tensor) -> tuple[str, str]:
     if tensor.is_nested:
         return "a nested tensor", "Store its values and offsets as two tensors"
     if type(tensor).__name__ == "ShardedTensor":
-        return "a ShardedTensor", "Use fully_shard (FSDP2) or DTensor, or add it as external"
+        return "a ShardedTensor", "Use fully_shard (FSDP2) or DTensor"
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return (
             f"a {type(tensor).__module__}.{type(tensor).__qualname__}, which wraps other tensors",

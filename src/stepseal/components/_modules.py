@@ -99,10 +99,8 @@ class ModuleComponent:
             if any(cls.__name__ == "FullyShardedDataParallel" for cls in type(part).__mro__):
                 raise InvalidInput(
                     f"module cannot be added: component {name}, module {path or '<root>'}: "
-                    "expected plain or FSDP2 "
-                    "modules, found FullyShardedDataParallel (FSDP1). Use fully_shard (FSDP2), or "
-                    "add it as an "
-                    "external component that torch.distributed.checkpoint writes.",
+                    "expected plain or FSDP2 modules, found FullyShardedDataParallel (FSDP1). Use "
+                    "fully_shard (FSDP2).",
                     component=name,
                     path=path,
                 )

@@ -41,8 +41,7 @@ class _Block:
         except OSError as error:
             raise StorageUnavailable(
                 f"staging memory cannot be allocated: {size_bytes} bytes: {error}. Free memory, or "
-                "lower "
-                "max_staging_bytes so that saves are not staged.",
+                "use mode='sync', which stages little.",
                 errno=error.errno,
             ) from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
@@ -135,7 +134,7 @@ class Arena:
                     "staging memory is too small for this save: expected at most "
                     f"{self._max_bytes} bytes "
                     f"(max_staging_bytes), found at least {self._held_bytes + needed}. Raise "
-                    "max_staging_bytes, or save without staging.",
+                    "max_staging_bytes, or use mode='sync', which stages little.",
                     expected=self._max_bytes,
                     found=self._held_bytes + needed,
                 )

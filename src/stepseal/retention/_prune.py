@@ -163,7 +163,10 @@ class _Prune:
                 self.report.removed.append(name.step)
         self.report.in_trash.pop(name.step, None)
         if grace_s and name.step in self.report.removed:
-            self.report.in_trash[name.step] = f"kept in the trash for {duration(grace_s)}"
+            self.report.in_trash[name.step] = (
+                f"kept in the trash for {duration(grace_s)}, by this prune; a job on this root "
+                "goes by its own grace"
+            )
 
     def remove_superseded(self, name: str) -> None:
         """Delete one folder of the superseded area."""

@@ -104,9 +104,8 @@ def import_dcp(
     for name, state in states.items():
         num_values = sum(fqn not in left_out for fqn in components[name].values.values())
         num_tensors = len(state.tensors)
-        sizes[name] = (
-            f"tensors, {num_tensors} tensors" if num_tensors else f"tree, {num_values} values"
-        )
+        found = (num_tensors, "tensor") if num_tensors else (num_values, "value")
+        sizes[name] = f"{found[0]} {found[1]}{'' if found[0] == 1 else 's'}"
     return Imported(step, saved.path, place, folder.sha256, sizes, left_out)
 
 
