@@ -103,7 +103,9 @@ class Keeping:
         return {manifest.attempt for manifest in found if manifest is not None}
 
     def after_power_loss(self, standing: set[str]) -> None:
-        """Note what lies in the trash again, because its way back was not durable."""
+        """Note what lies in the trash again, or stands again, because its way was not durable."""
+        for attempt in standing:
+            self._left_at.pop(attempt, None)
         for attempt in self._in_trash() - standing:
             self._moved_as.get(attempt, set()).add(attempt)
 
