@@ -239,6 +239,7 @@ class Head:
     def _watch_select(self, action: actions.Select) -> Callable[[actions.DriverEvent], None]:
         """Return what judges the choice of a step, made from now on."""
         oracle, disk = self.oracle, self.disk
+        oracle.keeping.release(self.node)  # the candidate before was given up
         before, refused, claims = oracle.owed(), disk.num_refused_reads, dict(oracle.claims)
         self.may_be_fresh = not oracle.acknowledged
         if action.step is None and not action.exclude:
