@@ -1,7 +1,9 @@
 """What must hold of a root, given everything that was said about it.
 
 The current lineage is known from outside: the incarnation with the highest number that restored
-owns the root, and stands on the step that it restored.
+owns the root, and stands on the step that it restored. A life that was about to restore when a
+step was acknowledged, and never said what it restored, may have claimed the root on an older one:
+that step is owed to nobody then.
 """
 
 from __future__ import annotations
@@ -30,8 +32,14 @@ class _Story:
     incarnation: int = 0
     acknowledged: dict[int, int] = field(default_factory=dict)
     """Step to life, of the owner's lineage."""
-    promised: dict[int, int] = field(default_factory=dict)
-    """Life to the newest step that was acknowledged when it began to restore."""
+    lineages: dict[int, dict[int, int]] = field(default_factory=dict)
+    """Life to the lives that it descends from, each with its last step that counts."""
+    promised: dict[int, frozenset[int]] = field(default_factory=dict)
+    """Life to the steps that were acknowledged when it began to restore."""
+    claiming: set[int] = field(default_factory=set)
+    """Lives that began to restore, and did not say yet what came of it."""
+    doubted_by: dict[int, set[int]] = field(default_factory=dict)
+    """Acknowledged step to the later lives that were claiming then."""
     fenced: dict[tuple[int, int], int] = field(default_factory=dict)
     """Life and step of saves that began when another life owned the root already, with that."""
     restored: set[int] = field(default_factory=set)
@@ -41,8 +49,8 @@ class _Story:
         """Take the next word."""
         match word.kind:
             case "claiming":
-                newest = max(self.acknowledged, default=0)
-                self.promised.setdefault(word.life, newest)
+                self.promised.setdefault(word.life, frozenset(self.acknowledged))
+                self.claiming |= {word.life} - self.restored
             case "restored":
                 self._restored(word)
             case "begin" if word.life != self.owner:
@@ -56,11 +64,17 @@ class _Story:
         if word.life in self.restored:
             return  # every participant says so
         self.restored.add(word.life)
-        if word.step < self.promised[word.life]:
+        self.claiming.discard(word.life)
+        newest = max(self.promised[word.life] & self.owed().keys(), default=0)
+        if word.step < newest:
             self.problems.append(
-                f"life {word.life} restored step {word.step}, but step "
-                f"{self.promised[word.life]} was acknowledged before"
+                f"life {word.life} restored step {word.step}, but step {newest} was acknowledged "
+                "before"
             )
+        if word.text:
+            of = int(word.text)
+            before = self.lineages.get(of, {}) | {of: word.step}
+            self.lineages[word.life] = {k: min(last, word.step) for k, last in before.items()}
         told = self.acknowledged.get(word.step)
         if told is not None and str(told) != word.text:
             self.problems.append(
@@ -80,14 +94,26 @@ class _Story:
             )
         if word.life == self.owner:
             self.acknowledged[word.step] = word.life
+            self.doubted_by[word.step] = {life for life in self.claiming if life > word.life}
+
+    def owed(self) -> dict[int, int]:
+        """Return what was acknowledged and is certainly of the current lineage, step to life."""
+        return {
+            step: life
+            for step, life in self.acknowledged.items()
+            if not self.doubted_by[step] & self.claiming
+        }
 
 
-def judge_words(words: list[Word]) -> tuple[dict[int, int], list[str]]:
-    """Return what was acknowledged in the current lineage, step to life, and what is wrong."""
+def judge_words(words: list[Word]) -> tuple[dict[int, int], dict[int, int], list[str]]:
+    """Return what is owed, step to life; the lives that the owner descends from, each with its
+    last step that counts; and what is wrong.
+    """
     story = _Story()
     for word in words:
         story.tell(word)
-    return story.acknowledged, list(dict.fromkeys(story.problems))
+    lineage = story.lineages.get(story.owner, {})
+    return story.owed(), lineage, list(dict.fromkeys(story.problems))
 
 
 def survey(folder: Folder, world: int, keep: int | None, checked: set[str]) -> list[str]:
@@ -99,7 +125,7 @@ def survey(folder: Folder, world: int, keep: int | None, checked: set[str]) -> l
         keep: number of newest steps that pruning leaves; None if nothing is pruned.
         checked: attempts that need not be read again; those of this survey are added.
     """
-    acknowledged, found = judge_words(folder.words.all())
+    acknowledged, lineage, found = judge_words(folder.words.all())
     try:
         run = ss.open(folder.root)
     except errors.RootNotFound:
@@ -122,7 +148,10 @@ def survey(folder: Folder, world: int, keep: int | None, checked: set[str]) -> l
     for step, life in acknowledged.items():
         if present.get(step) == life:
             continue
-        newer = sum(1 for other, of in present.items() if other > step and of in lives)
+        newer = sum(
+            other > step and (of in lives or other <= lineage.get(of, -1))
+            for other, of in present.items()
+        )
         if step in present:
             found.append(f"step {step} was acknowledged to life {life}, found {present[step]}'s")
         elif keep is None or newer < keep:

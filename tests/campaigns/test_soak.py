@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.campaigns import _soak
+from tests.campaigns._soak_job import Word
+from tests.campaigns._soak_oracle import judge_words
 from tests.campaigns._soak_round import TROUBLES
 
 if TYPE_CHECKING:
@@ -44,3 +46,51 @@ def test_a_soak_in_which_too_little_happened_is_not_clean() -> None:
         (told,) = _soak.too_little(enough - Counter({what: 1}), 9)
         assert f" {what} " in told
     assert len(_soak.too_little(Counter(), 1)) == len(enough)
+
+
+def _told(*words: tuple[str, int, int, int, str]) -> tuple[dict[int, int], dict[int, int]]:
+    kinds = [Word(kind, life, 0, step, number, text) for kind, life, step, number, text in words]  # type: ignore[arg-type]
+    acknowledged, lineage, problems = judge_words(kinds)
+    assert problems == []
+    return acknowledged, lineage
+
+
+_FIRST = [
+    ("claiming", 11, 0, 0, ""),
+    ("restored", 11, 0, 0, ""),
+    ("acknowledged", 11, 50, 0, ""),
+]
+
+
+def test_an_older_step_than_was_acknowledged_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="restored step 50, but step 60 was acknowledged"):
+        _told(
+            *_FIRST,
+            ("acknowledged", 11, 60, 0, ""),
+            ("claiming", 12, 0, 0, ""),
+            ("restored", 12, 50, 2, "11"),
+        )
+
+
+def test_a_life_that_never_said_what_it_restored_leaves_in_doubt_what_was_saved_meanwhile() -> None:
+    words = [
+        *_FIRST,
+        ("claiming", 12, 0, 0, ""),  # stopped after its claim, which descends from step 50
+        ("acknowledged", 11, 60, 0, ""),
+        ("claiming", 13, 0, 0, ""),
+        ("restored", 13, 50, 3, "11"),
+    ]
+    assert _told(*words) == ({50: 11}, {11: 50})
+    assert _told(*words[:5]) == ({50: 11}, {})
+    assert _told(*words, ("restored", 12, 50, 2, "11")) == ({50: 11}, {11: 50})
+
+
+def test_steps_that_nobody_acknowledged_count_if_a_later_life_descends_from_them() -> None:
+    acknowledged, lineage = _told(
+        *_FIRST,
+        ("claiming", 12, 0, 0, ""),
+        ("restored", 12, 50, 2, "11"),
+        ("claiming", 13, 0, 0, ""),
+        ("restored", 13, 110, 3, "12"),
+    )
+    assert (acknowledged, lineage) == ({50: 11}, {11: 50, 12: 110})
