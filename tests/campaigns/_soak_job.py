@@ -126,6 +126,18 @@ class Plan:
     """More arguments of the checkpointer."""
 
 
+class _Driver(ParticipantDriver):
+    """Knows its incarnation, which a fresh start does not tell its caller."""
+
+    incarnation = 0
+
+    def wait_order(self, call: int, timeout_s: float) -> Any:  # noqa: ANN401 - as inherited
+        """Take the next word of a restore."""
+        order = super().wait_order(call, timeout_s)
+        self.incarnation = getattr(order, "incarnation", 0)
+        return order
+
+
 def names(world: int) -> tuple[str, ...]:
     """Return all participant ids."""
     return tuple(f"trainer/{rank}" for rank in range(world))
@@ -143,7 +155,8 @@ def train(folder: Folder, plan: Plan, rank: int, _pipe: Any) -> None:  # noqa: A
 
 def _train(folder: Folder, plan: Plan, rank: int, calls: Calls) -> None:
     words, life = folder.words, plan.life
-    join = _join(folder, plan, rank)
+    drivers: list[_Driver] = []
+    join = _join(folder, plan, rank, drivers)
     ckpt = calls.call(
         "construct",
         lambda: ss.Checkpointer(
@@ -155,7 +168,7 @@ def _train(folder: Folder, plan: Plan, rank: int, calls: Calls) -> None:
     replica = Replica(rank)
     replica.add_to(ckpt)
     words.say(Word("claiming", life, rank))
-    if not _resume(folder, life, rank, ckpt, replica, calls):
+    if not _resume(folder, life, drivers[0], ckpt, replica, calls):
         calls.call("close", ckpt.close)
         return
     newest = replica.counters["step"] if replica.counters["life"] != _NO_LIFE else 0
@@ -176,15 +189,20 @@ def _train(folder: Folder, plan: Plan, rank: int, calls: Calls) -> None:
 
 
 def _resume(
-    folder: Folder, life: int, rank: int, ckpt: ss.Checkpointer, replica: Replica, calls: Calls
+    folder: Folder,
+    life: int,
+    driver: _Driver,
+    ckpt: ss.Checkpointer,
+    replica: Replica,
+    calls: Calls,
 ) -> bool:
-    words = folder.words
+    words, rank = folder.words, replica.rank
     found = calls.call("restore", lambda: (ckpt.restore(),))
     if found is None:
         return False
     (restored,) = found
     if restored is None:
-        words.say(Word("restored", life, rank))
+        words.say(Word("restored", life, rank, 0, driver.incarnation))
         return True
     of = replica.counters["life"]
     difference = replica.differs_from(of, restored.step)
@@ -201,7 +219,7 @@ def _acknowledge(
         words.say(Word("acknowledged", life, rank, pending.step))
 
 
-def _join(folder: Folder, plan: Plan, rank: int) -> Join:
+def _join(folder: Folder, plan: Plan, rank: int, drivers: list[_Driver]) -> Join:
     """Return what connects a participant as a process group does."""
 
     def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
@@ -212,13 +230,14 @@ def _join(folder: Folder, plan: Plan, rank: int) -> Join:
         if rank:
             found = read_address(folder.path, deadlines, address)
             link = SocketLink(found, topology.me, deadlines, ss.__version__)
-            return topology, Wiring(storage, ParticipantDriver(topology.me, link, deadlines), None)
+            drivers.append(_Driver(topology.me, link, deadlines))
+            return topology, Wiring(storage, drivers[0], None)
         hub = SocketHub("127.0.0.1", topology.participants, new_token(), deadlines)
         own = hub.link(topology.me)
         coordinator = coordinate(storage, topology, options, hub)
-        driver = ParticipantDriver(topology.me, own, deadlines)
+        drivers.append(_Driver(topology.me, own, deadlines))
         write_address(folder.path, hub.address, address)
-        return topology, Wiring(storage, driver, coordinator)
+        return topology, Wiring(storage, drivers[0], coordinator)
 
     return join
 

@@ -80,7 +80,7 @@ class _Story:
             self.problems.append(
                 f"life {word.life} restored step {word.step} of life {word.text}, not of {told}"
             )
-        if word.incarnation == 0 or word.incarnation > self.incarnation:
+        if word.incarnation > self.incarnation:
             self.owner, self.incarnation = word.life, word.incarnation
             kept = {step: life for step, life in self.acknowledged.items() if step <= word.step}
             self.acknowledged = kept

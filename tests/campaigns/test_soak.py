@@ -57,7 +57,7 @@ def _told(*words: tuple[str, int, int, int, str]) -> tuple[dict[int, int], dict[
 
 _FIRST = [
     ("claiming", 11, 0, 0, ""),
-    ("restored", 11, 0, 0, ""),
+    ("restored", 11, 0, 1, ""),
     ("acknowledged", 11, 50, 0, ""),
 ]
 
@@ -94,3 +94,15 @@ def test_steps_that_nobody_acknowledged_count_if_a_later_life_descends_from_them
         ("restored", 13, 110, 3, "12"),
     )
     assert (acknowledged, lineage) == ({50: 11}, {11: 50, 12: 110})
+
+
+def test_who_woke_up_from_an_older_fresh_start_does_not_own_the_root() -> None:
+    words = [
+        ("claiming", 11, 0, 0, ""),  # stopped after its claim
+        ("claiming", 12, 0, 0, ""),
+        ("restored", 12, 0, 2, ""),
+        ("restored", 11, 0, 1, ""),
+        ("begin", 12, 10, 0, ""),
+        ("acknowledged", 12, 10, 0, ""),
+    ]
+    assert _told(*words) == ({10: 12}, {})
