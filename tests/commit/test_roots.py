@@ -70,7 +70,7 @@ def test_each_flipped_bit_of_the_marker_is_noticed() -> None:
         flipped = bytearray(data)
         flipped[bit // 8] ^= 1 << bit % 8
         overwrite(storage, MARKER, bytes(flipped))
-        with pytest.raises(errors.Corrupt):
+        with pytest.raises(errors.Corrupt, match="restore the marker from a backup"):
             read_marker(storage)
 
 
