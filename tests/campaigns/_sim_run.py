@@ -17,6 +17,7 @@ from tests.campaigns._sim_state import exists, manifest_at, wrong_with
 from tests.campaigns._sim_world import Faults, World
 
 from stepseal.commit._catalog import read_marker
+from stepseal.commit._out_of_place import put_back_pruned
 from stepseal.commit._resume import select
 from stepseal.errors import CheckpointError
 from stepseal.layout import MANIFEST, parse_step_name, part_document_path
@@ -236,6 +237,7 @@ class _Simulation:
             oracle.require("a sound step always remains", sound, self.standing())
         owed = oracle.owed()
         with contextlib.suppress(CheckpointError):
+            put_back_pruned(disk, self.world.clock())  # as a restore does first
             found = select(disk, read_marker(disk), step=None, exclude=(), inspect=_inspect)
             chosen = -1 if found.entry is None else found.entry.step
             newest = max(owed, default=-1)
