@@ -160,13 +160,15 @@ class Disk:
 
     def _carry_out_late(self, verb: str, key: str, run: Callable[[], object], target: str) -> None:
         """Let the server do what was given up, whenever it likes, if it still can."""
-        disk = self.world.disk
+        disk, had_no_room = self.world.disk, self.had_no_room
 
         def late() -> None:
             if self.world.disk is disk:
                 self.last_verb_at = self.last_verb_before  # it was asked for long ago
+                now, self.had_no_room = self.had_no_room, had_no_room
                 with contextlib.suppress(StorageUnavailable):
                     self._carry_out(verb, key, run, target)
+                self.had_no_room = now
 
         self.world.at(self.world.roll() * 30.0, late)
 

@@ -113,6 +113,7 @@ class Keeping:
         """Note that a step stands in its place."""
         self.out.discard(attempt)
         self._to_come_back.discard(attempt)
+        self._left_at.pop(attempt, None)
 
     def pin_written(self, step: int) -> None:
         """Note that from now on a prune can see a pin."""
