@@ -65,12 +65,14 @@ def test_the_fast_size_begins_all_over_the_stride() -> None:
 def test_what_no_index_hit_is_struck_by_name() -> None:
     walks = [s for s in _errno._shares(_errno._SCALES["nightly"]) if s.workload == "fresh"]
     walk = [s for s in walks if (s.kind, s.sticky, s.where) == ("EIO", False, "memory")]
-    performed = _errno._performed("fresh")
     missed = "sync_dir #3"
-    assert missed in performed
-    reports = [_errno._Report(struck=performed - {missed}) for _ in walk]
+    struck = _errno._performed("fresh") - {missed}
+    reports = [_errno._Report(struck=struck) for _ in walk]
     (left,) = _errno._left_over(walk, reports)
-    assert (left.at, left.workload, left.kind) == ((missed,), "fresh", "EIO")
+    assert (left.workload, left.kind) == ("fresh", "EIO")
+    # the last move of `latest` may come before or after the fault is lifted: a run may have more
+    assert missed in left.at
+    assert not struck & set(left.at)
 
 
 TOLD = Call("wait 10", "ParticipantFailed of step 10", "no space [ENOSPC]", errno.ENOSPC, "a")
