@@ -6,6 +6,7 @@ of system calls. The release size strikes every operation of all workloads in me
 on a disk and of system calls. The fast one takes few, spread over the whole run.
 
     python -m tests.campaigns._errno --size fast
+    python -m tests.campaigns._errno --size nightly --journal FILE    # stop it, and go on later
     python -m tests.campaigns._errno --workload fresh --kind EIO --sticky --at 123
     python -m tests.campaigns._errno --workload fresh --kind EIO --at 'sync_dir #6'
 
@@ -24,19 +25,20 @@ import multiprocessing
 import os
 import shlex
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, get_args
 
 import torch
 from tests.campaigns._errno_job import WORKLOADS, Trial, Where
 from tests.campaigns._errno_strike import KINDS
 from tests.campaigns._errno_variants import VARIANTS
-from tests.campaigns._sizes import Row, Size, main
+from tests.campaigns._journal import Journal
+from tests.campaigns._sizes import Row, Size, report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["run"]
 
@@ -95,7 +97,7 @@ def _work(share: _Share) -> _Report:
     logging.getLogger("stepseal").setLevel(logging.CRITICAL)
     torch.set_num_threads(1)
     VARIANTS[share.variant].patch()
-    report = _Report()
+    outcome = _Report()
     places = share.at or itertools.count(share.start, share.stride)
     for at in places:
         faulthandler.dump_traceback_later(_HANG_S, exit=True)
@@ -104,20 +106,20 @@ def _work(share: _Share) -> _Report:
             wrap=VARIANTS[share.variant].wrap, deadline_s=VARIANTS[share.variant].deadline_s,
         )  # fmt: skip
         found = trial.run()
-        report.kinds |= {text.partition(":")[0] for text in found}
+        outcome.kinds |= {text.partition(":")[0] for text in found}
         faulthandler.cancel_dump_traceback_later()
         if not trial.struck:
             if found:
-                report.violations += [f"{_again(share, 'nothing')}  # {text}" for text in found]
+                outcome.violations += [f"{_again(share, 'nothing')}  # {text}" for text in found]
             if isinstance(at, int):
                 break
             continue
-        report.num_cases += 1
-        report.struck.add(trial.struck)
-        report.violations += [f"{_again(share, trial.struck)}  # {text}" for text in found]
-        if report.kinds & VARIANTS[share.variant].caught_as and share.variant != "none":
+        outcome.num_cases += 1
+        outcome.struck.add(trial.struck)
+        outcome.violations += [f"{_again(share, trial.struck)}  # {text}" for text in found]
+        if outcome.kinds & VARIANTS[share.variant].caught_as and share.variant != "none":
             break
-    return report
+    return outcome
 
 
 def _again(share: _Share, struck: str) -> str:
@@ -155,12 +157,14 @@ def _left_over(shares: Sequence[_Share], reports: Sequence[_Report]) -> list[_Sh
     differently each time.
     """
     struck: dict[_Share, set[str]] = {}
-    for share, report in zip(shares, reports, strict=True):
+    for share, outcome in zip(shares, reports, strict=True):
         if share.stride == _PROCESSES_PER_WALK and share.where == "memory":
             walk = replace(share, start=0)
-            struck[walk] = struck.get(walk, set()) | report.struck
-    performed = {name: _apart(_performed, name) for name in {walk.workload for walk in struck}}
-    left = {walk: performed[walk.workload] - names for walk, names in struck.items()}
+            struck[walk] = struck.get(walk, set()) | outcome.struck
+    every = {name: _apart(_performed, name) for name in sorted({w.workload for w in struck})}
+    for walk, names in struck.items():
+        every[walk.workload] |= names
+    left = {walk: every[walk.workload] - names for walk, names in struck.items()}
     return [replace(walk, at=tuple(sorted(names))) for walk, names in left.items() if names]
 
 
@@ -174,23 +178,23 @@ def _performed(workload: str) -> set[str]:
     return nothing.performed
 
 
-def _spread(shares: Iterable[_Share]) -> list[_Report]:
+def _spread(shares: Sequence[_Share], journal: Journal[_Share, _Report]) -> list[_Report]:
+    """Do what the journal lacks, and say on stderr how far it is: long sizes take hours."""
+    todo = [share for share in shares if share not in journal.reports]
     context = multiprocessing.get_context("fork")
-    num_processes = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(num_processes, context, max_tasks_per_child=None) as pool:
-        return list(_told(pool.map(_work, shares)))
-
-
-def _told(reports: Iterable[_Report]) -> Iterator[_Report]:
-    """Pass on, and say on stderr how far it is: long sizes take more than an hour."""
-    num_cases = 0
-    for number, report in enumerate(reports, 1):
-        num_cases += report.num_cases
-        for violation in report.violations:
-            print(violation, file=sys.stderr, flush=True)
-        if number % _TOLD_EVERY == 0:
-            print(f"{number} shares, {num_cases} operations struck", file=sys.stderr, flush=True)
-        yield report
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
+        working = {pool.submit(_work, share): share for share in todo}
+        for number, done in enumerate(as_completed(working), 1):
+            journal.add(working[done], done.result())
+            for violation in done.result().violations:
+                print(violation, file=sys.stderr, flush=True)
+            if number % _TOLD_EVERY == 0:
+                num_cases = sum(outcome.num_cases for outcome in journal.reports.values())
+                print(
+                    f"{number} of {len(todo)} shares, {num_cases} operations struck",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+    return [journal.reports[share] for share in shares]
 
 
 def _caught(name: str) -> bool:
@@ -208,20 +212,20 @@ def _apart(work: Callable[[T], R], argument: T) -> R:
         return pool.submit(work, argument).result()
 
 
-def run(size: Size) -> Row:
+def run(size: Size, journal: Path | None = None) -> Row:
     """Strike, then let every broken variant be caught."""
-    started = time.monotonic()
+    done = Journal(journal, _Share, _Report)
     shares = _shares(_SCALES[size])
-    reports = _spread(shares)
-    reports += _spread(_left_over(shares, reports))
-    seconds = time.monotonic() - started
+    reports = _spread(shares, done)
+    reports += _spread(_left_over(shares, reports), done)
+    seconds = done.seconds
     names = [name for name in VARIANTS if name != "none"]
     caught = {name: _caught(name) for name in names}
     return Row(
         "storage errors",
         "operations struck",
-        sum(report.num_cases for report in reports),
-        tuple(violation for report in reports for violation in report.violations),
+        sum(outcome.num_cases for outcome in reports),
+        tuple(violation for outcome in reports for violation in outcome.violations),
         tuple(name for name in names if caught[name]),
         tuple(name for name in names if not caught[name]),
         seconds,
@@ -229,7 +233,7 @@ def run(size: Size) -> Row:
     )
 
 
-def _main() -> int:
+def _one() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workload", choices=WORKLOADS, default="fresh")
     parser.add_argument("--kind", choices=KINDS, default="EIO")
@@ -251,5 +255,13 @@ def _main() -> int:
     return 1 if found else 0
 
 
+def _all() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=get_args(Size), default="fast")
+    parser.add_argument("--journal", type=Path)
+    options = parser.parse_args()
+    return report(run(options.size, options.journal))
+
+
 if __name__ == "__main__":
-    sys.exit(_main() if "--at" in sys.argv else main(run))
+    sys.exit(_one() if "--at" in sys.argv else _all())
