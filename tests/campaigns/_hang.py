@@ -12,6 +12,7 @@ what must hold.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import random
 import shutil
@@ -77,6 +78,7 @@ def _campaign(cases: Sequence[Case], variants: Sequence[str], lanes: int) -> Row
     from tests.campaigns._processes import each, fast_directory, warm_up
 
     warm_up()
+    logging.getLogger("stepseal").setLevel(logging.ERROR)  # each life says that memory is volatile
     begun = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="stepseal-hang-", dir=fast_directory()))
     broken = [_of_variant(name) for name in variants]

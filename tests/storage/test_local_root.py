@@ -6,6 +6,7 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.storage._lies import Refusing
 
 from stepseal.errors import Corrupt, InvalidInput, RootNotFound, StorageUnavailable
 from stepseal.storage import (
@@ -117,3 +118,17 @@ def test_no_descriptor_is_left_open(storage: LocalStorage, root: Path) -> None:
                 handle.close()
     remove_tree(storage, "a")
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_refused_root_is_named_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "root"
+    with LocalStorage.create(path) as storage:
+        make_dirs(storage, "a")
+    with LocalStorage.open(path, calls=Refusing("fsync_dir", errno.EIO)) as storage:
+        with pytest.raises(StorageUnavailable) as alone:
+            storage.sync_dir("")
+        with pytest.raises(StorageUnavailable) as under:
+            storage.sync_dir("a")
+    assert f"cannot sync directory '{path}': expected success" in str(alone.value)
+    assert alone.value.path == ""
+    assert f"cannot sync directory 'a' under {path}: expected success" in str(under.value)

@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from stepseal.errors import StorageUnavailable
-from stepseal.storage._refusals import entry_kind
+from stepseal.storage._refusals import entry_kind, key_in_words
 from stepseal.storage._verbs import Entry
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def list_at_once(fd: int, key: str, root: str, calls: Calls) -> tuple[Entry, ...
         if found is not None:
             return tuple(sorted(found, key=lambda entry: entry.name))
     raise StorageUnavailable(
-        f"cannot list {key!r} under {root}: expected names that stay for the time of one look, "
+        f"cannot list {key_in_words(key, root)}: expected names that stay for the time of one look, "
         f"found that the directory kept changing during {_LOOKS} looks. Find out what makes and "
         "removes names there so fast, then retry.",
         path=key,

@@ -14,7 +14,7 @@ from stepseal.storage._verbs import KeyExists, KeyNotFound, NotSupported
 if TYPE_CHECKING:
     from stepseal.storage._verbs import EntryKind
 
-__all__ = ["entry_kind", "kind_name", "refused", "short_read", "wrong_kind"]
+__all__ = ["entry_kind", "key_in_words", "kind_name", "refused", "short_read", "wrong_kind"]
 
 _NEXT_STEPS = {
     errno.ENOSPC: "Free space, then try again.",
@@ -35,6 +35,11 @@ _NEXT_STEPS = {
 _NO_LINK = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
+def key_in_words(key: str, root: str) -> str:
+    """Return where something is: a key under its root, or the path of the root alone."""
+    return f"{key!r} under {root}" if key and root else repr(key or root)
+
+
 def refused(verb: str, key: str, root: str, error: OSError) -> StorageUnavailable:
     """Return the typed error for what the kernel answered; the caller raises it from `error`.
 
@@ -43,7 +48,7 @@ def refused(verb: str, key: str, root: str, error: OSError) -> StorageUnavailabl
     number = error.errno
     reason = os.strerror(number) if number else str(error)
     code = errno.errorcode.get(number or 0, str(number))
-    where = f"cannot {verb} {key!r}" + (f" under {root}" if root else "")
+    where = f"cannot {verb} {key_in_words(key, root)}"
     if number == errno.ENOENT:
         return KeyNotFound(
             f"{where}: expected it and its directory to exist, found nothing there [ENOENT]. "
