@@ -40,9 +40,9 @@ def list_at_once(fd: int, key: str, root: str, calls: Calls) -> tuple[Entry, ...
         if found is not None:
             return tuple(sorted(found, key=lambda entry: entry.name))
     raise StorageUnavailable(
-        f"cannot list {key_in_words(key, root)}: expected names that stay for the time of one look, "
-        f"found that the directory kept changing during {_LOOKS} looks. Find out what makes and "
-        "removes names there so fast, then retry.",
+        f"cannot list {key_in_words(key, root)}: expected names that stay for the time of one "
+        f"look, found that the directory kept changing during {_LOOKS} looks. Find out what makes "
+        "and removes names there so fast, then retry.",
         path=key,
     )
 
