@@ -132,3 +132,39 @@ def test_a_refused_root_is_named_by_its_path(tmp_path: Path) -> None:
     assert f"cannot sync directory '{path}': expected success" in str(alone.value)
     assert alone.value.path == ""
     assert f"cannot sync directory 'a' under {path}: expected success" in str(under.value)
+
+
+class FailingClose:
+    """`os.close` that closes, and fails for the n-th directory of this process."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self._close = os.close
+        self._process = os.getpid()
+
+    def __call__(self, fd: int) -> None:
+        counts = stat.S_ISDIR(os.fstat(fd).st_mode) and os.getpid() == self._process
+        self._close(fd)
+        self.left -= counts
+        if counts and self.left == -1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_failing_close_is_told_as_what_storage_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    for at in range(1000):
+        failing = FailingClose(at)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "close", failing)
+            try:
+                with LocalStorage.create(tmp_path / f"{at}" / "root") as storage:
+                    make_dirs(storage, "a/b/c")
+                    storage.stat("a/b/c")
+            except StorageUnavailable as error:
+                told.append(error.errno)
+        if failing.left >= 0:
+            break
+    assert len(told) >= 10
+    assert set(told) == {errno.EIO}  # not EBADF: nothing is closed twice

@@ -14,7 +14,7 @@ import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from stepseal.errors import InvalidInput, StorageUnavailable
+from stepseal.errors import CheckpointError, StorageUnavailable
 from stepseal.storage._access import (
     DEFAULT_ACCESS,
     Access,
@@ -132,13 +132,14 @@ class LocalStorage:
         calls = calls or Calls()
         path = root_path(root)
         make_root(path, calls, access.dir_mode)
-        fd = open_root(path, calls)
+        storage = cls(path, open_root(path, calls), calls=calls, access=access)
         try:
-            check_root(path, fd, access)
-        except InvalidInput:
-            os.close(fd)
+            with storage._guard("stat", ""):
+                check_root(path, storage._root_fd, access)
+        except CheckpointError:
+            storage.close()
             raise
-        return cls(path, fd, calls=calls, access=access)
+        return storage
 
     def __repr__(self) -> str:
         return f"LocalStorage({self._root!r})"
@@ -156,7 +157,8 @@ class LocalStorage:
     def close(self) -> None:
         """Release the root. No verb works afterwards; open handles do. Safe to repeat."""
         self._root_fd = -1
-        self._release()  # once
+        with self._guard("close", ""):
+            self._release()  # once
 
     def __enter__(self) -> Self:
         return self
@@ -314,8 +316,8 @@ class LocalStorage:
                         prefix = "/".join(segments[: depth + 1])
                         self._check_kind(name, fd, verb, prefix, expected="directory")
                     raise
-                os.close(fd)
-                fd = child
+                left, fd = fd, child
+                os.close(left)  # even if this fails, it is closed
             yield fd
         finally:
             os.close(fd)

@@ -116,23 +116,23 @@ def _set_mode_of(directory: str, mode: int, calls: Calls) -> None:
 def _sync_parent(
     directory: str, root: str, calls: Calls, *, may_be_unreadable: bool = False
 ) -> None:
+    tolerated = NO_DIR_SYNC | ({errno.EROFS} if may_be_unreadable else set())
     try:
-        fd = calls.open(os.path.dirname(directory) or "/", _OPEN_ROOT)
-    except PermissionError as error:
-        if may_be_unreadable:
-            return
-        raise refused("sync the parent of the root", root, "", error) from error
+        try:
+            fd = calls.open(os.path.dirname(directory) or "/", _OPEN_ROOT)
+        except PermissionError:
+            if may_be_unreadable:
+                return
+            raise
+        try:
+            calls.fsync_dir(fd)
+        except OSError as error:
+            if error.errno not in tolerated:
+                raise
+        finally:
+            os.close(fd)
     except OSError as error:
         raise refused("sync the parent of the root", root, "", error) from error
-    try:
-        calls.fsync_dir(fd)
-    except OSError as error:
-        if error.errno not in NO_DIR_SYNC and not (
-            may_be_unreadable and error.errno == errno.EROFS
-        ):
-            raise refused("sync the parent of the root", root, "", error) from error
-    finally:
-        os.close(fd)
 
 
 def _not_a_directory(path: str) -> InvalidInput:

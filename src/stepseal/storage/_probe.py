@@ -67,32 +67,43 @@ def probe(
         StorageUnavailable: nothing can be made in it.
     """
     calls = calls or Calls()
-    with LocalStorage.open(path, access=access) as storage, work_folder(storage, home) as key:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with (
+        LocalStorage.open(path, access=access) as storage,
+        work_folder(storage, home) as key,
+        _opened(storage, key) as fd,
+    ):
+        findings = tuple(_find(ability, fd, calls) for ability in ABILITIES)
+        mount = find_mount(fd, calls)
+        space = calls.statvfs(fd)
+        skew_s, error_s = _clock_skew(fd, clock)
+        return Probe(
+            path=storage.root,
+            findings=findings,
+            mount=mount,
+            sync_doubts=sync_doubts(mount),
+            free_bytes=space.f_bavail * space.f_frsize,
+            free_inodes=space.f_favail if space.f_files else None,
+            quota=f"{', '.join(mount.quotas)} on" if mount and mount.quotas else None,
+            fsync_s=_fsync_time(fd, calls),
+            clock_skew_s=skew_s,
+            clock_skew_error_s=error_s,
+        )
+
+
+@contextmanager
+def _opened(storage: LocalStorage, key: str) -> Iterator[int]:
+    """Yield a descriptor of a directory; what the kernel refuses meanwhile is told of the probe."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
         fd = os.open(os.path.join(storage.root, key), flags)
         try:
-            findings = tuple(_find(ability, fd, calls) for ability in ABILITIES)
-            mount = find_mount(fd, calls)
-            space = calls.statvfs(fd)
-            skew_s, error_s = _clock_skew(fd, clock)
-            return Probe(
-                path=storage.root,
-                findings=findings,
-                mount=mount,
-                sync_doubts=sync_doubts(mount),
-                free_bytes=space.f_bavail * space.f_frsize,
-                free_inodes=space.f_favail if space.f_files else None,
-                quota=f"{', '.join(mount.quotas)} on" if mount and mount.quotas else None,
-                fsync_s=_fsync_time(fd, calls),
-                clock_skew_s=skew_s,
-                clock_skew_error_s=error_s,
-            )
-        except StorageUnavailable:
-            raise
-        except OSError as error:
-            raise refused("probe", key, storage.root, error) from error
+            yield fd
         finally:
             os.close(fd)
+    except StorageUnavailable:
+        raise
+    except OSError as error:
+        raise refused("probe", key, storage.root, error) from error
 
 
 @contextmanager
