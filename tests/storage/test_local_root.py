@@ -11,6 +11,7 @@ from tests.storage._lies import Refusing
 from stepseal.errors import Corrupt, InvalidInput, RootNotFound, StorageUnavailable
 from stepseal.storage import (
     LocalStorage,
+    _probe,
     create_durable,
     make_dirs,
     put_if_absent,
@@ -168,3 +169,12 @@ def test_a_failing_close_is_told_as_what_storage_refused(
             break
     assert len(told) >= 10
     assert set(told) == {errno.EIO}  # not EBADF: nothing is closed twice
+
+
+def test_a_probe_tells_of_a_failing_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalStorage.create(tmp_path / "root") as storage:
+        make_dirs(storage, "a")
+        with pytest.raises(StorageUnavailable) as caught, _probe._opened(storage, "a"):
+            monkeypatch.setattr(os, "close", FailingClose(0))
+    assert caught.value.errno == errno.EIO
+    assert "cannot probe 'a' under" in str(caught.value)
