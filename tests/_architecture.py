@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 FACE = "face"
 """The wing of `src/stepseal/__init__.py`."""
 _CORE = frozenset(
-    {"errors", "layout", "storage", "transfer", "commit", "retention", "components", "session"}
+    {"errors", "layout", "storage", "transfer", "protocol", "steps", "retention", "components"}
+    | {"session"}
 )
 _OUTER = frozenset({"cli", "testing", "integrations"})
 
@@ -27,14 +28,13 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "layout": frozenset({"errors"}),
     "storage": frozenset({"errors"}),
     "transfer": frozenset({"errors", "layout", "storage"}),
-    "commit": frozenset({"errors", "layout", "storage"}),
-    "retention": frozenset({"errors", "layout", "storage", "commit"}),
+    "protocol": frozenset({"errors", "layout"}),
+    "steps": frozenset({"errors", "layout", "storage"}),
+    "retention": frozenset({"errors", "layout", "steps"}),
     "components": frozenset({"errors", "layout"}),
     "session": _CORE - {"session"} | {"_version"},
     FACE: _CORE | {"_version"},
-    "cli": frozenset(
-        {"_version", "errors", "layout", "storage", "transfer", "commit", "retention"}
-    ),
+    "cli": frozenset({"_version", "errors", "layout", "storage", "transfer", "steps", "retention"}),
     "__main__": frozenset({"cli"}),
     "testing": _CORE | {FACE},
     "integrations": _CORE | {FACE},
@@ -87,6 +87,11 @@ UNSAFE_DOTTED = frozenset(
 """With all that is in them: some of it reads a pickle, or code."""
 UNSAFE_NAMES = frozenset({"__builtins__", "__import__", "compile", "eval", "exec", "allow_pickle"})
 
+MOVES = frozenset({"rename", "exchange", "sync_dir"})
+"""Verbs of storage that decide what a reader sees, and what survives power loss."""
+MOVING_WINGS = frozenset({"storage", "steps", "transfer", "testing"})
+"""`transfer` syncs the directories of the part that it writes; all else is for `steps`."""
+
 PURE_WINGS = frozenset({"_version", "errors", "layout"})
 PURE_MODULES = frozenset(
     {"__future__", "abc", "binascii", "bisect", "collections", "dataclasses", "datetime", "enum"}
@@ -110,7 +115,10 @@ EXEMPT: Mapping[tuple[str, str], str] = {
     ("stepseal/components/_tensors.py", "pickle"): (
         "names `PicklingError`, which `torch.save` raises for values that stock DCP could not read"
     ),
-    ("tests/commit/test_performer.py", "file-length"): "one test per stored change of an action",
+    (
+        "tests/protocol/test_incarnation.py",
+        "file-length",
+    ): "one test per stored change of an action",
     ("stepseal/testing/__init__.py", "importlib"): "lazy face: pytest and torch on first use",
 }
 """(path, what) to the reason.
@@ -175,6 +183,9 @@ def _in_names(path: str, wing: str, reader: Reader) -> Iterator[tuple[int, str]]
     for name, line in used:
         if (path, name) not in EXEMPT:
             yield line, f"unsafe: `{name}` may run what a checkpoint names"
+    for name, line in reader.members:
+        if name in MOVES and wing not in MOVING_WINGS:
+            yield line, f"moves: `{wing}` must not call `{name}`; ask the step store"
     for name, line in reader.names:
         if name in IMPURE_NAMES and wing in PURE_WINGS:
             yield line, f"pure: `{wing}` must not call `{name}`; values in, values out"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 class Import:
     """One imported module, with the name taken from it where there is one.
 
-    A name that is reached by attributes (`commit.Hub` after `from stepseal import commit`) is an
+    A name that is reached by attributes (`steps.Pins` after `from stepseal import steps`) is an
     import like any other.
     """
 
@@ -43,6 +43,8 @@ class Reader(ast.NodeVisitor):
         self.imports: list[Import] = []
         self.attributes: list[tuple[str, int]] = []
         """What is reached from imported names, from the module on: `torch.serialization.load`."""
+        self.members: list[tuple[str, int]] = []
+        """What stands behind a dot, whatever it is a member of."""
         self.names: list[tuple[str, int]] = []
         """Plain names that no import made, and the names of keyword arguments."""
         self.functions: list[tuple[str, int, int]] = []
@@ -81,6 +83,7 @@ class Reader(ast.NodeVisitor):
             self.names.append((node.id, node.lineno))
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
+        self.members.append((node.attr, node.lineno))
         dotted = self._dotted(node)
         if dotted is None:
             self.generic_visit(node)

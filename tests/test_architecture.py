@@ -108,8 +108,12 @@ def in_layout(text: str) -> dict[str, str]:
     return {"stepseal/layout/_a.py": text}
 
 
-def in_commit(text: str) -> dict[str, str]:
-    return {"stepseal/commit/_a.py": text}
+def in_steps(text: str) -> dict[str, str]:
+    return {"stepseal/steps/_a.py": text}
+
+
+def in_protocol(text: str) -> dict[str, str]:
+    return {"stepseal/protocol/_a.py": text}
 
 
 def in_session(text: str) -> dict[str, str]:
@@ -126,14 +130,23 @@ BAD: Mapping[str, tuple[str, dict[str, str]]] = {
     "unknown top-level file": ("plan", {"stepseal/helpers.py": ""}),
     "sideways": ("arrow", in_layout("import stepseal.storage")),
     "sideways, from the root": ("arrow", in_layout("from stepseal import storage")),
-    "commit to transfer": ("arrow", in_commit("from stepseal.transfer import X")),
+    "steps to transfer": ("arrow", in_steps("from stepseal.transfer import X")),
+    "protocol to storage": ("arrow", in_protocol("from stepseal.storage import X")),
+    "protocol to steps": ("arrow", in_protocol("from stepseal.steps import X")),
+    "steps to protocol": ("arrow", in_steps("from stepseal.protocol import X")),
+    "a rename above steps": ("moves", in_session("def f(storage):\n    storage.rename(1, 2)")),
+    "an exchange above steps": ("moves", in_protocol("def f(s):\n    s.disk.exchange(1, 2)")),
+    "a directory sync above steps": (
+        "moves",
+        {"stepseal/retention/_a.py": "def f(storage):\n    storage.sync_dir('')"},
+    ),
     "components to storage": ("arrow", in_components("from stepseal.storage import X")),
-    "up, in a function": ("arrow", in_commit("def f():\n    import stepseal.session")),
-    "up, async": ("arrow", in_commit("async def f():\n    import stepseal.session")),
-    "up, for types": ("arrow", in_commit("if TYPE_CHECKING:\n    import stepseal.session")),
-    "up, unless types": ("arrow", in_commit("if TYPE_CHECKING: ...\nelse: import stepseal.cli")),
-    "up, relative": ("arrow", in_layout("from ..commit import X")),
-    "up, relative to the root": ("arrow", in_layout("from .. import commit")),
+    "up, in a function": ("arrow", in_steps("def f():\n    import stepseal.session")),
+    "up, async": ("arrow", in_steps("async def f():\n    import stepseal.session")),
+    "up, for types": ("arrow", in_steps("if TYPE_CHECKING:\n    import stepseal.session")),
+    "up, unless types": ("arrow", in_steps("if TYPE_CHECKING: ...\nelse: import stepseal.cli")),
+    "up, relative": ("arrow", in_layout("from ..steps import X")),
+    "up, relative to the root": ("arrow", in_layout("from .. import steps")),
     "up, in a class": ("arrow", in_layout("class A:\n    from stepseal.transfer import X")),
     "up, in a lazy table": ("arrow", in_session("T = {'X': 'stepseal.integrations.ray:X'}")),
     "up, through the root's face": ("arrow", in_session("import stepseal")),
@@ -152,30 +165,30 @@ BAD: Mapping[str, tuple[str, dict[str, str]]] = {
     "cli to session": ("arrow", {"stepseal/cli/_a.py": "from stepseal.session import Run"}),
     "errors to a wing": ("arrow", {"stepseal/errors.py": "from stepseal.layout import Box"}),
     "testing to cli": ("arrow", {"stepseal/testing/_a.py": "from stepseal.cli import main"}),
-    "private module": ("private", in_commit("from stepseal.layout._boxes import Box")),
-    "private module, whole": ("private", in_commit("import stepseal.layout._boxes")),
-    "private module, as a name": ("private", in_commit("from stepseal.layout import _boxes")),
-    "public module, no face": ("private", in_commit("from stepseal.layout.boxes import Box")),
+    "private module": ("private", in_steps("from stepseal.layout._boxes import Box")),
+    "private module, whole": ("private", in_steps("import stepseal.layout._boxes")),
+    "private module, as a name": ("private", in_steps("from stepseal.layout import _boxes")),
+    "public module, no face": ("private", in_steps("from stepseal.layout.boxes import Box")),
     "private module, by attribute": (
         "private",
-        in_session("from stepseal import commit\ncommit._publish.publish()"),
+        in_session("from stepseal import steps\nsteps._publish.publish()"),
     ),
     "private module, by attribute of a renamed wing": (
         "private",
-        in_session("import stepseal.commit as c\ndef f():\n    c._attempts.begin()"),
+        in_session("import stepseal.steps as c\ndef f():\n    c._attempts.begin()"),
     ),
-    "up, by attribute": ("arrow", in_layout("import stepseal.errors\nstepseal.commit.sweep()")),
-    "private name": ("private", in_commit("from stepseal.errors import _rebuild")),
-    "torch in commit": ("torch", in_commit("import torch.distributed as dist")),
+    "up, by attribute": ("arrow", in_layout("import stepseal.errors\nstepseal.steps.open_store()")),
+    "private name": ("private", in_steps("from stepseal.errors import _rebuild")),
+    "torch in steps": ("torch", in_steps("import torch.distributed as dist")),
     "torch in a function": ("torch", in_layout("def f():\n    from torch import Tensor")),
-    "torch for types": ("torch", in_commit("if TYPE_CHECKING:\n    import torch")),
+    "torch for types": ("torch", in_steps("if TYPE_CHECKING:\n    import torch")),
     "torch in the root's face": ("torch", {"stepseal/__init__.py": "import torch"}),
     "numpy": ("numpy", in_components("import numpy as np")),
     "numpy behind try": ("numpy", in_components("try:\n    import numpy\nfinally: ...")),
-    "new dependency": ("foreign", in_commit("def f():\n    import requests")),
-    "click outside cli": ("foreign", in_commit("import click")),
-    "typing_extensions at run time": ("foreign", in_commit("import typing_extensions")),
-    "pickle": ("unsafe", in_commit("def f():\n    import pickle")),
+    "new dependency": ("foreign", in_steps("def f():\n    import requests")),
+    "click outside cli": ("foreign", in_steps("import click")),
+    "typing_extensions at run time": ("foreign", in_steps("import typing_extensions")),
+    "pickle": ("unsafe", in_steps("def f():\n    import pickle")),
     "marshal": ("unsafe", in_layout("from marshal import loads")),
     "shelve": ("unsafe", in_layout("import shelve")),
     "importlib": ("unsafe", in_layout("from importlib import import_module")),
@@ -214,8 +227,8 @@ BAD: Mapping[str, tuple[str, dict[str, str]]] = {
     ),
     "allow_pickle": ("unsafe", in_components("def f(np):\n    np.load('x', allow_pickle=True)")),
     "compile": ("unsafe", in_layout("c = compile('1', 'x', 'exec')")),
-    "runpy": ("unsafe", in_commit("import runpy")),
-    "pkgutil": ("unsafe", in_commit("import pkgutil\npkgutil.resolve_name('os:system')")),
+    "runpy": ("unsafe", in_steps("import runpy")),
+    "pkgutil": ("unsafe", in_steps("import pkgutil\npkgutil.resolve_name('os:system')")),
     "builtins renamed": ("unsafe", in_layout("import builtins as b\nb.exec('')")),
     "importlib in an eager face": (
         "unsafe",
@@ -226,12 +239,12 @@ BAD: Mapping[str, tuple[str, dict[str, str]]] = {
     "pathlib in layout": ("pure", in_layout("def f():\n    from pathlib import Path")),
     "socket in errors": ("pure", {"stepseal/errors.py": "import socket"}),
     "function in a face": ("face-logic", {"stepseal/layout/__init__.py": "def f(): ..."}),
-    "call in a face": ("face-logic", {"stepseal/commit/__init__.py": "import os\nos.getcwd()"}),
+    "call in a face": ("face-logic", {"stepseal/steps/__init__.py": "import os\nos.getcwd()"}),
     "computed table in a face": (
         "face-logic",
-        {"stepseal/commit/__init__.py": "T = {n: n for n in 'ab'}"},
+        {"stepseal/steps/__init__.py": "T = {n: n for n in 'ab'}"},
     ),
-    "branch in a face": ("face-logic", {"stepseal/commit/__init__.py": "if x:\n    y = 1"}),
+    "branch in a face": ("face-logic", {"stepseal/steps/__init__.py": "if x:\n    y = 1"}),
     "circle of two": (
         "circle",
         {
@@ -298,7 +311,7 @@ def test_checker_accepts_the_plan_as_drawn() -> None:
         "stepseal/components/_b.py": "import math\ndef f():\n    import numpy",
         "stepseal/components/_c.py": "if TYPE_CHECKING:\n    import numpy",
         "stepseal/components/_dcp_index.py": "import pickle",
-        "stepseal/session/_a.py": "import stepseal.commit, stepseal.transfer, stepseal.components",
+        "stepseal/session/_a.py": "import stepseal.steps, stepseal.transfer, stepseal.components",
         "stepseal/testing/__init__.py": "import importlib\nT = {'Run': 'stepseal.session'}",
         "stepseal/cli/_a.py": "import click\nfrom stepseal.transfer import verify_step",
         "stepseal/integrations/ray.py": "import ray\nimport stepseal as ss",

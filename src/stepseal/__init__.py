@@ -13,7 +13,7 @@ from stepseal import errors
 from stepseal._version import __version__
 
 if TYPE_CHECKING:
-    from stepseal.commit import Deadlines
+    from stepseal.protocol import Deadlines
     from stepseal.components import RNG, Sharing, register, register_codec
     from stepseal.retention import Retention, latest
     from stepseal.session import (
@@ -38,14 +38,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
     if name not in __all__:
         raise AttributeError(f"module 'stepseal' has no attribute {name!r}")
-    from stepseal import commit, components, retention, session, storage
+    from stepseal import components, protocol, retention, session, storage
 
     if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK"):
         return components.Sharing[name]
     if name == "open":
         return session.open_run
     owner = next(
-        wing for wing in (session, components, retention, commit, storage) if name in wing.__all__
+        wing for wing in (session, components, retention, protocol, storage) if name in wing.__all__
     )
     return getattr(owner, name)
 

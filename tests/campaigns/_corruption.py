@@ -36,7 +36,7 @@ from tests.campaigns._damages import Pristine, harm
 from tests.campaigns._sizes import Row, Size, main
 from tests.campaigns._small_job import NEWEST, STEPS, SavedRoot, new_folder, save_small_job
 
-from stepseal.commit import read_step
+from stepseal.steps._catalog import read_step
 from stepseal.storage import LocalStorage
 
 if TYPE_CHECKING:

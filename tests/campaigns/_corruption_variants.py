@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from tests.campaigns._variants import replace
 
 from stepseal.cli import _verifying
-from stepseal.commit import StepEntry, _catalog
 from stepseal.errors import CheckpointError
 from stepseal.layout import _records, decode_document, decode_manifest, decode_part, manifest_digest
-from stepseal.session._finisher import StepFinisher
+from stepseal.session._indexer import DcpIndexer
+from stepseal.steps import StepEntry, _catalog
 from stepseal.transfer import verify_step
 from stepseal.transfer._files import CommittedFiles
 from stepseal.transfer._read import StepReader
@@ -130,7 +130,7 @@ def _no_sizes() -> None:
         return self._storage.open_read(self.key(path))
 
     replace(CommittedFiles, "open", unchecked)
-    replace(StepFinisher, "inspect", lambda *_args, **_options: ())
+    replace(DcpIndexer, "inspect", lambda *_args, **_options: ())
 
 
 def _first_finding_only() -> None:

@@ -22,9 +22,13 @@ from tests.campaigns._strike import Strike
 
 import stepseal as ss
 from stepseal import errors
-from stepseal.commit import TRASH, pin, read_marker, take_lease
 from stepseal.layout import MANIFEST
 from stepseal.session import Run
+from stepseal.steps import PosixSteps
+from stepseal.steps._catalog import read_marker
+from stepseal.steps._leases import take_lease
+from stepseal.steps._pins import pin
+from stepseal.steps._roots import TRASH
 from stepseal.storage import KeyNotFound, LocalStorage, MemoryStorage, exists
 from stepseal.testing import Fault, FaultyStorage, World
 
@@ -328,7 +332,7 @@ class Trial:
         """
         if self._workload.keep is None:
             return []
-        steps = Run(storage, "").steps()
+        steps = Run(PosixSteps(storage), "").steps()
         old = set(steps[: -1 - self._workload.keep])  # the last incarnation resumed from one more
         found = [f"unpruned: step {step}" for step in sorted(old & set(self._workload.steps))]
         with suppress(KeyNotFound):
@@ -338,7 +342,7 @@ class Trial:
     def _check_commits(self, storage: Storage, watch: Watch) -> list[str]:
         """Nothing is committed unless somebody was told so, or told that it is not known."""
         try:
-            run = Run(storage, "")
+            run = Run(PosixSteps(storage), "")
         except errors.RootNotFound:
             return []
         told = {call.name.split()[-1] for calls in self._calls for call in calls

@@ -10,11 +10,12 @@ from msgspec.structs import replace
 from tests.campaigns._variants import Wrapped, trust_reports
 
 from stepseal import errors
-from stepseal.commit import PINS, InProcessHub
-from stepseal.commit import _actions as actions
-from stepseal.commit._messages import Aborted
-from stepseal.commit._save_round import SaveRound
 from stepseal.errors import StorageUnavailable
+from stepseal.protocol import InProcessHub
+from stepseal.protocol import _actions as actions
+from stepseal.protocol._messages import Aborted
+from stepseal.protocol._save_round import SaveRound
+from stepseal.steps._pins import PINS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer, Self
 
-    from stepseal.commit._messages import Cause, FromCoordinator
+    from stepseal.protocol._messages import Failure, FromCoordinator
     from stepseal.storage import Entry, Storage, WriteHandle
 
 __all__ = ["VARIANTS", "Variant"]
@@ -124,7 +125,7 @@ def _tell_only_who_failed() -> None:
     abort = SaveRound._abort
 
     def abort_quietly(
-        self: SaveRound, failures: Mapping[str, Cause], where: str
+        self: SaveRound, failures: Mapping[str, Failure], where: str
     ) -> list[actions.Action]:
         todo = abort(self, failures, where)
         return [a for a in todo if not isinstance(a, actions.Send) or a.to in failures]

@@ -33,10 +33,11 @@ from tests.campaigns._programs import print_row, row_of
 from tests.campaigns._sizes import Row, Size, main
 from tests.security._cost import peak_bytes, reset_peak
 
-from stepseal.commit import _claims, _framing, _messages
 from stepseal.errors import Corrupt
-from stepseal.layout import Lineage, _container, _documents, _index, _names, _records
+from stepseal.layout import StepRef, _container, _documents, _index, _names, _records
 from stepseal.layout._documents import Outline
+from stepseal.protocol import _messages, _wire
+from stepseal.steps import _claims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -252,7 +253,7 @@ VARIANTS: dict[str, tuple[str, dict[tuple[Any, str], Any]]] = {
         "index",
         {(_index, "decode_index"): _index_without_checks},
     ),
-    "frames-of-any-length": ("frames", {(_framing, "_check_size"): lambda size, limit: None}),
+    "frames-of-any-length": ("frames", {(_wire, "_check_size"): lambda size, limit: None}),
     "unknown-fields-in-messages": (
         "message",
         {(_messages, "_participant_decoder"): _loose_messages(_messages.FromParticipant)},
@@ -265,7 +266,7 @@ VARIANTS: dict[str, tuple[str, dict[tuple[Any, str], Any]]] = {
     "memory-unbounded": ("path", {(_names, "path_problem"): _hoarding()}),
     "claims-unchecked": (
         "claim-body",
-        {(_claims, "_lineage_of"): lambda parent: Lineage(
+        {(_claims, "_lineage_of"): lambda parent: StepRef(
             parent["step"], parent["manifest_sha256"], parent["incarnation"])},
     ),
 }  # fmt: skip

@@ -32,16 +32,16 @@ from tests.campaigns._fuzz_dcp import (
 from tests.security._forge import BASE, NEWEST, OWNER, sealed
 from tests.security.make_corpus import CORPUS
 
-from stepseal.commit import _claims as claims
-from stepseal.commit import _framing as framing
-from stepseal.commit import _messages as messages
-from stepseal.commit import read_marker
 from stepseal.components import TreeContents, decode_tree
 from stepseal.components._codecs import encode_tree
 from stepseal.errors import CheckpointError
 from stepseal.layout import ITEMSIZE, MARKER, _container, _documents, _index, _names
 from stepseal.layout import _manifest as manifests
 from stepseal.layout import _part as parts
+from stepseal.protocol import _messages as messages
+from stepseal.protocol import _wire as framing
+from stepseal.steps import _claims as claims
+from stepseal.steps._catalog import read_marker
 from stepseal.storage import MemoryStorage, create_durable, make_dirs
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def judge_tree(data: bytes) -> str | None:
 
 def judge_frames(data: bytes) -> str | None:
     """Cut a stream into frames; what came whole goes out as it came in."""
-    reader = framing.FrameReader(framing.MAX_HELLO_BYTES)
+    reader = framing.MessageReader(framing.MAX_HELLO_BYTES)
     out = b""
     try:
         for start in range(0, len(data), 97):
@@ -187,7 +187,7 @@ def judge_frames(data: bytes) -> str | None:
             while (body := reader.take()) is not None:
                 if len(body) > framing.MAX_HELLO_BYTES:
                     return f"a frame of {len(body)} bytes was taken"
-                out += framing.frame(body)
+                out += framing.pack_message(body)
     except CheckpointError:
         return None if data.startswith(out) else "other frames than were sent"
     if len(data) - len(out) >= 4:
@@ -261,10 +261,10 @@ def _hello() -> list[bytes]:
     sent: list[Any] = [
         messages.Hello("trainer/0", "t" * 32, "1"), messages.Heartbeat(), messages.Goodbye(),
         messages.Captured(1, 2, [], {"a": 1.5}, {"loss": math.nan}, ["x"]),
-        messages.Failed(1, 2, "write", messages.Cause("corrupt", "x", problems=["y"])),
+        messages.Failed(1, 2, "write", messages.Failure("corrupt", "x", problems=["y"])),
         messages.RestoreCalled(1, None, False, ["model"]),
-        messages.Prepared(1, "ab" * 16, messages.PartFacts("parts/a.json", 3, "cd" * 32)),
-        messages.Aborted(1, 2, "corrupt", "x", {"a": messages.Cause("corrupt", "x")}),
+        messages.Prepared(1, "ab" * 16, messages.PartReport("parts/a.json", 3, "cd" * 32)),
+        messages.Aborted(1, 2, "corrupt", "x", {"a": messages.Failure("corrupt", "x")}),
         messages.Restored(1, 2, 3, {"4": "damaged"}), messages.Refused("invalid_input", "x"),
     ]  # fmt: skip
     return [messages.encode_message(message) for message in sent]
@@ -301,7 +301,7 @@ TARGETS = {
             lambda: [_MANIFEST.read_bytes(), *_trees()[:4], *_DEEP], True,
         ),
         Target("tree", judge_tree, _trees, True),
-        Target("frames", judge_frames, lambda: [b"".join(map(framing.frame, _hello()))]),
+        Target("frames", judge_frames, lambda: [b"".join(map(framing.pack_message, _hello()))]),
         Target("message", judge_message, _hello, True),
         Target("path", judge_path, lambda: [path.encode() for path in _PATHS]),
         Target("claim-body", _of_body(judge_claim), lambda: list(map(_body, _CLAIMS)), True),

@@ -24,9 +24,10 @@ from tests.multi._job import (
 )
 
 import stepseal as ss
-from stepseal.commit import Deadlines, SocketHub
 from stepseal.components import Topology
+from stepseal.protocol import Deadlines, SocketHub
 from stepseal.session import JobOptions, Wiring, coordinate
+from stepseal.steps import PosixSteps
 from stepseal.storage import LocalStorage
 from stepseal.testing import World
 
@@ -133,7 +134,7 @@ def _join(
     def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
         deadlines = options.deadlines
         topology = Topology(rank, names(start.world))
-        storage = gated_storage(root, gate)
+        steps = PosixSteps(gated_storage(root, gate))
         coordinator = None
         link: Any
         if rank == 0:
@@ -142,7 +143,7 @@ def _join(
             write_address(start.folder, hub.address, "hub" if start.relayed else "address")
             gate.reach("coordinator/listening")
             gated = GatedHub(hub, gate, topology.participants[-1])
-            coordinator = coordinate(storage, topology, options, gated)
+            coordinator = coordinate(steps, topology, options, gated)
         else:
             name = f"address.{rank}" if start.relayed else "address"
             address = read_address(start.folder, deadlines, name)
@@ -152,7 +153,7 @@ def _join(
         driver = GatedDriver(topology.me, link, deadlines)
         driver.gate = gate
         GatedWiring.gate = gate
-        return topology, GatedWiring(storage, driver, coordinator)
+        return topology, GatedWiring(steps, driver, coordinator)
 
     return join
 

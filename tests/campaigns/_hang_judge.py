@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.campaigns._hang_cases import Case, Result
     from tests.multi._ranks import Call
 
-    from stepseal.commit import StepEntry
+    from stepseal.steps import StepEntry
 
 __all__ = ["commits_of", "expect_unchanged", "judge_calls", "judge_root", "judge_words"]
 

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 from tests.campaigns._variants import replace
 from tests.multi._job import Log
 
-from stepseal.commit import (
+from stepseal.protocol import (
     Coordinator,
     ParticipantDriver,
     SocketHub,
     SocketLink,
-    _rules,
+    _agreement,
     _save_round,
 )
-from stepseal.commit._actions import Send
-from stepseal.commit._coordinator_driver import CoordinatorDriver
-from stepseal.commit._messages import Aborted, RestoreFailed
-from stepseal.commit._participant import Participant
+from stepseal.protocol._actions import Send
+from stepseal.protocol._coordinator_driver import CoordinatorDriver
+from stepseal.protocol._messages import Aborted, RestoreFailed
+from stepseal.protocol._participant import Participant
 from stepseal.transfer import StepReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from stepseal.commit._causes import Cause
+    from stepseal.protocol._failures import Failure
 
 __all__ = ["HANGING", "Hanging"]
 
@@ -109,9 +109,9 @@ def _ignore_the_coordinators_end() -> None:
 
 def _blame_another() -> None:
     """The coordinator names the participant after the one that failed."""
-    real = _rules.summary
+    real = _agreement.summary
 
-    def summary(what: str, failures: Mapping[str, Cause], next_step: str) -> str:
+    def summary(what: str, failures: Mapping[str, Failure], next_step: str) -> str:
         others = {f"trainer/{int(name[-1]) + 1}": cause for name, cause in failures.items()}
         return real(what, others, next_step)
 

@@ -2,7 +2,7 @@
 
     python -m tests.campaigns._model [--size fast|nightly|release] [--mutant NAME]
 
-What follows the real protocol (docs/design/0002, 0005, 0006; `_publish`, `_performer`, `_prune`),
+What follows the real protocol (docs/design/0002, 0005, 0006; `_publish`, `_owned`, `_retire`),
 verb by verb: writing in two pieces and reporting; the check of the claims, the rename without
 replacing, the exchange with the look before it and the look at what came out, undoing it; the sync
 of the root before anybody is told; sweeping; planning a prune, moving by name, looking again,

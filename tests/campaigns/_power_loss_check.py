@@ -23,16 +23,17 @@ from tests.campaigns._recovery import (
 )
 
 from stepseal import errors
-from stepseal.commit import _resume, read_step
 from stepseal.layout import parse_step_name
 from stepseal.session import Run, Step
-from stepseal.session._finisher import StepFinisher
+from stepseal.session._indexer import DcpIndexer
+from stepseal.steps import PosixSteps, _select
+from stepseal.steps._catalog import read_step
 
 if TYPE_CHECKING:
     from tests.campaigns._disk import Image
     from tests.campaigns._log import Timeline
 
-    from stepseal.commit import StepEntry
+    from stepseal.steps import StepEntry
     from stepseal.storage import Storage
 
 __all__ = ["Checker"]
@@ -80,7 +81,7 @@ class Checker:
         self._aside: dict[tuple[int, ...], set[tuple[int, object]]] = {}
         self._newest: dict[tuple[int, ...], StepEntry | None] = {}
         self._timelines: tuple[int, list[Timeline]] = (-1, [])
-        self._inspect = partial(StepFinisher().inspect, exact=False)
+        self._inspect = partial(DcpIndexer().inspect, exact=False)
 
     def is_new(self, image: Image, events: list[Event]) -> bool:
         """Tell whether this content was not seen yet since the job was last told something."""
@@ -96,7 +97,7 @@ class Checker:
             self._timelines = (len(events), timelines_of(events))
         timelines = self._timelines[1]
         try:
-            run = Run(image.storage, "")
+            run = Run(PosixSteps(image.storage), "")
         except errors.RootNotFound:
             return survey_storage(image.storage, events, set(), self._keep)
         except errors.CheckpointError as error:
@@ -110,7 +111,7 @@ class Checker:
         found += self._check_kept(image, [each.entry for each in judged], events)
         newest = self._select(image, run, tuple(image.signatures[n] for n in steps.values()))
         manifest = None if newest is None else newest.manifest
-        latest = None if manifest is None else Step(image.storage, "", manifest)
+        latest = None if manifest is None else Step(PosixSteps(image.storage), "", manifest)
         return found + check_newest(latest, timelines)
 
     def go_on(self, image: Image, events: list[Event]) -> list[Violation]:
@@ -151,7 +152,7 @@ class Checker:
         key = (image.signatures.get(_INCARNATIONS, 0), *steps)
         if key not in self._newest:
             storage: Storage = image.storage
-            chosen = _resume.select(
+            chosen = _select.select(
                 storage, run.run_id, step=None, exclude=(), inspect=self._inspect
             )
             self._newest[key] = chosen.entry

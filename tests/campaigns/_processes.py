@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from stepseal.commit import Address
 from stepseal.errors import CoordinatorLost
+from stepseal.protocol import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from multiprocessing.context import ForkProcess
 
-    from stepseal.commit import Deadlines
+    from stepseal.protocol import Deadlines
 
 __all__ = [
     "Child", "address_in", "each", "fast_directory", "new_token", "read_address", "warm_up",

@@ -13,6 +13,7 @@ import stepseal as ss
 from stepseal import errors
 from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest
 from stepseal.session import Run
+from stepseal.steps import PosixSteps
 from stepseal.storage import KeyNotFound, LocalStorage, read_bytes
 from stepseal.transfer import verify_step
 
@@ -98,7 +99,7 @@ def survey_storage(
     """Do the same for a root of any kind."""
     timelines = timelines_of(events)
     try:
-        run = Run(storage, "")
+        run = Run(PosixSteps(storage), "")
     except errors.RootNotFound:
         return _nothing_there(timelines)
     found: list[Violation] = []
@@ -189,7 +190,7 @@ def resume_and_save(life: Life) -> list[Violation]:
     found: list[Violation] = []
     wanted = None
     with contextlib.suppress(errors.RootNotFound):
-        wanted = Run(life.storage(0), "").latest()
+        wanted = Run(PosixSteps(life.storage(0)), "").latest()
 
     def script(player: Player) -> None:
         restored = player.restore()

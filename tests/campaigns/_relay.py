@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tests.campaigns._processes import address_in, write_address
 
-from stepseal.commit import Address
+from stepseal.protocol import Address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,29 +7,44 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from tests.campaigns._sim_disk import Disk
-from tests.campaigns._sim_parts import Finisher
-from tests.commit._kit import DEADLINES
+from tests.campaigns._sim_parts import Indexer
+from tests.steps._kit import DEADLINES
 
-from stepseal.commit import _actions as actions
-from stepseal.commit import _messages as messages
-from stepseal.commit._coordinator import Coordinator
-from stepseal.commit._draft import JobFacts
-from stepseal.commit._performer import Performer, discard_aborted
 from stepseal.errors import CheckpointError
+from stepseal.protocol import _actions as actions
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._coordinator import Coordinator
+from stepseal.protocol._draft import JobInfo
+from stepseal.protocol._incarnation import Incarnation, discard_aborted
 from stepseal.retention import Housekeeper
+from stepseal.steps import OwnedSteps, Removal
+from stepseal.steps._attempts import discard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tests.campaigns._sim_lines import Line
     from tests.campaigns._sim_oracle import Oracle
     from tests.campaigns._sim_world import Node, World
 
+    from stepseal.layout import Manifest
     from stepseal.retention import Retention
+    from stepseal.steps import StepEntry
 
     StorageWork = actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
 
 __all__ = ["Head"]
+
+
+class _Discards:
+    """Removes aborted attempts on the disk of the thread that deletes."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def discard(self, attempt_key: str) -> None:
+        discard(self._disk, attempt_key)
+
 
 LEASE_S = DEADLINES.check_s + DEADLINES.apply_s + DEADLINES.commit_s
 
@@ -74,7 +89,7 @@ class Head:
         if retention is not None:
             oracle.keeping.graces[node] = retention.superseded_grace_s
         self.protocol = Coordinator(participants, DEADLINES, new_attempt)
-        self.performer: Performer | None = None
+        self.incarnation: Incarnation | None = None
         self.lines: Mapping[str, Line] = {}
         self.attempts: dict[int, str] = {}
         """Call to its attempt."""
@@ -95,13 +110,13 @@ class Head:
 
         def build() -> None:
             try:
-                keeper = Housekeeper(self.keeper_disk, self.retention, Finisher(), self.world.clock)
-                self.performer = Performer(
-                    self.disk,
+                keeper = Housekeeper(
+                    Removal(self.keeper_disk, self.world.clock), self.retention, self._inspect
+                )
+                self.incarnation = Incarnation(
+                    OwnedSteps(self.disk, Indexer(), lease_s=LEASE_S, clock=self.world.clock),
                     self.participants,
-                    finisher=Finisher(),
-                    facts=JobFacts(),
-                    lease_s=LEASE_S,
+                    job=JobInfo(),
                     housekeep=keeper,
                     clock=self.world.clock,
                 )
@@ -112,11 +127,14 @@ class Head:
 
         self.world.spawn(self.node, build)
 
+    def _inspect(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
+        return Indexer().inspect(self.keeper_disk, entry.name, manifest, exact=False)
+
     def take(self, participant: str, message: messages.FromParticipant) -> None:
         """Take a message from a line."""
         self._perform(self.protocol.on_message(participant, message, self.world.now))
 
-    def lose(self, participant: str, cause: messages.Cause) -> None:
+    def lose(self, participant: str, cause: messages.Failure) -> None:
         """Take the loss of a participant."""
         self._perform(self.protocol.on_lost(participant, cause))
 
@@ -161,7 +179,7 @@ class Head:
         self.world.at(0.0, lambda: self._perform([]), self.node)
 
     def _do(self, action: StorageWork) -> None:
-        assert self.performer is not None
+        assert self.incarnation is not None
         if isinstance(action, actions.Publish):
             deadline = _VirtualDeadline(action.deadline)
             deadline.world = self.world
@@ -173,21 +191,21 @@ class Head:
         elif isinstance(action, actions.BeginStaging) and not self.node.incarnation:
             self.oracle.keeping.before_claim(self.node, None)
         kept_out = self._watch_room()
-        event = self.performer.perform(action)
+        event = self.incarnation.perform(action)
         kept_out(event)
         if isinstance(event, actions.Selected):
             self.oracle.keeping.hold(self.node, event.attempt, LEASE_S)
         elif isinstance(event, actions.Claimed):
             self.oracle.keeping.release(self.node)
         self.world.note(self.node.name, "answers", event)
-        self.node.incarnation = self.performer._life.number or 0
+        self.node.incarnation = self.incarnation.number or 0
         if self.node.incarnation:
             self.oracle.heard.add(self.node.incarnation)
         if judge is not None:
             judge(event)
         self.world.at(0.0, lambda: self._answer(event), self.node)
         if isinstance(event, actions.Published):
-            self.performer.after_commit()
+            self.incarnation.after_commit()
         if isinstance(event, (actions.Published, actions.Claimed)):
             self._add_chore("sweep and prune")
 
@@ -202,20 +220,20 @@ class Head:
             self.world.spawn(self.node, self._do_chores)
 
     def _do_chores(self) -> None:
-        assert self.performer is not None
+        assert self.incarnation is not None
         while self._chores:
             chores, self._chores = self._chores, []
             for chore in chores:
                 if isinstance(chore, actions.Discard):
-                    discard_aborted(self.keeper_disk, chore)
+                    discard_aborted(_Discards(self.keeper_disk), chore)
             if "sweep and prune" in chores:
-                self.performer.housekeep()
+                self.incarnation.housekeep()
         self._keeping = False
         self.world.at(0.0, lambda: self._perform([]), self.node)
 
     def _close(self) -> None:
-        if self.performer is not None:
-            self.performer.close()
+        if self.incarnation is not None:
+            self.incarnation.close()
         self.node.alive = False  # nobody has to notice
 
     def _answer(self, event: actions.DriverEvent) -> None:
@@ -252,12 +270,12 @@ class Head:
                 return  # what could not be read is passed over; another start moved the lineage
             after = oracle.owed()
             owed = [step for step in before if step in after and step not in action.exclude]
-            chosen = -1 if event.lineage is None else event.lineage.step
+            chosen = -1 if event.ref is None else event.ref.step
             newest = max(owed, default=-1)
             oracle.require("restore finds the newest", chosen >= newest, chosen, newest)
-            if event.lineage is not None:
-                own = oracle.in_lineage(event.lineage.incarnation, chosen)
-                oracle.require("restore stays in the lineage", own, event.lineage, claims)
+            if event.ref is not None:
+                own = oracle.in_lineage(event.ref.incarnation, chosen)
+                oracle.require("restore stays in the lineage", own, event.ref, claims)
 
         return judge
 

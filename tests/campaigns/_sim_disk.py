@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from tests.campaigns._sim_fibers import Killed
 
-from stepseal.commit._claims import INCARNATIONS
-from stepseal.commit._roots import STAGING
 from stepseal.errors import StorageUnavailable
+from stepseal.steps._claims import INCARNATIONS
+from stepseal.steps._roots import STAGING
 from stepseal.storage import KeyNotFound
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.campaigns._sim_world import Node, World
     from typing_extensions import Buffer, Self
 
-    from stepseal.storage import Entry, ReadHandle, SyncFacts, WriteHandle
+    from stepseal.storage import Entry, ReadHandle, SyncReport, WriteHandle
 
 __all__ = ["Disk", "Watcher"]
 
@@ -79,7 +79,7 @@ class Disk:
             self.saw_claims_at = self.world.num_verbs
         return self.world.disk.list_dir(key)
 
-    def sync_support(self) -> SyncFacts:
+    def sync_support(self) -> SyncReport:
         return self.world.disk.sync_support()
 
     def create_file(self, key: str) -> WriteHandle:

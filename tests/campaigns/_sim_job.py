@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from tests.campaigns._sim_coordinator import Head
 from tests.campaigns._sim_lines import Line
 from tests.campaigns._sim_participant import Plan, Process
-from tests.commit._kit import DEADLINES
+from tests.steps._kit import DEADLINES
 
 from stepseal import errors
-from stepseal.commit import _messages as messages
+from stepseal.protocol import _messages as messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from tests.campaigns._sim_state import exists, manifest_at
 
-from stepseal.commit._roots import TRASH
 from stepseal.layout import parse_step_name
+from stepseal.steps._roots import TRASH
 
 if TYPE_CHECKING:
     from tests.campaigns._sim_disk import Disk
     from tests.campaigns._sim_oracle import Oracle
     from tests.campaigns._sim_world import Node
 
-    from stepseal.layout import Lineage
+    from stepseal.layout import StepRef
 
 __all__ = ["Keeping"]
 
@@ -170,7 +170,7 @@ class Keeping:
         oracle.require("what is owed is not deleted", not owed, key)
         oracle.pruned.add(found.attempt)
 
-    def before_claim(self, node: Node, parent: Lineage | None) -> None:
+    def before_claim(self, node: Node, parent: StepRef | None) -> None:
         """Note from where on the parent of a claim is looked at."""
         place = None if parent is None else (parent.incarnation, parent.step)
         attempt = None if place is None else self.oracle.places.get(place)

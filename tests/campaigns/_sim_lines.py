@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.commit._kit import DEADLINES
+from tests.steps._kit import DEADLINES
 
 from stepseal import errors
-from stepseal.commit import _messages as messages
+from stepseal.protocol import _messages as messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,8 +49,8 @@ class Line:
         self.dead = False
         self.on_up: Callable[[messages.FromParticipant], None] = lambda _message: None
         self.on_down: Callable[[messages.FromCoordinator], None] = lambda _message: None
-        self.on_lost_up: Callable[[messages.Cause], None] = lambda _cause: None
-        self.on_lost_down: Callable[[messages.Cause], None] = lambda _cause: None
+        self.on_lost_up: Callable[[messages.Failure], None] = lambda _cause: None
+        self.on_lost_down: Callable[[messages.Failure], None] = lambda _cause: None
         self._free_at = {True: 0.0, False: 0.0}
 
     def up(self, message: messages.FromParticipant) -> None:
@@ -86,9 +86,9 @@ class Line:
         if self.dead:
             return
         self.dead = True
-        gone = messages.Cause(errors.ParticipantFailed.kind, "line cut")
+        gone = messages.Failure(errors.ParticipantFailed.kind, "line cut")
         self.world.at(self.wait_s(), lambda: self.on_lost_up(gone), self.head)
-        lost = messages.Cause(errors.CoordinatorLost.kind, "line cut")
+        lost = messages.Failure(errors.CoordinatorLost.kind, "line cut")
         self.world.at(self.wait_s(), lambda: self.on_lost_down(lost), self.node)
 
     def wait_s(self) -> float:

@@ -10,8 +10,8 @@ from typing import Any
 
 from tests.campaigns import _sim_participant, _sim_state
 
-from stepseal.commit import _attempts, _catalog, _claims
 from stepseal.layout import decode_manifest, unseal
+from stepseal.steps import _attempts, _catalog, _claims
 from stepseal.storage import _memory
 from stepseal.storage._keys import check_key, split_key
 

@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING
 from tests.campaigns._sim_keeping import Keeping
 from tests.campaigns._sim_state import exists, manifest_at, wrong_with
 
-from stepseal.commit._claims import INCARNATIONS, read_claims
-from stepseal.commit._pins import PINS
-from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.layout import (
     LATEST,
     MANIFEST,
@@ -25,6 +22,9 @@ from stepseal.layout import (
     step_name,
     unix_time,
 )
+from stepseal.steps._claims import INCARNATIONS, read_claims
+from stepseal.steps._pins import PINS
+from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
 
 if TYPE_CHECKING:
     from tests.campaigns._sim_disk import Disk

@@ -7,13 +7,9 @@ from typing import TYPE_CHECKING
 
 from tests.campaigns._sim_disk import Disk
 from tests.campaigns._sim_parts import captured, facts_of, payload_of, read_part, write_files
-from tests.commit._kit import DEADLINES
+from tests.steps._kit import DEADLINES
 
 from stepseal import errors
-from stepseal.commit import _causes as causes
-from stepseal.commit import _messages as messages
-from stepseal.commit._outcome import resolve_save
-from stepseal.commit._participant import Participant
 from stepseal.layout import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -21,14 +17,19 @@ from stepseal.layout import (
     manifest_digest,
     step_name,
 )
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._failures import failure_of
+from stepseal.protocol._outcome import resolve_save
+from stepseal.protocol._participant import Participant
+from stepseal.steps import PosixSteps
 from stepseal.storage import read_bytes
 
 if TYPE_CHECKING:
     from tests.campaigns._sim_job import Job
     from tests.campaigns._sim_world import Node
 
-    from stepseal.commit._participant import SaveState
     from stepseal.layout import Manifest
+    from stepseal.protocol._participant import SaveState
 
 __all__ = ["Plan", "Process"]
 
@@ -90,7 +91,7 @@ class Process:
         self.machine.on_message(message)
         self.go_on()
 
-    def lose(self, cause: messages.Cause) -> None:
+    def lose(self, cause: messages.Failure) -> None:
         self.machine.on_lost(cause)
         self.go_on()
 
@@ -162,7 +163,7 @@ class Process:
                 self.oracle.checked.add((self.node.name, order.call, order.round))
                 vote = messages.Checked(order.call, order.round)
         except errors.CheckpointError as error:
-            why = causes.cause_of(error)
+            why = failure_of(error)
             vote = messages.Rejected(order.call, order.round, touched, why)
         self.busy = False
         self.line.up(vote)
@@ -217,7 +218,7 @@ class Process:
         self.call, self.doing, self.busy, self.wrote = self.machine.new_call(), "save", False, False
         self.machine.captured(self.call, self.world.now)
         if self.world.chance(self.world.faults.fail):
-            why = messages.Cause("Fault", "capture")
+            why = messages.Failure("Fault", "capture")
             self.line.up(messages.Failed(self.call, self.step, "capture", why))
         else:
             self.line.up(captured(self.call, self.step))
@@ -257,12 +258,12 @@ class Process:
                 self.oracle.prepared.setdefault(order.attempt, set()).add(self.name)
                 self.report(order, facts_of(self.name, data))
         except errors.CheckpointError as error:
-            failed = messages.Failed(order.call, self.step, "write", causes.cause_of(error))
+            failed = messages.Failed(order.call, self.step, "write", failure_of(error))
             self.line.up(failed)
         self.busy = False
         self.world.at(0.0, self.go_on, self.node)
 
-    def report(self, order: messages.Write, facts: messages.PartFacts) -> None:
+    def report(self, order: messages.Write, facts: messages.PartReport) -> None:
         if self.machine.prepare(order.call, self.world.now):
             self.line.up(messages.Prepared(order.call, order.attempt, facts))
 
@@ -270,7 +271,7 @@ class Process:
         attempt = "" if state.write is None else state.write.attempt
         step = self.step
         try:
-            found = resolve_save(state, step, self.disk)
+            found = resolve_save(state, step, PosixSteps(self.disk))
             self.oracle.acknowledge(found.attempt, step, self.name)
             end = "committed"
         except errors.OutcomeUnknown:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from stepseal.commit import _messages as messages
 from stepseal.errors import Corrupt
 from stepseal.layout import MANIFEST, part_document_path, step_name
+from stepseal.protocol import _messages as messages
 from stepseal.storage import create_durable, make_dirs, read_bytes, walk_files
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from stepseal.layout import Manifest
     from stepseal.storage import Storage
 
-__all__ = ["Finisher", "captured", "payload_of", "read_part", "write_files"]
+__all__ = ["Indexer", "captured", "payload_of", "read_part", "write_files"]
 
 _MAX_BYTES = 4096
-_COMPONENTS = [messages.ComponentFacts("model", "tree", "replicated", "f" * 32, {})]
+_COMPONENTS = [messages.ComponentReport("model", "tree", "replicated", "f" * 32, {})]
 _SIZE_BYTES = 96
 _DOCUMENT_BYTES = 64
 
@@ -56,11 +56,11 @@ def write_files(storage: Storage, staging: str, participant: str, data: bytes) -
     yield "closed"
 
 
-def facts_of(participant: str, data: bytes) -> messages.PartFacts:
+def facts_of(participant: str, data: bytes) -> messages.PartReport:
     """Return what a participant reports of its part."""
     document = hashlib.sha256(data).hexdigest().encode()
     sha256 = hashlib.sha256(document).hexdigest()
-    return messages.PartFacts(part_document_path(participant), len(document), sha256)
+    return messages.PartReport(part_document_path(participant), len(document), sha256)
 
 
 def read_part(
@@ -83,10 +83,10 @@ def read_part(
     return data
 
 
-class Finisher:
+class Indexer:
     """Inspects names and sizes of files; writes nothing of its own."""
 
-    def finish(self, storage: Storage, staging: str, draft: Manifest) -> Manifest:
+    def write_index(self, storage: Storage, staging: str, draft: Manifest) -> Manifest:
         return draft
 
     def inspect(

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from tests.campaigns._sim_disk import Disk
 from tests.campaigns._sim_parts import payload_of, read_part
 
-from stepseal.commit._catalog import list_steps, read_marker
-from stepseal.commit._pins import pin
-from stepseal.commit._reading import Reading
 from stepseal.errors import CheckpointError
+from stepseal.steps._catalog import list_steps, read_marker
+from stepseal.steps._pins import pin
+from stepseal.steps._reading import Reading
 
 if TYPE_CHECKING:
     from tests.campaigns._sim_oracle import Oracle
     from tests.campaigns._sim_world import World
 
-    from stepseal.commit._catalog import StepEntry
     from stepseal.layout import Manifest
+    from stepseal.steps._catalog import StepEntry
 
 __all__ = ["Pinner", "Reader"]
 

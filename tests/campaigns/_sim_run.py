@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from tests.campaigns._sim_job import Job
 from tests.campaigns._sim_oracle import Oracle
 from tests.campaigns._sim_participant import Plan
-from tests.campaigns._sim_parts import Finisher, payload_name
+from tests.campaigns._sim_parts import Indexer, payload_name
 from tests.campaigns._sim_readers import Pinner, Reader
 from tests.campaigns._sim_state import exists, manifest_at, wrong_with
 from tests.campaigns._sim_world import Faults, World
 
-from stepseal.commit._catalog import read_marker
-from stepseal.commit._out_of_place import put_back_pruned
-from stepseal.commit._resume import select
 from stepseal.errors import CheckpointError
 from stepseal.layout import MANIFEST, parse_step_name, part_document_path
 from stepseal.retention import Retention, latest
+from stepseal.steps._catalog import read_marker
+from stepseal.steps._hidden import put_back_pruned
+from stepseal.steps._select import select
 from stepseal.storage import create_durable, read_bytes
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class _Simulation:
 
 
 def _inspect(storage, key, manifest):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    return Finisher().inspect(storage, key, manifest, exact=False)
+    return Indexer().inspect(storage, key, manifest, exact=False)
 
 
 def simulate(

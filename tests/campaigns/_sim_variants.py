@@ -14,20 +14,20 @@ from unittest import mock
 
 from tests.campaigns import _sim_participant, _sim_parts
 from tests.campaigns import _sim_variants_keeping as keeping
-from tests.campaigns._sim_parts import Finisher, facts_of, payload_of, write_files
+from tests.campaigns._sim_parts import Indexer, facts_of, payload_of, write_files
 from tests.campaigns._sim_world import Faults
 
-from stepseal.commit import _actions as actions
-from stepseal.commit import _attempts, _claims, _outcome, _performer, _publish, _resume
-from stepseal.commit import _messages as messages
-from stepseal.commit._coordinator import Coordinator
-from stepseal.commit._performer import Performer
-from stepseal.commit._restore_round import RestoreRound
-from stepseal.commit._roots import STAGING
-from stepseal.commit._save_round import SaveRound
 from stepseal.errors import CheckpointError, CoordinatorLost
 from stepseal.layout import LATEST, Manifest, parse_step_name, step_name
-from stepseal.retention import _housekeeper
+from stepseal.protocol import _actions as actions
+from stepseal.protocol import _messages as messages
+from stepseal.protocol import _outcome
+from stepseal.protocol._coordinator import Coordinator
+from stepseal.protocol._incarnation import Incarnation
+from stepseal.protocol._restore_round import RestoreRound
+from stepseal.protocol._save_round import SaveRound
+from stepseal.steps import _attempts, _claims, _owned, _publish, _removal, _select
+from stepseal.steps._roots import STAGING
 from stepseal.storage import (
     KeyExists,
     KeyNotFound,
@@ -80,7 +80,7 @@ def broken(name: str) -> Iterator[Faults]:
 
 def _trusting() -> list[tuple[object, str, object]]:
     """Take away the coordinator's own look at the files."""
-    return [(Finisher, "inspect", lambda *_args, **_options: ())]
+    return [(Indexer, "inspect", lambda *_args, **_options: ())]
 
 
 # -- saves -----------------------------------------------------------------------------------------
@@ -136,15 +136,15 @@ def _tell_early() -> list[tuple[object, str, object]]:
 
 def _abort_unknown() -> list[tuple[object, str, object]]:
     """A publication of which nobody knows what became is told as aborted."""
-    real = Performer.perform
+    real = Incarnation.perform
 
-    def perform(self: Performer, action: Any) -> Any:  # noqa: ANN401
+    def perform(self: Incarnation, action: Any) -> Any:  # noqa: ANN401
         event = real(self, action)
         if isinstance(event, actions.PublishUnknown):
             return actions.IoFailed(event.call, event.cause)
         return event
 
-    return [(Performer, "perform", perform)]
+    return [(Incarnation, "perform", perform)]
 
 
 def _no_deadline() -> list[tuple[object, str, object]]:
@@ -153,7 +153,7 @@ def _no_deadline() -> list[tuple[object, str, object]]:
     def publish(*args: Any, **options: Any) -> str:  # noqa: ANN401
         return real(*args, **(options | {"deadline_passed": lambda: False}))
 
-    return [(_performer, "publish", publish)]
+    return [(_owned, "publish", publish)]
 
 
 class _Unsynced:
@@ -221,22 +221,24 @@ def _any_prepared() -> list[tuple[object, str, object]]:
 def _share_names() -> list[tuple[object, str, object]]:
     """Every attempt of a step uses one folder, and keeps the files that it finds there."""
 
-    def begin(storage: Storage, step: int, _incarnation: int, _attempt: str) -> _attempts.Staging:
+    def begin(
+        storage: Storage, step: int, _incarnation: int, _attempt: str
+    ) -> _attempts.AttemptFolder:
         key = f"{STAGING}/{step_name(step)}"
         with contextlib.suppress(KeyExists):
             storage.make_dir(key)
         storage.sync_dir(STAGING)
         keep(storage, f"{key}/{_attempts.NONCE}", b"n")
-        return _attempts.Staging(key, "n")
+        return _attempts.AttemptFolder(key, "n")
 
     def keep(storage: Storage, key: str, data: bytes) -> None:
         with contextlib.suppress(KeyExists):
             create_durable(storage, key, data)
 
     return [
-        (_performer, "begin", begin),
+        (_owned, "begin", begin),
         (_sim_parts, "create_durable", keep),
-        (_performer, "discard", lambda *_: None),
+        (_owned, "discard", lambda *_: None),
     ]
 
 
@@ -244,7 +246,7 @@ def _discard_live() -> list[tuple[object, str, object]]:
     """The loss of a participant that had prepared removes what all of them wrote."""
     real = Coordinator.on_lost
 
-    def on_lost(self: Coordinator, who: str, cause: messages.Cause) -> list[Any]:
+    def on_lost(self: Coordinator, who: str, cause: messages.Failure) -> list[Any]:
         todo = real(self, who, cause)
         for save in self._rounds.values():
             if isinstance(save, SaveRound) and save._staging is not None:
@@ -261,7 +263,7 @@ def _no_incarnation_check() -> list[tuple[object, str, object]]:
     """Nobody asks whether a newer start owns the root, and its sweep does not stop the old one."""
     return [
         (_publish, "check_current", lambda *_: None),
-        (_housekeeper, "sweep", lambda *_: ()),
+        (_removal, "sweep", lambda *_: ()),
     ]
 
 
@@ -281,16 +283,16 @@ def _shared_claim() -> list[tuple[object, str, object]]:
 
 def _no_room() -> list[tuple[object, str, object]]:
     """What older starts staged is swept after the claim, and never before."""
-    return [(_performer, "with_room", lambda _storage, write: write())]
+    return [(_owned, "retry_after_sweep", lambda _storage, write: write())]
 
 
 def _no_lineage() -> list[tuple[object, str, object]]:
-    return [(_resume, "in_lineage", lambda *_: True)]
+    return [(_select, "in_lineage", lambda *_: True)]
 
 
 def _follow_pointer() -> list[tuple[object, str, object]]:
     """The step to resume is the one that `latest` names."""
-    real = _resume.select
+    real = _select.select
 
     def select(storage: Storage, run_id: str, **options: Any) -> Any:  # noqa: ANN401
         try:
@@ -301,7 +303,7 @@ def _follow_pointer() -> list[tuple[object, str, object]]:
             options["step"] = step
         return real(storage, run_id, **options)
 
-    return [(_performer, "select", select)]
+    return [(_owned, "select", select)]
 
 
 def _no_taint() -> list[tuple[object, str, object]]:

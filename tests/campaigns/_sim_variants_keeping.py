@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from stepseal.commit import FolderName, Guards, _attempts, _guards, read_guards
 from stepseal.layout import Manifest, step_name
-from stepseal.retention import _housekeeper, _judge, _plan, _prune
-from stepseal.retention._areas import TrashJudgement, reasons_to_go_back
+from stepseal.retention import _carry_out, _housekeeper, _judge, _plan
+from stepseal.steps import FolderName, Guards, _attempts, _guards, _removal, _retire
+from stepseal.steps._guards import read_guards
 from stepseal.storage import Storage, remove_tree
 
 __all__ = [
@@ -31,36 +31,36 @@ def sweep_all() -> list[tuple[object, str, object]]:
     def sweep(storage: Storage, _incarnation: int) -> tuple[str, ...]:
         return real(storage, 10**9)
 
-    return [(_housekeeper, "sweep", sweep)]
+    return [(_removal, "sweep", sweep)]
 
 
 def no_second_look() -> list[tuple[object, str, object]]:
-    return [(_prune._Prune, "_reasons_to_stay", lambda *_: "")]
+    return [(_retire.Retirement, "_reasons_to_stay", lambda *_: "")]
 
 
 def early_guards() -> list[tuple[object, str, object]]:
     """Leases and pins are looked at before a step is moved, and not again after it."""
-    move, settle = _prune._Prune.remove_step, _prune._Prune.settle_trashed
-    guards: dict[_prune._Prune, Guards] = {}
+    move, settle = _retire.Retirement.remove_step, _retire.Retirement.settle_trashed
+    guards: dict[_retire.Retirement, Guards] = {}
 
-    def look(self: _prune._Prune) -> None:
+    def look(self: _retire.Retirement) -> None:
         guards[self] = read_guards(self._storage, self._clock())
 
-    def remove_step(self: _prune._Prune, manifest: Manifest) -> None:
+    def remove_step(self: _retire.Retirement, manifest: Manifest) -> None:
         look(self)
         move(self, manifest)
 
-    def settle_trashed(self: _prune._Prune, judgement: TrashJudgement) -> None:
+    def settle_trashed(self: _retire.Retirement, trashed: str, delete: bool) -> None:
         look(self)
-        settle(self, judgement)
+        settle(self, trashed, delete)
 
-    def reasons(self: _prune._Prune, name: FolderName) -> str:
-        return reasons_to_go_back(self._storage, name, guards[self])
+    def reasons(self: _retire.Retirement, name: FolderName) -> str:
+        return _retire.reasons_to_go_back(self._storage, name, guards[self])
 
     return [
-        (_prune._Prune, "remove_step", remove_step),
-        (_prune._Prune, "settle_trashed", settle_trashed),
-        (_prune._Prune, "_reasons_to_stay", reasons),
+        (_retire.Retirement, "remove_step", remove_step),
+        (_retire.Retirement, "settle_trashed", settle_trashed),
+        (_retire.Retirement, "_reasons_to_stay", reasons),
     ]
 
 
@@ -68,15 +68,13 @@ def stale_prune() -> list[tuple[object, str, object]]:
     """Who prunes does not ask whether the root is still its own."""
 
     def go_on(self: _housekeeper.Housekeeper, run_id: str, number: int, keep: Any) -> Any:  # noqa: ANN401
-        found = _plan.plan_prune(
-            self._storage, run_id, keep, inspect=self._inspect, now_s=self._clock()
-        )
+        found = _plan.plan_prune(self._removal, run_id, keep, inspect=self._inspect)
         plan = replace(found, incarnation=number)
-        return _prune.prune(self._storage, plan, keep, clock=self._clock)
+        return _carry_out.prune(self._removal, plan, keep)
 
     return [
         (_housekeeper.Housekeeper, "_prune", go_on),
-        (_prune._Prune, "_check_current", lambda *_: None),
+        (_retire.Retirement, "_check_current", lambda *_: None),
     ]
 
 
@@ -106,7 +104,7 @@ def grace_from_save() -> list[tuple[object, str, object]]:
 def prune_in_place() -> list[tuple[object, str, object]]:
     """Files are deleted where readers find them."""
 
-    def remove(self: _prune._Prune, manifest: Manifest) -> None:
+    def remove(self: _retire.Retirement, manifest: Manifest) -> None:
         remove_tree(self._storage, step_name(manifest.step))
 
-    return [(_prune._Prune, "remove_step", remove)]
+    return [(_retire.Retirement, "remove_step", remove)]

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 import stepseal as ss
-from stepseal.commit import read_marker, read_step
 from stepseal.errors import CheckpointError
 from stepseal.layout import CHUNK_BYTES, StoredItem
+from stepseal.steps._catalog import read_marker, read_step
 from stepseal.storage import LocalStorage
 from stepseal.testing import World, find_difference, snapshot
 from stepseal.transfer import StepReader, verify_step

@@ -19,9 +19,10 @@ from tests.campaigns._states import Replica
 from tests.multi._job import Log as Calls
 
 import stepseal as ss
-from stepseal.commit import Deadlines, ParticipantDriver, SocketHub, SocketLink
 from stepseal.components import Topology
+from stepseal.protocol import Deadlines, ParticipantDriver, SocketHub, SocketLink
 from stepseal.session import JobOptions, Wiring, coordinate
+from stepseal.steps import PosixSteps
 from stepseal.storage import LocalStorage
 from stepseal.testing import Fail, Fault, FaultyStorage
 
@@ -225,19 +226,19 @@ def _join(folder: Folder, plan: Plan, rank: int, drivers: list[_Driver]) -> Join
     def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
         deadlines = options.deadlines
         topology = Topology(rank, names(plan.world))
-        storage = _storage(root, plan, rank)
+        steps = PosixSteps(_storage(root, plan, rank))
         address = f"address.{plan.life}"
         if rank:
             found = read_address(folder.path, deadlines, address)
             link = SocketLink(found, topology.me, deadlines, ss.__version__)
             drivers.append(_Driver(topology.me, link, deadlines))
-            return topology, Wiring(storage, drivers[0], None)
+            return topology, Wiring(steps, drivers[0], None)
         hub = SocketHub("127.0.0.1", topology.participants, new_token(), deadlines)
         own = hub.link(topology.me)
-        coordinator = coordinate(storage, topology, options, hub)
+        coordinator = coordinate(steps, topology, options, hub)
         drivers.append(_Driver(topology.me, own, deadlines))
         write_address(folder.path, hub.address, address)
-        return topology, Wiring(storage, drivers[0], coordinator)
+        return topology, Wiring(steps, drivers[0], coordinator)
 
     return join
 

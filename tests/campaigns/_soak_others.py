@@ -12,7 +12,8 @@ from tests.campaigns._states import expected_step, stored_step
 import stepseal as ss
 from stepseal import errors
 from stepseal.cli._pruning import prune_root
-from stepseal.commit import pin, read_marker, unpin
+from stepseal.steps._catalog import read_marker
+from stepseal.steps._pins import pin, unpin
 from stepseal.storage import LocalStorage
 
 if TYPE_CHECKING:

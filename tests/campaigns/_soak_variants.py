@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from tests.campaigns._variants import VARIANTS, replace
 
-from stepseal.commit import _performer, _publish
-from stepseal.commit._guards import Guards
-from stepseal.retention import _plan, _prune
 from stepseal.retention._rules import Latest
+from stepseal.steps import _owned, _publish, _removal, _retire
+from stepseal.steps._guards import Guards
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,13 +31,13 @@ class Soaked:
 
 def _no_incarnations() -> None:
     """Whoever has a step commits it, whoever owns the root by now."""
-    for module in (_performer, _publish):
+    for module in (_owned, _publish):
         replace(module, "check_current", lambda _storage, _incarnation: None)
 
 
 def _ignore_guards() -> None:
     """Pruning goes by the keep rule alone, and looks at no pin and no lease."""
-    for module in (_plan, _prune):
+    for module in (_removal, _retire):
         replace(module, "read_guards", lambda _storage, _now_s: Guards())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.campaigns import _variants
 
-from stepseal.session._finisher import StepFinisher
+from stepseal.session._indexer import DcpIndexer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,15 +27,15 @@ class Variant:
 
 def _write_past_the_layer() -> None:
     """A file is made in the root by other means than the storage."""
-    finish = StepFinisher.finish
+    finish = DcpIndexer.write_index
 
-    def finish_and_note(self: StepFinisher, storage: Any, staging: str, draft: Any) -> Any:  # noqa: ANN401 - as patched
+    def finish_and_note(self: DcpIndexer, storage: Any, staging: str, draft: Any) -> Any:  # noqa: ANN401 - as patched
         root = storage._inner._inner._root
         with open(f"{root}/note", "a") as file:
             file.write("done")
         return finish(self, storage, staging, draft)
 
-    StepFinisher.finish = finish_and_note  # type: ignore[method-assign]
+    DcpIndexer.write_index = finish_and_note  # type: ignore[method-assign]
 
 
 def _variant(name: str, call: str) -> Variant:

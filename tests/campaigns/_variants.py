@@ -11,15 +11,15 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stepseal.commit import CoordinatorDriver, PartFacts, _attempts, _performer, _publish
-from stepseal.commit._actions import Publish
-from stepseal.commit._messages import Committed, Prepared
-from stepseal.commit._roots import STAGING
-from stepseal.commit._save_round import SaveRound
 from stepseal.layout import MANIFEST, step_name
-from stepseal.retention import _prune
-from stepseal.session._finisher import StepFinisher
+from stepseal.protocol import CoordinatorDriver, PartReport
+from stepseal.protocol._actions import Publish
+from stepseal.protocol._messages import Committed, Prepared
+from stepseal.protocol._save_round import SaveRound
+from stepseal.session._indexer import DcpIndexer
 from stepseal.session._saving import PartWriter
+from stepseal.steps import _attempts, _owned, _publish, _retire
+from stepseal.steps._roots import STAGING
 from stepseal.storage import KeyExists, MemoryStorage, create_durable, remove_tree
 from stepseal.transfer import write_part
 
@@ -72,7 +72,7 @@ def _commit_early() -> None:
 
     The coordinator's own look at the files is taken away: it would refuse the step.
     """
-    promised: dict[tuple[str, str], PartFacts] = {}
+    promised: dict[tuple[str, str], PartReport] = {}
     everybody = threading.Barrier(2)
     run, on_prepared = PartWriter._run, SaveRound.on_prepared
 
@@ -90,7 +90,7 @@ def _commit_early() -> None:
             contents=self._contents,
             check_cancelled=lambda: None,
         )
-        promised[write.attempt, participant] = PartFacts(ref.path, ref.size_bytes, ref.sha256)
+        promised[write.attempt, participant] = PartReport(ref.path, ref.size_bytes, ref.sha256)
         everybody.wait()
         run(self)
 
@@ -108,8 +108,8 @@ def _commit_early() -> None:
 
 def trust_reports() -> None:
     """The coordinator does not look at the files itself."""
-    replace(StepFinisher, "finish", lambda _self, _storage, _staging, draft: draft)
-    replace(StepFinisher, "inspect", lambda *_args, **_options: ())
+    replace(DcpIndexer, "write_index", lambda _self, _storage, _staging, draft: draft)
+    replace(DcpIndexer, "inspect", lambda *_args, **_options: ())
 
 
 # -- names shared between attempts -----------------------------------------------------------------
@@ -118,15 +118,17 @@ def trust_reports() -> None:
 def _share_names() -> None:
     """Every attempt of a step uses one folder, and goes on with the files that it finds there."""
 
-    def begin(storage: Storage, step: int, _incarnation: int, attempt: str) -> _attempts.Staging:
+    def begin(
+        storage: Storage, step: int, _incarnation: int, attempt: str
+    ) -> _attempts.AttemptFolder:
         key = f"{STAGING}/{step_name(step)}"
         with contextlib.suppress(KeyExists):
             storage.make_dir(key)
         storage.sync_dir(STAGING)
         create_durable(storage, f"{key}/{_attempts.NONCE}", attempt.encode())
-        return _attempts.Staging(key, attempt)
+        return _attempts.AttemptFolder(key, attempt)
 
-    replace(_performer, "begin", begin)
+    replace(_owned, "begin", begin)
 
 
 class _Reusing(Wrapped):
@@ -264,24 +266,24 @@ def _supersede_by_deleting() -> None:
 def _prune_in_place() -> None:
     """A step is deleted where it stands."""
 
-    def remove_step(self: _prune._Prune, manifest: Any) -> None:  # noqa: ANN401 - as patched
+    def remove_step(self: _retire.Retirement, manifest: Any) -> None:  # noqa: ANN401 - as patched
         remove_tree(self._storage, step_name(manifest.step))
         self._storage.sync_dir("")
 
-    replace(_prune._Prune, "remove_step", remove_step)
+    replace(_retire.Retirement, "remove_step", remove_step)
 
 
 def _prune_before_commit() -> None:
     """Room is made for a step before it is committed."""
-    publish = _performer.Performer._publish
+    publish = _owned.OwnedSteps.publish
 
-    def make_room_and_publish(self: _performer.Performer, action: Publish) -> Any:  # noqa: ANN401
+    def make_room_and_publish(self: _owned.OwnedSteps, *args: Any, **options: Any) -> str:  # noqa: ANN401
         for entry in self._storage.list_dir(""):
             if entry.name.startswith("step-"):
                 remove_tree(self._storage, entry.name)
-        return publish(self, action)
+        return publish(self, *args, **options)
 
-    replace(_performer.Performer, "_publish", make_room_and_publish)
+    replace(_owned.OwnedSteps, "publish", make_room_and_publish)
 
 
 VARIANTS = {

@@ -15,6 +15,7 @@ from tests.cli.conftest import save_run
 from stepseal.cli import _listing, main
 from stepseal.cli._roots import open_root
 from stepseal.layout import seal
+from stepseal.steps import PosixSteps
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
@@ -255,9 +256,9 @@ def _with_faults(
     """Let the listing read through a storage that refuses what is chosen."""
     inner = open_root(str(root))
     faulty = FaultyStorage(
-        inner.storage, [Fault(strikes, Fail(errno.EIO), sticky=True)], reads=True
+        inner.steps.storage, [Fault(strikes, Fail(errno.EIO), sticky=True)], reads=True
     )
-    opened = dataclasses.replace(inner, storage=faulty)
+    opened = dataclasses.replace(inner, steps=PosixSteps(faulty))
     monkeypatch.setattr(_listing, "open_root", lambda _path: opened)
 
 

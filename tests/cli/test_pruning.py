@@ -15,8 +15,9 @@ import stepseal as ss
 from stepseal.cli import _pruning, main
 from stepseal.cli._pruning import prune_root
 from stepseal.cli._roots import open_root
-from stepseal.commit._claims import claim
 from stepseal.retention import Retention, latest
+from stepseal.steps import PosixSteps
+from stepseal.steps._claims import claim
 from stepseal.testing import Fail, Fault, FaultyStorage
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def test_what_could_not_be_removed_is_not_called_removed(
     (root / ".stepseal" / "superseded" / name).mkdir(parents=True)
     inner = open_root(str(root))
     bad = [Fault(lambda verb, _key: verb == "rename", Fail(errno.EIO), sticky=True)]
-    faulty = dataclasses.replace(inner, storage=FaultyStorage(inner.storage, bad))
+    faulty = dataclasses.replace(inner, steps=PosixSteps(FaultyStorage(inner.steps.storage, bad)))
     monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
     found = json.loads(run("prune", root, "--keep-latest", 1, "--json", code=1))
     assert [aside["action"] for aside in found["superseded"]] == ["not removed"]
@@ -89,11 +90,12 @@ def test_a_job_that_claims_the_root_meanwhile_stops_a_prune(
 
     def claim_first(verb: str, key: str) -> bool:
         if verb == "rename" and key.startswith("step-"):
-            claim(inner.storage, None, now_s=1.8e9)
+            claim(inner.steps.storage, None, now_s=1.8e9)
         return False
 
     faulty = dataclasses.replace(
-        inner, storage=FaultyStorage(inner.storage, [Fault(claim_first, Fail(errno.EIO))])
+        inner,
+        steps=PosixSteps(FaultyStorage(inner.steps.storage, [Fault(claim_first, Fail(errno.EIO))])),
     )
     monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
     done = CliRunner().invoke(main, ["prune", str(root), "--keep-latest", "1"])
@@ -258,7 +260,7 @@ def test_what_does_not_come_out_of_the_trash_is_not_called_put_back(
     (young / ".stepseal" / "pins" / "step-1.json").write_text("{}")
     inner = open_root(str(young))
     bad = [Fault(lambda verb, _key: verb == "rename", Fail(errno.EIO), sticky=True)]
-    faulty = dataclasses.replace(inner, storage=FaultyStorage(inner.storage, bad))
+    faulty = dataclasses.replace(inner, steps=PosixSteps(FaultyStorage(inner.steps.storage, bad)))
     monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
     found = json.loads(run("prune", young, "--keep-latest", 2, "--json", code=1))
     assert [folder["action"] for folder in found["trash"]] == ["not put back"]
@@ -269,7 +271,7 @@ def test_what_was_moved_but_not_deleted_is_called_that(
 ) -> None:
     inner = open_root(str(young))
     bad = [Fault(lambda verb, key: verb == "sync_dir" and "trash" in key, Fail(errno.EIO))]
-    faulty = dataclasses.replace(inner, storage=FaultyStorage(inner.storage, bad))
+    faulty = dataclasses.replace(inner, steps=PosixSteps(FaultyStorage(inner.steps.storage, bad)))
     monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
     found = json.loads(run("prune", young, "--keep-latest", 1, "--json", code=1))
     assert [step["action"] for step in found["steps"]] == ["moved to trash", "keep"]

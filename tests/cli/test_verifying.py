@@ -12,7 +12,8 @@ from tests.cli.conftest import save_run
 from stepseal.cli import _verifying as verifying
 from stepseal.cli import main
 from stepseal.cli._roots import OpenRoot, open_root
-from stepseal.commit import TRASH
+from stepseal.steps import PosixSteps
+from stepseal.steps._roots import TRASH
 from stepseal.testing import FaultyStorage
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def use(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Storage], Storage]) -> 
 
     def open_wrapped(path: str) -> OpenRoot:
         root = open_root(path)
-        return dataclasses.replace(root, storage=wrap(root.storage))
+        return dataclasses.replace(root, steps=PosixSteps(wrap(root.steps.storage)))
 
     monkeypatch.setattr(verifying, "open_root", open_wrapped)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from stepseal.commit import StepEntry
+    from stepseal.steps import StepEntry
 
 __all__ = ["Case", "Report", "make_root", "matrix", "run_case"]
 

@@ -26,9 +26,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import stepseal as ss
-from stepseal import commit, errors
+from stepseal import errors, protocol
 from stepseal.session import JobOptions, Wiring, coordinate
 from stepseal.session._job import Rendezvous, discover
+from stepseal.steps import PosixSteps
+from stepseal.steps._attempts import NONCE
 from stepseal.storage import LocalStorage
 from stepseal.testing import FaultyStorage
 
@@ -100,7 +102,7 @@ class Gate:
 class GatedHub:
     """The coordinator's lines, with gates before what it tells."""
 
-    def __init__(self, inner: commit.SocketHub, gate: Gate, last: str) -> None:
+    def __init__(self, inner: protocol.SocketHub, gate: Gate, last: str) -> None:
         self._inner = inner
         self._gate = gate
         self._last = last
@@ -109,11 +111,11 @@ class GatedHub:
         self._inner.start(on_message)
 
     def send(self, participant: str, message: Any) -> None:  # noqa: ANN401 - any message
-        if isinstance(message, commit.Candidate):
+        if isinstance(message, protocol.Candidate):
             self._gate.reach("coordinator/select")
-        if isinstance(message, commit.Restored):
+        if isinstance(message, protocol.Restored):
             self._gate.reach("coordinator/claimed")
-        if isinstance(message, commit.Committed):
+        if isinstance(message, protocol.Committed):
             self._gate.reach("coordinator/committed")
             if participant == self._last:
                 self._gate.reach("coordinator/told")
@@ -134,7 +136,7 @@ class GatedRendezvous(Rendezvous):
         return answer
 
 
-class GatedLink(commit.SocketLink):
+class GatedLink(protocol.SocketLink):
     """A line with gates between its connection, its first word and its last one."""
 
     gate: Gate
@@ -162,19 +164,19 @@ class GatedWiring(Wiring):
             self.coordinator.close()
 
 
-class GatedDriver(commit.ParticipantDriver):
+class GatedDriver(protocol.ParticipantDriver):
     """A participant with gates around what it reports."""
 
     gate: Gate
 
-    def vote(self, message: commit.Checked | commit.Applied | commit.Rejected) -> None:
-        if isinstance(message, commit.Checked):
+    def vote(self, message: protocol.Checked | protocol.Applied | protocol.Rejected) -> None:
+        if isinstance(message, protocol.Checked):
             self.gate.reach("restore/check")
         super().vote(message)
-        if isinstance(message, commit.Applied):
+        if isinstance(message, protocol.Applied):
             self.gate.reach("restore/applied")
 
-    def send_prepared(self, call: int, attempt: str, part: commit.PartFacts) -> bool:
+    def send_prepared(self, call: int, attempt: str, part: protocol.PartReport) -> bool:
         sent = super().send_prepared(call, attempt, part)
         self.gate.reach("save/prepared")
         return sent
@@ -192,7 +194,7 @@ def gated_storage(root: str, gate: Gate) -> FaultyStorage:
                 gate.reach("save/write")
         elif operation == "make_dir" and "/staging/step-" in key:
             gate.reach("coordinator/begin")
-        elif operation == "remove_file" and key.endswith(commit.NONCE):
+        elif operation == "remove_file" and key.endswith(NONCE):
             gate.reach("coordinator/publish")
         elif operation == "rename" and "-> step-" in key:
             gate.reach("coordinator/rename")
@@ -225,7 +227,7 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
         topology = discover("trainer")
         rendezvous = GatedRendezvous(topology, options.deadlines, None)
         rendezvous.gate = gate
-        storage = gated_storage(root, gate)
+        steps = PosixSteps(gated_storage(root, gate))
         coordinator = None
         link: Any
         if topology.rank == 0:
@@ -237,14 +239,14 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
             link = hub.link(topology.me)
             gate.reach("coordinator/listening")
             gated = GatedHub(hub, gate, topology.participants[-1])
-            coordinator = coordinate(storage, topology, options, gated)
+            coordinator = coordinate(steps, topology, options, gated)
             rendezvous.publish(hub.address)
         else:
             link = rendezvous.connect(ss.__version__)
             gate.reach("connect/reached")
         driver = GatedDriver(topology.me, link, options.deadlines)
         driver.gate = gate
-        return topology, Wiring(storage, driver, coordinator)
+        return topology, Wiring(steps, driver, coordinator)
 
     return join
 

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.commit._kit import FakeFinisher, Root
+from tests.steps._kit import FakeIndexer, Root
 
 from stepseal.retention import Retention, latest, plan_prune, prune
+from stepseal.steps import Removal
 from stepseal.testing import FaultyStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
-    from stepseal.retention import Plan, PruneReport
+    from stepseal.retention import Plan
+    from stepseal.steps import PruneReport, StepEntry
     from stepseal.storage import Storage
 
 NOW_S = 2_000_000_000.0
 """Years after everything in these roots was saved."""
 
 
-def inspect_with(storage: Storage) -> Callable[[StepEntry, Manifest], Sequence[str]]:
-    finisher = FakeFinisher()
-    return lambda entry, manifest: finisher.inspect(storage, entry.name, manifest, exact=False)
+def inspect_with(
+    storage: Storage, indexer: FakeIndexer | None = None
+) -> Callable[[StepEntry, Manifest], Sequence[str]]:
+    asked = indexer or FakeIndexer()
+    return lambda entry, manifest: asked.inspect(storage, entry.name, manifest, exact=False)
 
 
 def plan_for(
     storage: Storage, root: Root, keep: int = 1, now_s: float = NOW_S, *, trash_grace_s: float = 0
 ) -> Plan:
     retention = Retention(latest(keep), trash_grace_s=trash_grace_s)
-    return plan_prune(storage, root.run_id, retention, inspect=inspect_with(storage), now_s=now_s)
+    removal = Removal(storage, lambda: now_s)
+    return plan_prune(removal, root.run_id, retention, inspect=inspect_with(storage))
+
+
+def carry_out(storage: Storage, plan: Plan, retention: Retention) -> PruneReport:
+    return prune(Removal(storage, lambda: NOW_S), plan, retention)
 
 
 def prune_now(
@@ -38,7 +46,7 @@ def prune_now(
 ) -> PruneReport:
     plan = plan_for(storage, root, keep, now_s, trash_grace_s=trash_grace_s)
     retention = Retention(latest(keep), trash_grace_s=trash_grace_s)
-    return prune(storage, plan, retention, clock=lambda: now_s)
+    return prune(Removal(storage, lambda: now_s), plan, retention)
 
 
 def steps_of(storage: Storage) -> list[str]:

@@ -6,12 +6,16 @@ import errno
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.commit._kit import Root, attempt_id, overwrite
-from tests.retention._kit import NOW_S, plan_for, prune_now, steps_of
+from tests.retention._kit import NOW_S, carry_out, plan_for, prune_now, steps_of
+from tests.steps._kit import Root, attempt_id, overwrite
 
-from stepseal.commit import INCARNATIONS, PINS, SUPERSEDED, TRASH, release_lease, take_lease
 from stepseal.errors import StorageUnavailable
-from stepseal.retention import AsideJudgement, Retention, latest, plan_prune, prune
+from stepseal.retention import AsideJudgement, Retention, latest, plan_prune
+from stepseal.steps import Removal
+from stepseal.steps._claims import INCARNATIONS
+from stepseal.steps._leases import release_lease, take_lease
+from stepseal.steps._pins import PINS
+from stepseal.steps._roots import SUPERSEDED, TRASH
 from stepseal.storage import create_durable, remove_tree
 from stepseal.testing import FaultyStorage
 
@@ -47,11 +51,10 @@ def test_whole_steps_in_the_trash_stay_for_their_grace(storage: Storage) -> None
 def test_what_lies_there_already_may_have_a_grace_of_its_own(storage: Storage) -> None:
     root = trashed(storage)
     plan = plan_prune(
-        storage,
+        Removal(storage, lambda: NOW_S + 3600),
         root.run_id,
         Retention(latest(1)),
         inspect=lambda *_: (),
-        now_s=NOW_S + 3600,
         trash_grace_s=86_400,
     )
     assert {action for action, _ in judgements(plan).values()} == {"keep"}
@@ -82,7 +85,7 @@ def test_what_is_protected_no_more_when_it_is_its_turn_is_left_to_the_next_prune
     lease = take_lease(storage, 10, ttl_s=LONG_S, now_s=NOW_S)
     plan = plan_for(storage, root, trash_grace_s=LONG_S)
     release_lease(storage, lease)
-    report = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    report = carry_out(storage, plan, Retention(latest(1)))
     assert (report.removed_trash, report.put_back_trash) == ([], {})
     assert len(keys(storage)) == 2
 
@@ -184,5 +187,5 @@ def test_what_another_prune_took_out_of_the_trash_is_not_reported(storage: Stora
     plan = plan_for(storage, root)
     for key in keys(storage):
         remove_tree(storage, key)
-    report = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    report = carry_out(storage, plan, Retention(latest(1)))
     assert (report.removed_trash, report.put_back_trash, report.failures) == ([], {}, [])

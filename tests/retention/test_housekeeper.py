@@ -5,11 +5,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.commit._kit import FakeFinisher, Root, exists, overwrite
-from tests.retention._kit import NOW_S, prune_now, steps_of
+from tests.retention._kit import NOW_S, inspect_with, prune_now, steps_of
+from tests.steps._kit import FakeIndexer, Root, exists, overwrite
 
-from stepseal.commit import LEASES, SUPERSEDED, TRASH, take_lease
 from stepseal.retention import Housekeeper, Retention, latest
+from stepseal.steps import Removal
+from stepseal.steps._leases import LEASES, take_lease
+from stepseal.steps._roots import SUPERSEDED, TRASH
 from stepseal.storage import MemoryStorage, create_durable
 from stepseal.testing import Fail, Fault, FaultyStorage
 
@@ -18,8 +20,17 @@ if TYPE_CHECKING:
 
 
 def keeper(storage: Storage, keep: int | None = None) -> Housekeeper:
-    retention = None if keep is None else Retention(latest(keep))
-    return Housekeeper(storage, retention, FakeFinisher(), clock=lambda: NOW_S)
+    return housekeeper(storage, None if keep is None else Retention(latest(keep)))
+
+
+def housekeeper(
+    storage: Storage,
+    retention: Retention | None,
+    indexer: FakeIndexer | None = None,
+    now_s: float = NOW_S,
+) -> Housekeeper:
+    inspect = inspect_with(storage, indexer)
+    return Housekeeper(Removal(storage, lambda: now_s), retention, inspect)
 
 
 def test_abandoned_staging_is_swept_by_the_next_incarnation_before_it_commits(
@@ -106,11 +117,11 @@ def test_a_defect_is_logged_and_does_not_spread(caplog: pytest.LogCaptureFixture
     root = Root(MemoryStorage())
     root.commit(10)
 
-    class Broken(FakeFinisher):
+    class Broken(FakeIndexer):
         def inspect(self, *_: object, **__: object) -> list[str]:
             raise ZeroDivisionError
 
-    Housekeeper(root.storage, Retention(latest(1)), Broken())(root.run_id, root.number, True)
+    housekeeper(root.storage, Retention(latest(1)), Broken())(root.run_id, root.number, True)
     assert "defect in housekeeping" in caplog.text
 
 
@@ -130,12 +141,12 @@ def test_each_step_is_looked_at_once(storage: Storage) -> None:
     root = Root(storage)
     looks: list[str] = []
 
-    class Counting(FakeFinisher):
+    class Counting(FakeIndexer):
         def inspect(self, storage: Storage, key: str, *args: Any, **options: Any) -> list[str]:  # noqa: ANN401
             looks.append(key)
             return list(super().inspect(storage, key, *args, **options))
 
-    keep = Housekeeper(storage, Retention(latest(2)), Counting(), clock=lambda: NOW_S)
+    keep = housekeeper(storage, Retention(latest(2)), Counting())
     for step in (10, 20, 30):
         root.commit(step)
         keep(root.run_id, root.number, True)
@@ -147,11 +158,11 @@ def test_damaged_steps_are_looked_at_again(storage: Storage) -> None:
     root = Root(storage)
     for step in (10, 20, 30):
         root.commit(step)
-    finisher = FakeFinisher(problems=["missing"])
-    keep = Housekeeper(storage, Retention(latest(1)), finisher, clock=lambda: NOW_S)
+    indexer = FakeIndexer(problems=["missing"])
+    keep = housekeeper(storage, Retention(latest(1)), indexer)
     keep(root.run_id, root.number, True)
     assert len(steps_of(storage)) == 3
-    finisher.problems.clear()
+    indexer.problems.clear()
     keep(root.run_id, root.number, True)
     assert steps_of(storage) == ["step-30"]
 
@@ -225,9 +236,7 @@ def test_after_a_failed_sync_a_job_that_keeps_all_finishes_nothing_more() -> Non
     root.commit(20)
     prune_now(inner, root, trash_grace_s=1e6)
     plan = [Fault(lambda verb, key: verb == "sync_dir" and key == "", Fail(errno.EIO))]
-    keep = Housekeeper(
-        FaultyStorage(inner, plan), None, FakeFinisher(), clock=lambda: NOW_S + 100_000
-    )
+    keep = housekeeper(FaultyStorage(inner, plan), None, now_s=NOW_S + 100_000)
     keep(root.run_id, root.number, True)
     root.claim(root.head)
     keep(root.run_id, root.number, True)
@@ -240,7 +249,7 @@ def test_a_replaced_job_that_keeps_all_finishes_nothing(storage: Storage) -> Non
     root.commit(20)
     prune_now(storage, root, trash_grace_s=1e6)
     root.claim(root.head)
-    keep = Housekeeper(storage, None, FakeFinisher(), clock=lambda: NOW_S + 100_000)
+    keep = housekeeper(storage, None, now_s=NOW_S + 100_000)
     keep(root.run_id, 1, True)
     assert len(storage.list_dir(TRASH)) == 1
     keep(root.run_id, 2, True)

@@ -4,16 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepseal.commit import Guards
-from stepseal.retention import StepFacts, latest
-from stepseal.retention._judge import StepCase, StepJudgement, duration, judge
+from stepseal.layout import duration_text
+from stepseal.retention import StepInfo, latest
+from stepseal.retention._judge import StepCase, StepJudgement, judge
+from stepseal.steps import Guards
 
 GRACE_S = 100.0
 STANDINGS = ["good", "not resumable", "outside the lineage", "untouchable"]
 
 
 def good(*steps: int) -> list[StepCase]:
-    return [StepCase(StepFacts(step), "good") for step in steps]
+    return [StepCase(StepInfo(step), "good") for step in steps]
 
 
 def kept(judgements: tuple[StepJudgement, ...]) -> list[int]:
@@ -38,9 +39,9 @@ def test_guards_keep_whatever_the_rule_says() -> None:
 def test_only_good_steps_count_towards_a_rule() -> None:
     cases = [
         *good(1, 2),
-        StepCase(StepFacts(3), "untouchable", "damaged: x"),
-        StepCase(StepFacts(4), "not resumable"),
-        StepCase(StepFacts(5), "outside the lineage", outside_s=1e9),
+        StepCase(StepInfo(3), "untouchable", "damaged: x"),
+        StepCase(StepInfo(4), "not resumable"),
+        StepCase(StepInfo(5), "outside the lineage", outside_s=1e9),
     ]
     judgements = judge(cases, latest(2), Guards(), orphan_grace_s=GRACE_S)
     assert kept(judgements) == [1, 2, 3, 4]
@@ -49,8 +50,8 @@ def test_only_good_steps_count_towards_a_rule() -> None:
 
 
 def test_a_step_outside_the_lineage_goes_only_after_its_grace() -> None:
-    young = StepCase(StepFacts(1), "outside the lineage", outside_s=GRACE_S - 1)
-    old = StepCase(StepFacts(2), "outside the lineage", outside_s=GRACE_S)
+    young = StepCase(StepInfo(1), "outside the lineage", outside_s=GRACE_S - 1)
+    old = StepCase(StepInfo(2), "outside the lineage", outside_s=GRACE_S)
     assert kept(judge([young, old, *good(3)], latest(1), Guards(), orphan_grace_s=GRACE_S)) == [
         1,
         3,
@@ -68,7 +69,7 @@ LEFT = "outside the lineage: a later start of the job left it behind"
     ],
 )
 def test_a_step_outside_the_lineage_says_why_it_stays(outside_s: float | None, why: str) -> None:
-    left = StepCase(StepFacts(1), "outside the lineage", outside_s=outside_s)
+    left = StepCase(StepInfo(1), "outside the lineage", outside_s=outside_s)
     judgement, _ = judge([left, *good(2)], latest(1), Guards(), orphan_grace_s=GRACE_S)
     assert judgement == StepJudgement(1, keep=True, reasons=(why,))
 
@@ -78,11 +79,11 @@ def test_a_step_outside_the_lineage_says_why_it_stays(outside_s: float | None, w
     [(0, "0 min"), (3540, "59 min"), (3600, "1.0 h"), (86_400, "24.0 h"), (864_000, "10 days")],
 )
 def test_times_are_told_in_a_unit_that_fits(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert duration_text(seconds) == text
 
 
 def test_without_a_good_step_nothing_goes() -> None:
-    old = StepCase(StepFacts(2), "outside the lineage", outside_s=1e9)
+    old = StepCase(StepInfo(2), "outside the lineage", outside_s=1e9)
     (judgement,) = judge([old], latest(1), Guards(), orphan_grace_s=GRACE_S)
     assert judgement.keep
     assert "no step is known to be good" in judgement.reasons[0]
@@ -102,7 +103,7 @@ class ChoosesNothing:
     st.lists(
         st.builds(
             StepCase,
-            st.builds(StepFacts, st.integers(0, 50)),
+            st.builds(StepInfo, st.integers(0, 50)),
             st.sampled_from(STANDINGS),
             outside_s=st.none() | st.floats(0, 1e6),
         ),

@@ -5,12 +5,14 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.commit._kit import Root, damage, overwrite
 from tests.retention._kit import NOW_S, plan_for, prune_now
+from tests.steps._kit import Root, damage, overwrite
 
-from stepseal.commit import INCARNATIONS, SUPERSEDED, pin, read_step
-from stepseal.commit._claims import claim
 from stepseal.layout import seal, unix_time
+from stepseal.steps._catalog import read_step
+from stepseal.steps._claims import INCARNATIONS, claim
+from stepseal.steps._pins import pin
+from stepseal.steps._roots import SUPERSEDED
 from stepseal.storage import MemoryStorage, read_bytes, remove_tree
 from stepseal.testing import FaultyStorage
 

@@ -6,14 +6,26 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.commit._kit import Root, attempt_id, exists
-from tests.retention._kit import NOW_S, Meanwhile, Stop, die, four, plan_for, prune_now, steps_of
+from tests.retention._kit import (
+    NOW_S,
+    Meanwhile,
+    Stop,
+    carry_out,
+    die,
+    four,
+    plan_for,
+    prune_now,
+    steps_of,
+)
+from tests.steps._kit import Root, attempt_id, exists
 
-from stepseal.commit import INCARNATIONS, SUPERSEDED, TRASH, list_steps, read_step, take_lease
-from stepseal.commit._claims import claim
-from stepseal.commit._out_of_place import put_back_pruned
 from stepseal.errors import Corrupt, NotCurrent
-from stepseal.retention import Retention, latest, prune
+from stepseal.retention import Retention, latest
+from stepseal.steps._catalog import list_steps, read_step
+from stepseal.steps._claims import INCARNATIONS, claim
+from stepseal.steps._hidden import put_back_pruned
+from stepseal.steps._leases import take_lease
+from stepseal.steps._roots import SUPERSEDED, TRASH
 from stepseal.storage import create_durable, make_dirs, remove_tree
 from stepseal.testing import FaultyStorage
 from stepseal.testing._storage_helpers import ODD_NAMES
@@ -81,7 +93,7 @@ def test_a_plan_of_an_older_incarnation_is_void(storage: Storage) -> None:
     plan = plan_for(storage, root)
     root.claim(root.head)
     with pytest.raises(NotCurrent):
-        prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+        carry_out(storage, plan, Retention(latest(1)))
     assert len(steps_of(storage)) == 4
 
 
@@ -91,11 +103,11 @@ def test_a_step_that_was_replaced_since_the_plan_goes_back(storage: Storage) -> 
     storage.rename("step-10", "mine")
     parent = next(e for e in list_steps(storage) if e.step == 20)
     other = Root(storage)
-    other.number, other.head = root.number, parent.lineage()
+    other.number, other.head = root.number, parent.ref()
     other.num_attempts = 100
     staging, manifest = other.prepare(10)
     other.publish(staging, manifest)
-    report = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    report = carry_out(storage, plan, Retention(latest(1)))
     assert "another attempt" in report.put_back[10]
     assert exists(storage, "step-10/manifest.json")
 
@@ -117,14 +129,14 @@ def test_a_restart_finds_its_parent_although_a_replaced_job_died_pruning_it(
     root = four(storage)
     plan = plan_for(storage, root)
 
-    parent = list_steps(storage)[0].lineage()
+    parent = list_steps(storage)[0].ref()
 
     def claim_and_die() -> None:
         claim(storage, parent, now_s=NOW_S)
         raise Stop
 
     with pytest.raises(Stop):
-        prune(Meanwhile(storage, claim_and_die), plan, Retention(latest(1)), clock=lambda: NOW_S)
+        carry_out(Meanwhile(storage, claim_and_die), plan, Retention(latest(1)))
     assert "step-10" not in steps_of(storage)
     put_back_pruned(storage, NOW_S)
     assert "step-10" in steps_of(storage)
@@ -135,16 +147,16 @@ def test_a_restart_finds_what_was_committed_in_the_place_of_a_step_when_its_prun
     storage: Storage,
 ) -> None:
     root = four(storage)
-    root.claim(list_steps(storage)[0].lineage())  # leaves 20 to 40 outside the lineage
+    root.claim(list_steps(storage)[0].ref())  # leaves 20 to 40 outside the lineage
     root.commit(15)
     plan = plan_for(storage, root)
     assert [v.step for v in plan.steps if not v.keep] == [20, 30, 40]
     newest = root.commit(20)
     with pytest.raises(Stop):
-        prune(Meanwhile(storage, die), plan, Retention(latest(1)), clock=lambda: NOW_S)
+        carry_out(Meanwhile(storage, die), plan, Retention(latest(1)))
     assert "step-20" not in steps_of(storage)
     put_back_pruned(storage, NOW_S)
-    assert read_step(storage, 20, root.run_id).lineage() == newest
+    assert read_step(storage, 20, root.run_id).ref() == newest
 
 
 def test_what_another_prune_finishes_meanwhile_is_no_failure(storage: Storage) -> None:
@@ -232,7 +244,7 @@ def test_what_somebody_else_removed_is_not_reported(storage: Storage) -> None:
     root = four(storage)
     plan = plan_for(storage, root, keep=3)
     storage.rename("step-10", "mine")
-    report = prune(storage, plan, Retention(latest(3)), clock=lambda: NOW_S)
+    report = carry_out(storage, plan, Retention(latest(3)))
     assert (report.removed, report.failures) == ([], [])
 
 
@@ -246,9 +258,9 @@ def test_two_prunes_at_once_do_not_disturb_each_other(storage: Storage) -> None:
     root.commit(30)
     plan = plan_for(storage, root)
     assert [aside.keep for aside in plan.superseded] == [False]
-    other = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    other = carry_out(storage, plan, Retention(latest(1)))
     assert len(other.removed_superseded) == 1
-    report = prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+    report = carry_out(storage, plan, Retention(latest(1)))
     assert (report.removed, report.removed_superseded, report.failures) == ([], [], [])
 
 
@@ -274,7 +286,7 @@ def test_a_claim_voids_a_plan_of_a_root_that_nobody_had_claimed(storage: Storage
     root = four(storage)
     plan = replace(plan_for(storage, root), incarnation=0)
     with pytest.raises(NotCurrent):
-        prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S)
+        carry_out(storage, plan, Retention(latest(1)))
     assert len(steps_of(storage)) == 4
     storage.remove_file(f"{INCARNATIONS}/1.json")
-    assert prune(storage, plan, Retention(latest(1)), clock=lambda: NOW_S).removed == [10, 20, 30]
+    assert carry_out(storage, plan, Retention(latest(1))).removed == [10, 20, 30]

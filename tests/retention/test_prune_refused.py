@@ -9,12 +9,25 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.commit._kit import FakeFinisher, attempt_id
-from tests.retention._kit import NOW_S, Meanwhile, Stop, die, four, plan_for, prune_now, steps_of
+from tests.retention._kit import (
+    NOW_S,
+    Meanwhile,
+    Stop,
+    carry_out,
+    die,
+    four,
+    plan_for,
+    prune_now,
+    steps_of,
+)
+from tests.steps._kit import FakeIndexer, attempt_id
 
-from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, take_lease
 from stepseal.errors import CheckpointError, Corrupt, StorageUnavailable
-from stepseal.retention import Retention, latest, prune
+from stepseal.retention import Retention, latest
+from stepseal.steps._catalog import list_steps
+from stepseal.steps._leases import take_lease
+from stepseal.steps._pins import PINS
+from stepseal.steps._roots import SUPERSEDED, TRASH
 from stepseal.storage import MemoryStorage
 from stepseal.testing import Fail, Fault, FaultyStorage, Lose
 
@@ -83,7 +96,7 @@ class Crashing(FaultyStorage):
 @pytest.mark.parametrize("protected", [False, True])
 def test_a_crash_at_any_operation_leaves_whole_steps_only(lossy: bool, protected: bool) -> None:
     """Also if power is lost with it, and if a reader holds the step when the next prune comes."""
-    finisher = FakeFinisher()
+    indexer = FakeIndexer()
     rng = random.Random(0)
     for at in range(1000):
         inner = MemoryStorage()
@@ -103,7 +116,7 @@ def test_a_crash_at_any_operation_leaves_whole_steps_only(lossy: bool, protected
         for entry in list_steps(inner, root.run_id):
             assert entry.state == "committed"
             assert entry.manifest is not None
-            assert not finisher.inspect(inner, entry.name, entry.manifest, exact=True)
+            assert not indexer.inspect(inner, entry.name, entry.manifest, exact=True)
         assert steps_of(inner)[-2:] == ["step-30", "step-40"]
         if not protected:
             assert steps_of(inner) == ["step-30", "step-40"]
@@ -118,7 +131,7 @@ def test_a_move_whose_answer_was_lost_is_made_durable_before_anything_is_deleted
     root = four(storage)
     lost = FaultyStorage(storage, [Fault(lambda verb, _key: verb == "rename", Lose(errno.EIO))])
     plan = plan_for(storage, root, keep=3)
-    prune(lost, plan, Retention(latest(3)), clock=lambda: NOW_S)
+    carry_out(lost, plan, Retention(latest(3)))
     after = storage.after_power_loss(lambda _kind, key: float(key != "step-10"))
     assert {entry.state for entry in list_steps(after)} == {"committed"}
 
@@ -130,7 +143,7 @@ def test_a_step_goes_only_when_the_newer_one_is_durable() -> None:
     storage.sync_dir("")
     storage.rename("moved", "step-40")  # as by a commit that did not sync the root yet
     crashing = FaultyStorage(storage, [Fault(lambda verb, _key: verb == "rename", Fail(errno.EIO))])
-    prune(crashing, plan_for(storage, root), Retention(latest(1)), clock=lambda: NOW_S)
+    carry_out(crashing, plan_for(storage, root), Retention(latest(1)))
     assert "step-40" in steps_of(storage.after_power_loss(lambda *_: 0.0))
 
 

@@ -4,11 +4,11 @@ import pytest
 
 import stepseal as ss
 from stepseal.errors import InvalidInput
-from stepseal.retention import Retention, StepFacts, as_retention, latest
+from stepseal.retention import Retention, StepInfo, as_retention, latest
 
 
-def facts(*steps: int) -> list[StepFacts]:
-    return [StepFacts(step) for step in steps]
+def facts(*steps: int) -> list[StepInfo]:
+    return [StepInfo(step) for step in steps]
 
 
 def test_latest_keeps_the_newest_by_number() -> None:

@@ -19,9 +19,8 @@ from typing_extensions import Self
 
 import stepseal as ss
 from stepseal.cli import main
-from stepseal.commit import read_claims
-from stepseal.commit._claims import INCARNATIONS
 from stepseal.errors import CheckpointError, Corrupt
+from stepseal.steps._claims import INCARNATIONS, read_claims
 from stepseal.storage import LocalStorage
 
 if TYPE_CHECKING:

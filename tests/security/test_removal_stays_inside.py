@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stepseal.commit._attempts import begin, discard, sweep
-from stepseal.commit._roots import STAGING, TRASH, initialise_root
 from stepseal.errors import CheckpointError, InvalidInput, StorageUnavailable
+from stepseal.steps._attempts import begin, discard, sweep
+from stepseal.steps._roots import STAGING, TRASH, initialise_root
 from stepseal.storage import LocalStorage, MemoryStorage, remove_tree
 from stepseal.testing._storage_helpers import ODD_NAMES
 

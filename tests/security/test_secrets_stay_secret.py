@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.campaigns._small_job import new_folder
-from tests.commit._conversations import PATIENT, Inbox
+from tests.protocol._conversations import PATIENT, Inbox
 
 from stepseal import errors
-from stepseal.commit import Address, SocketHub, SocketLink, cause_of
-from stepseal.commit import _messages as messages
-from stepseal.commit._framing import frame
+from stepseal.protocol import Address, SocketHub, SocketLink, failure_of
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._wire import pack_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -122,7 +122,10 @@ def test_the_token_is_in_no_error_and_no_log_of_the_control_plane(
             peer = socket.create_connection((hub.address.host, hub.address.port), timeout=30)
             with peer:
                 hello = messages.Hello(name, TOKEN, version)
-                peer.sendall(frame(messages.encode_message(hello)) + frame(b"garbage" + b"x" * 9))
+                peer.sendall(
+                    pack_message(messages.encode_message(hello))
+                    + pack_message(b"garbage" + b"x" * 9)
+                )
                 while data := peer.recv(4096):
                     said.append(repr(data))
         hub.close()
@@ -134,4 +137,4 @@ def test_the_token_is_in_no_error_and_no_log_of_the_control_plane(
     with pytest.raises(errors.CoordinatorLost) as caught:
         SocketLink(hub.address, "a", PATIENT, "1")
     assert TOKEN not in repr(caught.value) + repr(pickle.dumps(caught.value))
-    assert TOKEN not in repr(cause_of(caught.value))
+    assert TOKEN not in repr(failure_of(caught.value))

@@ -15,16 +15,16 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.commit._conversations import PATIENT, Inbox
-from tests.commit._hub_peers import NAMES, TOKEN, connected, lost
-from tests.commit._kit import attempt_id, captured, cause, part_facts
+from tests.protocol._conversations import PATIENT, Inbox
+from tests.protocol._hub_peers import NAMES, TOKEN, connected, lost
+from tests.steps._kit import attempt_id, captured, cause, part_report
 
 from stepseal import errors
-from stepseal.commit import Deadlines, ParticipantDriver, SocketHub, SocketLink
-from stepseal.commit import _actions as actions
-from stepseal.commit import _messages as messages
-from stepseal.commit._coordinator import Coordinator
-from stepseal.commit._framing import MAX_FRAME_BYTES, Address, FrameReader, frame
+from stepseal.protocol import Deadlines, ParticipantDriver, SocketHub, SocketLink
+from stepseal.protocol import _actions as actions
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._coordinator import Coordinator
+from stepseal.protocol._wire import MAX_MESSAGE_BYTES, Address, MessageReader, pack_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,28 +59,29 @@ GARBAGE = {
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
     "ssh": b"SSH-2.0-OpenSSH_9.2\r\n",
     "redis": b"*1\r\n$4\r\nPING\r\n",
-    "pickle": frame(pickle.dumps({"participant": "a"})),
-    "hostile pickle": frame(b"cos\nsystem\n(S'touch stepseal-was-here'\ntR."),
+    "pickle": pack_message(pickle.dumps({"participant": "a"})),
+    "hostile pickle": pack_message(b"cos\nsystem\n(S'touch stepseal-was-here'\ntR."),
     "4 GiB": struct.pack(">I", 0xFFFFFFFF) + b"x" * 100,
     "2 GiB": struct.pack(">I", 0x7FFFFFFF) + b"x" * 100,
-    "64 MiB": struct.pack(">I", MAX_FRAME_BYTES) + b"x" * 100,
-    "nothing in it": frame(b""),
-    "empty object": frame(b"{}"),
-    "array": frame(b"[]"),
-    "deep": frame(b"[" * 4000),
-    "nan": frame(b"NaN"),
-    "long int": frame(b'{"type":"Goodbye","x":' + b"9" * 4000 + b"}"),
-    "not utf-8": frame(HELLO.replace(b'"a"', b'"\xff"')),
-    "surrogate": frame(HELLO.replace(TOKEN.encode(), b"\\ud800")),
-    "no token": frame(HELLO.replace(TOKEN.encode(), b"")),
-    "wrong token": frame(HELLO.replace(TOKEN.encode(), b"u" * 32)),
-    "prefix of the token": frame(HELLO.replace(TOKEN.encode(), TOKEN[:31].encode())),
-    "token as a number": frame(HELLO.replace(f'"{TOKEN}"'.encode(), b"0")),
-    "another participant": frame(HELLO.replace(b'"a"', b'"mallory"')),
-    "extra field": frame(HELLO.replace(b"{", b'{"x":1,', 1)),
-    "without hello": frame(messages.encode_message(captured())),
-    "of the coordinator": frame(messages.encode_message(messages.Welcome())),
-    "two hellos wrong first": frame(HELLO.replace(TOKEN.encode(), b"")) + frame(HELLO),
+    "64 MiB": struct.pack(">I", MAX_MESSAGE_BYTES) + b"x" * 100,
+    "nothing in it": pack_message(b""),
+    "empty object": pack_message(b"{}"),
+    "array": pack_message(b"[]"),
+    "deep": pack_message(b"[" * 4000),
+    "nan": pack_message(b"NaN"),
+    "long int": pack_message(b'{"type":"Goodbye","x":' + b"9" * 4000 + b"}"),
+    "not utf-8": pack_message(HELLO.replace(b'"a"', b'"\xff"')),
+    "surrogate": pack_message(HELLO.replace(TOKEN.encode(), b"\\ud800")),
+    "no token": pack_message(HELLO.replace(TOKEN.encode(), b"")),
+    "wrong token": pack_message(HELLO.replace(TOKEN.encode(), b"u" * 32)),
+    "prefix of the token": pack_message(HELLO.replace(TOKEN.encode(), TOKEN[:31].encode())),
+    "token as a number": pack_message(HELLO.replace(f'"{TOKEN}"'.encode(), b"0")),
+    "another participant": pack_message(HELLO.replace(b'"a"', b'"mallory"')),
+    "extra field": pack_message(HELLO.replace(b"{", b'{"x":1,', 1)),
+    "without hello": pack_message(messages.encode_message(captured())),
+    "of the coordinator": pack_message(messages.encode_message(messages.Welcome())),
+    "two hellos wrong first": pack_message(HELLO.replace(TOKEN.encode(), b""))
+    + pack_message(HELLO),
     "zeros": bytes(4096),
     "noise": os.urandom(4096),
 }
@@ -97,7 +98,7 @@ def test_garbage_is_shown_out_and_nobody_else_notices(what: str) -> None:
 
 
 def test_a_long_announcement_takes_no_memory() -> None:
-    reader = FrameReader(4096)
+    reader = MessageReader(4096)
     reader.feed(struct.pack(">I", 0xFFFFFFFF))
     with pytest.raises(errors.InvalidInput, match="at most 4096"):
         reader.take()
@@ -119,7 +120,7 @@ def test_half_open_connections_do_not_block_and_end() -> None:
     )  # fmt: skip
     with hub_of(short) as (hub, inbox), contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connected(hub)) for _ in range(40)]
-        data = frame(HELLO.replace(TOKEN.encode(), b"u" * 32))
+        data = pack_message(HELLO.replace(TOKEN.encode(), b"u" * 32))
         begun = time.monotonic()
         for peer in slow[:20]:
             peer.socket.sendall(data[:3])
@@ -207,7 +208,7 @@ def test_a_prepared_of_another_attempt_or_call_never_publishes() -> None:
     coordinator, attempt = in_write()
 
     def prepared(name: str, call: int = 1, of: str = attempt) -> messages.Prepared:
-        return messages.Prepared(call, of, part_facts(name))
+        return messages.Prepared(call, of, part_report(name))
 
     assert not publishes(coordinator.on_message("a", prepared("a"), 1.0))
     for replayed in (
@@ -223,7 +224,7 @@ def test_a_prepared_of_another_attempt_or_call_never_publishes() -> None:
 
 def test_a_replayed_prepared_publishes_once_and_changes_nothing_later() -> None:
     coordinator, attempt = in_write()
-    both = [messages.Prepared(1, attempt, part_facts(name)) for name in ("a", "b")]
+    both = [messages.Prepared(1, attempt, part_report(name)) for name in ("a", "b")]
     first = coordinator.on_message("a", both[0], 1.0)
     again = coordinator.on_message("a", both[0], 1.0)
     assert not publishes(first)
@@ -237,5 +238,5 @@ def test_nobody_counts_who_was_lost() -> None:
     coordinator, attempt = in_write()
     coordinator.on_lost("b", cause())
     for name in ("a", "b"):
-        todo = coordinator.on_message(name, messages.Prepared(1, attempt, part_facts(name)), 1.0)
+        todo = coordinator.on_message(name, messages.Prepared(1, attempt, part_report(name)), 1.0)
         assert not publishes(todo)

@@ -14,8 +14,8 @@ import torch
 from tests.session._states import Net, adamw, every_kind, train
 
 import stepseal as ss
-from stepseal.commit import ParticipantDriver, Write
-from stepseal.commit._messages import Aborted, Welcome
+from stepseal.protocol import ParticipantDriver, Write
+from stepseal.protocol._messages import Aborted, Welcome
 from stepseal.session._saving import capture_all
 from stepseal.storage import LocalStorage, MemoryStorage
 from stepseal.testing import (

@@ -9,7 +9,7 @@ import torch
 from tests._fuse_passthrough import fuse_mount
 
 import stepseal as ss
-from stepseal.commit import judge_promises
+from stepseal.steps import judge_promises
 from stepseal.storage import LocalStorage, NotSupported, probe
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from stepseal.testing import World
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stepseal.commit import ParticipantDriver
+    from stepseal.protocol import ParticipantDriver
 
 
 class _Notes:

@@ -10,7 +10,8 @@ import pytest
 
 import stepseal as ss
 from stepseal import errors
-from stepseal.commit import LEASES, pin, read_leases
+from stepseal.steps._leases import LEASES, read_leases
+from stepseal.steps._pins import pin
 from stepseal.storage import LocalStorage, MemoryStorage
 from stepseal.testing import Fail, Fault, FaultyStorage, World
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import stepseal as ss
-from stepseal.commit import read_step
+from stepseal.steps._catalog import read_step
 from stepseal.storage import MemoryStorage
 from stepseal.testing import World
 

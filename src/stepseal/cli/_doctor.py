@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, size_text
-from stepseal.commit import judge_promises
 from stepseal.errors import InvalidInput
 from stepseal.layout import CONTROL
+from stepseal.steps import judge_promises
 from stepseal.storage import ABILITIES, Access, meet, probe, root_path
 
 if TYPE_CHECKING:

@@ -6,19 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, say, size_text
 from stepseal.cli._roots import measure_step, open_root
-from stepseal.commit import (
-    in_lineage,
-    lineage_limits,
-    list_foreign,
-    list_steps,
-    read_claims,
-    read_pin_reason,
-    read_pins,
-)
+from stepseal.steps import in_lineage
 
 if TYPE_CHECKING:
     from stepseal.cli._roots import OpenRoot
-    from stepseal.commit import StepEntry
+    from stepseal.steps import StepEntry
 
 __all__ = ["list_root", "print_listing"]
 
@@ -26,15 +18,15 @@ __all__ = ["list_root", "print_listing"]
 def list_root(path: str) -> dict[str, Any]:
     """Return what a root holds, as JSON-able values."""
     root = open_root(path)
-    limits = lineage_limits(read_claims(root.storage))
-    entries = list_steps(root.storage, root.run_id)
-    pinned = read_pins(root.storage)
+    limits = root.steps.lineage_limits()
+    entries = root.steps.entries(root.run_id)
+    pinned = root.steps.pins.steps()
     return {
         "root": root.path,
         "run_id": root.run_id,
         "incarnation": max(limits, default=None),
         "steps": [_row(root, entry, limits, pinned) for entry in entries],
-        "foreign": [entry.name for entry in list_foreign(root.storage)],
+        "foreign": list(root.steps.foreign()),
     }
 
 
@@ -43,7 +35,7 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"step": entry.step, "state": entry.state, "problem": entry.problem}
     row["pinned"] = entry.step in pinned
-    row["pin"] = read_pin_reason(root.storage, entry.step) if row["pinned"] else None
+    row["pin"] = root.steps.pins.reason(entry.step) if row["pinned"] else None
     manifest = entry.manifest
     if entry.state != "committed" or manifest is None:
         return row

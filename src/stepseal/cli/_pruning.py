@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_table, warn
 from stepseal.cli._roots import measure_step, open_root, parse_step
 from stepseal.cli._verifying import progress_bar
-from stepseal.commit import pin, read_pin_reason, unpin
 from stepseal.errors import NotCurrent
 from stepseal.retention import Retention, latest, plan_prune, prune
 from stepseal.transfer import check_files, verify_step
@@ -17,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stepseal.cli._roots import OpenRoot
-    from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
-    from stepseal.retention import Plan, PruneReport, StepJudgement, TrashJudgement
+    from stepseal.retention import Plan, StepJudgement, TrashJudgement
+    from stepseal.steps import PruneReport, StepEntry
     from stepseal.transfer import Finding
 
 __all__ = ["pin_step", "print_pruned", "prune_root", "unpin_step"]
@@ -54,11 +52,10 @@ def prune_root(
     retention = Retention(latest(keep_latest), superseded_grace_s, trash_grace_s or 0.0)
     inspect = _Inspection(root, deeply=verify)
     plan = plan_prune(
-        root.storage,
+        root.steps.removal(),
         root.run_id,
         retention,
         inspect=inspect,
-        now_s=time.time(),
         trash_grace_s=_DAY_S if trash_grace_s is None else trash_grace_s,
     )
     if dry_run:
@@ -68,7 +65,7 @@ def prune_root(
 
 def _carry_out(root: OpenRoot, plan: Plan, retention: Retention) -> PruneReport:
     try:
-        return prune(root.storage, plan, retention, clock=time.time)
+        return prune(root.steps.removal(), plan, retention)
     except NotCurrent as error:
         raise NotCurrent(
             f"prune of {root.path}: a start of the job claimed the root meanwhile (incarnation "
@@ -95,10 +92,10 @@ class _Inspection:
 
     def _look(self, entry: StepEntry, manifest: Manifest) -> Sequence[Finding]:
         if not self._deeply:
-            return check_files(self._root.storage, entry.name, manifest)
+            return check_files(self._root.steps.storage, entry.name, manifest)
         size = measure_step(self._root, entry, manifest)
         with progress_bar(entry.step, size.size_bytes) as advance:
-            return verify_step(self._root.storage, entry.name, manifest, progress=advance)
+            return verify_step(self._root.steps.storage, entry.name, manifest, progress=advance)
 
 
 def _planned(path: str, plan: Plan, retention: Retention) -> dict[str, Any]:
@@ -176,10 +173,10 @@ def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> str:
     """Pin one step; return a line that says so."""
     root = open_root(path, allow_shared=allow_shared)
     number = parse_step(step)
-    is_new = pin(root.storage, number, root.run_id, reason=reason)
+    is_new = root.steps.pins.add(number, root.run_id, reason=reason)
     if is_new:
         return f"step {number}: pinned"
-    before = read_pin_reason(root.storage, number)
+    before = root.steps.pins.reason(number)
     stays = f"; its first reason stays: {before}" if before and before != reason else ""
     return f"step {number}: was pinned already{stays}"
 
@@ -188,5 +185,5 @@ def unpin_step(path: str, step: str) -> tuple[bool, str]:
     """Unpin one step; return whether it was pinned, and a line that says so."""
     root = open_root(path)
     number = parse_step(step)
-    was_pinned = unpin(root.storage, number)
+    was_pinned = root.steps.pins.remove(number)
     return was_pinned, f"step {number}: {'unpinned' if was_pinned else 'was not pinned'}"

@@ -6,24 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stepseal.cli._output import warn
-from stepseal.commit import (
-    StepEntry,
-    in_lineage,
-    lineage_limits,
-    list_steps,
-    read_claims,
-    read_marker,
-    read_step,
-    refuse_newer,
-)
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StepNotFound
 from stepseal.layout import parse_step_name
-from stepseal.storage import Access, LocalStorage, root_path
+from stepseal.steps import StepEntry, in_lineage, locate_root, open_store, refuse_newer
+from stepseal.storage import Access
 from stepseal.transfer import StepReader
 
 if TYPE_CHECKING:
     from stepseal.layout import Manifest
-    from stepseal.storage import Storage
+    from stepseal.steps import StepStore
 
 __all__ = ["OpenRoot", "StepSize", "find_step", "measure_step", "open_root", "parse_step"]
 
@@ -44,7 +35,7 @@ class OpenRoot:
     """A root that was opened for reading."""
 
     path: str
-    storage: Storage
+    steps: StepStore
     run_id: str
 
 
@@ -55,11 +46,11 @@ def open_root(path: str, *, allow_shared: bool = False) -> OpenRoot:
         path: of the root.
         allow_shared: also make names in it where other users can write.
     """
-    absolute = root_path(path)
-    storage = LocalStorage.open(absolute, access=Access(allow_shared=allow_shared))
-    if problem := storage.writable_problem():
+    absolute = locate_root(path)
+    steps = open_store(absolute, access=Access(allow_shared=allow_shared))
+    if problem := steps.writable_problem():
         warn(f"{absolute} is {problem}: what is read here may be another the next time")
-    return OpenRoot(absolute, storage, read_marker(storage, absolute))
+    return OpenRoot(absolute, steps, steps.run_id())
 
 
 def find_step(root: OpenRoot, wanted: str) -> StepEntry:
@@ -73,7 +64,7 @@ def find_step(root: OpenRoot, wanted: str) -> StepEntry:
     if wanted == "latest":
         return _latest(root)
     step = parse_step(wanted, "a number such as 200, step-200, or latest")
-    entry = read_step(root.storage, step, root.run_id)
+    entry = root.steps.entry(step, root.run_id)
     refuse_newer(entry)
     if entry.state == "foreign":
         raise StepNotFound(
@@ -98,8 +89,8 @@ def parse_step(text: str, expected: str = "a number such as 200, or step-200") -
 
 
 def _latest(root: OpenRoot) -> StepEntry:
-    limits = lineage_limits(read_claims(root.storage))
-    for entry in reversed(list_steps(root.storage, root.run_id)):
+    limits = root.steps.lineage_limits()
+    for entry in reversed(root.steps.entries(root.run_id)):
         manifest = entry.manifest
         if manifest is None or entry.state != "committed":
             continue
@@ -118,7 +109,7 @@ def measure_step(root: OpenRoot, entry: StepEntry, manifest: Manifest) -> StepSi
         entry: what was found, committed.
         manifest: of the entry.
     """
-    reader = StepReader(root.storage, entry.name, manifest)
+    reader = StepReader(root.steps.storage, entry.name, manifest)
     total = sum(file.size_bytes for file in manifest.files)
     try:
         for ref in manifest.parts:
@@ -135,7 +126,7 @@ def _look_again(root: OpenRoot, entry: StepEntry, error: CheckpointError) -> Ste
     if not isinstance(error, Corrupt):
         return StepSize(None, "committed", f"size not known: {error}")
     try:
-        stands = read_step(root.storage, entry.step, root.run_id)
+        stands = root.steps.entry(entry.step, root.run_id)
     except StepNotFound:
         stands = None
     except CheckpointError as refusal:

@@ -34,7 +34,7 @@ def describe_step(path: str, wanted: str, *, tensors: bool) -> dict[str, Any]:
     size = measure_step(root, entry, manifest)
     found.update(size_bytes=size.size_bytes, state=size.state, problem=size.problem)
     if tensors:
-        found["tensors"] = _tensors(StepReader(root.storage, entry.name, manifest), manifest)
+        found["tensors"] = _tensors(StepReader(root.steps.storage, entry.name, manifest), manifest)
     return found
 
 

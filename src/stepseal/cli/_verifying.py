@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, say, size_text, warn
 from stepseal.cli._roots import OpenRoot, find_step, measure_step, open_root
-from stepseal.commit import Reading, list_steps
 from stepseal.errors import StepNotFound
 from stepseal.layout import MANIFEST
 from stepseal.transfer import has_damage, verify_step
@@ -16,8 +15,8 @@ from stepseal.transfer import has_damage, verify_step
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
+    from stepseal.steps import StepEntry
     from stepseal.transfer import Finding
 
 __all__ = ["print_report", "progress_bar", "verify_root"]
@@ -30,7 +29,7 @@ def verify_root(path: str, wanted: Sequence[str]) -> dict[str, Any]:
         chosen = [find_step(root, name) for name in wanted]
         steps = [_verify(root, entry) for entry in chosen]
     else:
-        entries = [e for e in list_steps(root.storage, root.run_id) if e.state != "foreign"]
+        entries = [e for e in root.steps.entries(root.run_id) if e.state != "foreign"]
         steps = [found for entry in entries if (found := _verify_if_there(root, entry))]
     return {"root": root.path, "steps": steps}
 
@@ -73,9 +72,9 @@ def _verify_leased(
         advance(num_bytes)
 
     def look(progress: Callable[[int], None]) -> tuple[Finding, ...]:
-        return verify_step(root.storage, name, manifest, progress=progress)
+        return verify_step(root.steps.storage, name, manifest, progress=progress)
 
-    with Reading(root.storage, manifest) as reading:
+    with root.steps.reading(manifest) as reading:
         found = reading.look(look, is_damaged=has_damage, progress=count)
     return found, done_bytes
 

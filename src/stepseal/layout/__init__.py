@@ -17,7 +17,7 @@ from stepseal.layout._dtypes import ITEMSIZE, TO_SAFETENSORS
 from stepseal.layout._index import MAX_INDEX_BYTES, decode_index, encode_index
 from stepseal.layout._items import PartIndex, StoredBytes, StoredItem, StoredTensor, payload_sizes
 from stepseal.layout._manifest import (MAX_MANIFEST_BYTES, ComponentEntry, ComponentKind,
-    Durability, Lineage, Manifest, PartRef, SharingName, decode_manifest, encode_manifest,
+    Durability, StepRef, Manifest, PartRef, SharingName, decode_manifest, encode_manifest,
     manifest_digest)
 from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER,
     MAX_DCP_INDEX_BYTES, MAX_STEP,
@@ -26,17 +26,17 @@ from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER
     payload_path, step_name, tree_document_path, tree_segment_path)
 from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part
 from stepseal.layout._records import FORMAT_VERSION, DocumentRef, FileEntry
-from stepseal.layout._times import unix_time, utc_text
+from stepseal.layout._times import duration_text, unix_time, utc_text
 
 __all__ = [
     "ArraySource", "Box", "Buffer", "BytesSource", "CHUNK_BYTES", "CONTROL", "ComponentEntry",
     "ComponentKind", "ContainerEntry", "DCP_INDEX", "DIGEST_BYTES", "DocumentRef", "Durability",
-    "FORMAT_VERSION", "FileEntry", "Frame", "ITEMSIZE", "LATEST", "Lineage", "MANIFEST", "MARKER",
+    "FORMAT_VERSION", "FileEntry", "Frame", "ITEMSIZE", "LATEST", "StepRef", "MANIFEST", "MARKER",
     "MAX_DCP_INDEX_BYTES", "MAX_INDEX_BYTES", "MAX_MANIFEST_BYTES", "MAX_PART_BYTES", "MAX_STEP",
     "Manifest", "Part", "PartContents", "PartIndex", "PartRef", "SharingName", "StoredBytes",
     "StoredItem", "StoredTensor", "TO_SAFETENSORS", "TensorSink", "TensorSource", "TreeSource",
     "build_header", "check_component_name", "check_participant", "check_step", "chunk_digests",
-    "coverage_problems", "dcp_fqn", "dcp_path", "decode_document", "decode_index",
+    "coverage_problems", "dcp_fqn", "dcp_path", "duration_text", "decode_document", "decode_index",
     "decode_manifest", "decode_part", "digest", "encode_document", "encode_index",
     "encode_manifest", "encode_part", "hex_digests", "hull", "intersect", "linear_boxes",
     "manifest_digest", "num_chunks", "parse_header", "parse_payload_path", "parse_step_name",

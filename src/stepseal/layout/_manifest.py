@@ -44,7 +44,7 @@ __all__ = [
     "ComponentEntry",
     "ComponentKind",
     "Durability",
-    "Lineage",
+    "StepRef",
     "Manifest",
     "PartRef",
     "SharingName",
@@ -83,7 +83,7 @@ _Scalar = Annotated[object, _scalar_problem]
 
 
 @dataclass(frozen=True, slots=True)
-class Lineage:
+class StepRef:
     """The step that another one descends from."""
 
     step: StepNumber
@@ -126,7 +126,7 @@ class Manifest:
     incarnation: Size
     attempt: Hex32
     """Random id of the save call that wrote the step."""
-    parent: Lineage | None
+    parent: StepRef | None
     """The step that this one descends from; None for the first of a run."""
     kind: StepKind
     resumable: bool

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 from stepseal.layout._validate import show
 
-__all__ = ["time_problem", "unix_time", "utc_text"]
+__all__ = ["duration_text", "time_problem", "unix_time", "utc_text"]
 
 _TIME = re.compile(
     r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:Z|\+00:00)", re.ASCII
@@ -40,3 +40,11 @@ def time_problem(value: str) -> str | None:
     except ValueError:
         return f"expected a UTC time in ISO 8601, found {show(value)}"
     return None
+
+
+def duration_text(seconds: float) -> str:
+    """Return a time for people, in minutes, hours or days."""
+    hours = seconds / 3600
+    if hours < 1:
+        return f"{seconds / 60:.0f} min"
+    return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"

@@ -5,21 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from stepseal.commit import SUPERSEDED, TRASH, attempt_at, parse_folder
 from stepseal.errors import StorageUnavailable
-from stepseal.retention._judge import NO_GOOD_STEP, NOT_KNOWN, duration
-from stepseal.storage import KeyNotFound
+from stepseal.layout import duration_text
+from stepseal.retention._judge import NO_GOOD_STEP, NOT_KNOWN
+from stepseal.steps import parse_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stepseal.commit import Doubt, FolderName, Guards
-    from stepseal.storage import Storage
+    from stepseal.steps import Doubt, Guards, RemoveSteps
 
-__all__ = [
-    "AsideJudgement", "Terms", "TrashJudgement", "judge_superseded", "judge_trash", "names_in",
-    "reasons_to_go_back",
-]  # fmt: skip
+__all__ = ["AsideJudgement", "Terms", "TrashJudgement", "judge_superseded", "judge_trash"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +48,11 @@ class Terms:
     """Unix time."""
 
 
-def names_in(storage: Storage, area: str) -> Sequence[str]:
-    """Return the names in a control folder; none where a copied root lacks it."""
-    try:
-        return [entry.name for entry in storage.list_dir(area)]
-    except KeyNotFound:
-        return []
-
-
-def judge_superseded(storage: Storage, terms: Terms, grace_s: float) -> tuple[AsideJudgement, ...]:
+def judge_superseded(
+    names: Sequence[str], terms: Terms, grace_s: float
+) -> tuple[AsideJudgement, ...]:
     """Judge all that commits and prunes put aside; it goes after its grace."""
-    return tuple(_judge_aside(name, terms, grace_s) for name in names_in(storage, SUPERSEDED))
+    return tuple(_judge_aside(name, terms, grace_s) for name in names)
 
 
 def _judge_aside(name: str, terms: Terms, grace_s: float) -> AsideJudgement:
@@ -75,25 +65,25 @@ def _judge_aside(name: str, terms: Terms, grace_s: float) -> AsideJudgement:
     if not terms.has_good:
         return AsideJudgement(name, keep=True, reason=NO_GOOD_STEP)
     age_s = terms.now_s - folder.moved_at_s
-    text = f"superseded {duration(age_s)} ago, kept for {duration(grace_s)}"
+    text = f"superseded {duration_text(age_s)} ago, kept for {duration_text(grace_s)}"
     return AsideJudgement(name, keep=age_s < grace_s, reason=text)
 
 
 def judge_trash(
-    storage: Storage, names: Sequence[str], terms: Terms, grace_s: float
+    removal: RemoveSteps, names: Sequence[str], terms: Terms, grace_s: float
 ) -> tuple[TrashJudgement, ...]:
     """Judge what prunes have put into the trash before now.
 
     Args:
-        storage: the root.
+        removal: the root.
         names: of all folders in the trash.
         terms: as of the same look.
         grace_s: seconds for which a whole folder is left alone after it was moved.
     """
-    return tuple(_judge_trashed(storage, name, terms, grace_s) for name in names)
+    return tuple(_judge_trashed(removal, name, terms, grace_s) for name in names)
 
 
-def _judge_trashed(storage: Storage, name: str, terms: Terms, grace_s: float) -> TrashJudgement:
+def _judge_trashed(removal: RemoveSteps, name: str, terms: Terms, grace_s: float) -> TrashJudgement:
     folder = parse_folder(name)
     if folder is None or folder.moved_at_s is None:
         return TrashJudgement(name, "keep", "not a name that stepseal gives")
@@ -102,7 +92,7 @@ def _judge_trashed(storage: Storage, name: str, terms: Terms, grace_s: float) ->
     if not folder.fate:
         return TrashJudgement(name, "keep", "left by a save: the next start of the job sweeps it")
     try:
-        back = reasons_to_go_back(storage, folder, terms.guards)
+        back = removal.reasons_to_go_back(folder, terms.guards)
     except StorageUnavailable as error:
         return TrashJudgement(name, "keep", f"cannot be read: {error}")
     if back:
@@ -112,19 +102,5 @@ def _judge_trashed(storage: Storage, name: str, terms: Terms, grace_s: float) ->
     if not terms.has_good:
         return TrashJudgement(name, "keep", NO_GOOD_STEP)
     age_s = terms.now_s - folder.moved_at_s
-    text = f"pruned {duration(age_s)} ago, kept in the trash for {duration(grace_s)}"
+    text = f"pruned {duration_text(age_s)} ago, kept in the trash for {duration_text(grace_s)}"
     return TrashJudgement(name, "keep" if age_s < grace_s else "delete", text)
-
-
-def reasons_to_go_back(storage: Storage, folder: FolderName, guards: Guards) -> str:
-    """Return why a whole folder in the trash must not be deleted; empty when it may be.
-
-    Raises:
-        StorageUnavailable: it cannot be told.
-    """
-    held = attempt_at(storage, f"{TRASH}/{folder}")
-    if held is None:
-        return "its manifest is missing or damaged"
-    if held != folder.attempt:
-        return "another attempt had taken its place"
-    return "; ".join(guards.reasons(folder.step))

@@ -6,25 +6,20 @@ Nothing of it ever fails a training job: a refusal is logged, and the next commi
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from stepseal.commit import INCARNATIONS, PINS, TRASH, drop_expired, sweep
 from stepseal.errors import CheckpointError
+from stepseal.retention._carry_out import prune
 from stepseal.retention._plan import plan_prune
-from stepseal.retention._prune import prune
 from stepseal.retention._rules import Retention, latest
-from stepseal.storage import sweep_temporaries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stepseal.commit import Finisher, StepEntry
     from stepseal.layout import Manifest
-    from stepseal.retention._plan import Plan
-    from stepseal.retention._prune import PruneReport
-    from stepseal.storage import Storage
+    from stepseal.retention._plan import Inspect, Plan
+    from stepseal.steps import PruneReport, RemoveSteps, StepEntry
 
 __all__ = ["Housekeeper"]
 
@@ -36,23 +31,20 @@ class Housekeeper:
     """Sweeps once per incarnation, and prunes after each commit. Used by one thread.
 
     Args:
-        storage: the root.
+        removal: the root.
         retention: what to keep; None keeps every step.
-        finisher: tells whether a step's files are all there.
-        clock: Unix time.
+        inspect: returns what is missing of a committed step, one line each.
     """
 
     def __init__(
         self,
-        storage: Storage,
+        removal: RemoveSteps,
         retention: Retention | None,
-        finisher: Finisher,
-        clock: Callable[[], float] = time.time,
+        inspect: Inspect,
     ) -> None:
-        self._storage = storage
+        self._removal = removal
         self._retention = retention
-        self._finisher = finisher
-        self._clock = clock
+        self._inspect_files = inspect
         self._swept: int | None = None
         self._stopped = False
         """A sync failed: what was moved may not be durable, whatever a later one says."""
@@ -84,11 +76,8 @@ class Housekeeper:
             _log.exception("stepseal: defect in housekeeping; steps stay where they are")
 
     def _sweep(self, run_id: str, incarnation: int) -> None:
-        sweep(self._storage, incarnation)
-        drop_expired(self._storage, self._clock())
-        for key in ("", INCARNATIONS, PINS):
-            sweep_temporaries(self._storage, key, now_s=self._clock())
-        if self._retention is None and self._storage.list_dir(TRASH):
+        self._removal.sweep(incarnation)
+        if self._retention is None and self._removal.trash():
             self._report(self._finish(run_id, incarnation))
         self._swept = incarnation
 
@@ -98,12 +87,10 @@ class Housekeeper:
         if plan is None:
             return None
         trash = replace(plan, steps=(), superseded=())
-        return prune(self._storage, trash, _FINISHING, clock=self._clock)
+        return prune(self._removal, trash, _FINISHING)
 
     def _plan(self, run_id: str, incarnation: int, retention: Retention) -> Plan | None:
-        plan = plan_prune(
-            self._storage, run_id, retention, inspect=self._inspect, now_s=self._clock()
-        )
+        plan = plan_prune(self._removal, run_id, retention, inspect=self._inspect)
         if plan.incarnation != incarnation:
             return None  # another start of the job owns the root now
         self._warn_of(plan.doubt)
@@ -113,7 +100,7 @@ class Housekeeper:
         plan = self._plan(run_id, incarnation, retention)
         if plan is None:
             return None
-        return prune(self._storage, plan, retention, clock=self._clock)
+        return prune(self._removal, plan, retention)
 
     def _warn_of(self, doubt: str) -> None:
         """Say once for which claim record steps stay."""
@@ -139,7 +126,7 @@ class Housekeeper:
     def _inspect(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
         if manifest.attempt in self._sound:
             return ()
-        problems = self._finisher.inspect(self._storage, entry.name, manifest, exact=False)
+        problems = self._inspect_files(entry, manifest)
         if not problems:
             self._sound.add(manifest.attempt)
         return problems

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from stepseal.layout import duration_text
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stepseal.commit import Guards
-    from stepseal.retention._rules import KeepRule, StepFacts
+    from stepseal.retention._rules import KeepRule, StepInfo
+    from stepseal.steps import Guards
 
-__all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "StepCase", "StepJudgement", "duration", "judge"]
+__all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "StepCase", "StepJudgement", "judge"]
 
 NO_GOOD_STEP = "no step is known to be good to resume from: nothing is removed"
 NOT_KNOWN = "whether this step counts is not known"
@@ -21,7 +23,7 @@ NOT_KNOWN = "whether this step counts is not known"
 class StepCase:
     """One folder with a step's name, as far as retention cares."""
 
-    facts: StepFacts
+    facts: StepInfo
     standing: Literal["good", "not resumable", "outside the lineage", "untouchable"]
     """`good`: committed by this run's lineage, resumable, and its files are all there.
     `untouchable`: anything but a sound commit of this run, or one of which nobody can tell whether
@@ -103,12 +105,6 @@ def _left_behind(outside_s: float | None, grace_s: float) -> str:
     left = "outside the lineage: a later start of the job left it behind"
     if outside_s is None:
         return f"{left}, and no record tells when"
-    return f"{left} {duration(outside_s)} ago; such steps are kept for {duration(grace_s)}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time for people, in minutes, hours or days."""
-    hours = seconds / 3600
-    if hours < 1:
-        return f"{seconds / 60:.0f} min"
-    return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"
+    return (
+        f"{left} {duration_text(outside_s)} ago; such steps are kept for {duration_text(grace_s)}"
+    )

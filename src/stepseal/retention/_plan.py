@@ -6,30 +6,19 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stepseal.commit import (
-    TRASH,
-    in_lineage,
-    left_lineage_at,
-    lineage_doubt,
-    lineage_limits,
-    list_steps,
-    parse_folder,
-    read_claims,
-    read_guards,
-)
 from stepseal.layout import unix_time
-from stepseal.retention._areas import Terms, judge_superseded, judge_trash, names_in
+from stepseal.retention._areas import Terms, judge_superseded, judge_trash
 from stepseal.retention._judge import NOT_KNOWN, StepCase, StepJudgement, judge
-from stepseal.retention._rules import StepFacts
+from stepseal.retention._rules import StepInfo
+from stepseal.steps import in_lineage, left_lineage_at, lineage_doubt, lineage_limits, parse_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from stepseal.commit import ClaimRecord, Doubt, StepEntry
     from stepseal.layout import Manifest
     from stepseal.retention._areas import AsideJudgement, TrashJudgement
     from stepseal.retention._rules import Retention
-    from stepseal.storage import Storage
+    from stepseal.steps import ClaimRecord, Doubt, RemoveSteps, StepEntry
 
     Inspect = Callable[[StepEntry, Manifest], Sequence[str]]
 
@@ -53,32 +42,31 @@ class Plan:
 
 
 def plan_prune(
-    storage: Storage,
+    removal: RemoveSteps,
     run_id: str,
     retention: Retention,
     *,
     inspect: Inspect,
-    now_s: float,
     trash_grace_s: float | None = None,
 ) -> Plan:
     """Judge everything in a root; changes nothing.
 
     Args:
-        storage: the root.
+        removal: the root.
         run_id: of the root.
         retention: what to keep.
         inspect: returns what is wrong with a committed step, one line each; asked from the newest
             step on, once per step.
-        now_s: Unix time.
         trash_grace_s: seconds for which whole folders that lie in the trash already are left alone;
             None takes the retention's.
 
     Raises:
         StorageUnavailable: the root cannot be listed or read; then nothing is known.
     """
-    trashed = names_in(storage, TRASH)
-    entries = {entry.step: entry for entry in list_steps(storage, run_id)}
-    claims = read_claims(storage)  # after the steps, each of which was claimed before
+    now_s = removal.now_s()
+    trashed = removal.trash()
+    entries = {entry.step: entry for entry in removal.entries(run_id)}
+    claims = removal.claims()  # after the steps, each of which was claimed before
     doubt = _doubt(claims, [*_incarnations(entries.values()), *_pruned_incarnations(trashed)])
     limits = lineage_limits(claims)
     left_at = functools.partial(left_lineage_at, claims)
@@ -86,7 +74,7 @@ def plan_prune(
         _case(entry, doubt, limits, left_at, inspect, now_s)
         for entry in reversed(list(entries.values()))
     ]
-    guards = read_guards(storage, now_s)
+    guards = removal.guards()
     judgements = judge(
         cases[::-1], retention.keep, guards, orphan_grace_s=retention.superseded_grace_s
     )
@@ -97,8 +85,8 @@ def plan_prune(
         claims[-1].incarnation if claims else 0,
         judgements,
         entries,
-        judge_superseded(storage, terms, retention.superseded_grace_s),
-        judge_trash(storage, trashed, terms, grace_s),
+        judge_superseded(removal.superseded(), terms, retention.superseded_grace_s),
+        judge_trash(removal, trashed, terms, grace_s),
         "" if doubt is None else doubt.why,
     )
 
@@ -134,8 +122,8 @@ def _case(
 ) -> StepCase:
     manifest = entry.manifest
     if manifest is None or entry.state != "committed":
-        return StepCase(StepFacts(entry.step), "untouchable", f"{entry.state}: {entry.problem}")
-    facts = StepFacts(entry.step, manifest.created_at, manifest.metrics, manifest.tags)
+        return StepCase(StepInfo(entry.step), "untouchable", f"{entry.state}: {entry.problem}")
+    facts = StepInfo(entry.step, manifest.created_at, manifest.metrics, manifest.tags)
     if doubt is not None and doubt.covers(manifest.incarnation):
         return StepCase(facts, "untouchable", f"{doubt.why}: {NOT_KNOWN}")
     if not in_lineage(limits, manifest.incarnation, entry.step):

@@ -14,13 +14,13 @@ from stepseal.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["KeepRule", "Retention", "StepFacts", "as_retention", "latest"]
+__all__ = ["KeepRule", "Retention", "StepInfo", "as_retention", "latest"]
 
 _DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class StepFacts:
+class StepInfo:
     """What rules may know of a step."""
 
     step: int
@@ -33,7 +33,7 @@ class StepFacts:
 class KeepRule(Protocol):
     """Chooses steps to keep; depends on its argument alone."""
 
-    def choose(self, steps: Sequence[StepFacts]) -> Mapping[int, str]:
+    def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
         """Return the steps to keep, each with the reason.
 
         Args:
@@ -52,7 +52,7 @@ class AnyOf:
 
     rules: tuple[KeepRule, ...]
 
-    def choose(self, steps: Sequence[StepFacts]) -> Mapping[int, str]:
+    def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
         """Return the union, each with the reasons of all that chose it."""
         found: dict[int, str] = {}
         for rule in self.rules:
@@ -73,7 +73,7 @@ class Latest:
 
     count: int
 
-    def choose(self, steps: Sequence[StepFacts]) -> Mapping[int, str]:
+    def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
         """Return the newest ones."""
         return {facts.step: f"among {self}" for facts in steps[-self.count :]}
 

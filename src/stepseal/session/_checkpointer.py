@@ -10,12 +10,12 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
-from stepseal.commit import Captured, Deadlines, RestoreCalled
 from stepseal.components import Registry
 from stepseal.layout import check_step, step_name
+from stepseal.protocol import Captured, Deadlines, RestoreCalled
 from stepseal.retention import as_retention
+from stepseal.session._annotations import check_annotations
 from stepseal.session._exit import close_at_exit, closed
-from stepseal.session._facts import checked_facts
 from stepseal.session._inflight import InFlight
 from stepseal.session._pending import PendingSave
 from stepseal.session._progress import Progress
@@ -26,11 +26,12 @@ from stepseal.session._saving import (
     await_abort,
     capture_all,
     collection_paused,
-    facts_of,
+    reports_of,
 )
 from stepseal.session._targets import Targets
 from stepseal.session._wiring import JobOptions, join_process_group
-from stepseal.storage import Access, root_path
+from stepseal.steps import locate_root
+from stepseal.storage import Access
 
 if TYPE_CHECKING:
     import os
@@ -95,7 +96,7 @@ class Checkpointer:
         _join: Join | None = None,
     ) -> None:
         _check_arguments(save, mode)
-        self._root = root_path(root)
+        self._root = locate_root(root)
         self._rule = save
         self._mode = mode
         options = JobOptions(deadlines or Deadlines(), as_retention(keep), access or Access())
@@ -190,7 +191,7 @@ class Checkpointer:
             restored = take_part(
                 driver,
                 call,
-                self._wiring.storage,
+                self._wiring.steps.storage,
                 self._root,
                 Targets(wanted, frozenset(skip), frozenset(known), self._topology),
                 self._deadlines,
@@ -260,7 +261,7 @@ class Checkpointer:
             CommitTimeout: a rank did not answer in time.
         """
         check_step(step)
-        facts = checked_facts(metrics, tags, cut)
+        notes = check_annotations(metrics, tags, cut)
         self._check_open()
         self._progress.check_not_tainted()
         self._check_components()
@@ -271,15 +272,15 @@ class Checkpointer:
         driver = self._wiring.driver
         call = driver.new_call()
         captured = self._capture(call, step)
-        components = facts_of(captured)
-        driver.send_captured(Captured(call, step, components, facts.cut, facts.metrics, facts.tags))
+        components = reports_of(captured)
+        driver.send_captured(Captured(call, step, components, notes.cut, notes.metrics, notes.tags))
         path = f"{self._root}/{step_name(step)}"
-        pending = PendingSave(call, step, path, driver, self._wiring.storage)
+        pending = PendingSave(call, step, path, driver, self._wiring.steps)
         write = driver.wait_write(call)
         if write is None:
             pending.wait()
             raise errors.InternalError(f"save of step {step}: ended without an order to write")
-        writer = PartWriter(captured, write, step, driver, self._wiring.storage)
+        writer = PartWriter(captured, write, step, driver, self._wiring.steps)
         try:
             self._flight.start(pending, writer, reads_live=self._mode == "sync")
             if self._mode == "sync":
@@ -342,7 +343,7 @@ class Checkpointer:
                 return capture_all(self._registry.components(), self._topology, staging, step)
         except errors.CheckpointError as error:
             self._wiring.driver.send_failed(call, step, "capture", error)
-            await_abort(self._wiring.driver, self._wiring.storage, call, step)
+            await_abort(self._wiring.driver, self._wiring.steps, call, step)
             raise
         except BaseException as error:  # interrupted: the others need not wait for the deadline
             self._wiring.driver.send_failed(call, step, "capture", error)
@@ -364,8 +365,8 @@ class Checkpointer:
         else:
             driver = self._wiring.driver
             if self._topology.rank == 0:
-                driver.post_verdict(pending.call, step)
-            decided = driver.wait_verdict(pending.call, step)
+                driver.poll_save(pending.call, step)
+            decided = driver.wait_status(pending.call, step)
         if decided:
             self._settle_previous()
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from stepseal.commit import list_steps
 from stepseal.components import foreign_components
 from stepseal.errors import (
     InvalidInput,
@@ -20,7 +19,7 @@ from stepseal.layout import check_step
 from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._dcp_folder import DcpFolder, state_of
 from stepseal.session._saving import collection_paused
-from stepseal.storage import LocalStorage, root_path
+from stepseal.steps import locate_root, open_store
 
 if TYPE_CHECKING:
     import os
@@ -83,8 +82,8 @@ def import_dcp(
     check_step(step)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise InvalidInput("import_dcp: expected one process, found a job of several ranks")
-    place = root_path(source, "source")
-    target = root_path(root)
+    place = locate_root(source, "source")
+    target = locate_root(root)
     skipped: dict[str, str] | None = {} if skip_bytes else None
     with collection_paused():
         folder = _open(place)
@@ -111,7 +110,7 @@ def import_dcp(
 
 def _open(place: str) -> DcpFolder:
     try:
-        storage = LocalStorage.open(place)
+        storage = open_store(place).storage
     except RootNotFound as error:
         raise StepNotFound(f"{place}: no such folder.", path=place) from error
     return DcpFolder(storage, "", f"{place}/")
@@ -119,11 +118,10 @@ def _open(place: str) -> DcpFolder:
 
 def _check_empty(target: str) -> None:
     try:
-        storage = LocalStorage.open(target)
+        steps = open_store(target)
     except RootNotFound:
         return
-    with storage:
-        commits = [entry for entry in list_steps(storage) if entry.is_commit]
+    commits = [entry for entry in steps.entries() if entry.is_commit]
     if commits:
         raise NotRestored(
             f"{target}: expected a root without steps, found {len(commits)}, the newest "

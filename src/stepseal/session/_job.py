@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from stepseal.commit import Address, Deadlines, SocketHub, SocketLink, cause_of, error_from
 from stepseal.components import Topology
 from stepseal.errors import CoordinatorLost
+from stepseal.protocol import Address, Deadlines, SocketHub, SocketLink, error_from, failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -100,7 +100,7 @@ class Rendezvous:
 
     def refuse(self, error: Exception) -> None:
         """Tell the others why there is no coordinator; each raises the same error."""
-        cause = cause_of(error)
+        cause = failure_of(error)
         with contextlib.suppress(CoordinatorLost):
             if not self._met:
                 self._meet()

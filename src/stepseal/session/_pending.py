@@ -6,11 +6,11 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stepseal.commit import ParticipantDriver, resolve_save
 from stepseal.errors import CheckpointError, OutcomeUnknown
+from stepseal.protocol import ParticipantDriver, resolve_save
 
 if TYPE_CHECKING:
-    from stepseal.storage import Storage
+    from stepseal.protocol import ResolveAttempt
 
 __all__ = ["PendingSave", "Saved"]
 
@@ -33,13 +33,13 @@ class PendingSave:
     """
 
     def __init__(
-        self, call: int, step: int, path: str, driver: ParticipantDriver, storage: Storage
+        self, call: int, step: int, path: str, driver: ParticipantDriver, steps: ResolveAttempt
     ) -> None:
         self.step = step
         self._call = call
         self._path = path
         self._driver = driver
-        self._storage = storage
+        self._steps = steps
         self._lock = threading.Lock()
         self._saved: Saved | None = None
         self._error: CheckpointError | None = None
@@ -106,7 +106,7 @@ class PendingSave:
             return False
         with self._lock:
             try:
-                committed = resolve_save(state, self.step, self._storage)
+                committed = resolve_save(state, self.step, self._steps)
                 self._saved = Saved(self.step, self._path, committed.manifest_sha256)
                 self._error = None
             except CheckpointError as error:

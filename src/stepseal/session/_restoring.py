@@ -10,20 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stepseal import commit
-from stepseal.commit import (
-    Applied,
-    Apply,
-    Candidate,
-    Checked,
-    Fresh,
-    Rejected,
-    RestoreFailed,
-    cause_of,
-    details_of,
-    error_from,
-    messages_of,
-)
+from stepseal import protocol
 from stepseal.components import RNGComponent, SavedComponent, SavedTensor, Sharing, TreeContents
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StateMismatch
 from stepseal.layout import (
@@ -34,6 +21,19 @@ from stepseal.layout import (
     manifest_digest,
     step_name,
 )
+from stepseal.protocol import (
+    Applied,
+    Apply,
+    Candidate,
+    Checked,
+    Fresh,
+    Rejected,
+    RestoreFailed,
+    details_of,
+    error_from,
+    failure_of,
+    messages_of,
+)
 from stepseal.session._saving import collection_paused
 from stepseal.session._unverified import CheckedFolder, check_folder
 from stepseal.storage import read_bytes
@@ -42,9 +42,9 @@ from stepseal.transfer import ReadRequest, StepReader
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from stepseal.commit import Deadlines, ParticipantDriver, RestoreCalled
     from stepseal.components import Component, RestorePlan, Topology
     from stepseal.layout import ComponentEntry, Manifest
+    from stepseal.protocol import Deadlines, ParticipantDriver, RestoreCalled
     from stepseal.session._targets import Targets
     from stepseal.storage import Storage
 
@@ -253,7 +253,7 @@ def take_part(
             case Apply() if checked is not None:
                 touched = True
                 _apply(driver, order, checked)
-            case commit.Restored():
+            case protocol.Restored():
                 path = f"{root}/{step_name(order.step)}"
                 report = {} if checked is None else checked.report()
                 report |= dict.fromkeys(targets.skip, "left as it was (skip)")
@@ -274,7 +274,7 @@ def _vote_on(
             checked = check(storage, order, targets)
     except Exception as error:
         _log_unexpected(error, "checking")
-        driver.vote(Rejected(order.call, order.round, touched=False, cause=cause_of(error)))
+        driver.vote(Rejected(order.call, order.round, touched=False, cause=failure_of(error)))
         return None
     driver.vote(Checked(order.call, order.round))
     return checked
@@ -291,10 +291,10 @@ def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep | Check
         return  # the answer is here
     except Exception as error:
         _log_unexpected(error, "applying")
-        driver.vote(Rejected(order.call, order.round, touched=True, cause=cause_of(error)))
+        driver.vote(Rejected(order.call, order.round, touched=True, cause=failure_of(error)))
         return
     except BaseException as error:  # interrupted: the others need not wait for the deadline
-        driver.vote(Rejected(order.call, order.round, touched=True, cause=cause_of(error)))
+        driver.vote(Rejected(order.call, order.round, touched=True, cause=failure_of(error)))
         raise
     driver.vote(Applied(order.call, order.round))
 

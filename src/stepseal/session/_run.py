@@ -10,28 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from stepseal import errors
-from stepseal.commit import (
-    Reading,
-    in_lineage,
-    lineage_limits,
-    list_foreign,
-    list_steps,
-    read_claims,
-    read_marker,
-    read_step,
-    refuse_newer,
-)
 from stepseal.components import DenseSink, TreeContents, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
-from stepseal.storage import LocalStorage, root_path
+from stepseal.steps import in_lineage, locate_root, open_store, refuse_newer
 from stepseal.transfer import ReadRequest, StepReader, has_damage, verify_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from stepseal.commit import StepEntry
     from stepseal.layout import Manifest
-    from stepseal.storage import Storage
+    from stepseal.steps import Reading, ReadSteps, StepEntry
     from stepseal.transfer import Finding
 
 __all__ = ["Run", "Step", "open_run"]
@@ -46,10 +34,11 @@ class Step:
     is leased, so that no coordinator prunes it; a step that is gone is `StepNotFound`.
     """
 
-    def __init__(self, storage: Storage, root: str, manifest: Manifest) -> None:
+    def __init__(self, steps: ReadSteps, root: str, manifest: Manifest) -> None:
         self.manifest = manifest
         self.path = os.path.join(root, step_name(manifest.step))
-        self._storage = storage
+        self._steps = steps
+        self._storage = steps.storage
 
     @property
     def step(self) -> int:
@@ -76,7 +65,7 @@ class Step:
             name = step_name(self.step)
             return verify_step(self._storage, name, self.manifest, progress=advance)
 
-        with Reading(self._storage, self.manifest) as reading:
+        with self._steps.reading(self.manifest) as reading:
             return reading.look(look, is_damaged=has_damage, progress=progress)
 
     def tensor_names(self) -> tuple[str, ...]:
@@ -100,7 +89,7 @@ class Step:
 
     def _leased(self, read: Callable[[Reading], T]) -> T:
         """Read under a lease; what is missing or damaged is looked for once more."""
-        with Reading(self._storage, self.manifest) as reading:
+        with self._steps.reading(self.manifest) as reading:
             return reading.look(lambda _: read(reading))
 
     def _read_tensors(
@@ -192,10 +181,10 @@ class Run:
     Made by `open_run`.
     """
 
-    def __init__(self, storage: Storage, root: str) -> None:
+    def __init__(self, steps: ReadSteps, root: str) -> None:
         self.root = root
-        self.run_id = read_marker(storage, root)
-        self._storage = storage
+        self.run_id = steps.run_id()
+        self._steps = steps
 
     def steps(self) -> tuple[int, ...]:
         """Return the committed steps of this run, ascending."""
@@ -203,20 +192,20 @@ class Run:
 
     def entries(self) -> tuple[StepEntry, ...]:
         """Return every folder with a step's name, with its state: committed, damaged or foreign."""
-        return list_steps(self._storage, self.run_id)
+        return self._steps.entries(self.run_id)
 
     def foreign(self) -> tuple[str, ...]:
         """Return names in the root that look like checkpoints of somebody else."""
-        return tuple(entry.name for entry in list_foreign(self._storage))
+        return self._steps.foreign()
 
     def latest(self) -> Step | None:
         """Return the newest step that a restore would choose by lineage, or None."""
-        limits = lineage_limits(read_claims(self._storage))
+        limits = self._steps.lineage_limits()
         for entry in reversed(self.entries()):
             if entry.state != "committed" or entry.manifest is None:
                 continue
             if in_lineage(limits, entry.manifest.incarnation, entry.step):
-                return Step(self._storage, self.root, entry.manifest)
+                return Step(self._steps, self.root, entry.manifest)
         return None
 
     def step(self, step: int) -> Step:
@@ -227,7 +216,7 @@ class Run:
             Corrupt: it is there, but its manifest is damaged.
             IncompatibleFormat: a newer release wrote it.
         """
-        entry = read_step(self._storage, check_step(step), self.run_id)
+        entry = self._steps.entry(check_step(step), self.run_id)
         refuse_newer(entry)
         if entry.state == "damaged":
             raise errors.Corrupt(
@@ -238,7 +227,7 @@ class Run:
             )
         if entry.state == "foreign" or entry.manifest is None:
             raise errors.StepNotFound(f"step {step}: {entry.problem}", step=step, path=entry.name)
-        return Step(self._storage, self.root, entry.manifest)
+        return Step(self._steps, self.root, entry.manifest)
 
     def best(self, metric: str, *, mode: str = "min") -> Step | None:
         """Return the committed step with the best value of a metric, or None where no step has it.
@@ -262,7 +251,7 @@ class Run:
         ]
         if not scored:
             return None
-        return Step(self._storage, self.root, min(scored, key=lambda item: item[0])[1])
+        return Step(self._steps, self.root, min(scored, key=lambda item: item[0])[1])
 
 
 def open_run(root: str | os.PathLike[str]) -> Run:
@@ -276,5 +265,5 @@ def open_run(root: str | os.PathLike[str]) -> Run:
         Corrupt: the marker is damaged, or missing although there are steps.
         IncompatibleFormat: it was made by a newer format version.
     """
-    path = root_path(root)
-    return Run(LocalStorage.open(path), path)
+    path = locate_root(root)
+    return Run(open_store(path), path)

@@ -13,18 +13,17 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from stepseal.commit import NONCE, ComponentFacts, PartFacts, resolve_save
 from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
 from stepseal.layout import PartContents
-from stepseal.storage import KeyNotFound, read_bytes
+from stepseal.protocol import ComponentReport, PartReport, resolve_save
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from stepseal.commit import ParticipantDriver, Write
     from stepseal.components import CapturedComponent, Component, Staging, Topology
-    from stepseal.storage import Storage
+    from stepseal.protocol import ParticipantDriver, Write
+    from stepseal.steps import StepStore
 
 _log = logging.getLogger("stepseal")
 
@@ -34,10 +33,8 @@ __all__ = [
     "await_abort",
     "capture_all",
     "collection_paused",
-    "facts_of",
+    "reports_of",
 ]
-
-_MAX_NONCE_BYTES = 256
 
 
 class SaveGivenUp(CheckpointError):
@@ -90,20 +87,20 @@ def capture_all(
     return tuple(captured)
 
 
-def facts_of(captured: Sequence[CapturedComponent]) -> list[ComponentFacts]:
+def reports_of(captured: Sequence[CapturedComponent]) -> list[ComponentReport]:
     """Return what the coordinator compares across participants."""
     return [
-        ComponentFacts(c.name, c.kind, c.sharing.value, c.fingerprint, dict(c.payloads))
+        ComponentReport(c.name, c.kind, c.sharing.value, c.fingerprint, dict(c.payloads))
         for c in captured
     ]
 
 
-def await_abort(driver: ParticipantDriver, storage: Storage, call: int, step: int) -> None:
+def await_abort(driver: ParticipantDriver, steps: StepStore, call: int, step: int) -> None:
     """Let the abort of our own failure arrive, so that all start the next call alike."""
     state = driver.wait_outcome(call, None)
     if state is not None:
         try:
-            resolve_save(state, step, storage)
+            resolve_save(state, step, steps)
         except CheckpointError as error:
             _log.debug("stepseal: %s", error)
     driver.forget(call)
@@ -118,7 +115,7 @@ class PartWriter:
         step: step number.
         call: call number.
         driver: line to the coordinator.
-        storage: the root.
+        steps: the root.
     """
 
     def __init__(
@@ -127,7 +124,7 @@ class PartWriter:
         write: Write,
         step: int,
         driver: ParticipantDriver,
-        storage: Storage,
+        steps: StepStore,
     ) -> None:
         self._contents = PartContents(
             tensors=tuple(t for c in captured for t in c.tensors),
@@ -137,7 +134,8 @@ class PartWriter:
         self._write = write
         self._step = step
         self._driver = driver
-        self._storage = storage
+        self._steps = steps
+        self._storage = steps.storage
         self._lock = threading.Lock()
         self._given_up = False
         self._thread = threading.Thread(
@@ -173,7 +171,7 @@ class PartWriter:
                 contents=self._contents,
                 check_cancelled=self._check_given_up,
             )
-            part = PartFacts(ref.path, ref.size_bytes, ref.sha256)
+            part = PartReport(ref.path, ref.size_bytes, ref.sha256)
             with self._lock:
                 self._check_given_up()
                 self._driver.send_prepared(call, self._write.attempt, part)
@@ -195,17 +193,14 @@ class PartWriter:
 
     def _check_same_root(self) -> None:
         """Prove by the attempt's nonce that this participant sees the coordinator's root."""
-        key = f"{self._write.staging}/{NONCE}"
-        try:
-            found = read_bytes(self._storage, key, _MAX_NONCE_BYTES).decode("ascii", "replace")
-        except KeyNotFound:
-            found = "nothing"
+        key = self._write.staging
+        found = self._steps.find_nonce(key)
         if found != self._write.nonce:
             raise StorageUnavailable(
                 f"save of step {self._step}: {self._driver.participant} does not see the "
                 "coordinator's root: expected "
-                f"the nonce of this attempt at {key}, found {found}. Is the root on storage shared "
-                "by all hosts?",
+                f"the nonce of this attempt in {key}, found {found or 'nothing'}. Is the root on "
+                "storage shared by all hosts?",
                 step=self._step,
                 participant=self._driver.participant,
                 path=key,

@@ -25,9 +25,9 @@ from stepseal.session._dcp_folder import DcpFolder, value_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from stepseal.commit import Candidate
     from stepseal.components import Component, ForeignComponent, ForeignTensor, RestorePlan
     from stepseal.layout import Box, TensorSink
+    from stepseal.protocol import Candidate
     from stepseal.session._targets import Targets
     from stepseal.storage import Storage
 

@@ -13,17 +13,28 @@ from typing import TYPE_CHECKING
 import torch
 
 from stepseal._version import __version__
-from stepseal.commit import CoordinatorDriver, Deadlines, InProcessHub, JobFacts, ParticipantDriver
 from stepseal.components import Topology
 from stepseal.errors import CheckpointError
+from stepseal.protocol import (
+    CoordinatorDriver,
+    Deadlines,
+    InProcessHub,
+    JobInfo,
+    ParticipantDriver,
+)
 from stepseal.retention import Housekeeper
-from stepseal.session._finisher import StepFinisher
+from stepseal.session._indexer import DcpIndexer
 from stepseal.session._job import Rendezvous, discover
-from stepseal.storage import Access, LocalStorage, Storage
+from stepseal.steps import StepStore, open_store
+from stepseal.storage import Access
 
 if TYPE_CHECKING:
-    from stepseal.commit import Hub
+    from collections.abc import Sequence
+
+    from stepseal.layout import Manifest
+    from stepseal.protocol import Hub
     from stepseal.retention import Retention
+    from stepseal.steps import StepEntry
 
 __all__ = ["JobOptions", "Join", "Wiring", "coordinate", "join_process_group"]
 
@@ -43,7 +54,7 @@ class JobOptions:
 class Wiring:
     """What one participant needs to take part."""
 
-    storage: Storage
+    steps: StepStore
     driver: ParticipantDriver
     coordinator: CoordinatorDriver | None
     """Only with the participant that hosts it (rank 0)."""
@@ -82,37 +93,37 @@ def join_process_group(
     link = rendezvous.connect(__version__)
     driver = ParticipantDriver(topology.me, link, options.deadlines)
     try:
-        storage = LocalStorage.open(root, access=options.access)
+        steps = open_store(root, access=options.access)
     except CheckpointError:
         driver.close()
         raise
-    return topology, Wiring(storage, driver, None)
+    return topology, Wiring(steps, driver, None)
 
 
 def _alone(root: str, topology: Topology, options: JobOptions) -> Wiring:
-    storage = LocalStorage.create(root, access=options.access)
+    steps = open_store(root, access=options.access, create=True)
     hub = InProcessHub()
-    coordinator = coordinate(storage, topology, options, hub)
+    coordinator = coordinate(steps, topology, options, hub)
     driver = ParticipantDriver(topology.me, hub.link(topology.me), options.deadlines)
-    return Wiring(storage, driver, coordinator)
+    return Wiring(steps, driver, coordinator)
 
 
 def _host(root: str, topology: Topology, options: JobOptions, rendezvous: Rendezvous) -> Wiring:
     try:
-        storage = LocalStorage.create(root, access=options.access)
+        steps = open_store(root, access=options.access, create=True)
         hub = rendezvous.listen(__version__)
         link = hub.link(topology.me)
-        coordinator = coordinate(storage, topology, options, hub)
+        coordinator = coordinate(steps, topology, options, hub)
     except (CheckpointError, OSError) as error:
         rendezvous.refuse(error)
         raise
     driver = ParticipantDriver(topology.me, link, options.deadlines)
     rendezvous.publish(hub.address)
-    return Wiring(storage, driver, coordinator)
+    return Wiring(steps, driver, coordinator)
 
 
 def coordinate(
-    storage: Storage, topology: Topology, options: JobOptions, hub: Hub
+    steps: StepStore, topology: Topology, options: JobOptions, hub: Hub
 ) -> CoordinatorDriver:
     """Start the coordinator of a job.
 
@@ -124,13 +135,23 @@ def coordinate(
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-    finisher = StepFinisher()
+    indexer = DcpIndexer()
+    limits = options.deadlines
+    lease_s = limits.check_s + limits.apply_s + limits.commit_s
+    try:
+        owned = steps.own(indexer, lease_s=lease_s)
+    except BaseException:
+        hub.close()
+        raise
+
+    def inspect(entry: StepEntry, manifest: Manifest) -> Sequence[str]:
+        return indexer.inspect(steps.storage, entry.name, manifest, exact=False)
+
     return CoordinatorDriver(
-        storage,
+        owned,
         topology.participants,
         hub=hub,
-        deadlines=options.deadlines,
-        finisher=finisher,
-        facts=JobFacts(versions, {"world_size": topology.world_size}),
-        housekeep=Housekeeper(storage, options.retention, finisher),
+        deadlines=limits,
+        job=JobInfo(versions, {"world_size": topology.world_size}),
+        housekeep=Housekeeper(steps.removal(), options.retention, inspect),
     )

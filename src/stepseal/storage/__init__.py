@@ -22,13 +22,13 @@ from stepseal.storage._probe import probe
 from stepseal.storage._probe_values import ABILITIES, Ability, Finding, Probe
 from stepseal.storage._verbs import (
     CreateFile, Entry, Exchange, KeyExists, KeyNotFound, Link, ListDir, MakeDir, NotSupported,
-    OpenRead, ReadHandle, RemoveDir, RemoveFile, Rename, Stat, Storage, SyncDir, SyncFacts,
+    OpenRead, ReadHandle, RemoveDir, RemoveFile, Rename, Stat, Storage, SyncDir, SyncReport,
     SyncSupport, WriteHandle,
 )  # fmt: skip
 
 __all__ = [
     "Storage", "ReadHandle", "WriteHandle", "Entry", "KeyNotFound", "KeyExists", "NotSupported",
-    "SyncFacts", "Mount", "Probe", "Finding", "ABILITIES", "Ability", "Meeting", "Peer",
+    "SyncReport", "Mount", "Probe", "Finding", "ABILITIES", "Ability", "Meeting", "Peer",
     "probe", "meet",
     "OpenRead", "Stat", "ListDir", "CreateFile", "MakeDir", "SyncDir", "SyncSupport", "Link",
     "Rename", "Exchange", "RemoveFile", "RemoveDir",

@@ -31,7 +31,7 @@ from stepseal.storage._local_renames import Renames
 from stepseal.storage._local_root import NO_DIR_SYNC, check_root, make_root, open_root, root_path
 from stepseal.storage._mounts import find_mount, mount_number, sync_doubts
 from stepseal.storage._refusals import kind_name, refused, wrong_kind
-from stepseal.storage._verbs import SyncFacts
+from stepseal.storage._verbs import SyncReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,7 +87,7 @@ class LocalStorage:
         self._calls = calls or Calls()
         self._renames = Renames(self._calls)
         self._access = access
-        self._sync: SyncFacts | None = None
+        self._sync: SyncReport | None = None
 
     @classmethod
     def open(
@@ -211,7 +211,7 @@ class LocalStorage:
         with self._guard("list", key), self._walk(split_key(key), "list") as fd:
             return list_at_once(fd, key, self._root, self._calls)
 
-    def sync_support(self) -> SyncFacts:
+    def sync_support(self) -> SyncReport:
         """Say whether syncs are honoured here, from one sync of the root and from its mount."""
         if self._sync is None:
             self.sync_dir("")
@@ -264,9 +264,9 @@ class LocalStorage:
                 code = errno.errorcode.get(error.errno, str(error.errno))
                 refusal = f"directories cannot be synced: fsync answers {code}"
             if self._sync is None:
-                self._sync = SyncFacts(sync_doubts(find_mount(fd, self._calls)))
+                self._sync = SyncReport(sync_doubts(find_mount(fd, self._calls)))
             if refusal and refusal not in self._sync.doubts:
-                self._sync = SyncFacts((*self._sync.doubts, refusal))
+                self._sync = SyncReport((*self._sync.doubts, refusal))
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name, atomically and only if nobody has that name."""

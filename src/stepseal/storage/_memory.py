@@ -15,7 +15,7 @@ from stepseal.storage._buffers import byte_view
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._memory_nodes import Dir, File, after_power_loss
 from stepseal.storage._refusals import refused, short_read, wrong_kind
-from stepseal.storage._verbs import Entry, SyncFacts
+from stepseal.storage._verbs import Entry, SyncReport
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,9 +66,9 @@ class MemoryStorage:
             directory = self._walk(split_key(key), "list", key)
             return tuple(_entry(name, node) for name, node in sorted(directory.entries.items()))
 
-    def sync_support(self) -> SyncFacts:
+    def sync_support(self) -> SyncReport:
         """Answer as a disk that honours fsync, which `after_power_loss` simulates."""
-        return SyncFacts()
+        return SyncReport()
 
     def create_file(self, key: str) -> _MemoryWriter:
         """Create a file that nobody had."""

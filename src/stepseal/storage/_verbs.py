@@ -42,7 +42,7 @@ __all__ = [
     "Stat",
     "Storage",
     "SyncDir",
-    "SyncFacts",
+    "SyncReport",
     "SyncSupport",
     "WriteHandle",
 ]
@@ -69,7 +69,7 @@ class NotSupported(StorageUnavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class SyncFacts:
+class SyncReport:
     """What is known of whether a sync that answered success survives power loss."""
 
     doubts: tuple[str, ...] = ()
@@ -252,7 +252,7 @@ class SyncDir(Protocol):
 class SyncSupport(Protocol):
     """Question `sync_support`."""
 
-    def sync_support(self) -> SyncFacts:
+    def sync_support(self) -> SyncReport:
         """Say whether syncs are honoured here, and if not, why; cheap after the first time.
 
         Raises:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Mapping
 
-    from stepseal.commit import Deadlines
+    from stepseal.protocol import Deadlines
 
 __all__ = ["ResumableJob", "assert_exact_resume"]
 

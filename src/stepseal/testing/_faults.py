@@ -22,7 +22,7 @@ from stepseal.storage import (
     KeyNotFound,
     ReadHandle,
     Storage,
-    SyncFacts,
+    SyncReport,
     WriteHandle,
 )
 from stepseal.testing._counters import Count, ThreadCount
@@ -147,7 +147,7 @@ class FaultyStorage:
         """Pass on; with `reads` numbered."""
         return self._look("list_dir", key, lambda: self._inner.list_dir(key))
 
-    def sync_support(self) -> SyncFacts:
+    def sync_support(self) -> SyncReport:
         """Pass on undisturbed."""
         return self._inner.sync_support()
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stepseal.commit import Deadlines, InProcessHub, ParticipantDriver
 from stepseal.components import Topology
+from stepseal.protocol import Deadlines, InProcessHub, ParticipantDriver
 from stepseal.retention import as_retention
 from stepseal.session import Checkpointer, JobOptions, Wiring, coordinate
+from stepseal.steps import PosixSteps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stepseal.commit import CoordinatorDriver
+    from stepseal.protocol import CoordinatorDriver
     from stepseal.retention import KeepRule, Retention
     from stepseal.storage import Storage
 
@@ -43,9 +44,9 @@ class World:
         self.participants = tuple(f"trainer/{rank}" for rank in range(num_participants))
         self._deadlines = deadlines or Deadlines()
         self._hub = InProcessHub()
-        self._storages = [storage(rank) for rank in range(num_participants)]
+        self._stores = [PosixSteps(storage(rank)) for rank in range(num_participants)]
         self._coordinator: CoordinatorDriver = coordinate(
-            self._storages[0],
+            self._stores[0],
             Topology(0, self.participants),
             JobOptions(self._deadlines, as_retention(keep)),
             self._hub,
@@ -59,7 +60,7 @@ class World:
             link = self._hub.link(topology.me)
             driver = ParticipantDriver(topology.me, link, options.deadlines)
             coordinator = self._coordinator if rank == 0 else None
-            return topology, Wiring(self._storages[rank], driver, coordinator)
+            return topology, Wiring(self._stores[rank], driver, coordinator)
 
         return Checkpointer("/world", deadlines=self._deadlines, _join=join, **options)
 

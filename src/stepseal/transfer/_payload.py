@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from stepseal.layout import BytesSource, TensorSource
     from stepseal.transfer._pieces import FileWriter
 
-__all__ = ["MAX_FRAME_BYTES", "PayloadWriter"]
+__all__ = ["MAX_MESSAGE_BYTES", "PayloadWriter"]
 
-MAX_FRAME_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 20
 """Most bytes of an item outside its data; a reader verifies them in one piece."""
 
 _RECORD_ALIGNMENT = 64
@@ -106,10 +106,10 @@ class PayloadWriter:
         if not size + head_size + padding:
             padding = _RECORD_ALIGNMENT  # an empty copy; the format has no empty items
         frame_size = padding + head_size + len(frame.tail)
-        if head_size % _RECORD_ALIGNMENT or frame_size > MAX_FRAME_BYTES:
+        if head_size % _RECORD_ALIGNMENT or frame_size > MAX_MESSAGE_BYTES:
             raise InvalidInput(
                 f"frame is not usable: expected a head of a multiple of {_RECORD_ALIGNMENT} bytes "
-                f"and at most {MAX_FRAME_BYTES} bytes in all, found {head_size} and {frame_size}"
+                f"and at most {MAX_MESSAGE_BYTES} bytes in all, found {head_size} and {frame_size}"
             )
         prefix = bytes(padding) + frame.head
         writer.append(prefix)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.errors import CheckpointError, StorageUnavailable
 from stepseal.layout import CHUNK_BYTES, DIGEST_BYTES, StoredItem, StoredTensor, digest
-from stepseal.transfer._payload import MAX_FRAME_BYTES
+from stepseal.transfer._payload import MAX_MESSAGE_BYTES
 from stepseal.transfer._pieces import PIECE_BYTES, allocate
 
 if TYPE_CHECKING:
@@ -93,9 +93,9 @@ def _item_problem(window: _Window, item: StoredItem) -> str | None:
     """Read an item whole and say the first thing that is wrong with it, or None."""
     data_end = item.data_offset + item.data_size
     item_end = item.item_offset + item.item_size
-    if item.item_size - item.data_size > MAX_FRAME_BYTES:
+    if item.item_size - item.data_size > MAX_MESSAGE_BYTES:
         return (
-            f"expected a frame of at most {MAX_FRAME_BYTES} bytes, found "
+            f"expected a frame of at most {MAX_MESSAGE_BYTES} bytes, found "
             f"{item.item_size - item.data_size}"
         )
     frame = bytes(window.view(item.item_offset, item.data_offset))

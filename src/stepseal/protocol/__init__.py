@@ -1,0 +1,34 @@
+"""When a step exists: two-phase commit between named participants and one coordinator.
+
+Decisions are sans-IO (`Coordinator`, `Participant`: events in, actions out); drivers run them on
+threads, and hubs and links carry messages. Reaches no storage: what it needs of one is
+`CoordinatorSteps` and `ResolveAttempt`, which `steps` implements. Knows neither torch nor ranks.
+"""
+# ruff: noqa: I001 - names side by side keep the face on one page
+# fmt: off
+
+from stepseal.protocol._coordinator import Coordinator
+from stepseal.protocol._coordinator_driver import CoordinatorDriver
+from stepseal.protocol._deadlines import Deadlines
+from stepseal.protocol._draft import JobInfo
+from stepseal.protocol._failures import details_of, error_from, failure_of, messages_of
+from stepseal.protocol._incarnation import Housekeep
+from stepseal.protocol._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
+    ComponentReport, Fresh, PartReport, Rejected, RestoreCalled, Restored, RestoreFailed, Write)
+from stepseal.protocol._outcome import resolve_save
+from stepseal.protocol._participant import Participant
+from stepseal.protocol._participant_driver import ParticipantDriver
+from stepseal.protocol._socket_hub import SocketHub
+from stepseal.protocol._socket_link import SocketLink
+from stepseal.protocol._steps import CoordinatorSteps, ResolveAttempt
+from stepseal.protocol._transport import Hub, InProcessHub, Link
+from stepseal.protocol._wire import Address
+
+__all__ = [
+    "Address", "Applied", "Apply", "Candidate", "Captured", "Checked", "Committed",
+    "ComponentReport", "Coordinator", "CoordinatorDriver", "CoordinatorSteps", "Deadlines",
+    "Fresh", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link", "PartReport", "Participant",
+    "ParticipantDriver", "Rejected", "ResolveAttempt", "RestoreCalled", "RestoreFailed", "Restored",
+    "SocketHub", "SocketLink", "Write", "details_of", "error_from", "failure_of", "messages_of",
+    "resolve_save",
+]

@@ -1,0 +1,152 @@
+"""What the coordinator's protocol asks its driver to do, and what the driver answers.
+
+The protocol itself does no I/O: events go in, actions come out. A driver (threads and storage, or a
+simulator) performs the actions and feeds the answers back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stepseal.layout import StepRef
+    from stepseal.protocol._messages import Captured, Failure, FromCoordinator, PartReport
+
+__all__ = [
+    "Action",
+    "BeginStaging",
+    "Claim",
+    "Claimed",
+    "Discard",
+    "DriverEvent",
+    "IoFailed",
+    "Publish",
+    "PublishUnknown",
+    "Published",
+    "Select",
+    "Selected",
+    "Send",
+    "Staged",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Deliver a message to one participant."""
+
+    to: str
+    message: FromCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class BeginStaging:
+    """Make the staging folder of a new attempt; answer `Staged` or `IoFailed`."""
+
+    call: int
+    step: int
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Check, seal and commit the attempt; answer `Published`, `IoFailed` or `PublishUnknown`."""
+
+    call: int
+    step: int
+    attempt: str
+    staging: str
+    captured: Mapping[str, Captured]
+    parts: Mapping[str, PartReport]
+    deadline: float
+    """Monotonic time after which the step must not be committed any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Remove the staging folder of an aborted attempt; no answer, failures are only reported."""
+
+    staging: str
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """Find the step to restore; answer `Selected` or `IoFailed`."""
+
+    call: int
+    step: int | None
+    exclude: tuple[int, ...]
+    unverified: bool = False
+    """A foreign DCP folder will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Claim the next incarnation; answer `Claimed` or `IoFailed`."""
+
+    call: int
+    parent: StepRef | None
+
+
+Action = Send | BeginStaging | Publish | Discard | Select | Claim
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """The staging folder exists and its entry is durable."""
+
+    call: int
+    staging: str
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The step is committed and durable."""
+
+    call: int
+    manifest_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishUnknown:
+    """The commit was made, but its durability could not be confirmed."""
+
+    call: int
+    cause: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class IoFailed:
+    """The driver could not do what was asked; nothing was committed."""
+
+    call: int
+    cause: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The newest step that may be resumed, or None."""
+
+    call: int
+    ref: StepRef | None
+    attempt: str
+    has_commits: bool
+    """The root holds at least one committed step, resumable or not."""
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    """Step name to why it was passed over."""
+    unverified: bool = False
+    """The step is a foreign DCP folder; `ref` holds the SHA-256 of its `.metadata`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The root belongs to this incarnation now."""
+
+    call: int
+    incarnation: int
+
+
+DriverEvent = Staged | Published | PublishUnknown | IoFailed | Selected | Claimed

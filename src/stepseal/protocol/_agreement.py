@@ -1,0 +1,86 @@
+"""Decisions of the protocol as pure functions over values: who disagrees, which error it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.protocol._messages import Captured, ComponentReport, Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["disagreements", "kind_of", "summary", "told_once"]
+
+_NUM_NAMED = 4
+"""Participants that a message names before it counts the others."""
+
+
+def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
+    """Return, per participant, how it differs from the majority; empty if all captured one cut.
+
+    Compared are the step, the cut, the component names, and per component kind, sharing and
+    fingerprint.
+    """
+    found: dict[str, Failure] = {}
+    _compare(found, {p: f"step {c.step}" for p, c in captured.items()}, "called save for")
+    _compare(found, {p: f"cut {sorted(c.cut.items())}" for p, c in captured.items()}, "captured at")
+    names = {p: f"components {sorted(f.name for f in c.components)}" for p, c in captured.items()}
+    _compare(found, names, "has")
+    if found:
+        return found
+    facts = {p: {f.name: f for f in c.components} for p, c in captured.items()}
+    for name in next(iter(facts.values()), {}):
+        held = {p: f"{f[name].kind} {f[name].sharing}" for p, f in facts.items()}
+        _compare(found, held, f"component {name}: holds", name)
+        shapes = {p: _comparable(f[name]) for p, f in facts.items()}
+        _compare(found, shapes, f"component {name}: key set, shapes or dtypes have digest", name)
+    return found
+
+
+def _comparable(facts: ComponentReport) -> str:
+    return "its own" if facts.sharing == "per_rank" else facts.fingerprint
+
+
+def _compare(
+    found: dict[str, Failure], values: Mapping[str, str], what: str, component: str | None = None
+) -> None:
+    """Add a cause for each participant whose value is not the usual one; the first wins a tie."""
+    if len(set(values.values())) <= 1:
+        return
+    usual, _ = Counter(values.values()).most_common(1)[0]
+    others = _shortened([p for p, value in values.items() if value == usual])
+    for participant, value in values.items():
+        if value != usual and participant not in found:
+            message = f"{what} {value}, but {others}: {usual}"
+            found[participant] = Failure(errors.StateMismatch.kind, message, component=component)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    head = ", ".join(names[:_NUM_NAMED])
+    return head if len(names) <= _NUM_NAMED else f"{head} and {len(names) - _NUM_NAMED} more"
+
+
+def kind_of(failures: Iterable[Failure]) -> str:
+    """Return the kind of error that all participants raise for these causes."""
+    kinds = {cause.kind for cause in failures}
+    if kinds == {errors.CommitTimeout.kind}:
+        return errors.CommitTimeout.kind
+    return errors.ParticipantFailed.kind
+
+
+def summary(what: str, failures: Mapping[str, Failure], next_step: str) -> str:
+    """Return one message that names every failed participant with its cause; equal causes once."""
+    groups: dict[str, list[str]] = {}
+    for participant, cause in sorted(failures.items()):
+        groups.setdefault(cause.message.rstrip(". "), []).append(participant)
+    shown = [f"{_shortened(names)}: {text}" for text, names in list(groups.items())[:8]]
+    if len(groups) > len(shown):
+        shown.append(f"and {len(groups) - len(shown)} more causes")
+    return f"{what}: {'; '.join(shown)}. {next_step}"
+
+
+def told_once(what: str, message: str) -> str:
+    """Put `what` before the message, if it is not already there."""
+    return message if message.startswith(what) else f"{what}: {message}"

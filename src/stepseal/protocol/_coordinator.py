@@ -1,0 +1,233 @@
+"""The coordinator's protocol without I/O: messages, losses, time and driver answers to actions.
+
+One instance per incarnation. It dispatches to one round per call and remembers who is lost and what
+was decided. The same code runs under threads, actors and a simulator. Invariants: a participant
+that was lost stays lost, because a restarted one does not know the calls; each call has exactly one
+round, and messages for a decided call change nothing; a participant that connects late receives
+the earlier decisions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from stepseal import errors
+from stepseal.protocol import _actions as actions
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._restore_round import RestoreRound
+from stepseal.protocol._save_round import SaveRound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.protocol._deadlines import Deadlines
+
+__all__ = ["Coordinator"]
+
+
+class Coordinator:
+    """Decides, for every call, whether the step is committed or the candidate restored.
+
+    Args:
+        participants: everyone, in ordinal order.
+        deadlines: limits per phase.
+        new_attempt: returns a fresh 128-bit random id in hex at every call.
+    """
+
+    def __init__(
+        self,
+        participants: tuple[str, ...],
+        deadlines: Deadlines,
+        new_attempt: Callable[[], str],
+    ) -> None:
+        self.participants = participants
+        self._known = frozenset(participants)
+        self._deadlines = deadlines
+        self._new_attempt = new_attempt
+        self._rounds: dict[int, SaveRound | RestoreRound] = {}
+        self._decided: dict[int, Literal["save", "restore"]] = {}
+        self._lost: dict[str, messages.Failure] = {}
+        self._gone: set[str] = set()
+        self._kept: dict[str, list[actions.Action]] = {p: [] for p in participants}
+
+    @property
+    def everybody_left(self) -> bool:
+        """True when each participant said goodbye or is lost."""
+        return len(self._gone | self._lost.keys()) >= len(self.participants)
+
+    @property
+    def busy(self) -> bool:
+        """True while a call is undecided."""
+        return bool(self._rounds)
+
+    def next_deadline(self) -> float:
+        """Return the monotonic time at which `on_time` must be called at the latest."""
+        return min((r.deadline for r in self._rounds.values()), default=float("inf"))
+
+    def on_message(
+        self, participant: str, message: messages.FromParticipant, now: float
+    ) -> list[actions.Action]:
+        """Take a message; one from somebody unknown or lost changes nothing."""
+        if participant not in self._known or participant in self._lost:
+            return []
+        todo = self._dispatch(participant, message, now)
+        return self._keep(todo + self._settle())
+
+    def _keep(self, todo: list[actions.Action]) -> list[actions.Action]:
+        """Keep what participants are told who have not said Hello: no line may carry it yet."""
+        for action in todo:
+            if isinstance(action, actions.Send) and action.to in self._kept:
+                self._kept[action.to].append(action)
+        return todo
+
+    def _dispatch(
+        self, participant: str, message: messages.FromParticipant, now: float
+    ) -> list[actions.Action]:
+        match message:
+            case messages.Hello():
+                kept = self._kept.pop(participant, [])
+                return [actions.Send(participant, messages.Welcome()), *kept]
+            case messages.Goodbye():
+                self._gone.add(participant)
+                return [actions.Send(participant, messages.Welcome())]
+            case messages.PollSave():
+                decided = message.call in self._decided
+                status = messages.SaveStatus(message.call, message.step, decided)
+                return [actions.Send(p, status) for p in self.participants]
+            case messages.Captured() | messages.Failed():
+                return self._on_save(participant, message, now)
+            case messages.RestoreCalled():
+                return self._on_restore(participant, message, now)
+            case messages.Prepared():
+                save = self._rounds.get(message.call)
+                if not isinstance(save, SaveRound):
+                    return []
+                return save.on_prepared(participant, message, now)
+            case messages.Checked() | messages.Applied() | messages.Rejected():
+                return self._on_vote(participant, message, now)
+            case messages.Heartbeat():  # pragma: no branch - FromParticipant has no other
+                return []
+
+    def _on_save(
+        self, participant: str, message: messages.Captured | messages.Failed, now: float
+    ) -> list[actions.Action]:
+        call = message.call
+        if self._kind(call) == "restore":
+            text = f"call {call}: {participant} called save, but others called restore"
+            cause = messages.Failure(errors.StateMismatch.kind, text)
+            kind, failures = errors.ParticipantFailed.kind, {participant: cause}
+            aborted = messages.Aborted(call, message.step, kind, text, failures)
+            return [actions.Send(participant, aborted), *self._mix_up(call, participant, cause)]
+        if call in self._decided:
+            return []
+        found = self._rounds.get(call)
+        if not isinstance(found, SaveRound):
+            attempt = self._new_attempt()
+            found = SaveRound(call, self.participants, attempt, self._deadlines, now)
+            self._rounds[call] = found
+        if isinstance(message, messages.Captured):
+            return found.on_captured(participant, message, now)
+        return found.on_failed(participant, message)
+
+    def _on_restore(
+        self, participant: str, message: messages.RestoreCalled, now: float
+    ) -> list[actions.Action]:
+        call = message.call
+        if self._kind(call) == "save":
+            text = f"call {call}: {participant} called restore, but others called save"
+            cause = messages.Failure(errors.StateMismatch.kind, text)
+            kind, failures = errors.ParticipantFailed.kind, {participant: cause}
+            failed = messages.RestoreFailed(call, kind, text, {}, failures, tainted=False)
+            return [actions.Send(participant, failed), *self._mix_up(call, participant, cause)]
+        if call in self._decided:
+            return []
+        found = self._rounds.get(call)
+        if not isinstance(found, RestoreRound):
+            found = RestoreRound(call, self.participants, self._deadlines, now)
+            self._rounds[call] = found
+        return found.on_called(participant, message, now)
+
+    def _kind(self, call: int) -> Literal["save", "restore"] | None:
+        """Return what kind of call this number is, if anybody made it before."""
+        found = self._rounds.get(call)
+        if found is None:
+            return self._decided.get(call)
+        return "save" if isinstance(found, SaveRound) else "restore"
+
+    def _mix_up(self, call: int, participant: str, cause: messages.Failure) -> list[actions.Action]:
+        """Fail the round that waits for somebody who made another call instead."""
+        found = self._rounds.get(call)
+        if found is None or participant not in found.missing():
+            return []
+        return found.on_lost({participant: cause})
+
+    def _on_vote(
+        self,
+        participant: str,
+        message: messages.Checked | messages.Applied | messages.Rejected,
+        now: float,
+    ) -> list[actions.Action]:
+        restore = self._rounds.get(message.call)
+        if not isinstance(restore, RestoreRound):
+            return []
+        if isinstance(message, messages.Rejected):
+            return restore.on_rejected(participant, message, now)
+        return restore.on_vote(participant, message, now)
+
+    def on_lost(self, participant: str, cause: messages.Failure) -> list[actions.Action]:
+        """Take the end of a connection, or silence, that came without a goodbye."""
+        if participant not in self._gone:
+            self._lost.setdefault(participant, cause)
+        return self._keep(self._settle())
+
+    def on_driver(self, event: actions.DriverEvent, now: float) -> list[actions.Action]:
+        """Take the driver's answer to an earlier action; one that nobody waits for is dropped."""
+        found = self._rounds.get(event.call)
+        todo: list[actions.Action] = []
+        match event:
+            case actions.Staged() if isinstance(found, SaveRound):
+                todo = found.on_staged(event, now)
+            case actions.Staged():
+                todo = [actions.Discard(event.staging)]
+            case actions.Published() if isinstance(found, SaveRound):
+                todo = found.on_published(event)
+            case actions.PublishUnknown() if isinstance(found, SaveRound):
+                todo = found.on_unknown(event)
+            case actions.Selected() if isinstance(found, RestoreRound):
+                todo = found.on_selected(event, now)
+            case actions.Claimed() if isinstance(found, RestoreRound):
+                todo = found.on_claimed(event)
+            case actions.IoFailed() if found is not None:
+                todo = found.on_io_failed(event)
+            case _:
+                pass  # the round ended meanwhile, at its deadline or by a failure
+        return self._keep(todo + self._settle())
+
+    def on_time(self, now: float) -> list[actions.Action]:
+        """Judge deadlines; call after all messages that already arrived were taken."""
+        todo: list[actions.Action] = []
+        for found in list(self._rounds.values()):
+            if now >= found.deadline:
+                todo += found.on_deadline()
+        return self._keep(todo + self._settle())
+
+    def _settle(self) -> list[actions.Action]:
+        """Fail rounds that wait for someone who cannot answer; forget rounds that are done."""
+        todo: list[actions.Action] = []
+        for call, found in list(self._rounds.items()):
+            absent = self._absent(found)
+            if absent:
+                todo += found.on_lost(absent)
+            if found.done:
+                del self._rounds[call]
+                self._decided[call] = "save" if isinstance(found, SaveRound) else "restore"
+        return todo
+
+    def _absent(self, found: SaveRound | RestoreRound) -> dict[str, messages.Failure]:
+        """Return who owes this round a report and cannot give it any more."""
+        if not self._lost and not self._gone:
+            return {}
+        kind = errors.ParticipantFailed.kind
+        gone = messages.Failure(kind, "closed its checkpointer before this call")
+        causes = {**dict.fromkeys(self._gone, gone), **self._lost}
+        return {p: causes[p] for p in found.missing() if p in causes}

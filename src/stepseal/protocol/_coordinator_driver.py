@@ -1,0 +1,194 @@
+"""The coordinator on threads: for messages and time, for work on storage, and for housekeeping.
+
+Invariants: one driver per incarnation; the protocol's thread never waits for storage, so that
+messages, losses and deadlines are judged while a step is being published; whatever deletes does so
+on the housekeeping thread, and a save waits two seconds at most for the room that aborted ones
+took; if it ends by a defect, all lines are closed, so that nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import secrets
+import threading
+import time
+from typing import TYPE_CHECKING, Literal
+
+from stepseal.protocol import _actions as actions
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._coordinator import Coordinator
+from stepseal.protocol._incarnation import Incarnation, discard_aborted
+
+if TYPE_CHECKING:
+    from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._draft import JobInfo
+    from stepseal.protocol._incarnation import Housekeep
+    from stepseal.protocol._steps import CoordinatorSteps
+    from stepseal.protocol._transport import Hub
+
+    Input = (
+        tuple[str, messages.FromParticipant | messages.Failure]
+        | actions.DriverEvent
+        | Literal["job done", "stop"]
+    )
+    Job = actions.BeginStaging | actions.Publish | actions.Select | actions.Claim | None
+    Chore = actions.Discard | Literal["sweep and prune"] | None
+
+__all__ = ["CoordinatorDriver"]
+
+_log = logging.getLogger("stepseal")
+_JOIN_S = 2.0
+"""How long `close` waits for a thread that has nothing left to do."""
+_ROOM_S = 2.0
+"""How long a save waits at most for the room that aborted ones took."""
+
+
+class CoordinatorDriver:
+    """Runs one `Coordinator` on a thread, its storage work on another, and deletes on a third.
+
+    Args:
+        steps: the root, in the hands of this coordinator.
+        participants: everyone, in ordinal order.
+        hub: lines to them; started and closed here.
+        deadlines: limits per phase.
+        job: what goes into each manifest.
+        housekeep: sweeps after the claim and prunes after each commit, on a thread of its own.
+
+    """
+
+    def __init__(
+        self,
+        steps: CoordinatorSteps,
+        participants: tuple[str, ...],
+        *,
+        hub: Hub,
+        deadlines: Deadlines,
+        job: JobInfo,
+        housekeep: Housekeep | None = None,
+    ) -> None:
+        self._steps = steps
+        self._deadlines = deadlines
+        self._hub = hub
+        self._incarnation = Incarnation(steps, participants, job=job, housekeep=housekeep)
+        self._protocol = Coordinator(participants, deadlines, lambda: secrets.token_hex(16))
+        self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._chores: queue.SimpleQueue[Chore] = queue.SimpleQueue()
+        self._num_jobs = 0
+        self._discarded = threading.Condition()
+        self._num_discards = 0
+        self._left = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(
+            target=self._serve, name="stepseal-coordinator", daemon=True
+        )
+        self._worker = threading.Thread(target=self._work, name="stepseal-commit", daemon=True)
+        self._keeper = threading.Thread(target=self._keep_house, name="stepseal-keep", daemon=True)
+        hub.start(lambda participant, message: self._inbox.put((participant, message)))
+        self._thread.start()
+        self._worker.start()
+        self._keeper.start()
+
+    def close(self) -> None:
+        """Linger until all said goodbye or are lost, at most `close_s`; then stop. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._left.wait(self._deadlines.close_s)
+        self._inbox.put("stop")
+        self._jobs.put(None)
+        self._chores.put(None)
+        self._thread.join(_JOIN_S)
+        self._worker.join(_JOIN_S)
+        self._keeper.join(_JOIN_S)
+        self._hub.close()
+
+    def _serve(self) -> None:
+        try:
+            while self._take_all():
+                self._perform(self._protocol.on_time(time.monotonic()))
+                idle = self._num_jobs == 0 and not self._protocol.busy
+                if idle and self._protocol.everybody_left:
+                    self._left.set()
+        except Exception:
+            _log.exception("stepseal: defect in the coordinator; all participants are released")
+            self._hub.close()
+            self._left.set()
+
+    def _take_all(self) -> bool:
+        """Wait for something or the next deadline, and take all that arrived; False to stop."""
+        deadline = self._protocol.next_deadline()
+        timeout_s = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+        try:
+            found = self._inbox.get(timeout=timeout_s)
+            while found != "stop":
+                self._take(found)
+                found = self._inbox.get_nowait()
+        except queue.Empty:
+            return True  # time may be judged now
+        return False
+
+    def _take(self, found: Input) -> None:
+        now = time.monotonic()
+        if isinstance(found, str):
+            self._num_jobs -= 1
+        elif not isinstance(found, tuple):
+            self._perform(self._protocol.on_driver(found, now))
+        elif isinstance(found[1], messages.Failure):
+            self._perform(self._protocol.on_lost(found[0], found[1]))
+        else:
+            self._perform(self._protocol.on_message(found[0], found[1], now))
+
+    def _perform(self, todo: list[actions.Action]) -> None:
+        for action in todo:
+            if isinstance(action, actions.Send):
+                self._hub.send(action.to, action.message)
+            else:
+                self._num_jobs += 1
+                if isinstance(action, actions.Discard):
+                    with self._discarded:
+                        self._num_discards += 1
+                    self._chores.put(action)
+                else:
+                    self._jobs.put(action)
+
+    def _work(self) -> None:
+        while (action := self._jobs.get()) is not None:
+            if isinstance(action, actions.BeginStaging):
+                self._wait_for_room()
+            event = self._incarnation.perform(action)
+            self._inbox.put(event)  # before `latest` is moved
+            if isinstance(event, actions.Published):
+                self._incarnation.after_commit()
+            if isinstance(event, (actions.Published, actions.Claimed)):
+                self._chores.put("sweep and prune")
+            else:
+                self._inbox.put("job done")
+        self._incarnation.close()
+
+    def _wait_for_room(self) -> None:
+        """Let what was aborted be deleted first, if that is quick: it may have filled the disk."""
+        with self._discarded:
+            limit_s = min(_ROOM_S, self._deadlines.commit_s / 2)
+            self._discarded.wait_for(lambda: self._num_discards == 0, limit_s)
+
+    def _keep_house(self) -> None:
+        """Delete what was aborted; sweep and prune once for all that happened since last time."""
+        going_on = True
+        while going_on:
+            chores = [self._chores.get()]
+            while not self._chores.empty():
+                chores.append(self._chores.get())
+            for chore in chores:
+                if isinstance(chore, actions.Discard):
+                    discard_aborted(self._steps, chore)
+                    with self._discarded:
+                        self._num_discards -= 1
+                        self._discarded.notify_all()
+            if "sweep and prune" in chores:
+                self._incarnation.housekeep()
+            going_on = None not in chores
+            for chore in chores:
+                if chore is not None:
+                    self._inbox.put("job done")

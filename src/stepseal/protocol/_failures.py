@@ -1,0 +1,107 @@
+"""Why something failed, in a form that crosses processes, and errors made from it.
+
+Texts are cut to a bounded length and made encodable where they enter (`failure_of`), so that a
+failure can always be told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from stepseal import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Failure", "failure_of", "details_of", "error_from", "messages_of", "shortened"]
+
+MAX_TEXT = 2000
+"""Characters of one cause that travel; the rest is in the log of the process it came from."""
+MAX_FAILURES = 256
+"""Causes that travel in one answer; the text says how many there are."""
+MAX_PROBLEMS = 100
+"""Findings of one cause that travel."""
+
+_ERRORS: dict[str, type[errors.CheckpointError]] = {
+    cls.kind: cls for cls in (getattr(errors, name) for name in errors.__all__)
+}
+
+
+class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Why something failed, in a form that crosses processes."""
+
+    kind: str
+    """Stable kind of the error, as in `stepseal.errors`."""
+    message: str
+    path: str | None = None
+    errno: int | None = None
+    component: str | None = None
+    problems: list[str] = []
+    """Findings one by one, at most `MAX_PROBLEMS`."""
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Describe any exception so that other participants can report it.
+
+    The kind of an error of stepseal is one that every receiver knows: a wing's own refinement, such
+    as a missing key, is told as the class of `stepseal.errors` that it refines. Any other exception
+    is told by the name of its class, of which `error_from` makes a `ParticipantFailed`.
+    """
+    if isinstance(error, errors.CheckpointError):
+        # The failure of one participant is told without what its own message puts around it.
+        message = next(iter(error.failures.values())) if len(error.failures) == 1 else str(error)
+        return Failure(
+            _public_kind(error),
+            _text(message),
+            _path(error.path),
+            error.errno,
+            error.component,
+            [_text(problem) for problem in error.problems[:MAX_PROBLEMS]],
+        )
+    if isinstance(error, OSError):
+        kind = errors.StorageUnavailable.kind
+        return Failure(kind, _text(str(error)), _path(error.filename), error.errno)
+    return Failure(type(error).__name__, _text(f"{type(error).__name__}: {error}"))
+
+
+def _public_kind(error: errors.CheckpointError) -> str:
+    classes = (cls for cls in type(error).__mro__ if issubclass(cls, errors.CheckpointError))
+    return next(cls.kind for cls in classes if cls.kind in _ERRORS)
+
+
+def _text(value: str) -> str:
+    """Return text that JSON can carry (a file name may hold bytes that are no text), cut short."""
+    plain = value.encode("utf-8", "backslashreplace").decode("utf-8")
+    return plain if len(plain) <= MAX_TEXT else f"{plain[:MAX_TEXT]}... (cut)"
+
+
+def _path(value: object) -> str | None:
+    return None if value is None else _text(str(value))
+
+
+def error_from(kind: str, message: str, **context: object) -> errors.CheckpointError:
+    """Rebuild an error of the tree from its kind; unknown kinds become ParticipantFailed."""
+    return _ERRORS.get(kind, errors.ParticipantFailed)(message, **context)
+
+
+def messages_of(failures: Mapping[str, Failure]) -> dict[str, str]:
+    """Return participant to message, as errors carry it."""
+    return {participant: cause.message for participant, cause in failures.items()}
+
+
+def shortened(failures: Mapping[str, Failure]) -> dict[str, Failure]:
+    """Return at most `MAX_FAILURES` of the failures, so that an answer stays small."""
+    return dict(sorted(failures.items())[:MAX_FAILURES])
+
+
+def details_of(cause: Failure | None, failures: Mapping[str, Failure]) -> dict[str, Any]:
+    """Return what an error carries besides its message: the first of each, and all problems."""
+    causes = [*([] if cause is None else [cause]), *failures.values()]
+    return {
+        "component": next((c.component for c in causes if c.component), None),
+        "path": next((c.path for c in causes if c.path), None),
+        "errno": next((c.errno for c in causes if c.errno), None),
+        "problems": tuple(dict.fromkeys(p for c in causes for p in c.problems)),
+    }

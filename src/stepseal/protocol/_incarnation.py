@@ -1,0 +1,150 @@
+"""One life of the coordinator on its root: carries out what the protocol asks of the step store.
+
+Invariants: whatever goes wrong becomes an event, so that every participant hears of it; removing
+leftovers and moving `latest` never fail a save. Runs on one thread, except for `housekeep` and
+`discard_aborted`: deleting may take long and has a thread of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from stepseal.errors import CheckpointError, InternalError, OutcomeUnknown
+from stepseal.layout import StepRef
+from stepseal.protocol import _actions as actions
+from stepseal.protocol._draft import JobInfo, Origin, draft_manifest
+from stepseal.protocol._failures import failure_of
+
+if TYPE_CHECKING:
+    from stepseal.protocol._steps import CoordinatorSteps, DiscardAttempts
+
+__all__ = ["Housekeep", "Incarnation", "discard_aborted"]
+
+Housekeep = Callable[[str, int, bool], None]
+"""Called with run id, incarnation, and whether it has committed; after a claim and after each
+commit. Raises nothing."""
+
+_log = logging.getLogger("stepseal")
+
+
+class Incarnation:
+    """Carries out actions on the step store, and remembers which incarnation this is.
+
+    Args:
+        steps: the root.
+        participants: everyone, in ordinal order.
+        job: goes into each manifest.
+        housekeep: sweeps and prunes.
+        clock: Unix time, for manifests.
+    """
+
+    def __init__(
+        self,
+        steps: CoordinatorSteps,
+        participants: tuple[str, ...],
+        *,
+        job: JobInfo,
+        housekeep: Housekeep | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._steps = steps
+        self._participants = participants
+        self._job = job
+        self._housekeep = housekeep
+        self._clock = clock
+        self.number: int | None = None
+        """None until the root is claimed."""
+        self._head: StepRef | None = None
+        """The step that the next one names as its parent."""
+
+    def perform(
+        self, action: actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
+    ) -> actions.DriverEvent:
+        """Perform one action; whatever goes wrong becomes an event for all participants."""
+        try:
+            match action:
+                case actions.BeginStaging():
+                    return self._begin(action)
+                case actions.Publish():
+                    return self._publish(action)
+                case actions.Select():
+                    return self._select(action)
+                case actions.Claim():  # pragma: no branch - no other is taken
+                    return self._claim(action)
+        except OutcomeUnknown as error:
+            return actions.PublishUnknown(action.call, failure_of(error))
+        except (CheckpointError, OSError) as error:
+            return actions.IoFailed(action.call, failure_of(error))
+        except Exception as error:
+            _log.exception("stepseal: defect in the coordinator")
+            text = f"{type(error).__name__}: {error} (a defect; see the coordinator's log)"
+            failure = failure_of(InternalError(text))
+            if isinstance(action, actions.Publish):  # where it stopped is not known
+                return actions.PublishUnknown(action.call, failure)
+            return actions.IoFailed(action.call, failure)
+
+    def after_commit(self) -> None:
+        """Move `latest`; a failure is only logged."""
+        assert self._head is not None
+        try:
+            self._steps.point_latest(self._head.step)
+        except (CheckpointError, OSError) as error:
+            _log.warning("stepseal: after the commit of step %d: %s", self._head.step, error)
+
+    def housekeep(self) -> None:
+        """Sweep after a claim, and prune after a commit; may run beside everything else here."""
+        if self._housekeep is not None and self.number is not None:
+            head = self._head
+            committed = head is not None and head.incarnation == self.number
+            self._housekeep(self._steps.run_id, self.number, committed)
+
+    def close(self) -> None:
+        """End the protection of a candidate that was never claimed."""
+        self._steps.release()
+
+    def _begin(self, action: actions.BeginStaging) -> actions.Staged:
+        if self.number is None:
+            self.number = self._steps.claim_unrestored()
+        begun = self._steps.begin(action.step, self.number, action.attempt)
+        return actions.Staged(action.call, begun.key, begun.nonce)
+
+    def _publish(self, action: actions.Publish) -> actions.Published:
+        steps = self._steps
+        assert self.number is not None
+        origin = Origin(steps.run_id, self.number, self._head, self._participants, steps.durability)
+        sha256 = steps.publish(
+            action.staging,
+            draft_manifest(action, origin, self._job, now_s=self._clock()),
+            deadline_passed=lambda: time.monotonic() > action.deadline,
+        )
+        self._head = StepRef(action.step, sha256, self.number)
+        return actions.Published(action.call, sha256)
+
+    def _select(self, action: actions.Select) -> actions.Selected:
+        found = self._steps.select(
+            step=action.step, exclude=action.exclude, unverified=action.unverified
+        )
+        return actions.Selected(
+            action.call,
+            found.ref,
+            found.attempt,
+            found.has_commits,
+            found.reasons,
+            found.unverified,
+        )
+
+    def _claim(self, action: actions.Claim) -> actions.Claimed:
+        self.number = self._steps.claim(action.parent)
+        self._head = action.parent
+        return actions.Claimed(action.call, self.number)
+
+
+def discard_aborted(steps: DiscardAttempts, action: actions.Discard) -> None:
+    """Remove an aborted attempt, beside everything else; a failure is only logged."""
+    try:
+        steps.discard(action.staging)
+    except (CheckpointError, OSError) as error:
+        _log.warning("stepseal: leftovers of an aborted save stay for the next sweep: %s", error)

@@ -1,0 +1,355 @@
+"""What participants and the coordinator tell each other: small JSON messages, never pickle.
+
+A call is one `save` or `restore`, numbered alike by every participant, because all make the same
+calls in the same order. Messages are hints: whether a step exists is decided by storage alone.
+Texts are cut to a bounded length and made encodable where they enter (`failure_of`), so that a
+failure can always be told.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from stepseal import errors
+from stepseal.protocol._failures import Failure
+
+__all__ = [
+    "Aborted",
+    "Applied",
+    "Apply",
+    "Candidate",
+    "Captured",
+    "Failure",
+    "Checked",
+    "Committed",
+    "ComponentReport",
+    "Decided",
+    "Failed",
+    "Fresh",
+    "FromCoordinator",
+    "FromParticipant",
+    "Goodbye",
+    "Heartbeat",
+    "Hello",
+    "PartReport",
+    "PollSave",
+    "Prepared",
+    "Refused",
+    "Rejected",
+    "RestoreCalled",
+    "RestoreFailed",
+    "Restored",
+    "Unresolved",
+    "SaveStatus",
+    "Welcome",
+    "Write",
+    "decode_from_coordinator",
+    "decode_from_participant",
+    "encode_message",
+]
+
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all messages: immutable, tagged by class name, unknown fields refused."""
+
+
+class ComponentReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One component as a participant captured it."""
+
+    name: str
+    kind: str
+    sharing: str
+    fingerprint: str
+    payloads: dict[str, str]
+    """Participant to payload owner."""
+
+
+class PartReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a participant's part document lies in the attempt, and its digest."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Hello(_Message, frozen=True):
+    """First message of a participant on a new connection."""
+
+    participant: str
+    token: str
+    version: str
+
+    def __repr__(self) -> str:
+        """Return a text without the token, for logs and tracebacks."""
+        return f"Hello({self.participant!r}, version={self.version!r})"
+
+
+class Heartbeat(_Message, frozen=True):
+    """Nothing but a sign of life; both directions."""
+
+
+class Captured(_Message, frozen=True):
+    """The participant holds a private copy of all its components for this call."""
+
+    call: _Number
+    step: _Number
+    components: list[ComponentReport]
+    cut: dict[str, str | int | float | bool | None]
+    metrics: dict[str, float | Literal["nan", "inf", "-inf"]]
+    """Finite or not; JSON carries what is not finite as text."""
+    tags: list[str]
+
+
+class Prepared(_Message, frozen=True):
+    """Every file of the part is written, synced and closed."""
+
+    call: _Number
+    attempt: str
+    part: PartReport
+
+
+class Failed(_Message, frozen=True):
+    """The participant cannot do its share of a save."""
+
+    call: _Number
+    step: _Number
+    phase: str
+    cause: Failure
+
+
+class RestoreCalled(_Message, frozen=True):
+    """The participant called `restore`."""
+
+    call: _Number
+    step: _Number | None
+    fresh: bool
+    components: list[str]
+    unverified: bool = False
+    """A foreign DCP folder will do where the root has no steps, or where one is asked for."""
+
+
+class Checked(_Message, frozen=True):
+    """The candidate fits: everything but tensor bytes was verified, and nothing was touched."""
+
+    call: _Number
+    round: _Number
+
+
+class Applied(_Message, frozen=True):
+    """All verified bytes arrived in live state."""
+
+    call: _Number
+    round: _Number
+
+
+class Rejected(_Message, frozen=True):
+    """The candidate cannot be restored here."""
+
+    call: _Number
+    round: _Number
+    touched: bool
+    """Live state was already changed."""
+    cause: Failure
+
+
+class PollSave(_Message, frozen=True):
+    """Asks for the status of a save in flight, once per step; only the coordinator's own asks."""
+
+    call: _Number
+    step: _Number
+
+
+class Goodbye(_Message, frozen=True):
+    """The participant is done; it answers nothing after this."""
+
+
+class Welcome(_Message, frozen=True):
+    """The coordinator knows this participant; also the answer to a goodbye."""
+
+
+class Refused(_Message, frozen=True):
+    """The coordinator knows this participant and will not work with it; the line ends."""
+
+    kind: str
+    message: str
+
+
+class Write(_Message, frozen=True):
+    """All participants captured: write your part into the attempt's staging folder."""
+
+    call: _Number
+    attempt: str
+    staging: str
+    nonce: str
+    ordinal: _Number
+
+
+class Committed(_Message, frozen=True):
+    """The step exists and is durable."""
+
+    call: _Number
+    attempt: str
+    step: _Number
+    manifest_sha256: str
+
+
+class Aborted(_Message, frozen=True):
+    """The attempt will never be committed."""
+
+    call: _Number
+    step: _Number
+    kind: str
+    message: str
+    failures: dict[str, Failure]
+    cause: Failure | None = None
+    """What failed at the coordinator, when no participant did."""
+
+
+class Unresolved(_Message, frozen=True):
+    """The coordinator itself cannot tell whether the step is durable; storage will."""
+
+    call: _Number
+    attempt: str
+    step: _Number
+    message: str
+
+
+class Candidate(_Message, frozen=True):
+    """Check this committed step against your live state; touch nothing yet."""
+
+    call: _Number
+    round: _Number
+    step: _Number
+    attempt: str
+    manifest_sha256: str
+    """SHA-256 of the manifest; of `.metadata` where the candidate is `unverified`."""
+    unverified: bool = False
+    """A foreign DCP folder, whose bytes no digest covers."""
+
+
+class Apply(_Message, frozen=True):
+    """Every participant checked the candidate: stream it into live state now."""
+
+    call: _Number
+    round: _Number
+
+
+class Restored(_Message, frozen=True):
+    """Every participant applied the candidate; the incarnation is claimed."""
+
+    call: _Number
+    step: _Number
+    incarnation: _Number
+    skipped: dict[str, str]
+    unverified: bool = False
+
+
+class Fresh(_Message, frozen=True):
+    """There is nothing to restore (or a fresh start was asked for); the incarnation is claimed."""
+
+    call: _Number
+    incarnation: _Number
+
+
+class RestoreFailed(_Message, frozen=True):
+    """No participant may go on with this restore."""
+
+    call: _Number
+    kind: str
+    message: str
+    reasons: dict[str, str]
+    failures: dict[str, Failure]
+    tainted: bool
+    cause: Failure | None = None
+    """What failed at the coordinator, when no participant did."""
+
+
+class SaveStatus(_Message, frozen=True):
+    """Was the save `call` decided before `step`? The same answer for all participants."""
+
+    call: _Number
+    step: _Number
+    decided: bool
+
+
+Decided = Committed | Aborted | Unresolved
+FromParticipant = (
+    Hello
+    | Heartbeat
+    | Captured
+    | Prepared
+    | Failed
+    | RestoreCalled
+    | Checked
+    | Applied
+    | Rejected
+    | PollSave
+    | Goodbye
+)
+FromCoordinator = (
+    Heartbeat
+    | Welcome
+    | Refused
+    | Write
+    | Committed
+    | Aborted
+    | Unresolved
+    | Candidate
+    | Apply
+    | Restored
+    | Fresh
+    | RestoreFailed
+    | SaveStatus
+)
+
+_encoder = msgspec.json.Encoder()
+_participant_decoder = msgspec.json.Decoder(FromParticipant)
+_coordinator_decoder = msgspec.json.Decoder(FromCoordinator)
+
+
+def encode_message(message: FromParticipant | FromCoordinator) -> bytes:
+    """Return the message as JSON."""
+    if isinstance(message, Captured):
+        metrics = {name: _jsonable(value) for name, value in message.metrics.items()}
+        message = msgspec.structs.replace(message, metrics=metrics)
+    return _encoder.encode(message)
+
+
+def _jsonable(value: float | str) -> float | str:
+    if isinstance(value, str):
+        return value
+    number = float(value)  # any number type, NumPy's too
+    return number if math.isfinite(number) else str(number)
+
+
+def decode_from_participant(data: bytes) -> FromParticipant:
+    """Return the message a participant sent.
+
+    Raises:
+        InvalidInput: the bytes are no message of this protocol.
+    """
+    message: FromParticipant = _decode(_participant_decoder, data)
+    return message
+
+
+def decode_from_coordinator(data: bytes) -> FromCoordinator:
+    """Return the message the coordinator sent.
+
+    Raises:
+        InvalidInput: the bytes are no message of this protocol.
+    """
+    message: FromCoordinator = _decode(_coordinator_decoder, data)
+    return message
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:  # noqa: ANN401 - see callers
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        message = f"control plane: {len(data)} bytes are no message of this protocol: {error}"
+        raise errors.InvalidInput(message) from error

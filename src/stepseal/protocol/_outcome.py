@@ -1,0 +1,93 @@
+"""What came of a save, as one participant can know it: the coordinator's word, else storage's.
+
+Where neither tells, the outcome is UNKNOWN, which is an error of its own and never a failure: the
+step may exist.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._failures import details_of, error_from, messages_of
+
+if TYPE_CHECKING:
+    from stepseal.protocol._participant import SaveState
+    from stepseal.protocol._steps import ResolveAttempt
+
+__all__ = ["resolve_save"]
+
+
+def resolve_save(state: SaveState, step: int, steps: ResolveAttempt) -> messages.Committed:
+    """Return the commit of a settled save, or raise what prevented it.
+
+    Args:
+        state: a settled state.
+        step: step number.
+        steps: the root, asked when the coordinator cannot be asked any more.
+
+    Raises:
+        ParticipantFailed: and every other error of the tree, as the coordinator named it.
+        CoordinatorLost: the coordinator is gone and the step was not committed.
+        CommitTimeout: the coordinator did not decide in time, and this participant had not
+            prepared.
+        OutcomeUnknown: the coordinator is gone and storage does not tell yet, or the coordinator
+            could not confirm the commit itself.
+    """
+    if isinstance(state.outcome, messages.Committed):
+        return state.outcome
+    if isinstance(state.outcome, messages.Aborted):
+        raise _aborted(state.outcome)
+    if isinstance(state.outcome, messages.Unresolved):
+        raise errors.OutcomeUnknown(
+            f"{state.outcome.message} Read the root again later.", step=step
+        )
+    assert state.lost is not None
+    if state.prepared and state.write is not None:
+        return _from_storage(state.write, state.lost, step, steps)
+    raise error_from(
+        state.lost.kind,
+        f"save of step {step}: {state.lost.message}. This participant had not prepared, so the "
+        "step was not committed; older steps are untouched.",
+        step=step,
+    )
+
+
+def _aborted(outcome: messages.Aborted) -> errors.CheckpointError:
+    return error_from(
+        outcome.kind,
+        outcome.message,
+        step=outcome.step,
+        failures=messages_of(outcome.failures),
+        **details_of(outcome.cause, outcome.failures),
+    )
+
+
+def _from_storage(
+    write: messages.Write, lost: messages.Failure, step: int, steps: ResolveAttempt
+) -> messages.Committed:
+    """Return the commit that storage shows, or raise."""
+    text = f"save of step {step}: {lost.message}"
+    try:
+        found = steps.resolve(step, write.attempt, write.staging)
+    except errors.StorageUnavailable as error:
+        raise errors.OutcomeUnknown(
+            f"{text}. This participant had prepared, and storage does not answer: {error} Nothing "
+            "was deleted. Call wait() again, or restart the job: restore() finds out.",
+            step=step,
+        ) from error
+    if found.state == "committed":
+        return messages.Committed(write.call, write.attempt, step, found.manifest_sha256)
+    if found.state == "not committed":
+        raise errors.CoordinatorLost(
+            f"{text}. Storage shows that this attempt was not committed; older steps are "
+            "untouched. Restart the job.",
+            step=step,
+        )
+    raise errors.OutcomeUnknown(
+        f"{text}. This participant had prepared, and storage does not show yet whether the step "
+        "was committed; nothing was deleted. Call wait() again, or restart the job: restore() "
+        "finds out.",
+        step=step,
+    )

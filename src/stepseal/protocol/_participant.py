@@ -1,0 +1,167 @@
+"""A participant's protocol without I/O: what it knows of each call, and what it must send.
+
+Outcomes of a save are COMMITTED and ABORTED (both only when the coordinator said so), NOT COMMITTED
+(we never prepared, so nobody can have committed) and UNKNOWN (we prepared and heard nothing:
+storage decides). The first outcome of a call counts; repeated and late messages change nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.protocol import _messages as messages
+
+if TYPE_CHECKING:
+    from stepseal.protocol._deadlines import Deadlines
+
+__all__ = ["Participant", "RestoreAnswer", "RestoreState", "SaveState"]
+
+RestoreAnswer = messages.Restored | messages.Fresh | messages.RestoreFailed
+
+
+@dataclass(slots=True)
+class SaveState:
+    """What a participant knows of one save call."""
+
+    call: int
+    deadline: float = float("inf")
+    """Monotonic time after which this participant stops waiting."""
+    write: messages.Write | None = None
+    """The order to write, once it came."""
+    prepared: bool = False
+    """We reported our part: from now on the step may exist."""
+    outcome: messages.Decided | None = None
+    """What the coordinator decided."""
+    lost: messages.Failure | None = None
+    """Why we will not hear from the coordinator any more."""
+
+    @property
+    def settled(self) -> bool:
+        """True when waiting longer would tell nothing new."""
+        return self.outcome is not None or self.lost is not None
+
+
+@dataclass(slots=True)
+class RestoreState:
+    """What a participant knows of one restore call."""
+
+    call: int
+    inbox: list[messages.Candidate | messages.Apply] = field(default_factory=list)
+    """Orders that were not taken yet, oldest first."""
+    ordered: set[tuple[str, int]] = field(default_factory=set)
+    """Orders that came, by type and round, so that a repeated one is not carried out twice."""
+    answer: RestoreAnswer | None = None
+    lost: messages.Failure | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """True when there is an order, an answer, or a loss to take."""
+        return bool(self.inbox) or self.answer is not None or self.lost is not None
+
+
+class Participant:
+    """State of all calls of one participant.
+
+    Args:
+        deadlines: limits per phase.
+    """
+
+    def __init__(self, deadlines: Deadlines) -> None:
+        self._deadlines = deadlines
+        self._saves: dict[int, SaveState] = {}
+        self._restores: dict[int, RestoreState] = {}
+        self._statuses: dict[tuple[int, int], bool] = {}
+        self._forgotten: set[int] = set()
+        self._num_calls = 0
+        self.welcomed = False
+        self.lost: messages.Failure | None = None
+
+    def new_call(self) -> int:
+        """Return the number of the next call, which is equal on all that make the same calls."""
+        self._num_calls += 1
+        return self._num_calls
+
+    def save(self, call: int) -> SaveState:
+        """Return the state of a save call."""
+        return self._saves.setdefault(call, SaveState(call, lost=self.lost))
+
+    def restore(self, call: int) -> RestoreState:
+        """Return the state of a restore call."""
+        return self._restores.setdefault(call, RestoreState(call, lost=self.lost))
+
+    def forget(self, call: int) -> None:
+        """Drop a call whose outcome was taken; messages for it are dropped from now on."""
+        self._forgotten.add(call)
+        self._saves.pop(call, None)
+        self._restores.pop(call, None)
+        for key in [key for key in self._statuses if key[0] == call]:
+            del self._statuses[key]
+
+    def status(self, call: int, step: int) -> bool | None:
+        """Return and forget the status of a call as of `step`; None while it has not arrived."""
+        return self._statuses.pop((call, step), None)
+
+    def captured(self, call: int, now: float) -> None:
+        """Start the clock of a save: from here on every wait ends."""
+        self.save(call).deadline = now + self._deadlines.save_s
+
+    def prepare(self, call: int, now: float) -> bool:
+        """Pass the point of no return of this participant, unless the save ended before.
+
+        Returns:
+            True when the part may be reported; from then on only the coordinator or storage know
+            the outcome.
+        """
+        self.on_time(now)
+        state = self.save(call)
+        if state.settled:
+            return False
+        state.prepared = True
+        return True
+
+    def on_message(self, message: messages.FromCoordinator) -> None:
+        """Take a message; orders and outcomes for calls not made yet are kept for them."""
+        match message:
+            case messages.Heartbeat():
+                pass
+            case messages.Welcome():
+                self.welcomed = True
+            case messages.Refused():
+                self.on_lost(messages.Failure(message.kind, message.message))
+            case _ if message.call in self._forgotten:
+                pass
+            case messages.Write():
+                self.save(message.call).write = message
+            case messages.Committed() | messages.Aborted() | messages.Unresolved():
+                save = self.save(message.call)
+                save.outcome = save.outcome or message
+            case messages.Candidate() | messages.Apply():
+                self._on_order(self.restore(message.call), message)
+            case messages.Restored() | messages.Fresh() | messages.RestoreFailed():
+                restore = self.restore(message.call)
+                restore.answer = restore.answer or message
+            case messages.SaveStatus():  # pragma: no branch - FromCoordinator has no other
+                self._statuses[message.call, message.step] = message.decided
+
+    def _on_order(self, restore: RestoreState, order: messages.Candidate | messages.Apply) -> None:
+        key = (type(order).__name__, order.round)
+        if key not in restore.ordered:
+            restore.ordered.add(key)
+            restore.inbox.append(order)
+
+    def on_lost(self, cause: messages.Failure) -> None:
+        """End every undecided call: the coordinator is gone."""
+        self.lost = self.lost or cause
+        for save in self._saves.values():
+            save.lost = save.lost or cause
+        for restore in self._restores.values():
+            restore.lost = restore.lost or cause
+
+    def on_time(self, now: float) -> None:
+        """End the waits whose deadline has passed."""
+        for state in self._saves.values():
+            if now >= state.deadline and not state.settled:
+                text = "the coordinator did not decide by the deadline"
+                state.lost = messages.Failure(errors.CommitTimeout.kind, text)

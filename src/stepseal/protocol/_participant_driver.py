@@ -1,0 +1,229 @@
+"""A participant's protocol under threads: sends, waits with deadlines, and tells what came of it.
+
+Every wait ends: with an answer, with the loss of the coordinator, or at the participant's own
+deadline.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._failures import error_from, failure_of
+from stepseal.protocol._participant import Participant, RestoreState, SaveState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._participant import RestoreAnswer
+    from stepseal.protocol._transport import Link
+
+__all__ = ["ParticipantDriver"]
+
+_TICK_S = 0.25
+
+
+class ParticipantDriver:
+    """One participant's line to the coordinator, for the threads of its process.
+
+    Args:
+        participant: own id.
+        link: line to the coordinator; started here.
+        deadlines: limits per phase.
+
+    Raises:
+        CoordinatorLost: the coordinator did not let this participant in, or did not answer within
+            `connect_s`; the link is closed.
+        InvalidInput: the coordinator runs another release.
+    """
+
+    def __init__(self, participant: str, link: Link, deadlines: Deadlines) -> None:
+        self.participant = participant
+        self._link = link
+        self._deadlines = deadlines
+        self._protocol = Participant(deadlines)
+        self._changed = threading.Condition()
+        self._closed = False
+        link.start(self._on_message)
+        self._wait(lambda: self._protocol.welcomed or self._is_lost(), deadlines.connect_s)
+        if not self._protocol.welcomed:
+            link.close()
+            lost = self._protocol.lost
+            if lost is not None and lost.kind != errors.CoordinatorLost.kind:
+                raise error_from(lost.kind, lost.message, participant=participant)
+            why = f"no answer within {deadlines.connect_s:g} s" if lost is None else lost.message
+            raise errors.CoordinatorLost(
+                f"control plane: {participant} was not let in by the coordinator: {why}. Do all "
+                "participants belong to the same start of the job?",
+                participant=participant,
+            )
+
+    def _on_message(self, message: messages.FromCoordinator | messages.Failure) -> None:
+        with self._changed:
+            if isinstance(message, messages.Failure):
+                self._protocol.on_lost(message)
+            else:
+                self._protocol.on_message(message)
+            self._changed.notify_all()
+
+    def new_call(self) -> int:
+        """Return the number of the next call."""
+        with self._changed:
+            return self._protocol.new_call()
+
+    def send_captured(self, message: messages.Captured) -> None:
+        """Report a capture, and start the clock of the save."""
+        with self._changed:
+            self._protocol.captured(message.call, time.monotonic())
+        self._link.send(message)
+
+    def send_failed(self, call: int, step: int, phase: str, error: BaseException) -> None:
+        """Report that this participant cannot do its share."""
+        with self._changed:
+            self._protocol.captured(call, time.monotonic())
+        self._link.send(messages.Failed(call, step, phase, failure_of(error)))
+
+    def send_prepared(self, call: int, attempt: str, part: messages.PartReport) -> bool:
+        """Report the part, unless the save was given up meanwhile.
+
+        Returns:
+            True when it was sent: from now on the step may exist.
+        """
+        with self._changed:
+            if not self._protocol.prepare(call, time.monotonic()):
+                return False
+        self._link.send(messages.Prepared(call, attempt, part))
+        return True
+
+    def wait_write(self, call: int) -> messages.Write | None:
+        """Wait for the order to write; None when the save ended without one.
+
+        Returns the order even if the save has failed since. Either all participants got an order or
+        none did, so the same call then raises the failure on all of them.
+        """
+        state = self._save(call)
+        self._wait(lambda: state.write is not None or state.settled, None)
+        return state.write
+
+    def ended(self, call: int) -> bool:
+        """Tell whether waiting or writing further makes no sense; judges the deadline too."""
+        with self._changed:
+            self._protocol.on_time(time.monotonic())
+            return self._protocol.save(call).settled
+
+    def wait_outcome(self, call: int, timeout_s: float | None) -> SaveState | None:
+        """Wait until the save is settled; None when `timeout_s` passed first."""
+        state = self._save(call)
+        return state if self._wait(lambda: state.settled, timeout_s) else None
+
+    def call_restore(self, message: messages.RestoreCalled) -> None:
+        """Join a restore."""
+        self._restore(message.call)
+        self._link.send(message)
+
+    def wait_order(
+        self, call: int, timeout_s: float
+    ) -> messages.Candidate | messages.Apply | RestoreAnswer:
+        """Wait for the next order or the answer of a restore.
+
+        Raises:
+            CoordinatorLost: the coordinator is gone.
+            CommitTimeout: nothing came within `timeout_s`.
+        """
+        state = self._restore(call)
+        self._wait(lambda: state.has_news, timeout_s)
+        with self._changed:
+            if state.answer is not None:  # whatever was ordered before is void
+                return state.answer
+            if state.inbox:
+                return state.inbox.pop(0)
+            lost = state.lost
+        if lost is not None:
+            text = f"restore: {self.participant}: {lost.message}. Restart the job."
+            raise errors.CoordinatorLost(text, participant=self.participant)
+        raise errors.CommitTimeout(
+            f"restore: {self.participant}: the coordinator gave no order within {timeout_s:g} s. "
+            "Restart the job.",
+            participant=self.participant,
+        )
+
+    def restore_ended(self, call: int) -> bool:
+        """Tell whether going on with an order makes no sense: the restore failed, or is alone."""
+        state = self._restore(call)
+        with self._changed:
+            return state.answer is not None or state.lost is not None
+
+    def vote(self, message: messages.Checked | messages.Applied | messages.Rejected) -> None:
+        """Answer an order of a restore."""
+        self._link.send(message)
+
+    def poll_save(self, call: int, step: int) -> None:
+        """Ask for the status of `call`, for all participants; only the coordinator's own asks."""
+        self._link.send(messages.PollSave(call, step))
+
+    def wait_status(self, call: int, step: int) -> bool:
+        """Wait for the status of a save as of `step`.
+
+        Returns:
+            Whether the save `call` was decided before `step`; True also when the coordinator is
+            gone or silent, because then this participant must look at the outcome.
+        """
+        state = self._save(call)
+        posted: list[bool] = []
+
+        def arrived() -> bool:
+            found = self._protocol.status(call, step)
+            if found is not None:
+                posted.append(found)
+            return bool(posted) or state.lost is not None
+
+        self._wait(arrived, self._deadlines.save_s)
+        return posted[0] if posted else True
+
+    def forget(self, call: int) -> None:
+        """Drop a call whose outcome was taken."""
+        with self._changed:
+            self._protocol.forget(call)
+
+    def close(self) -> None:
+        """Say goodbye, wait at most `close_s` for the answer, and close the line. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._changed:
+            self._protocol.welcomed = False
+        self._link.send(messages.Goodbye())
+        self._wait(
+            lambda: self._protocol.welcomed or self._is_lost(),
+            self._deadlines.close_s,
+        )
+        self._link.close()
+
+    def _is_lost(self) -> bool:
+        return self._protocol.lost is not None
+
+    def _save(self, call: int) -> SaveState:
+        with self._changed:
+            return self._protocol.save(call)
+
+    def _restore(self, call: int) -> RestoreState:
+        with self._changed:
+            return self._protocol.restore(call)
+
+    def _wait(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until `condition` holds, judging deadlines of calls; False at the timeout."""
+        end = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while not condition():
+                now = time.monotonic()
+                if now >= end:
+                    return False
+                self._protocol.on_time(now)
+                if condition():
+                    return True
+                self._changed.wait(min(_TICK_S, end - now))
+            return True

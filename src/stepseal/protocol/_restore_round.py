@@ -1,0 +1,289 @@
+"""One restore as the coordinator sees it, without I/O: select, check, vote, apply, vote, claim.
+
+Invariants:
+- nobody applies before everybody checked the same candidate;
+- a damaged candidate sends all participants to the next older one together; one that storage
+  refused does so only when it was refused twice;
+- a candidate that does not fit the live state is an answer, not damage: the restore fails on all
+  participants, because an older step would not fit either and falling back would lose work;
+- once `Apply` was sent, every failure says that live state was changed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.layout import step_name
+from stepseal.protocol import _actions as actions
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._agreement import kind_of, summary, told_once
+from stepseal.protocol._failures import shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stepseal.layout import StepRef
+    from stepseal.protocol._deadlines import Deadlines
+
+__all__ = ["RestoreRound"]
+
+_DAMAGE = frozenset({errors.Corrupt.kind, errors.StorageUnavailable.kind})
+
+
+class RestoreRound:
+    """State of one restore call.
+
+    Args:
+        call: number of the call, equal on all participants.
+        participants: everyone who must take part, in ordinal order.
+        deadlines: limits per phase.
+        now: monotonic time of the first report.
+    """
+
+    def __init__(
+        self, call: int, participants: tuple[str, ...], deadlines: Deadlines, now: float
+    ) -> None:
+        self.call = call
+        self.participants = participants
+        self.deadline = now + deadlines.connect_s
+        self.phase = "join"
+        self.restored: StepRef | None = None
+        self._deadlines = deadlines
+        self._limit_s = deadlines.connect_s
+        self._joined: dict[str, messages.RestoreCalled] = {}
+        self._voted: set[str] = set()
+        self._rejected: dict[str, messages.Failure] = {}
+        self._round = 0
+        self._candidate: StepRef | None = None
+        self._reasons: dict[str, str] = {}
+        self._excluded: list[int] = []
+        self._tried_again: set[int] = set()
+        """Candidates that storage refused once."""
+        self._tainted = False
+        self._unverified = False
+
+    @property
+    def done(self) -> bool:
+        """True once the outcome was sent."""
+        return self.phase == "done"
+
+    def on_called(
+        self, participant: str, message: messages.RestoreCalled, now: float
+    ) -> list[actions.Action]:
+        """Take a call; when all called alike, select a candidate (or claim, for a fresh start)."""
+        if self.phase != "join" or participant in self._joined:
+            return []
+        self._joined[participant] = message
+        if len(self._joined) < len(self.participants):
+            return []
+        failures = self._differences()
+        if failures:
+            return self._fail_with("participants called restore differently", failures)
+        if message.fresh:
+            return self._claim(now)
+        return self._select(now)
+
+    def _differences(self) -> dict[str, messages.Failure]:
+        first = self._joined[self.participants[0]]
+        wanted = (first.step, first.fresh, first.components, first.unverified)
+        found = {}
+        for participant, call in self._joined.items():
+            has = (call.step, call.fresh, call.components, call.unverified)
+            if has != wanted:
+                text = (
+                    f"called restore(step={call.step}, fresh={call.fresh}, "
+                    f"unverified={call.unverified}) with components {call.components}, but "
+                    f"{self.participants[0]} with step={first.step}, fresh={first.fresh}, "
+                    f"unverified={first.unverified}, components {first.components}"
+                )
+                found[participant] = messages.Failure(errors.StateMismatch.kind, text)
+        return found
+
+    def on_selected(self, event: actions.Selected, now: float) -> list[actions.Action]:
+        """Offer the candidate to everyone, or end: fresh start on an empty root, else an error."""
+        if self.phase != "select":
+            return []
+        self._reasons.update(event.reasons)
+        if event.ref is None:
+            if not event.has_commits and not self._reasons:
+                return self._claim(now)
+            return self._give_up()
+        self._candidate = event.ref
+        self._unverified = event.unverified
+        self._round += 1
+        self._enter("check", self._deadlines.check_s, now)
+        return self._send(
+            messages.Candidate(
+                self.call,
+                self._round,
+                event.ref.step,
+                event.attempt,
+                event.ref.manifest_sha256,
+                event.unverified,
+            )
+        )
+
+    def on_vote(
+        self, participant: str, message: messages.Checked | messages.Applied, now: float
+    ) -> list[actions.Action]:
+        """Take a positive vote of the current phase and round."""
+        phase = "check" if isinstance(message, messages.Checked) else "apply"
+        if phase != self.phase or message.round != self._round:
+            return []
+        self._voted.add(participant)
+        return self._count(now)
+
+    def on_rejected(
+        self, participant: str, message: messages.Rejected, now: float
+    ) -> list[actions.Action]:
+        """Take a negative vote; the others still vote, so that all fall back together."""
+        if self.phase not in ("check", "apply") or message.round != self._round:
+            return []
+        self._tainted = self._tainted or message.touched
+        self._rejected[participant] = message.cause
+        return self._count(now)
+
+    def _count(self, now: float) -> list[actions.Action]:
+        if len(self._voted | self._rejected.keys()) < len(self.participants):
+            return []
+        if self._rejected:
+            return self._after_rejection(now)
+        if self.phase == "check":
+            self._enter("apply", self._deadlines.apply_s, now)
+            self._tainted = True
+            return self._send(messages.Apply(self.call, self._round))
+        self.restored = self._candidate
+        return self._claim(now)
+
+    def _after_rejection(self, now: float) -> list[actions.Action]:
+        assert self._candidate is not None
+        step = self._candidate.step
+        failures = dict(self._rejected)
+        asked = next(iter(self._joined.values())).step
+        damage = all(cause.kind in _DAMAGE for cause in failures.values())
+        refused = any(c.kind == errors.StorageUnavailable.kind for c in failures.values())
+        if damage and refused and step not in self._tried_again:
+            self._tried_again.add(step)
+            return self._select(now)
+        if asked is not None or not damage:
+            return self._fail_with(f"restore of step {step}", failures)
+        why = "; ".join(f"{p}: {c.message}" for p, c in sorted(failures.items())[:4])
+        self._reasons[step_name(step)] = why
+        self._excluded.append(step)
+        return self._select(now)
+
+    def on_claimed(self, event: actions.Claimed) -> list[actions.Action]:
+        """Tell everyone what was restored: the root is ours."""
+        if self.phase != "claim":
+            return []
+        message: messages.Restored | messages.Fresh
+        if self.restored is None:
+            message = messages.Fresh(self.call, event.incarnation)
+        else:
+            message = messages.Restored(
+                self.call,
+                self.restored.step,
+                event.incarnation,
+                dict(self._reasons),
+                self._unverified,
+            )
+        return self._finish(message)
+
+    def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
+        """Fail on all: the coordinator could not read or claim the root."""
+        text = told_once("restore", event.cause.message)
+        return self._fail(event.cause.kind, text, {}, event.cause)
+
+    def on_lost(self, absent: Mapping[str, messages.Failure]) -> list[actions.Action]:
+        """Fail on all, because some who still owe a report cannot give it any more."""
+        assert absent.keys() <= set(self.missing())
+        return self._fail_with(f"restore, phase {self.phase}", absent)
+
+    def missing(self) -> tuple[str, ...]:
+        """Return who still owes a report in this phase."""
+        if self.phase == "join":
+            return tuple(p for p in self.participants if p not in self._joined)
+        if self.phase in ("check", "apply"):
+            reported = self._voted | self._rejected.keys()
+            return tuple(p for p in self.participants if p not in reported)
+        return ()
+
+    def on_deadline(self) -> list[actions.Action]:
+        """Fail on all, because the phase took too long, naming everyone who is missing."""
+        if self.phase in ("select", "claim"):
+            text = (
+                f"restore: the coordinator's storage did not answer within {self._limit_s:g} s in "
+                f"phase {self.phase}. No participant goes on."
+            )
+            return self._fail(errors.StorageUnavailable.kind, text, {})
+        text = f"did not answer within {self._limit_s:g} s in phase {self.phase} of restore"
+        cause = messages.Failure(errors.CommitTimeout.kind, text)
+        return self._fail_with(f"restore, phase {self.phase}", dict.fromkeys(self.missing(), cause))
+
+    def _enter(self, phase: str, limit_s: float, now: float) -> None:
+        self.phase = phase
+        self.deadline = now + limit_s
+        self._limit_s = limit_s
+        self._voted = set()
+        self._rejected = {}
+
+    def _select(self, now: float) -> list[actions.Action]:
+        self._enter("select", self._deadlines.check_s, now)
+        asked = next(iter(self._joined.values()))
+        excluded = tuple(self._excluded)
+        return [actions.Select(self.call, asked.step, excluded, asked.unverified)]
+
+    def _claim(self, now: float) -> list[actions.Action]:
+        self._enter("claim", self._deadlines.commit_s, now)
+        # a foreign folder has no manifest that a lineage could name
+        return [actions.Claim(self.call, None if self._unverified else self.restored)]
+
+    def _give_up(self) -> list[actions.Action]:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(self._reasons.items())[:8])
+        text = (
+            f"restore: no step can be resumed: {reasons or 'no resumable step'}. "
+            "Look at the steps with `stepseal verify`; restore(step=N) asks for one of them, "
+            "restore(fresh=True) starts anew."
+        )
+        return self._fail(errors.NoResumableStep.kind, text, {})
+
+    def _fail_with(
+        self, what: str, failures: Mapping[str, messages.Failure]
+    ) -> list[actions.Action]:
+        kinds = {cause.kind for cause in failures.values()}
+        kind = kinds.pop() if len(kinds) == 1 else errors.ParticipantFailed.kind
+        if kind not in (*_DAMAGE, errors.StateMismatch.kind):
+            kind = kind_of(failures.values())
+        touched = (
+            "Live state was changed: restore again" if self._tainted else "Nothing was changed"
+        )
+        text = summary(what, failures, f"{touched}.")
+        return self._fail(kind, text, failures)
+
+    def _fail(
+        self,
+        kind: str,
+        text: str,
+        failures: Mapping[str, messages.Failure],
+        cause: messages.Failure | None = None,
+    ) -> list[actions.Action]:
+        return self._finish(
+            messages.RestoreFailed(
+                self.call,
+                kind,
+                text,
+                dict(self._reasons),
+                shortened(failures),
+                self._tainted,
+                cause,
+            )
+        )
+
+    def _send(self, message: messages.FromCoordinator) -> list[actions.Action]:
+        return [actions.Send(participant, message) for participant in self.participants]
+
+    def _finish(self, message: messages.FromCoordinator) -> list[actions.Action]:
+        self.phase = "done"
+        self.deadline = float("inf")
+        return self._send(message)

@@ -1,0 +1,211 @@
+"""One save as the coordinator sees it, without I/O: captures, staging, parts, publication.
+
+Two-phase commit with presumed abort. Invariants:
+
+- `Publish` is asked for only when every participant of the call reported `Prepared` for this
+  attempt;
+- after an abort was sent for a call, nothing of that call is ever published;
+- a participant that prepared may vanish without harm: its bytes are durable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.protocol import _actions as actions
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._agreement import disagreements, kind_of, summary, told_once
+from stepseal.protocol._failures import shortened
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stepseal.protocol._deadlines import Deadlines
+
+__all__ = ["SaveRound"]
+
+_NEXT = "Nothing was committed and older steps are untouched; the next save starts a new attempt."
+
+
+class SaveRound:
+    """State of one save call.
+
+    Args:
+        call: number of the call, equal on all participants.
+        participants: everyone whose part the step needs, in ordinal order.
+        attempt: 128-bit random id in hex, never used before.
+        deadlines: limits per phase.
+        now: monotonic time of the first report.
+    """
+
+    def __init__(
+        self,
+        call: int,
+        participants: tuple[str, ...],
+        attempt: str,
+        deadlines: Deadlines,
+        now: float,
+    ) -> None:
+        self.call = call
+        self.participants = participants
+        self.attempt = attempt
+        self.deadline = now + deadlines.capture_s
+        self.phase = "capture"
+        self.step = -1
+        self._deadlines = deadlines
+        self._captured: dict[str, messages.Captured] = {}
+        self._prepared: dict[str, messages.PartReport] = {}
+        self._staging: str | None = None
+
+    @property
+    def done(self) -> bool:
+        """True once the outcome was sent."""
+        return self.phase == "done"
+
+    def on_captured(
+        self, participant: str, message: messages.Captured, now: float
+    ) -> list[actions.Action]:
+        """Take a capture report; when it is the last one, compare all and begin staging."""
+        if self.phase != "capture" or participant in self._captured:
+            return []
+        self.step = max(self.step, message.step)
+        self._captured[participant] = message
+        if len(self._captured) < len(self.participants):
+            return []
+        # in ordinal order, not in that of arrival: the same job names the same participants
+        failures = disagreements({p: self._captured[p] for p in self.participants})
+        if failures:
+            return self._abort(failures, "participants disagree")
+        self.phase = "staging"
+        self.deadline = now + self._deadlines.commit_s
+        return [actions.BeginStaging(self.call, self.step, self.attempt)]
+
+    def on_staged(self, event: actions.Staged, now: float) -> list[actions.Action]:
+        """Order everyone to write."""
+        if self.phase != "staging":
+            return []
+        self._staging = event.staging
+        self.phase = "write"
+        self.deadline = now + self._deadlines.write_s
+        return [
+            actions.Send(
+                participant,
+                messages.Write(self.call, self.attempt, event.staging, event.nonce, ordinal),
+            )
+            for ordinal, participant in enumerate(self.participants)
+        ]
+
+    def on_prepared(
+        self, participant: str, message: messages.Prepared, now: float
+    ) -> list[actions.Action]:
+        """Take a part report; when it is the last one, ask for publication."""
+        current = self.phase == "write" and message.attempt == self.attempt
+        if not current or participant in self._prepared:
+            return []
+        if now > self.deadline:
+            return self.on_deadline()  # before it counts, so that the late one is named
+        self._prepared[participant] = message.part
+        if len(self._prepared) < len(self.participants):
+            return []
+        assert self._staging is not None
+        self.phase = "publish"
+        self.deadline = now + self._deadlines.commit_s
+        return [
+            actions.Publish(
+                self.call,
+                self.step,
+                self.attempt,
+                self._staging,
+                dict(self._captured),
+                dict(self._prepared),
+                self.deadline,
+            )
+        ]
+
+    def on_failed(self, participant: str, message: messages.Failed) -> list[actions.Action]:
+        """Abort, unless everybody prepared: then a later failure of one does no harm."""
+        self.step = max(self.step, message.step)
+        if self.phase in ("publish", "done"):
+            return []
+        return self._abort({participant: message.cause}, f"phase {message.phase}")
+
+    def on_lost(self, absent: Mapping[str, messages.Failure]) -> list[actions.Action]:
+        """Abort, because some who still owe a report of this phase cannot give it any more."""
+        assert absent.keys() <= set(self.missing())
+        return self._abort(absent, f"phase {self.phase}")
+
+    def missing(self) -> tuple[str, ...]:
+        """Return who still owes a report in this phase."""
+        reported: Mapping[str, object]
+        if self.phase == "capture":
+            reported = self._captured
+        elif self.phase == "write":
+            reported = self._prepared
+        else:
+            return ()
+        return tuple(p for p in self.participants if p not in reported)
+
+    def on_deadline(self) -> list[actions.Action]:
+        """Abort a phase that took too long, naming everyone who is missing.
+
+        A publication under way is not interrupted, because it may have passed the commit point; it
+        checks its own deadline right before. Participants stop waiting at theirs.
+        """
+        if self.phase == "staging":
+            return self._staging_took_too_long()
+        limit = {"capture": self._deadlines.capture_s, "write": self._deadlines.write_s}
+        if self.phase not in limit:
+            self.deadline = float("inf")
+            return []
+        text = f"did not answer within {limit[self.phase]:g} s in phase {self.phase}"
+        cause = messages.Failure(errors.CommitTimeout.kind, text)
+        return self._abort(dict.fromkeys(self.missing(), cause), f"phase {self.phase}")
+
+    def _staging_took_too_long(self) -> list[actions.Action]:
+        text = (
+            f"save of step {self.step}: the coordinator's storage did not make the staging folder "
+            f"within {self._deadlines.commit_s:g} s. {_NEXT}"
+        )
+        kind = errors.StorageUnavailable.kind
+        return self._finish(messages.Aborted(self.call, self.step, kind, text, {}))
+
+    def on_published(self, event: actions.Published) -> list[actions.Action]:
+        """Tell everyone; only now does anybody hear of success."""
+        if self.phase != "publish":
+            return []
+        return self._finish(
+            messages.Committed(self.call, self.attempt, self.step, event.manifest_sha256)
+        )
+
+    def on_unknown(self, event: actions.PublishUnknown) -> list[actions.Action]:
+        """Tell everyone that it is not known: the commit point may be passed, so delete nothing."""
+        if self.phase != "publish":
+            return []
+        text = told_once(f"save of step {self.step}", event.cause.message)
+        return self._finish(messages.Unresolved(self.call, self.attempt, self.step, text))
+
+    def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
+        """Abort, because the coordinator's own work failed before the commit point."""
+        cause = event.cause
+        text = told_once(f"save of step {self.step}", cause.message)
+        sent = self._finish(
+            messages.Aborted(self.call, self.step, cause.kind, text, {}, cause=cause)
+        )
+        return sent + self._discards()
+
+    def _abort(self, failures: Mapping[str, messages.Failure], where: str) -> list[actions.Action]:
+        what = f"save of step {self.step}, {where}"
+        text = summary(what, failures, _NEXT)
+        kind = kind_of(failures.values())
+        told = shortened(failures)
+        sent = self._finish(messages.Aborted(self.call, self.step, kind, text, told))
+        return sent + self._discards()
+
+    def _discards(self) -> list[actions.Action]:
+        return [] if self._staging is None else [actions.Discard(self._staging)]
+
+    def _finish(self, message: messages.Decided) -> list[actions.Action]:
+        self.phase = "done"
+        self.deadline = float("inf")
+        return [actions.Send(participant, message) for participant in self.participants]

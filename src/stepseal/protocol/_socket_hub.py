@@ -1,0 +1,343 @@
+"""The coordinator's end of the control plane over TCP; one thread serves all lines.
+
+A connection must say Hello with the right token in its first, short message, soon, or it is closed;
+only so many may wait to do so. Each participant has one line, the first. Nothing here waits for
+ever: sends never block, memory for a line that does not read is bounded, and a silent line is
+reported dead after `lost_s`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import selectors
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._transport import InProcessHub, InProcessLink
+from stepseal.protocol._wire import (
+    MAX_HELLO_BYTES,
+    MAX_MESSAGE_BYTES,
+    Address,
+    MessageReader,
+    pack_message,
+)
+
+if TYPE_CHECKING:
+    from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._transport import FromLinks
+
+__all__ = ["SocketHub"]
+
+_log = logging.getLogger("stepseal")
+_RECEIVE_BYTES = 1 << 16
+_MAX_UNSENT_BYTES = 2 * MAX_MESSAGE_BYTES
+_MAX_STRANGERS = 64
+"""Connections that may wait to say Hello, besides one per participant."""
+_BACKLOG = 64
+"""Connections that the kernel keeps until they are accepted, besides one per participant."""
+_FLUSH_S = 2.0
+_PAUSE_S = 0.05
+"""Before the next accept after one that failed, so that a full process does not spin."""
+
+
+@dataclass(eq=False, slots=True)
+class _Line:
+    """One accepted connection."""
+
+    connection: socket.socket
+    opened_at: float
+    last_seen: float
+    reader: MessageReader = field(default_factory=lambda: MessageReader(MAX_HELLO_BYTES))
+    unsent: bytearray = field(default_factory=bytearray)
+    participant: str | None = None
+    stuck: bool = False
+    """More was to be sent than may wait; the line is to be dropped."""
+
+    @property
+    def is_open(self) -> bool:
+        """False once the line was dropped."""
+        return self.connection.fileno() >= 0
+
+
+class SocketHub:
+    """Lines to participants of other processes, and to those that live with the coordinator.
+
+    Args:
+        host: interface to listen on.
+        participants: ids that may connect.
+        token: secret that Hello must carry.
+        deadlines: heartbeat and loss limits.
+        version: release that every participant must run; None accepts any.
+
+    Raises:
+        OSError: the interface cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        participants: tuple[str, ...],
+        token: str,
+        deadlines: Deadlines,
+        version: str | None = None,
+    ) -> None:
+        self._participants = frozenset(participants)
+        self._token = token
+        self._deadlines = deadlines
+        self._version = version
+        self._max_strangers = len(participants) + _MAX_STRANGERS
+        self._local = InProcessHub()
+        self._local_names: set[str] = set()
+        self._lines: dict[str, _Line] = {}
+        self._lock = threading.Lock()  # guards the lines' `unsent` and who has a line
+        self._known: set[str] = set()
+        self._strangers: dict[_Line, None] = {}
+        self._closing = threading.Event()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        backlog = min(4096, len(participants) + _BACKLOG)
+        self._listener = socket.create_server((host, 0), family=family, backlog=backlog)
+        self._listener.setblocking(False)
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, None)
+        self._thread: threading.Thread | None = None
+        self._on_message: FromLinks | None = None
+        self.address = Address(host, int(self._listener.getsockname()[1]), token)
+
+    def link(self, participant: str) -> InProcessLink:
+        """Return an in-process line for a participant that lives with the coordinator."""
+        self._local_names.add(participant)
+        return self._local.link(participant)
+
+    def start(self, on_message: FromLinks) -> None:
+        """Begin to accept and deliver."""
+        self._on_message = on_message
+        self._local.start(on_message)
+        self._thread = threading.Thread(target=self._serve, name="stepseal-hub", daemon=True)
+        self._thread.start()
+
+    def send(self, participant: str, message: messages.FromCoordinator) -> None:
+        """Queue a message; a participant that is not connected does not get it."""
+        if participant in self._local_names:
+            self._local.send(participant, message)
+            return
+        data = pack_message(messages.encode_message(message))
+        with self._lock:
+            line = self._lines.get(participant)
+            if line is not None:
+                _queue(line, data)
+        self._wake()
+
+    def close(self) -> None:
+        """Flush for at most two seconds, then end every line. Idempotent."""
+        already = self._closing.is_set()
+        self._closing.set()
+        if self._thread is not None:
+            self._wake()
+            self._thread.join(_FLUSH_S + 1.0)
+        elif not already:
+            self._shut()
+        self._local.close()
+
+    def _wake(self) -> None:
+        with suppress(OSError):  # a full pipe wakes the thread as well; a closed one has none
+            self._wake_write.send(b"w")
+
+    def _serve(self) -> None:
+        try:
+            self._serve_until_closed()
+        except Exception:
+            _log.exception("stepseal: defect in the control plane; all lines are closed")
+            for line in self._all():
+                self._drop(line, "the coordinator's control plane failed")
+        finally:
+            self._shut()
+
+    def _serve_until_closed(self) -> None:
+        next_beat = time.monotonic() + self._deadlines.heartbeat_s
+        flush_until = float("inf")
+        while True:
+            now = time.monotonic()
+            if self._closing.is_set():
+                flush_until = min(flush_until, now + _FLUSH_S)
+                if now >= flush_until or not self._has_unsent():
+                    return
+            self._watch_writes()
+            for key, mask in self._selector.select(max(0.0, min(next_beat, flush_until) - now)):
+                self._on_ready(key, mask)
+            now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + self._deadlines.heartbeat_s
+                self._beat(now)
+
+    def _all(self) -> list[_Line]:
+        return [*self._strangers, *self._lines.values()]
+
+    def _has_unsent(self) -> bool:
+        with self._lock:
+            return any(line.unsent for line in self._lines.values())
+
+    def _watch_writes(self) -> None:
+        with self._lock:
+            waiting = [(line, bool(line.unsent)) for line in self._lines.values()]
+        for line, has_unsent in waiting:
+            if line.stuck:
+                self._drop(line, f"does not read: {len(line.unsent)} bytes wait to be sent")
+                continue
+            write = selectors.EVENT_WRITE if has_unsent else 0
+            self._selector.modify(line.connection, selectors.EVENT_READ | write, line)
+
+    def _on_ready(self, key: selectors.SelectorKey, mask: int) -> None:
+        if key.fileobj is self._listener:
+            self._accept()
+        elif key.fileobj is self._wake_read:
+            with suppress(BlockingIOError):  # drained
+                while self._wake_read.recv(4096):
+                    pass
+        else:
+            line: _Line = key.data
+            if mask & selectors.EVENT_READ:
+                self._receive(line)
+            if mask & selectors.EVENT_WRITE and line.is_open:
+                self._transmit(line)
+
+    def _accept(self) -> None:
+        if len(self._strangers) >= self._max_strangers:
+            self._drop(next(iter(self._strangers)), "too many connections without Hello")
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # the peer gave up meanwhile, or there are no descriptors left
+            for line in list(self._strangers):
+                self._drop(line, "no descriptors left")
+            self._closing.wait(_PAUSE_S)
+            return
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        now = time.monotonic()
+        line = _Line(connection, now, now)
+        self._strangers[line] = None
+        self._selector.register(connection, selectors.EVENT_READ, line)
+
+    def _receive(self, line: _Line) -> None:
+        try:
+            data = line.connection.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._drop(line, f"connection failed: {error}")
+            return
+        if not data:
+            self._drop(line, "connection closed: the process ended or left without a goodbye")
+            return
+        line.last_seen = time.monotonic()
+        line.reader.feed(data)
+        try:
+            while line.is_open and (body := line.reader.take()) is not None:
+                self._take(line, messages.decode_from_participant(body))
+        except errors.InvalidInput as error:
+            self._drop(line, str(error))
+
+    def _take(self, line: _Line, message: messages.FromParticipant) -> None:
+        if line.participant is None:
+            if not self._admit(line, message):
+                return
+        elif isinstance(message, messages.Hello):
+            raise errors.InvalidInput("control plane: expected one Hello, found a second")
+        elif isinstance(message, messages.Heartbeat):
+            return
+        assert self._on_message is not None
+        assert line.participant is not None
+        self._on_message(line.participant, message)
+
+    def _admit(self, line: _Line, message: messages.FromParticipant) -> bool:
+        """Give a stranger its line, or raise; False when its line was ended at once."""
+        if not isinstance(message, messages.Hello) or not self._knows(message):
+            raise errors.InvalidInput("control plane: expected Hello with the token of this job")
+        name = message.participant
+        if name in self._known or name in self._local_names:
+            _log.warning("stepseal: %s connected twice; the second line was refused", name)
+            raise errors.InvalidInput(f"control plane: {name} has, or had, a line already")
+        self._known.add(name)
+        del self._strangers[line]
+        line.participant = name
+        line.reader.max_bytes = MAX_MESSAGE_BYTES
+        with self._lock:
+            self._lines[name] = line
+        if self._version in (None, message.version):
+            return True
+        self._refuse(line, name, message.version)
+        return False
+
+    def _refuse(self, line: _Line, name: str, version: str) -> None:
+        """End the line of a participant of another release, and tell it and the others why."""
+        text = (
+            f"control plane: {name} runs stepseal {version!r:.80}: expected {self._version!r}, as "
+            "the coordinator does. Install the same release everywhere."
+        )
+        refused = messages.Refused(errors.InvalidInput.kind, text)
+        with suppress(OSError):  # the first bytes on this line always fit
+            line.connection.send(pack_message(messages.encode_message(refused)))
+        self._drop(line, text, errors.InvalidInput.kind)
+
+    def _knows(self, hello: messages.Hello) -> bool:
+        good = hmac.compare_digest(hello.token.encode(), self._token.encode())
+        return good and hello.participant in self._participants
+
+    def _transmit(self, line: _Line) -> None:
+        try:
+            with self._lock:
+                sent = line.connection.send(line.unsent)
+                del line.unsent[:sent]
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._drop(line, f"connection failed: {error}")
+
+    def _beat(self, now: float) -> None:
+        data = pack_message(messages.encode_message(messages.Heartbeat()))
+        for line in self._all():
+            since = line.opened_at if line.participant is None else line.last_seen
+            if now - since > self._deadlines.lost_s:
+                self._drop(line, f"no sign of life for {now - since:.1f} s (stopped or cut off)")
+            elif line.participant is not None:
+                with self._lock:
+                    _queue(line, data)
+
+    def _drop(self, line: _Line, why: str, kind: str = errors.ParticipantFailed.kind) -> None:
+        if not line.is_open:
+            return
+        self._strangers.pop(line, None)
+        self._selector.unregister(line.connection)
+        line.connection.close()
+        participant = line.participant
+        if participant is None:
+            return
+        with self._lock:
+            del self._lines[participant]
+        if self._on_message is not None:
+            self._on_message(participant, messages.Failure(kind, why))
+
+    def _shut(self) -> None:
+        self._on_message = None
+        for line in self._all():
+            self._drop(line, "hub closed")
+        for end in (self._listener, self._wake_read, self._wake_write):
+            end.close()
+        self._selector.close()
+
+
+def _queue(line: _Line, data: bytes) -> None:
+    if len(line.unsent) + len(data) > _MAX_UNSENT_BYTES:
+        line.stuck = True
+    else:
+        line.unsent += data

@@ -1,0 +1,131 @@
+"""A participant's end of the control plane over TCP: one thread receives, one sends signs of life.
+
+Nothing here waits for ever: connecting, sending and receiving have limits, and a silent coordinator
+is reported dead after `lost_s`.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._wire import MAX_MESSAGE_BYTES, Address, MessageReader, pack_message
+
+if TYPE_CHECKING:
+    from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._transport import FromHub
+
+__all__ = ["SocketLink"]
+
+_RECEIVE_BYTES = 1 << 16
+_JOIN_S = 2.0
+
+
+class SocketLink:
+    """A participant's line to a coordinator in another process.
+
+    Args:
+        address: where the coordinator listens.
+        participant: own id.
+        deadlines: connection, heartbeat and loss limits.
+        version: own library version, which must be the coordinator's.
+
+    Raises:
+        CoordinatorLost: the coordinator cannot be reached within `connect_s`.
+    """
+
+    def __init__(
+        self, address: Address, participant: str, deadlines: Deadlines, version: str
+    ) -> None:
+        self._deadlines = deadlines
+        self._hello = messages.Hello(participant, address.token, version)
+        self._send_lock = threading.Lock()
+        self._ended = threading.Event()
+        self._closed = False
+        self._threads: list[threading.Thread] = []
+        try:
+            self._connection = socket.create_connection(
+                (address.host, address.port), timeout=deadlines.connect_s
+            )
+        except OSError as error:
+            raise errors.CoordinatorLost(
+                f"control plane: {participant} cannot reach the coordinator at "
+                f"{address.host}:{address.port} within {deadlines.connect_s:g} s: {error}. Is the "
+                "address reachable from this host?",
+                participant=participant,
+            ) from error
+        self._connection.settimeout(deadlines.lost_s)
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def start(self, on_message: FromHub) -> None:
+        """Say Hello, and begin to deliver messages from a thread of this link."""
+        self.send(self._hello)
+        for target, arguments in ((self._serve, (on_message,)), (self._beat, ())):
+            thread = threading.Thread(
+                target=target, args=arguments, name="stepseal-link", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def send(self, message: messages.FromParticipant) -> None:
+        """Send a message; a dead line is noticed and reported by the receiving side.
+
+        Raises:
+            InvalidInput: the message is too long to be sent; the line stays up.
+        """
+        data = pack_message(messages.encode_message(message))
+        try:
+            with self._send_lock:
+                self._connection.sendall(data)
+        except OSError:
+            self._half_close()  # half a frame may be out: the receiving thread sees the end
+
+    def close(self) -> None:
+        """Close the connection, and stop delivering. Idempotent."""
+        self._closed = True
+        self._ended.set()
+        self._half_close()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(_JOIN_S)
+        self._connection.close()
+
+    def _half_close(self) -> None:
+        with suppress(OSError):  # closed by either side before
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self, on_message: FromHub) -> None:
+        why = self._receive_all(on_message)
+        self._ended.set()
+        self._half_close()  # lets the coordinator know at once
+        if not self._closed:
+            on_message(messages.Failure(errors.CoordinatorLost.kind, why))
+
+    def _receive_all(self, on_message: FromHub) -> str:
+        """Deliver until the line ends; return why it did."""
+        reader = MessageReader(MAX_MESSAGE_BYTES)
+        while True:
+            try:
+                data = self._connection.recv(_RECEIVE_BYTES)
+            except TimeoutError:
+                return f"no sign of life from the coordinator for {self._deadlines.lost_s:g} s"
+            except OSError as error:
+                return f"the connection to the coordinator failed: {error}"
+            if not data:
+                return "the coordinator closed the connection or its process ended"
+            reader.feed(data)
+            try:
+                while (body := reader.take()) is not None:
+                    message = messages.decode_from_coordinator(body)
+                    if not isinstance(message, messages.Heartbeat):
+                        on_message(message)
+            except errors.InvalidInput as error:
+                return str(error)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._deadlines.heartbeat_s):
+            self.send(messages.Heartbeat())

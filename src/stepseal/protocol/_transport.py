@@ -1,0 +1,141 @@
+"""How messages travel: two small Protocols, and the hub for participants of one process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from stepseal import errors
+from stepseal.protocol import _messages as messages
+
+__all__ = ["FromHub", "FromLinks", "Hub", "InProcessHub", "InProcessLink", "Link"]
+
+FromHub = Callable[[messages.FromCoordinator | messages.Failure], None]
+"""Takes what a link delivers; a Failure says that the line is dead."""
+FromLinks = Callable[[str, messages.FromParticipant | messages.Failure], None]
+"""Takes what a hub delivers, with the participant; a Failure says that its line is dead."""
+
+
+class Link(Protocol):
+    """A participant's line to the coordinator."""
+
+    def start(self, on_message: FromHub) -> None:
+        """Introduce the participant and begin to deliver messages, in order; once."""
+        ...
+
+    def send(self, message: messages.FromParticipant) -> None:
+        """Hand a message over; a dead line is reported through `start`'s callback, not here."""
+        ...
+
+    def close(self) -> None:
+        """Stop delivering; idempotent."""
+        ...
+
+
+class Hub(Protocol):
+    """The coordinator's lines to all participants."""
+
+    def start(self, on_message: FromLinks) -> None:
+        """Begin to deliver messages, in order per participant; once."""
+        ...
+
+    def send(self, participant: str, message: messages.FromCoordinator) -> None:
+        """Hand a message over; never blocks; what cannot be delivered is dropped."""
+        ...
+
+    def close(self) -> None:
+        """Flush what was handed over, for a short while, and end all lines; idempotent."""
+        ...
+
+
+class InProcessHub:
+    """Lines between a coordinator and participants of one process.
+
+    Callbacks run on the sender's thread. Participants may start before the coordinator.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a callback may send; one at a time keeps the order
+        self._links: dict[str, InProcessLink] = {}
+        self._early: list[tuple[str, messages.FromParticipant]] = []
+        self._on_message: FromLinks | None = None
+        self._closed = False
+
+    def link(self, participant: str) -> InProcessLink:
+        """Return the line of one participant."""
+        with self._lock:
+            return self._links.setdefault(participant, InProcessLink(self, participant))
+
+    def start(self, on_message: FromLinks) -> None:
+        """Begin to deliver to the coordinator, first what came before."""
+        with self._lock:
+            self._on_message = on_message
+            for participant, message in self._early:
+                on_message(participant, message)
+            self._early.clear()
+
+    def take(self, participant: str, message: messages.FromParticipant) -> None:
+        """Deliver a participant's message to the coordinator; dropped after `close`."""
+        with self._lock:
+            if self._on_message is not None:
+                self._on_message(participant, message)
+            elif not self._closed:
+                self._early.append((participant, message))
+
+    def send(self, participant: str, message: messages.FromCoordinator) -> None:
+        """Deliver a message to a participant of this process."""
+        with self._lock:
+            link = self._links.get(participant)
+        if link is not None:
+            link.deliver(message)
+
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Stop delivering, and tell the participants that are still there."""
+        with self._lock:
+            already, self._closed = self._closed, True
+            self._on_message = None
+            links = list(self._links.values())
+        if not already:
+            for link in links:
+                link.deliver(closed_cause())
+
+
+def closed_cause() -> messages.Failure:
+    """Return what a participant is told whose coordinator ended without waiting for it."""
+    return messages.Failure(errors.CoordinatorLost.kind, "the coordinator was closed")
+
+
+class InProcessLink:
+    """A participant's line to a coordinator in the same process."""
+
+    def __init__(self, hub: InProcessHub, participant: str) -> None:
+        self._hub = hub
+        self._participant = participant
+        self._on_message: FromHub | None = None
+
+    def start(self, on_message: FromHub) -> None:
+        """Begin to deliver to the participant, and introduce it."""
+        self._on_message = on_message
+        if self._hub.closed:
+            on_message(closed_cause())
+        self.send(messages.Hello(self._participant, "", ""))
+
+    def deliver(self, message: messages.FromCoordinator | messages.Failure) -> None:
+        """Hand a message to the participant; dropped before `start` and after `close`."""
+        on_message = self._on_message
+        if on_message is not None:
+            on_message(message)
+
+    def send(self, message: messages.FromParticipant) -> None:
+        """Hand a message to the coordinator."""
+        self._hub.take(self._participant, message)
+
+    def close(self) -> None:
+        """Stop delivering."""
+        self._on_message = None

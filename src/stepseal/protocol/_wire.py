@@ -1,0 +1,78 @@
+"""Messages as bytes: a 4-byte big-endian length, and that many bytes of JSON."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from stepseal import errors
+
+__all__ = ["MAX_HELLO_BYTES", "MAX_MESSAGE_BYTES", "Address", "MessageReader", "pack_message"]
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""Largest message of a participant that said Hello, and of the coordinator."""
+MAX_HELLO_BYTES = 4096
+"""Largest message of anybody else."""
+_LENGTH = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the coordinator listens, and the secret that lets a participant in."""
+
+    host: str
+    port: int
+    token: str = field(repr=False)
+
+
+def pack_message(data: bytes) -> bytes:
+    """Return `data` with its length before it.
+
+    Raises:
+        InvalidInput: the other side would refuse so long a message.
+    """
+    _check_size(len(data), MAX_MESSAGE_BYTES)
+    return _LENGTH.pack(len(data)) + data
+
+
+class MessageReader:
+    """Cuts a byte stream into messages; holds at most one and what was received with its end.
+
+    Args:
+        max_bytes: largest message; may be raised between two messages.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Add received bytes."""
+        self._buffer += data
+
+    def take(self) -> bytes | None:
+        """Return the next message if it is complete, else None.
+
+        Raises:
+            InvalidInput: a message announces more than `max_bytes`.
+        """
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (size_bytes,) = _LENGTH.unpack_from(self._buffer)
+        _check_size(size_bytes, self.max_bytes)
+        end = _LENGTH.size + size_bytes
+        if len(self._buffer) < end:
+            return None
+        body = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
+        return body
+
+
+def _check_size(size_bytes: int, max_bytes: int) -> None:
+    if size_bytes > max_bytes:
+        raise errors.InvalidInput(
+            f"control plane: expected a message of at most {max_bytes} bytes, found {size_bytes}. "
+            "Is something else talking to the coordinator's port?",
+            expected=max_bytes,
+            found=size_bytes,
+        )

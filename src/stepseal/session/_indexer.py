@@ -1,0 +1,64 @@
+"""The coordinator's own share of a step: the index for stock DCP readers, and inspection."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from stepseal.components import build_dcp_index
+from stepseal.layout import DCP_INDEX, FileEntry, chunk_digests, hex_digests
+from stepseal.storage import create_durable
+from stepseal.transfer import StepReader, check_coverage, check_files
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stepseal.layout import Manifest
+    from stepseal.storage import Storage
+
+__all__ = ["DcpIndexer"]
+
+
+class DcpIndexer:
+    """Implements `commit.Indexer` for steps whose tensors are DCP payload.
+
+    Args:
+        max_index_items: above this number of stored boxes no DCP index is written.
+    """
+
+    def __init__(self, max_index_items: int = 1_000_000) -> None:
+        self._max_index_items = max_index_items
+        self._read: tuple[str, StepReader] | None = None
+
+    def write_index(self, storage: Storage, staging: str, draft: Manifest) -> Manifest:
+        """Write `.metadata` from all part indexes and return the manifest that lists it."""
+        reader = StepReader(storage, staging, draft)
+        self._read = (staging, reader)
+        indexes = [reader.index(participant) for participant in draft.participants]
+        num_items = sum(len(index.tensors) + len(index.bytes_items) for index in indexes)
+        if num_items == 0 or num_items > self._max_index_items:
+            return draft
+        data = build_dcp_index(indexes)
+        create_durable(storage, f"{staging}/{DCP_INDEX}", data)
+        entry = FileEntry(DCP_INDEX, len(data), "dcp-index", hex_digests(chunk_digests(data)))
+        return dataclasses.replace(draft, files=(entry,))
+
+    def inspect(
+        self, storage: Storage, key: str, manifest: Manifest, *, exact: bool
+    ) -> Sequence[str]:
+        """Return what is wrong, one line each; empty when all is well.
+
+        With `exact`, the coverage of every tensor is checked as well, and files that nobody lists
+        are wrong; without, only what a restore needs is looked at.
+        """
+        findings = check_files(storage, key, manifest)
+        if exact:
+            read, self._read = self._read, None
+            reader = read[1] if read is not None and read[0] == key else None
+            findings += check_coverage(storage, key, manifest, reader=reader)
+        return [
+            f"{finding.path if finding.path.isprintable() else ascii(finding.path)}: "
+            f"{finding.message}"
+            for finding in findings
+            if exact or finding.severity == "damage"
+        ]

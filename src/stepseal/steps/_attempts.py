@@ -1,0 +1,179 @@
+"""Folders of attempts: made for a new one, removed after an abort, swept after a crash.
+
+Nothing that was committed is deleted here. What a commit put out of its step's place lies, for an
+instant, under the attempt's own staging name; so before anything is deleted it is first moved out
+of sight and then looked at: what does not belong to the attempt goes to the superseded area.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stepseal.errors import Corrupt, IncompatibleFormat, StorageUnavailable
+from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest, step_name
+from stepseal.steps._folders import FolderName, parse_folder
+from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
+from stepseal.storage import KeyExists, KeyNotFound, create_durable, read_bytes, remove_tree
+
+if TYPE_CHECKING:
+    from stepseal.storage import Storage
+
+__all__ = [
+    "NONCE", "AttemptFolder", "aside_key", "attempt_at", "begin", "discard", "put_aside", "sweep",
+    "to_trash",
+]  # fmt: skip
+
+NONCE = ".nonce"
+"""File in a staging folder by which participants know that they see the coordinator's root."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFolder:
+    """A new attempt's folder."""
+
+    key: str
+    nonce: str
+    """What a participant must find in it, to know that it sees the same root."""
+
+
+def begin(storage: Storage, step: int, incarnation: int, attempt: str) -> AttemptFolder:
+    """Make an attempt's staging folder with a nonce by which participants recognise the same root.
+
+    Raises:
+        StorageUnavailable: refused; what was made is discarded, or swept by the next incarnation.
+
+    Durability: the folder's name is durable; the nonce need not be.
+    """
+    key = f"{STAGING}/{FolderName(step, incarnation, attempt)}"
+    nonce = secrets.token_hex(16)
+    try:
+        storage.make_dir(key)
+        storage.sync_dir(STAGING)
+        create_durable(storage, f"{key}/{NONCE}", nonce.encode())
+    except KeyExists:
+        raise  # not made here
+    except StorageUnavailable:
+        with suppress(StorageUnavailable):  # the first refusal is the one to tell
+            discard(storage, key)
+        raise
+    return AttemptFolder(key, nonce)
+
+
+def attempt_at(storage: Storage, key: str) -> str | None:
+    """Return the attempt of the manifest in a folder, or None where there is no sound one.
+
+    Raises:
+        StorageUnavailable: it cannot be told.
+    """
+    try:
+        data = read_bytes(storage, f"{key}/{MANIFEST}", MAX_MANIFEST_BYTES)
+        return decode_manifest(data).attempt
+    except (KeyNotFound, Corrupt, IncompatibleFormat):
+        return None
+
+
+def aside_key(staging: str) -> str:
+    """Return a new key, never taken, for what an attempt supersedes."""
+    return f"{SUPERSEDED}/{_moved(staging)}"
+
+
+def put_aside(storage: Storage, staging: str) -> None:
+    """Move what a commit put out of a step's place from staging to the superseded area.
+
+    Raises:
+        StorageUnavailable: refused; `sweep` does it later.
+    """
+    storage.rename(staging, aside_key(staging))
+    storage.sync_dir(SUPERSEDED)
+    storage.sync_dir(STAGING)
+
+
+def to_trash(storage: Storage, staging: str) -> str:
+    """Take a staging folder out of reach of everybody who knows its name; return its new key.
+
+    Raises:
+        KeyNotFound: there is none.
+        StorageUnavailable: refused.
+    """
+    trash = f"{TRASH}/{_moved(staging)}"
+    storage.rename(staging, trash)
+    return trash
+
+
+def discard(storage: Storage, staging: str) -> None:
+    """Remove an aborted attempt's folder: first out of sight, then for good. Idempotent.
+
+    Raises:
+        StorageUnavailable: something could not be removed; it lies in the trash or in staging,
+            harmless, until it is swept.
+    """
+    try:
+        trash = to_trash(storage, staging)
+    except KeyNotFound:
+        return  # never made, or removed by an earlier try
+    _delete(storage, trash)
+
+
+def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
+    """Remove what older incarnations left in staging, and what is left in the trash.
+
+    Coordinator only, once it has claimed; safe beside what it discards itself. Names that stepseal
+    did not give are left alone, and so are newer incarnations.
+
+    Returns:
+        Names of what was taken out of staging.
+
+    Raises:
+        StorageUnavailable: something could not be listed or removed; all the rest was.
+    """
+    failures: list[StorageUnavailable] = []
+    removed = []
+    for entry in storage.list_dir(STAGING):
+        name = parse_folder(entry.name)
+        if name is None or name.moved_at_s is not None or name.incarnation >= incarnation:
+            continue
+        if entry.kind != "directory":
+            continue
+        try:
+            discard(storage, f"{STAGING}/{entry.name}")
+            removed.append(entry.name)
+        except StorageUnavailable as error:
+            failures.append(error)
+    for entry in storage.list_dir(TRASH):
+        name = parse_folder(entry.name)
+        if name is None or name.moved_at_s is None or name.fate or name.incarnation > incarnation:
+            continue
+        try:
+            _delete(storage, f"{TRASH}/{entry.name}")
+        except StorageUnavailable as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return tuple(removed)
+
+
+def _delete(storage: Storage, trash: str) -> None:
+    """Delete what lies in the trash, unless it is what the attempt of that name superseded."""
+    name = parse_folder(trash)
+    assert name is not None
+    held = attempt_at(storage, trash)
+    if held is None:  # no sound manifest: abandoned early, or a damaged step that was superseded
+        superseded = attempt_at(storage, step_name(name.step)) == name.attempt
+    else:
+        superseded = held != name.attempt
+    if superseded:
+        storage.rename(trash, f"{SUPERSEDED}/{name}")
+        storage.sync_dir(SUPERSEDED)
+        return
+    with suppress(KeyNotFound):  # somebody else finished it
+        remove_tree(storage, trash)
+
+
+def _moved(staging: str) -> FolderName:
+    name = parse_folder(staging)
+    assert name is not None
+    return name.moved(time.time())

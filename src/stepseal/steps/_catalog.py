@@ -1,0 +1,307 @@
+"""What a root holds: its format marker, its steps and what is wrong with them; creates nothing.
+
+Discovery looks at canonical step names and at manifests. Nothing else makes a step: not a folder,
+not an index file, not `latest`.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from stepseal.errors import (
+    CheckpointError,
+    Corrupt,
+    IncompatibleFormat,
+    RootNotFound,
+    StepNotFound,
+    StorageUnavailable,
+)
+from stepseal.layout import (
+    CONTROL,
+    FORMAT_VERSION,
+    MANIFEST,
+    MARKER,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    StepRef,
+    decode_manifest,
+    manifest_digest,
+    parse_step_name,
+    step_name,
+    unseal,
+)
+from stepseal.storage import KeyNotFound, read_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from stepseal.storage import Entry, Storage
+
+__all__ = [
+    "StepEntry",
+    "list_foreign",
+    "list_steps",
+    "read_folder",
+    "read_marker",
+    "read_step",
+    "refuse_newer",
+    "step_numbers",
+]
+
+_LOOKS = 16
+_RUN_ID = re.compile(r"[0-9a-f]{32}")
+_MAX_MARKER_BYTES = 4096
+_STEP_LIKE = re.compile(r"step|ckpt|checkpoint|iter|epoch|global_step", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class StepEntry:
+    """One folder with a canonical step name."""
+
+    step: int
+    state: Literal["committed", "damaged", "newer", "foreign"]
+    """`damaged`: stepseal wrote it, but its manifest is missing, unreadable or not its own.
+    `newer`: a newer format version wrote it; nothing more is known here.
+    `foreign`: somebody else wrote it, or another run did (then the manifest is there)."""
+    problem: str = ""
+    """Why it is not `committed`."""
+    manifest: Manifest | None = None
+    manifest_sha256: str = ""
+
+    @property
+    def is_commit(self) -> bool:
+        """True for what stepseal committed, of whatever run and in whatever state now."""
+        return self.state != "foreign" or self.manifest is not None
+
+    @property
+    def name(self) -> str:
+        """Folder name."""
+        return step_name(self.step)
+
+    def ref(self) -> StepRef:
+        """Return the reference by which a later step names this one as its parent."""
+        assert self.manifest is not None
+        return StepRef(self.step, self.manifest_sha256, self.manifest.incarnation)
+
+
+def read_marker(storage: Storage, root: str = "root") -> str:
+    """Return the run id of a root.
+
+    Args:
+        storage: the root.
+        root: its path, for messages.
+
+    Raises:
+        RootNotFound: there is no format marker, and no step.
+        IncompatibleFormat: the root was made by a newer format version.
+        Corrupt: the marker is damaged, or missing although there are steps.
+    """
+    data = _marker_bytes(storage)
+    if data is None:
+        commits = [entry for entry in list_steps(storage) if entry.is_commit]
+        # a job may have begun here since the first look
+        data = _marker_bytes(storage) if commits else None
+        if data is None:
+            raise _unmarked(root, commits)
+    try:
+        value = unseal(data, what=MARKER, max_bytes=_MAX_MARKER_BYTES)
+    except Corrupt as error:
+        raise Corrupt(
+            f"{MARKER} is damaged: {'; '.join(error.problems)}. Steps are not touched; restore the "
+            "marker from a backup, or save into another root.",
+            path=MARKER,
+            problems=error.problems,
+        ) from error
+    version = value.get("format_version") if isinstance(value, dict) else None
+    run_id = value.get("run_id") if isinstance(value, dict) else None
+    if type(version) is int and version > FORMAT_VERSION:
+        raise IncompatibleFormat(
+            f"{MARKER}: format version {version}: this release reads up to {FORMAT_VERSION}. "
+            "Update stepseal to use this root.",
+            path=MARKER,
+            expected=FORMAT_VERSION,
+            found=version,
+        )
+    if (
+        type(version) is not int  # True == 1 == 1.0
+        or version != FORMAT_VERSION
+        or not isinstance(value, dict)
+        or value.keys() != {"format_version", "run_id"}
+        or not isinstance(run_id, str)
+        or not _RUN_ID.fullmatch(run_id)
+    ):
+        raise Corrupt(
+            f"{MARKER}: expected format_version {FORMAT_VERSION} and a 32-digit run_id, found "
+            f"{value!r:.200}. Steps are not touched; restore the marker from a backup or from any "
+            "manifest's run_id.",
+            path=MARKER,
+        )
+    return run_id
+
+
+def _marker_bytes(storage: Storage) -> bytes | None:
+    try:
+        return read_bytes(storage, MARKER, _MAX_MARKER_BYTES)
+    except KeyNotFound:
+        return None
+
+
+def _unmarked(root: str, commits: Sequence[StepEntry]) -> CheckpointError:
+    """Return the error for a root without a marker: a new run id would make its steps foreign."""
+    if not commits:
+        return RootNotFound(
+            f"{root} has no {MARKER}: expected a stepseal root. Nothing was ever saved here, or "
+            "the path is wrong.",
+            path=MARKER,
+        )
+    run_ids = sorted({entry.manifest.run_id for entry in commits if entry.manifest is not None})
+    return Corrupt(
+        f"{root} has steps up to {commits[-1].name} ({len(commits)} in all), but no {MARKER}: "
+        f"expected it, with the run id of the steps ({', '.join(run_ids) or 'not known'}). Restore "
+        "the file from a backup, or save into another root.",
+        path=MARKER,
+        expected=tuple(run_ids),
+    )
+
+
+def read_step(storage: Storage, step: int, run_id: str | None) -> StepEntry:
+    """Say what the folder of a step holds; damage is an answer, not an error.
+
+    Args:
+        storage: the root.
+        step: step number.
+        run_id: run that the manifest must name; None accepts any.
+
+    Raises:
+        StepNotFound: there is no folder of that name.
+        StorageUnavailable: the storage refused for a reason other than absence.
+    """
+    name = step_name(step)
+    try:
+        return read_folder(storage, name, step, run_id)
+    except KeyNotFound as error:
+        raise StepNotFound(
+            f"step {step}: expected {name} in this root, found nothing of this name. "
+            "`stepseal ls` shows the steps that are there.",
+            step=step,
+            path=name,
+        ) from error
+
+
+def read_folder(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
+    """Say what a folder holds that stands, or stood, in the place of a step.
+
+    Args:
+        storage: the root.
+        key: the folder.
+        step: step number that the manifest must name.
+        run_id: run that the manifest must name; None accepts any.
+
+    Raises:
+        KeyNotFound: there is no folder of that name.
+        StorageUnavailable: the storage refused for a reason other than absence.
+    """
+    entry = storage.stat(key)
+    if entry.kind != "directory":
+        return StepEntry(step, "foreign", f"expected a directory, found a {entry.kind}")
+    try:
+        return _judge_file(storage, key, step, run_id)
+    except KeyNotFound:
+        return _without_manifest(storage, key, step, run_id)
+
+
+def _without_manifest(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
+    try:
+        ours = storage.stat(f"{key}/parts").kind == "directory"
+    except KeyNotFound:
+        storage.stat(key)  # raises if the folder was moved away meanwhile
+        ours = False
+    except Corrupt as error:  # the folder was swapped for something else meanwhile
+        return StepEntry(step, "foreign", str(error))
+    if not ours:
+        return StepEntry(step, "foreign", "not written by stepseal (no manifest, no parts)")
+    with suppress(KeyNotFound):  # a prune may have taken the folder away, and put it back by now
+        return _judge_file(storage, key, step, run_id)
+    return StepEntry(step, "damaged", f"{MANIFEST} is missing")
+
+
+def _judge_file(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
+    """Judge a folder by its manifest; KeyNotFound if it has none."""
+    try:
+        data = read_bytes(storage, f"{key}/{MANIFEST}", MAX_MANIFEST_BYTES)
+    except Corrupt as error:
+        return StepEntry(step, "damaged", str(error))
+    return _judge(step, data, run_id)
+
+
+def _judge(step: int, data: bytes, run_id: str | None) -> StepEntry:
+    try:
+        manifest = decode_manifest(data)
+    except IncompatibleFormat as error:
+        return StepEntry(step, "newer", str(error))
+    except CheckpointError as error:
+        return StepEntry(step, "damaged", str(error))
+    if manifest.step != step:
+        problem = (
+            f"{MANIFEST} is of step {manifest.step}: the folder was renamed or the file replaced"
+        )
+        return StepEntry(step, "damaged", problem)
+    if run_id is not None and manifest.run_id != run_id:
+        return StepEntry(step, "foreign", f"belongs to run {manifest.run_id}", manifest)
+    return StepEntry(step, "committed", "", manifest, manifest_digest(data))
+
+
+def refuse_newer(entry: StepEntry) -> None:
+    """Raise if a newer release wrote this step: it may be good, so it is never passed over.
+
+    Raises:
+        IncompatibleFormat: the step's format version is newer than this release.
+    """
+    if entry.state == "newer":
+        raise IncompatibleFormat(
+            f"{entry.name}: {entry.problem} Older steps can be asked for by their number.",
+            step=entry.step,
+            path=entry.name,
+        )
+
+
+def step_numbers(storage: Storage) -> list[int]:
+    """Return the number of every entry with a canonical step name, ascending; reads no manifest."""
+    found = (parse_step_name(entry.name) for entry in storage.list_dir(""))
+    return sorted(step for step in found if step is not None)
+
+
+def list_steps(storage: Storage, run_id: str | None = None) -> tuple[StepEntry, ...]:
+    """Return every entry with a canonical step name, in step order.
+
+    A step that is pruned meanwhile makes it look again, because it was pruned for a newer one that
+    the first listing may not show yet: a root with steps is never seen as an empty one.
+
+    Args:
+        storage: the root.
+        run_id: run that the manifests must name; None accepts any.
+
+    Raises:
+        StorageUnavailable: the storage refused to list or read, or steps kept vanishing.
+    """
+    for _ in range(_LOOKS):
+        with suppress(StepNotFound):  # removed between the listing and the look
+            return tuple(read_step(storage, step, run_id) for step in step_numbers(storage))
+    raise StorageUnavailable(
+        f"root: in {_LOOKS} looks a step vanished between its listing and its reading. Is "
+        "somebody moving step folders away? Wait for it, and try again."
+    )
+
+
+def list_foreign(storage: Storage) -> tuple[Entry, ...]:
+    """Return what looks like checkpoints of somebody else; never touched, never resumed."""
+    return tuple(
+        entry
+        for entry in storage.list_dir("")
+        if _STEP_LIKE.search(entry.name)
+        and parse_step_name(entry.name) is None
+        and entry.name not in (MARKER, CONTROL)
+    )

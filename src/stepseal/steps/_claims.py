@@ -1,0 +1,289 @@
+"""Incarnations: who owns a root now, and which steps descend from it.
+
+An incarnation is claimed once per life of a job by an exclusive `link`; numbers only grow. Its
+record names the step it resumed from. Together the records give the lineage: how far each older
+incarnation's steps count.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stepseal.errors import Corrupt, NotCurrent
+from stepseal.layout import CONTROL, MAX_STEP, StepRef, seal, unix_time, unseal, utc_text
+from stepseal.storage import KeyNotFound, put_if_absent, read_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from stepseal.storage import Storage
+
+__all__ = [
+    "INCARNATIONS",
+    "ClaimRecord",
+    "Doubt",
+    "check_current",
+    "claim",
+    "in_lineage",
+    "left_lineage_at",
+    "lineage_doubt",
+    "lineage_limits",
+    "newest_claim",
+    "read_claims",
+]
+
+INCARNATIONS = f"{CONTROL}/incarnations"
+"""One record per claim."""
+_NAME = re.compile(r"([1-9][0-9]{0,15})\.json")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_CLAIM_BYTES = 16384
+_ATTEMPTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRecord:
+    """One claimed incarnation."""
+
+    incarnation: int
+    parent: StepRef | None
+    """Step it resumed from; None for a fresh start."""
+    damaged: bool = False
+    """The record exists but cannot be read; what it descends from is not known."""
+    claimed_at_s: float | None = field(default=None, compare=False)
+    """Unix time by the claimant's clock; None where the record does not tell."""
+
+
+def read_claims(storage: Storage) -> tuple[ClaimRecord, ...]:
+    """Return all claims, oldest first; empty when nobody ever claimed."""
+    return tuple(_read_claim(storage, number) for number in _numbers(storage))
+
+
+def newest_claim(storage: Storage) -> ClaimRecord | None:
+    """Return the claim that owns the root, None when nobody ever claimed; reads one record."""
+    numbers = _numbers(storage)
+    return _read_claim(storage, numbers[-1]) if numbers else None
+
+
+def _numbers(storage: Storage) -> list[int]:
+    """Return every claimed number, ascending, whatever its record says; other names are skipped."""
+    try:
+        entries = storage.list_dir(INCARNATIONS)
+    except KeyNotFound:
+        return []
+    return sorted(int(m[1]) for e in entries if (m := _NAME.fullmatch(e.name)))
+
+
+def _read_claim(storage: Storage, number: int) -> ClaimRecord:
+    try:
+        data = read_bytes(storage, f"{INCARNATIONS}/{number}.json", _MAX_CLAIM_BYTES)
+        body = unseal(data, what=f"{INCARNATIONS}/{number}.json", max_bytes=_MAX_CLAIM_BYTES)
+        parent = _parent_of(body, number)
+    except Corrupt:
+        return ClaimRecord(number, None, damaged=True)
+    return ClaimRecord(number, parent, claimed_at_s=_claimed_at(body))
+
+
+def _claimed_at(body: object) -> float | None:
+    assert isinstance(body, dict)
+    try:
+        return unix_time(body["claimed_at"])
+    except ValueError:
+        return None
+
+
+def _parent_of(body: object, number: int) -> StepRef | None:
+    """Return what a claim's record descends from; Corrupt unless it is exactly such a record."""
+    match body:
+        case {
+            "incarnation": found,
+            "parent": parent,
+            "claimed_at": str(),
+            "host": str(),
+            "pid": int(),
+            **other,
+        } if type(found) is int and found == number and not other:
+            if parent is None:
+                return None
+            if (lineage := _lineage_of(parent)) is not None:
+                return lineage
+    raise Corrupt(f"{INCARNATIONS}/{number}.json: not the record of incarnation {number}")
+
+
+def _lineage_of(parent: object) -> StepRef | None:
+    match parent:
+        case {"step": step, "manifest_sha256": str(sha256), "incarnation": by, **other}:
+            numbers = type(step) is int and 0 <= step <= MAX_STEP and type(by) is int and by > 0
+            if numbers and _SHA256.fullmatch(sha256) and not other:
+                return StepRef(step, sha256, by)
+        case _:
+            pass
+    return None
+
+
+def claim(storage: Storage, parent: StepRef | None, *, now_s: float, above: int = 0) -> int:
+    """Claim the next incarnation and return its number.
+
+    Coordinator only, once per life of a job. The number is above all claims, and above the parent's
+    incarnation, whose claim may be lost.
+
+    Args:
+        storage: the root, with its control folders made.
+        parent: step that this incarnation resumes from; None for a fresh start.
+        now_s: Unix time; the grace of what this claim leaves behind begins with it.
+        above: incarnation of a step that is left behind, whose claim may be lost, too.
+
+    Raises:
+        NotCurrent: other jobs kept claiming at the same time.
+        StorageUnavailable: refused; a record may have been left, which harms nothing.
+
+    Durability: on return the claim survives power loss.
+    """
+    number = max([above, 0 if parent is None else parent.incarnation, *_numbers(storage)])
+    for _ in range(_ATTEMPTS):
+        number += 1
+        if put_if_absent(storage, f"{INCARNATIONS}/{number}.json", _record(number, parent, now_s)):
+            return number
+    raise NotCurrent(
+        f"claim: {_ATTEMPTS} incarnations up to {number} were taken by others meanwhile. "
+        "Are several jobs started on one root? Stop all but one.",
+        found=number,
+    )
+
+
+def _record(number: int, parent: StepRef | None, now_s: float) -> bytes:
+    described = None
+    if parent is not None:
+        described = {
+            "step": parent.step,
+            "manifest_sha256": parent.manifest_sha256,
+            "incarnation": parent.incarnation,
+        }
+    return seal(
+        {
+            "incarnation": number,
+            "parent": described,
+            "claimed_at": utc_text(now_s),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+    )
+
+
+def check_current(storage: Storage, incarnation: int) -> None:
+    """Raise unless `incarnation` is still the highest claim.
+
+    Raises:
+        NotCurrent: a newer incarnation owns the root; `found` is its number.
+    """
+    highest = max(_numbers(storage), default=0)
+    if highest == incarnation:
+        return
+    if highest > incarnation:
+        why = f"incarnation {highest} claimed this root after ours: another start of the job runs"
+    else:
+        why = f"our claim is gone, the highest is {highest}: somebody removed it"
+    raise NotCurrent(
+        f"expected incarnation {incarnation} to own this root, but {why}. "
+        "This job must stop: it commits and removes nothing more.",
+        expected=incarnation,
+        found=highest,
+    )
+
+
+def lineage_limits(claims: Iterable[ClaimRecord]) -> dict[int, int | None]:
+    """Return, per incarnation in the newest one's ancestry, the last step that counts (None: all).
+
+    Walks from the newest claim to its parent's incarnation and so on. A damaged record hides what
+    its incarnation resumed from: all older incarnations then count, because losing them would
+    strand the job.
+    """
+    by_number = {record.incarnation: record for record in claims}
+    if not by_number:
+        return {}
+    number = max(by_number)
+    limits: dict[int, int | None] = {number: None}
+    while True:
+        record = by_number.get(number)
+        if record is None or record.damaged:
+            limits.update((older, None) for older in by_number if older < number)
+            return limits
+        parent = record.parent
+        if parent is None or parent.incarnation >= number:
+            return limits
+        limits[parent.incarnation] = parent.step
+        number = parent.incarnation
+
+
+def in_lineage(limits: Mapping[int, int | None], incarnation: int, step: int) -> bool:
+    """Tell whether a step that `incarnation` committed descends to the newest claim.
+
+    Claims come before commits, so that a step of an incarnation above all claims says that its
+    claim is lost; it counts, because losing it, too, could strand the job.
+    """
+    if not limits or incarnation > max(limits):
+        return True
+    if incarnation not in limits:
+        return False
+    limit = limits[incarnation]
+    return limit is None or step <= limit
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Of which incarnations nobody can tell for certain which of their steps count."""
+
+    below: int
+    """Of all incarnations below this number."""
+    why: str
+    """The record that does not tell, such as `incarnations/2.json is damaged`."""
+
+    def covers(self, incarnation: int) -> bool:
+        """Tell whether the steps of an incarnation may be in the lineage or not."""
+        return incarnation < self.below
+
+
+def lineage_doubt(claims: Iterable[ClaimRecord], highest: int) -> Doubt | None:
+    """Return of which incarnations the records do not tell for certain which steps count.
+
+    Where that is not known, `lineage_limits` and `in_lineage` say that they count: right for a
+    resume, which would be stranded otherwise. Whoever removes steps must be certain.
+
+    Args:
+        claims: all of them.
+        highest: incarnation among the steps that were committed, zero for none. Claims come before
+            commits: one above all claims says that the newest claim is lost, and with it what the
+            newest incarnation resumed from. Steps must be listed before the claims are read.
+    """
+    by_number = {record.incarnation: record for record in claims}
+    number = max(by_number, default=0)
+    if highest > number:
+        return Doubt(highest + 1, f"incarnations/{highest}.json is missing")
+    while number:
+        record = by_number.get(number)
+        if record is None or record.damaged:
+            what = "missing" if record is None else "damaged"
+            return Doubt(number, f"incarnations/{number}.json is {what}")
+        if record.parent is None:
+            return None
+        if record.parent.incarnation >= number:
+            return Doubt(number, f"incarnations/{number}.json resumed from no older incarnation")
+        number = record.parent.incarnation
+    return None
+
+
+def left_lineage_at(claims: Iterable[ClaimRecord], incarnation: int, step: int) -> float | None:
+    """Return when a step that is outside the lineage now left it, for the last time.
+
+    That was done by the last claim before which it counted. Unix time; None where no record tells.
+    """
+    records = sorted(claims, key=lambda record: record.incarnation)
+    leaver = next(
+        number
+        for number in reversed(range(len(records)))
+        if in_lineage(lineage_limits(records[:number]), incarnation, step)
+    )
+    return records[leaver].claimed_at_s

@@ -1,0 +1,59 @@
+"""What forbids removing a step, whatever the keep rules say: pins, leases, a resumed job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stepseal.steps._claims import newest_claim
+from stepseal.steps._leases import read_leases
+from stepseal.steps._pins import read_pins
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from stepseal.storage import Storage
+
+__all__ = ["Guards", "read_guards"]
+
+
+@dataclass(frozen=True, slots=True)
+class Guards:
+    """Steps that must stay, as seen in one look."""
+
+    pinned: frozenset[int] = frozenset()
+    leased: Mapping[int, int] = field(default_factory=dict)
+    """Step to the expiry of its last lease, Unix seconds."""
+    parent: int | None = None
+    """Step that the newest incarnation resumed from."""
+
+    def reasons(self, step: int) -> tuple[str, ...]:
+        """Return why a step must stay; empty when nothing forbids its removal."""
+        found = []
+        if step in self.pinned:
+            found.append("pinned")
+        if step in self.leased:
+            found.append("being read (leased)")
+        if step == self.parent:
+            found.append("the newest start of the job resumed from it")
+        return tuple(found)
+
+
+def read_guards(storage: Storage, now_s: float) -> Guards:
+    """Look at all that protects steps now.
+
+    Claims come last: a restore leases its step until the claim names it, so that one of the two is
+    seen whatever happens between the readings.
+
+    Args:
+        storage: the root.
+        now_s: Unix time, against which leases expire.
+
+    Raises:
+        StorageUnavailable: it cannot be told; then nothing may be removed.
+    """
+    leased = read_leases(storage, now_s)
+    pinned = read_pins(storage)
+    claim = newest_claim(storage)
+    parent = None if claim is None else claim.parent
+    return Guards(pinned, leased, None if parent is None else parent.step)

@@ -1,0 +1,176 @@
+"""Whole steps that are out of their place: put aside by a commit, or moved by a prune.
+
+A prune moves first and looks second; until it has looked, `.pruned` in the trash is a whole step
+that may come back. So may what a commit put aside, if that commit never came.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from stepseal.errors import Corrupt, IncompatibleFormat, StorageUnavailable
+from stepseal.layout import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    decode_manifest,
+    manifest_digest,
+    step_name,
+)
+from stepseal.steps._attempts import attempt_at
+from stepseal.steps._catalog import read_folder
+from stepseal.steps._claims import in_lineage, lineage_limits, newest_claim, read_claims
+from stepseal.steps._folders import parse_folder
+from stepseal.steps._leases import read_leases
+from stepseal.steps._pins import read_pins
+from stepseal.steps._roots import SUPERSEDED, TRASH
+from stepseal.storage import KeyExists, KeyNotFound, read_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    from stepseal.layout import Manifest
+    from stepseal.steps._folders import FolderName
+    from stepseal.storage import Storage
+
+    Inspect = Callable[[Storage, str, Manifest], Sequence[str]]
+
+__all__ = ["hidden_commits", "find_pruned", "put_back_pruned", "put_back_resumable"]
+
+
+def find_pruned(storage: Storage, step: int, attempt: str) -> str | None:
+    """Return where a prune put an attempt, whole, or None.
+
+    The folder may be named after another attempt: that which the prune meant to move.
+
+    Raises:
+        StorageUnavailable: it cannot be told.
+    """
+    for name in _pruned(storage):
+        key = f"{TRASH}/{name}"
+        if name.step == step and attempt_at(storage, key) == attempt:
+            return key
+    return None
+
+
+def hidden_commits(storage: Storage) -> dict[str, str]:
+    """Return what stepseal committed here and moved out of its place, with the reason.
+
+    So a root is not taken for an empty one between the two moves by which a step is superseded.
+
+    Raises:
+        StorageUnavailable: it cannot be told.
+    """
+    found = {}
+    for name in _names(storage, SUPERSEDED):
+        if _is_commit(storage, f"{SUPERSEDED}/{name}", name.step):
+            found[f"{SUPERSEDED}/{name}"] = "superseded, by a commit that may never have come"
+    for name in _pruned(storage):
+        if _is_commit(storage, f"{TRASH}/{name}", name.step):
+            found[f"{TRASH}/{name}"] = "pruned, and not whole or outside the lineage"
+    return found
+
+
+def put_back_pruned(storage: Storage, now_s: float) -> None:
+    """Put back what a prune left in the trash when it died, and would have put back itself.
+
+    A prune moves first and looks second. So it may have moved the step that the newest claim
+    descends from, without which the lineage could be stranded, one that was pinned or leased
+    meanwhile, or a step that was committed in the place of the one that it meant. Beside a prune
+    that lives this is harmless: it finds the step back already.
+
+    Args:
+        storage: the root.
+        now_s: Unix time, against which leases expire.
+
+    Raises:
+        StorageUnavailable: the root cannot be read or written.
+    """
+    claim = newest_claim(storage)
+    parent = None if claim is None else claim.parent
+    protected = read_pins(storage) | read_leases(storage, now_s).keys()
+    for name in _pruned(storage):
+        # the prune was quicker; or nobody could resume from it
+        with suppress(KeyNotFound, Corrupt, IncompatibleFormat):
+            data = read_bytes(storage, f"{TRASH}/{name}/{MANIFEST}", MAX_MANIFEST_BYTES)
+            found = decode_manifest(data)
+            is_parent = parent is not None and manifest_digest(data) == parent.manifest_sha256
+            is_other = found.attempt != name.attempt
+            if found.step == name.step and (is_parent or is_other or name.step in protected):
+                _put_back(storage, name)
+
+
+def put_back_resumable(
+    storage: Storage,
+    run_id: str,
+    *,
+    step: int | None,
+    exclude: Collection[int],
+    inspect: Inspect,
+) -> bool:
+    """Put back the newest whole step in the trash that could be resumed from; False if none is.
+
+    Asked when nothing that stands in its place can be resumed from.
+
+    Args:
+        storage: the root.
+        run_id: run that the step must belong to.
+        step: only this one, whatever its lineage; None for any of the lineage.
+        exclude: steps that were tried and failed.
+        inspect: level-1 check of a step's files.
+
+    Raises:
+        StorageUnavailable: the root cannot be read or written.
+    """
+    limits = lineage_limits(read_claims(storage))
+    for name in sorted(_pruned(storage), key=lambda name: name.step, reverse=True):
+        if name.step in exclude or step not in (None, name.step):
+            continue
+        manifest = _whole(storage, name, run_id, inspect)
+        if manifest is None:
+            continue
+        counts = manifest.resumable and in_lineage(limits, manifest.incarnation, name.step)
+        if (counts or step is not None) and _put_back(storage, name):
+            return True
+    return False
+
+
+def _whole(storage: Storage, name: FolderName, run_id: str, inspect: Inspect) -> Manifest | None:
+    """Return the manifest of a step of this run in the trash, unless something of it is missing."""
+    key = f"{TRASH}/{name}"
+    with suppress(Corrupt, StorageUnavailable):  # passed over, like one that stands in its place
+        found = read_folder(storage, key, name.step, run_id)
+        if found.state == "committed" and found.manifest is not None:
+            return None if inspect(storage, key, found.manifest) else found.manifest
+    return None
+
+
+def _put_back(storage: Storage, name: FolderName) -> bool:
+    """Put a step back in its place; False if it has left, or the number is taken again."""
+    try:
+        storage.rename(f"{TRASH}/{name}", step_name(name.step))
+    except (KeyNotFound, KeyExists):
+        return False
+    storage.sync_dir("")
+    storage.sync_dir(TRASH)
+    return True
+
+
+def _pruned(storage: Storage) -> list[FolderName]:
+    return [name for name in _names(storage, TRASH) if name.fate == ".pruned"]
+
+
+def _names(storage: Storage, area: str) -> list[FolderName]:
+    """Return the names in an area that stepseal gave to what it moved there."""
+    try:
+        entries = storage.list_dir(area)
+    except KeyNotFound:
+        return []
+    return [n for e in entries if (n := parse_folder(e.name)) and n.moved_at_s is not None]
+
+
+def _is_commit(storage: Storage, key: str, step: int) -> bool:
+    try:
+        return read_folder(storage, key, step, None).is_commit
+    except KeyNotFound:
+        return False  # it was put back, or deleted

@@ -1,0 +1,68 @@
+"""Which step store serves a root: decided here, by its path or URI."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from stepseal.errors import InvalidInput
+from stepseal.steps._posix import PosixSteps
+from stepseal.storage import Access, LocalStorage, root_path
+
+__all__ = ["locate_root", "open_store"]
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
+_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+
+
+def locate_root(root: str | os.PathLike[str], what: str = "root") -> str:
+    """Return the absolute path of a root; `~` is expanded.
+
+    Args:
+        root: path of a directory.
+        what: name of the argument, for messages.
+
+    Raises:
+        InvalidInput: a URI of a scheme that no step store serves, a shell variable that nobody
+            expanded, or no path at all.
+    """
+    text = os.fspath(root) if isinstance(root, (str, os.PathLike)) else root
+    if isinstance(text, str):
+        scheme, variable = _SCHEME.match(text), _VARIABLE.match(text)
+        if scheme is not None:
+            raise InvalidInput(
+                f"{what} {text!r}: expected the path of a directory, found a URI of scheme "
+                f"{scheme[1]!r}. Roots lie on mounted file systems so far: pass a path.",
+                path=text,
+                found=scheme[1],
+            )
+        if variable is not None:
+            raise InvalidInput(
+                f"{what} {text!r}: expected a path, found the shell variable {variable[0]}, which "
+                "Python does not expand. Pass os.path.expandvars(...).",
+                path=text,
+                found=variable[0],
+            )
+        root = os.path.expanduser(text)
+    return root_path(root, what)
+
+
+def open_store(
+    root: str | os.PathLike[str], *, access: Access | None = None, create: bool = False
+) -> PosixSteps:
+    """Return the step store of a root.
+
+    Args:
+        root: path of the root.
+        access: modes of what is made, and whether shared directories are accepted.
+        create: make the directory if it is missing.
+
+    Raises:
+        InvalidInput: `root` is no path, or a URI of an unknown scheme.
+        RootNotFound: there is no such directory, and `create` was not asked for.
+        StorageUnavailable: it cannot be opened or made.
+    """
+    path = locate_root(root)
+    opened = LocalStorage.create if create else LocalStorage.open
+    storage = opened(path, access=access or Access())
+    return PosixSteps(storage, path, writable_problem=storage.writable_problem)

@@ -1,0 +1,205 @@
+"""A root in the hands of a coordinator: the one that claims, begins, publishes and discards.
+
+Implements what the protocol asks of a step store (`protocol.CoordinatorSteps`) on POSIX storage.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from stepseal.errors import CheckpointError, NotRestored, StorageUnavailable
+from stepseal.layout import LATEST, step_name
+from stepseal.steps._attempts import attempt_at, begin, discard
+from stepseal.steps._catalog import list_steps, read_step
+from stepseal.steps._claims import check_current, claim
+from stepseal.steps._durability import durability_of
+from stepseal.steps._foreign import offer_foreign, warn_of_foreign
+from stepseal.steps._full_disk import retry_after_sweep
+from stepseal.steps._hidden import hidden_commits, put_back_pruned
+from stepseal.steps._leases import Lease, release_lease, take_lease
+from stepseal.steps._publish import check_place, publish
+from stepseal.steps._roots import initialise_root
+from stepseal.steps._select import Selection, highest_incarnation, select
+from stepseal.storage import replace_durable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from stepseal.layout import Manifest, StepRef
+    from stepseal.steps._attempts import AttemptFolder
+    from stepseal.steps._publish import Indexer
+    from stepseal.storage import Storage
+
+__all__ = ["Chosen", "OwnedSteps"]
+
+_log = logging.getLogger("stepseal")
+_SELECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The step to restore, and why newer ones were passed over."""
+
+    ref: StepRef | None
+    attempt: str
+    has_commits: bool
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    unverified: bool = False
+
+
+class OwnedSteps:
+    """The steps of a root that this process may change.
+
+    Args:
+        storage: the root, existing and writable.
+        indexer: writes the index and inspects files.
+        lease_s: longest time from the selection of a candidate to the claim.
+        clock: Unix time, for claims and leases.
+
+    Raises:
+        InvalidInput: the root is a DCP folder itself.
+        IncompatibleFormat: the root was made by a newer format version.
+        Corrupt: the root's marker is damaged, or missing although there are steps.
+        StorageUnavailable: the root cannot be written.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        indexer: Indexer,
+        *,
+        lease_s: float = 3600.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._storage = storage
+        self._indexer = indexer
+        self._lease_s = lease_s
+        self._clock = clock
+        self._lease: Lease | None = None
+        self.run_id = initialise_root(storage)
+        self.durability = durability_of(storage)
+
+    def claim(self, parent: StepRef | None) -> int:
+        """Claim the next incarnation; see `CoordinatorSteps`.
+
+        Raises:
+            StorageUnavailable: the parent was superseded while it was restored, or storage refused.
+        """
+        if parent is not None:
+            self._require_standing(parent)
+        above = highest_incarnation(self._storage, self.run_id, parent)
+        number = self._claim_next(parent, above)
+        self.release()  # as the parent of a claim it is protected without a lease
+        return number
+
+    def claim_unrestored(self) -> int:
+        """Claim the first incarnation of a root without steps; see `CoordinatorSteps`."""
+        commits = [entry for entry in list_steps(self._storage) if entry.is_commit]
+        names = [entry.name for entry in commits] or [*hidden_commits(self._storage)]
+        if names:
+            raise NotRestored(
+                f"the root already holds steps up to {names[-1]} ({len(names)} in all), and "
+                "restore() was not called. Call restore() before training, or restore(fresh=True) "
+                "to start anew beside them.",
+                step=commits[-1].step if commits else None,
+                path=names[-1],
+            )
+        return self._claim_next(None)
+
+    def _claim_next(self, parent: StepRef | None, above: int = 0) -> int:
+        def write() -> int:
+            return claim(self._storage, parent, now_s=self._clock(), above=above)
+
+        return retry_after_sweep(self._storage, write)
+
+    def _require_standing(self, parent: StepRef) -> None:
+        """Refuse to descend from a step that another start of the job superseded meanwhile."""
+        entry = read_step(self._storage, parent.step, self.run_id)
+        if entry.manifest_sha256 != parent.manifest_sha256:
+            raise StorageUnavailable(
+                f"restore: {entry.name} was superseded, or damaged, while it was restored. Is "
+                "another start of the job at work on this root? Stop it, and restore again.",
+                step=parent.step,
+                path=entry.name,
+            )
+
+    def begin(self, step: int, incarnation: int, attempt: str) -> AttemptFolder:
+        """Make the folder of a new attempt; see `CoordinatorSteps`."""
+        # Both are checked again at the commit; here they spare a write that would be for nothing.
+        check_current(self._storage, incarnation)
+        check_place(self._storage, step, self.run_id)
+        return begin(self._storage, step, incarnation, attempt)
+
+    def publish(
+        self, attempt_key: str, draft: Manifest, *, deadline_passed: Callable[[], bool]
+    ) -> str:
+        """Commit an attempt; see `CoordinatorSteps`."""
+        return publish(
+            self._storage,
+            attempt_key,
+            draft,
+            indexer=self._indexer,
+            deadline_passed=deadline_passed,
+        )
+
+    def discard(self, attempt_key: str) -> None:
+        """Remove an aborted attempt; see `CoordinatorSteps`."""
+        discard(self._storage, attempt_key)
+
+    def point_latest(self, step: int) -> None:
+        """Make the advisory `latest` name this step; see `CoordinatorSteps`."""
+        replace_durable(self._storage, LATEST, f"{step_name(step)}\n".encode())
+
+    def select(self, *, step: int | None, exclude: Collection[int], unverified: bool) -> Chosen:
+        """Choose the step to restore, and lease it; see `CoordinatorSteps`."""
+        if unverified and (foreign := offer_foreign(self._storage, step, exclude)) is not None:
+            return Chosen(foreign, "", has_commits=bool(exclude), unverified=True)
+        found = self._select_leased(step, exclude)
+        if not found.has_commits:
+            warn_of_foreign(self._storage)
+        entry = found.entry
+        if entry is None or entry.manifest is None:
+            return Chosen(None, "", found.has_commits, found.reasons)
+        return Chosen(entry.ref(), entry.manifest.attempt, found.has_commits, found.reasons)
+
+    def _select_leased(self, step: int | None, exclude: Collection[int]) -> Selection:
+        """Select, lease what was selected, and look whether it still stands: else select again."""
+        put_back_pruned(self._storage, self._clock())
+        for _ in range(_SELECTIONS):
+            self.release()
+            found = select(
+                self._storage,
+                self.run_id,
+                step=step,
+                exclude=exclude,
+                inspect=functools.partial(self._indexer.inspect, exact=False),
+            )
+            if found.entry is None or found.entry.manifest is None:
+                return found
+            self._lease = retry_after_sweep(
+                self._storage, functools.partial(self._take_lease, found.entry.step)
+            )
+            if attempt_at(self._storage, found.entry.name) == found.entry.manifest.attempt:
+                return found
+        self.release()
+        raise StorageUnavailable(
+            f"restore: {_SELECTIONS} selected steps in a row were pruned before they could be "
+            "leased. Is another job or `stepseal prune` at work on this root? Stop it."
+        )
+
+    def _take_lease(self, step: int) -> Lease:
+        return take_lease(self._storage, step, ttl_s=self._lease_s, now_s=self._clock())
+
+    def release(self) -> None:
+        """End the lease on a candidate; a failure is only logged, as the lease ends by itself."""
+        lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        try:
+            release_lease(self._storage, lease)
+        except (CheckpointError, OSError) as error:
+            _log.warning("stepseal: the lease on a step ends by itself: %s", error)

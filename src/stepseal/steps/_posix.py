@@ -1,0 +1,99 @@
+"""The step store of a POSIX directory: one root, seen through domain verbs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from stepseal.steps._attempts import NONCE
+from stepseal.steps._catalog import list_foreign, list_steps, read_marker, read_step
+from stepseal.steps._claims import lineage_limits, read_claims
+from stepseal.steps._owned import OwnedSteps
+from stepseal.steps._pins import Pins
+from stepseal.steps._reading import Reading
+from stepseal.steps._removal import Removal
+from stepseal.steps._resolve import resolve_attempt
+from stepseal.storage import KeyNotFound, read_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.layout import Manifest
+    from stepseal.steps._catalog import StepEntry
+    from stepseal.steps._publish import Indexer
+    from stepseal.steps._resolve import Resolved
+    from stepseal.storage import Storage
+
+__all__ = ["PosixSteps"]
+
+_MAX_NONCE_BYTES = 256
+
+
+class PosixSteps:
+    """Implements `StepStore` on a directory; creates nothing until somebody asks for it.
+
+    Args:
+        storage: the root.
+        root: its path, for messages.
+        writable_problem: see the method of this name.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        root: str = "root",
+        *,
+        writable_problem: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.storage = storage
+        self._writable_problem = writable_problem
+        self.pins = Pins(storage)
+        self._root = root
+
+    def writable_problem(self) -> str | None:
+        """Return who else can change names in the root; see `StepStore`."""
+        return self._writable_problem()
+
+    def run_id(self) -> str:
+        """Return the run that the root belongs to; see `StepStore`."""
+        return read_marker(self.storage, self._root)
+
+    def entries(self, run_id: str | None = None) -> tuple[StepEntry, ...]:
+        """Return every folder with a step's name, ascending; see `StepStore`."""
+        return list_steps(self.storage, run_id)
+
+    def entry(self, step: int, run_id: str | None = None) -> StepEntry:
+        """Return what stands in the place of one step; see `StepStore`."""
+        return read_step(self.storage, step, run_id)
+
+    def foreign(self) -> tuple[str, ...]:
+        """Return names that look like checkpoints of somebody else; see `StepStore`."""
+        return tuple(entry.name for entry in list_foreign(self.storage))
+
+    def lineage_limits(self) -> dict[int, int | None]:
+        """Return the lineage of the newest claim; see `StepStore`."""
+        return lineage_limits(read_claims(self.storage))
+
+    def reading(self, manifest: Manifest) -> Reading:
+        """Return what keeps a step in place while it is read; see `StepStore`."""
+        return Reading(self.storage, manifest)
+
+    def find_nonce(self, attempt_key: str) -> str | None:
+        """Return the nonce of an attempt, None where there is none; see `StepStore`."""
+        try:
+            found = read_bytes(self.storage, f"{attempt_key}/{NONCE}", _MAX_NONCE_BYTES)
+        except KeyNotFound:
+            return None
+        return found.decode("ascii", "replace")
+
+    def resolve(self, step: int, attempt: str, attempt_key: str) -> Resolved:
+        """Look for an attempt whose outcome is not known; see `protocol.ResolveAttempt`."""
+        return resolve_attempt(self.storage, step, attempt, attempt_key)
+
+    def own(self, indexer: Indexer, *, lease_s: float) -> OwnedSteps:
+        """Return the root in the hands of a coordinator, initialised; see `StepStore`."""
+        return OwnedSteps(self.storage, indexer, lease_s=lease_s, clock=time.time)
+
+    def removal(self) -> Removal:
+        """Return the root as whoever removes steps sees it; see `StepStore`."""
+        return Removal(self.storage)

@@ -1,0 +1,222 @@
+"""Reading a committed step offline, safe beside a coordinator that prunes."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from stepseal.errors import (
+    CheckpointError,
+    Corrupt,
+    InvalidInput,
+    StepNotFound,
+    StorageUnavailable,
+)
+from stepseal.layout import step_name
+from stepseal.steps._attempts import attempt_at
+from stepseal.steps._hidden import find_pruned
+from stepseal.steps._leases import release_lease, renew_lease, take_lease
+from stepseal.storage import KeyNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from stepseal.layout import Manifest
+    from stepseal.steps._leases import Lease
+    from stepseal.storage import Storage
+
+__all__ = ["Reading"]
+
+_log = logging.getLogger("stepseal")
+_TTL_S = 900.0
+_NUM_WAITS = 100
+_WAIT_S = 0.1
+"""Between two looks for a step that a prune has yet to put back."""
+
+T = TypeVar("T")
+
+
+class Reading:
+    """Keeps one committed step in place while it is read; a context manager.
+
+    A root that cannot be written, or that others can change, is read without a lease. A step that
+    was pruned or superseded before or meanwhile is `StepNotFound`, never half a step.
+
+    Args:
+        storage: the root.
+        manifest: of the step, as it was found.
+        clock: Unix time.
+        sleep: waits; tests pass their own.
+
+    Raises:
+        StepNotFound: on entering: another attempt, or nothing, stands there now; on leaving: what
+            failed inside failed because the step was taken away.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        manifest: Manifest,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._storage = storage
+        self._manifest = manifest
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._renew_at_s = 0.0
+        self._lease: Lease | None = None
+
+    def _take(self) -> Lease | None:
+        now_s = self._clock()
+        try:
+            lease = take_lease(self._storage, self._manifest.step, ttl_s=_TTL_S, now_s=now_s)
+        except (StorageUnavailable, InvalidInput) as error:  # read-only, full, or shared
+            self._go_unleased(error)
+            return None
+        self._renew_at_s = now_s + _TTL_S / 3
+        return lease
+
+    def _go_unleased(self, error: CheckpointError) -> None:
+        name = step_name(self._manifest.step)
+        _log.info("stepseal: %s is read without a lease, pruning may take it: %s", name, error)
+
+    def tick(self, *_: object) -> None:
+        """Renew the lease when it is time; called now and then while reading, by any thread."""
+        now_s = self._clock()
+        if now_s < self._renew_at_s:
+            return
+        with self._lock:
+            if self._lease is None or now_s < self._renew_at_s:
+                return
+            self._renew_at_s = now_s + _TTL_S / 3
+            try:
+                self._lease = renew_lease(self._storage, self._lease, ttl_s=_TTL_S, now_s=now_s)
+            except (StorageUnavailable, InvalidInput) as error:
+                self._go_unleased(error)
+
+    def look(
+        self,
+        look: Callable[[Callable[[int], None]], T],
+        *,
+        is_damaged: Callable[[T], bool] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> T:
+        """Look at the step, and if it seems damaged look once more, while it certainly stands.
+
+        A prune that began before the lease takes the step out of its place until it sees the lease.
+
+        Args:
+            look: reads; told what to call with the number of bytes read since it last called it.
+            is_damaged: judges what `look` returned; without it only what it raises counts.
+            progress: told the same numbers, but those of the second look only from where the first
+                one ended.
+
+        Raises:
+            StepNotFound: the step was pruned or superseded.
+            StorageUnavailable: whether it was cannot be told.
+        """
+        seen_bytes = 0
+
+        def look_through() -> T:
+            done_bytes = 0
+
+            def advance(num_bytes: int) -> None:
+                nonlocal done_bytes, seen_bytes
+                self.tick()
+                done_bytes += num_bytes
+                if progress is not None and done_bytes > seen_bytes:
+                    progress(done_bytes - seen_bytes)
+                seen_bytes = max(done_bytes, seen_bytes)
+
+            return look(advance)
+
+        def seems_damaged(found: T) -> bool:
+            return is_damaged is not None and is_damaged(found)
+
+        with suppress(Corrupt, KeyNotFound):
+            found = look_through()
+            if not seems_damaged(found):
+                return found
+        self.require_standing()
+        found = look_through()
+        if seems_damaged(found):
+            self.require_standing()
+        return found
+
+    def require_standing(self) -> None:
+        """Raise if the step does not stand in its place any more.
+
+        While it is leased and a prune has moved it, wait, for ten seconds at most: the prune looks
+        at the leases after the move, and puts it back.
+
+        Raises:
+            StepNotFound: it was pruned or superseded, or is not put back.
+            StorageUnavailable: it cannot be told.
+        """
+        why = "it was pruned or superseded"
+        for _ in range(_NUM_WAITS):
+            if self._stands():
+                return
+            if self._lease is None:
+                break
+            if find_pruned(self._storage, self._manifest.step, self._manifest.attempt) is None:
+                if self._stands():  # it was put back between the two looks
+                    return
+                break
+            self._sleep(_WAIT_S)
+        else:
+            why = (
+                f"it was pruned, lies in the trash, and was not put back within "
+                f"{_NUM_WAITS * _WAIT_S:g} s; restore(step={self._manifest.step}) may find it there"
+            )
+        name = step_name(self._manifest.step)
+        raise StepNotFound(
+            f"step {self._manifest.step}: attempt {self._manifest.attempt} does not stand in "
+            f"{name} any more: {why}. Look at the steps again.",
+            step=self._manifest.step,
+            path=name,
+        )
+
+    def _stands(self) -> bool:
+        name = step_name(self._manifest.step)
+        return attempt_at(self._storage, name) == self._manifest.attempt
+
+    def __enter__(self) -> Self:
+        self._lease = self._take()
+        try:
+            if self._lease is not None:
+                self.require_standing()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if isinstance(exc, (Corrupt, KeyNotFound)):
+                self.require_standing()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        with self._lock:
+            lease, self._lease = self._lease, None
+        if lease is None:
+            return
+        try:
+            release_lease(self._storage, lease)
+        except StorageUnavailable as error:
+            _log.warning("stepseal: a lease stays until it expires: %s", error)

@@ -1,0 +1,97 @@
+"""A root seen by whoever removes steps: what is there, what protects it, and how it goes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from stepseal.steps._attempts import sweep
+from stepseal.steps._catalog import list_steps
+from stepseal.steps._claims import INCARNATIONS, read_claims
+from stepseal.steps._guards import read_guards
+from stepseal.steps._leases import drop_expired
+from stepseal.steps._pins import PINS
+from stepseal.steps._retire import Retirement, reasons_to_go_back
+from stepseal.steps._roots import SUPERSEDED, TRASH
+from stepseal.storage import KeyNotFound, sweep_temporaries
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from stepseal.steps._catalog import StepEntry
+    from stepseal.steps._claims import ClaimRecord
+    from stepseal.steps._folders import FolderName
+    from stepseal.steps._guards import Guards
+    from stepseal.storage import Storage
+
+__all__ = ["Removal"]
+
+
+class Removal:
+    """Everything that a prune and a sweep need of a root; implements `RemoveSteps`.
+
+    Args:
+        storage: the root.
+        clock: Unix time.
+    """
+
+    def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
+        self._storage = storage
+        self._clock = clock
+
+    def now_s(self) -> float:
+        """Return Unix time."""
+        return self._clock()
+
+    def entries(self, run_id: str) -> tuple[StepEntry, ...]:
+        """Return every folder with a step's name, ascending."""
+        return list_steps(self._storage, run_id)
+
+    def claims(self) -> tuple[ClaimRecord, ...]:
+        """Return all claims, oldest first."""
+        return read_claims(self._storage)
+
+    def guards(self) -> Guards:
+        """Return what protects steps now."""
+        return read_guards(self._storage, self._clock())
+
+    def superseded(self) -> tuple[str, ...]:
+        """Return the names of what commits and prunes put aside."""
+        return self._names(SUPERSEDED)
+
+    def trash(self) -> tuple[str, ...]:
+        """Return the names of what lies in the trash."""
+        return self._names(TRASH)
+
+    def _names(self, area: str) -> tuple[str, ...]:
+        try:
+            return tuple(entry.name for entry in self._storage.list_dir(area))
+        except KeyNotFound:  # a copied root may lack it
+            return ()
+
+    def reasons_to_go_back(self, folder: FolderName, guards: Guards) -> str:
+        """Return why a whole folder in the trash must not be deleted; empty when it may be."""
+        return reasons_to_go_back(self._storage, folder, guards)
+
+    def retirement(
+        self, incarnation: int, *, trash_grace_s: float, trashed: Collection[str]
+    ) -> Retirement:
+        """Return what removes steps as this incarnation."""
+        return Retirement(
+            self._storage,
+            incarnation,
+            trash_grace_s=trash_grace_s,
+            trashed=trashed,
+            clock=self._clock,
+        )
+
+    def sweep(self, incarnation: int) -> None:
+        """Remove what crashes left: staging of earlier incarnations, leases, temporaries.
+
+        Raises:
+            StorageUnavailable: something could not be removed; a later sweep tries again.
+        """
+        sweep(self._storage, incarnation)
+        drop_expired(self._storage, self._clock())
+        for key in ("", INCARNATIONS, PINS):
+            sweep_temporaries(self._storage, key, now_s=self._clock())

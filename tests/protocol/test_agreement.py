@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+from tests.steps._kit import THREE, captured, cause, component
+
+from stepseal import errors
+from stepseal.protocol._agreement import disagreements, kind_of, summary, told_once
+
+USUAL = captured()
+
+
+def against(odd: object) -> dict[str, str]:
+    reports = {THREE[0]: USUAL, THREE[1]: odd, THREE[2]: USUAL}
+    found = disagreements(reports)  # type: ignore[arg-type]
+    return {participant: found[participant].message for participant in found}
+
+
+def test_equal_reports_agree() -> None:
+    assert disagreements(dict.fromkeys(THREE, USUAL)) == {}
+    assert disagreements({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("odd", "text"),
+    [
+        (captured(step=11), "step 11"),
+        (captured(cut={"policy": 1}), "policy"),
+        (captured(components=[component("rng")]), "rng"),
+        (captured(components=[]), "components []"),
+        (captured(components=[component(kind="tensors")]), "holds tensors replicated"),
+        (captured(components=[component(sharing="global")]), "holds tree global"),
+        (captured(components=[component(fingerprint="0")]), "key set, shapes or dtypes"),
+    ],
+)
+def test_each_difference_is_named(odd: object, text: str) -> None:
+    found = against(odd)
+    assert list(found) == [THREE[1]]
+    assert text in found[THREE[1]]
+    assert f"{THREE[0]}, {THREE[2]}" in found[THREE[1]]
+
+
+def test_per_rank_fingerprints_may_differ() -> None:
+    reports = [
+        captured(components=[component(sharing="per_rank", fingerprint=str(n))]) for n in range(3)
+    ]
+    assert disagreements(dict(zip(THREE, reports, strict=True))) == {}
+
+
+def test_metrics_and_tags_may_differ() -> None:
+    assert against(captured(metrics={"loss": 1.0}, tags=["x"])) == {}
+
+
+def test_first_seen_wins_a_tie() -> None:
+    assert list(disagreements({"a": USUAL, "b": captured(step=11)})) == ["b"]
+
+
+def test_long_lists_are_cut() -> None:
+    reports = {f"trainer/{n}": USUAL for n in range(9)} | {"odd": captured(step=11)}
+    assert "trainer/3 and 5 more: step 10" in disagreements(reports)["odd"].message
+
+
+def test_kind_of_causes() -> None:
+    timeout = cause(kind=errors.CommitTimeout.kind)
+    assert kind_of([timeout, timeout]) == errors.CommitTimeout.kind
+    assert kind_of([timeout, cause()]) == errors.ParticipantFailed.kind
+    assert kind_of([]) == errors.ParticipantFailed.kind
+
+
+def test_summary_names_all_up_to_a_limit() -> None:
+    text = summary("save", {f"p/{n}": cause(f"x{n}.") for n in range(10)}, "Next.")
+    assert text.startswith("save: p/0: x0; p/1: x1")
+    assert text.endswith("p/7: x7; and 2 more causes. Next.")
+
+
+def test_summary_tells_equal_causes_once() -> None:
+    text = summary("save", {f"p/{n}": cause("same.") for n in range(6)}, "Next.")
+    assert text == "save: p/0, p/1, p/2, p/3 and 2 more: same. Next."
+
+
+def test_a_cause_that_says_what_failed_is_not_introduced_again() -> None:
+    assert told_once("save of step 4", "save of step 4: no room") == "save of step 4: no room"
+    assert told_once("save of step 4", "no room") == "save of step 4: no room"

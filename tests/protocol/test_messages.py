@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.steps._kit import captured, component, part_report
+
+from stepseal import errors
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._failures import MAX_FAILURES, MAX_TEXT, failure_of, messages_of, shortened
+from stepseal.storage import KeyExists, KeyNotFound
+
+CAUSE = messages.Failure("corrupt", "text", "path", 5, "model")
+FROM_PARTICIPANT: list[messages.FromParticipant] = [
+    messages.Hello("trainer/0", "token", "1.0"),
+    messages.Heartbeat(),
+    captured(components=[component(payloads={"a": "b"})], cut={"x": 1}, tags=["t"]),
+    messages.Prepared(1, "a" * 32, part_report("trainer/0")),
+    messages.Failed(1, 10, "write", CAUSE),
+    messages.RestoreCalled(1, None, True, ["model"]),
+    messages.RestoreCalled(1, 5, False, []),
+    messages.Checked(1, 1),
+    messages.Applied(1, 1),
+    messages.Rejected(1, 1, True, CAUSE),
+    messages.PollSave(1, 5),
+    messages.Goodbye(),
+]
+FROM_COORDINATOR: list[messages.FromCoordinator] = [
+    messages.Heartbeat(),
+    messages.Welcome(),
+    messages.Refused("invalid_input", "another release"),
+    messages.Write(1, "a" * 32, "staging", "nonce", 3),
+    messages.Committed(1, "a" * 32, 10, "b" * 64),
+    messages.Aborted(1, 10, "corrupt", "text", {"trainer/0": CAUSE}),
+    messages.Unresolved(1, "a" * 32, 10, "text"),
+    messages.Candidate(1, 1, 10, "a" * 32, "b" * 64),
+    messages.Apply(1, 1),
+    messages.Restored(1, 10, 2, {"step-11": "damaged"}),
+    messages.Fresh(1, 2),
+    messages.RestoreFailed(1, "corrupt", "text", {}, {"trainer/0": CAUSE}, True),
+    messages.SaveStatus(1, 5, True),
+]
+
+
+def test_samples_hold_every_message() -> None:
+    assert {type(m) for m in FROM_PARTICIPANT} == set(get_args(messages.FromParticipant))
+    assert {type(m) for m in FROM_COORDINATOR} == set(get_args(messages.FromCoordinator))
+
+
+@pytest.mark.parametrize("message", FROM_PARTICIPANT, ids=lambda m: type(m).__name__)
+def test_participants_messages_round_trip(message: messages.FromParticipant) -> None:
+    assert messages.decode_from_participant(messages.encode_message(message)) == message
+
+
+@pytest.mark.parametrize("message", FROM_COORDINATOR, ids=lambda m: type(m).__name__)
+def test_coordinators_messages_round_trip(message: messages.FromCoordinator) -> None:
+    assert messages.decode_from_coordinator(messages.encode_message(message)) == message
+
+
+@pytest.mark.parametrize("value", [1.5, 3, math.inf, -math.inf, math.nan])
+def test_metrics_that_are_not_finite_survive(value: float) -> None:
+    sent = captured(metrics={"loss": value})
+    found = messages.decode_from_participant(messages.encode_message(sent))
+    assert isinstance(found, messages.Captured)
+    back = float(found.metrics["loss"])
+    assert back == value or (math.isnan(back) and math.isnan(value))
+    again = messages.decode_from_participant(messages.encode_message(found))
+    assert again == found
+
+
+def test_messages_of_the_other_side_are_refused() -> None:
+    with pytest.raises(errors.InvalidInput):
+        messages.decode_from_coordinator(messages.encode_message(messages.Goodbye()))
+    with pytest.raises(errors.InvalidInput):
+        messages.decode_from_participant(messages.encode_message(messages.Welcome()))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        '{"type":"Nobody"}',
+        '{"type":"Heartbeat","more":1}',
+        '{"type":"Checked","call":1}',
+        '{"type":"Checked","call":-1,"round":1}',
+        '{"type":"Checked","call":true,"round":1}',
+        '{"type":"Checked","call":1.5,"round":1}',
+        '{"type":"Checked","call":9007199254740992,"round":1}',
+        '{"type":"Checked","call":' + "9" * 5000 + ',"round":1}',
+        '{"type":"Hello","participant":"\\ud800","token":"","version":""}',
+        "[" * 100_000,
+        '{"type":"Hello","participant":' + "[" * 100_000,
+        '{"type":"Captured","call":1,"step":1,"components":[],"cut":{},"metrics":{"x":"1"},"tags":[]}',
+    ],
+)
+def test_what_is_no_message_is_refused(text: str) -> None:
+    for decode in (messages.decode_from_participant, messages.decode_from_coordinator):
+        with pytest.raises(errors.InvalidInput):
+            decode(text.encode())
+
+
+def mangled() -> st.SearchStrategy[bytes]:
+    whole = st.sampled_from(
+        [messages.encode_message(m) for m in FROM_PARTICIPANT + FROM_COORDINATOR]
+    )
+
+    def mangle(data: bytes, at: int, junk: bytes, drop: int) -> bytes:
+        at %= len(data) + 1
+        return data[:at] + junk + data[at + drop :]
+
+    return st.builds(
+        mangle, whole, st.integers(0, 10_000), st.binary(max_size=6), st.integers(0, 9)
+    )
+
+
+def json_like() -> st.SearchStrategy[Any]:
+    scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    keys = st.sampled_from(
+        ["type", "call", "step", "round", "cause", "kind", "token", "components"]
+    )
+    names = st.sampled_from([type(m).__name__ for m in FROM_PARTICIPANT + FROM_COORDINATOR])
+    return st.recursive(
+        scalars | names,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=6),
+        max_leaves=12,
+    )
+
+
+@given(st.binary(max_size=64) | mangled() | json_like().map(msgspec.json.encode))
+def test_hostile_frames_only_ever_raise_invalid_input(data: bytes) -> None:
+    for decode in (messages.decode_from_participant, messages.decode_from_coordinator):
+        with suppress(errors.InvalidInput):
+            found = decode(data)
+            assert decode(messages.encode_message(found)) == found
+
+
+def test_cause_of_our_errors_keeps_their_facts() -> None:
+    error = errors.Corrupt("text", path="p", errno=5, component="model")
+    assert failure_of(error) == messages.Failure("corrupt", "text", "p", 5, "model")
+
+
+@pytest.mark.parametrize("cls", [KeyNotFound, KeyExists])
+def test_cause_of_a_refined_error_has_a_kind_that_all_know(cls: type[KeyNotFound]) -> None:
+    assert failure_of(cls("x")).kind == errors.StorageUnavailable.kind
+
+
+def test_cause_of_other_errors() -> None:
+    found = failure_of(OSError(28, "No space left", "/root/x"))
+    assert (found.kind, found.path, found.errno) == ("storage_unavailable", "/root/x", 28)
+    assert failure_of(OSError("plain")).path is None
+    assert failure_of(ValueError("bad")) == messages.Failure("ValueError", "ValueError: bad")
+
+
+def test_cause_of_any_text_can_be_sent() -> None:
+    for error in (
+        errors.Corrupt("\udcff" * 3, path="\udcff"),
+        OSError(5, "x", "\udcff"),
+        KeyError("\ud800"),
+    ):
+        failed = messages.Failed(1, 1, "write", failure_of(error))
+        assert messages.decode_from_participant(messages.encode_message(failed)) == failed
+
+
+def test_cause_of_a_long_text_is_cut() -> None:
+    found = failure_of(ValueError("x" * 10_000_000))
+    assert len(found.message) < MAX_TEXT + 20
+
+
+def test_failures_are_cut_to_a_number_that_travels() -> None:
+    many = {f"p/{n:04}": CAUSE for n in range(2 * MAX_FAILURES)}
+    assert list(shortened(many)) == sorted(many)[:MAX_FAILURES]
+    assert messages_of({"p/0": CAUSE}) == {"p/0": "text"}
+
+
+def test_the_token_is_not_in_the_text_of_a_hello() -> None:
+    text = f"{messages.Hello('trainer/0', 'secret', '1.0')!r}"
+    assert "secret" not in text
+    assert "trainer/0" in text
