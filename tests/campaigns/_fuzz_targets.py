@@ -36,10 +36,10 @@ from stepseal.commit import _claims as claims
 from stepseal.commit import _framing as framing
 from stepseal.commit import _messages as messages
 from stepseal.commit import read_marker
-from stepseal.components import TreeContents, decode_tree
+from stepseal.components import decode_tree
 from stepseal.components._codecs import encode_tree
 from stepseal.errors import CheckpointError
-from stepseal.layout import ITEMSIZE, MARKER, _container, _documents, _index, _names
+from stepseal.layout import ITEMSIZE, MARKER, TreeContents, _container, _documents, _index, _names
 from stepseal.layout import _manifest as manifests
 from stepseal.layout import _part as parts
 from stepseal.storage import MemoryStorage, create_durable, make_dirs

@@ -11,8 +11,8 @@ from tests.components._roundtrip import round_trip
 
 from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._codecs_keys import MAX_EQUAL_HASHES, Keys, most_equal_hashes
-from stepseal.components._types import TreeContents
 from stepseal.errors import Corrupt, UnsupportedState
+from stepseal.layout import TreeContents
 
 if TYPE_CHECKING:
     from collections.abc import Callable

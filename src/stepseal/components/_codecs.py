@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.components._codecs_core import Leaf
-    from stepseal.components._types import TreeContents
+    from stepseal.layout import TreeContents
 
 __all__ = [
     "EncodedTree",

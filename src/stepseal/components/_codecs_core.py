@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from stepseal.components._types import TreeContents
+    from stepseal.layout import TreeContents
 
     Leaf: TypeAlias = torch.Tensor | np.ndarray[Any, Any] | bytes | bytearray
     """What is stored as an array instead of as JSON."""

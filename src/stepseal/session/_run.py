@@ -21,7 +21,7 @@ from stepseal.commit import (
     read_step,
     refuse_newer,
 )
-from stepseal.components import DenseSink, TreeContents, decode_tree
+from stepseal.components import DenseSink, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
 from stepseal.storage import LocalStorage, root_path
 from stepseal.transfer import ReadRequest, StepReader, has_damage, verify_step
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from stepseal.commit import StepEntry
-    from stepseal.layout import Manifest
+    from stepseal.layout import Manifest, TreeContents
     from stepseal.storage import Storage
     from stepseal.transfer import Finding
 
@@ -173,8 +173,7 @@ class Step:
         reader = StepReader(self._storage, step_name(self.step), self.manifest)
         if not reader.has_tree(component, owner):
             return None
-        found = reader.read_tree(component, owner)
-        return TreeContents(found.document, found.arrays)
+        return reader.read_tree(component, owner)
 
     def _tensors(self, component: str | None = None) -> dict[str, tuple[str, str]]:
         reader = StepReader(self._storage, step_name(self.step), self.manifest)
