@@ -177,26 +177,10 @@ def _raw_kind(
     return name, sizes
 
 
-def _encode_torch_size(encoder: Encoder, value: torch.Size) -> object:
-    return {"$size": [int(size) for size in value]}
-
-
-def _decode_torch_size(decoder: Decoder, payload: object) -> torch.Size:
-    return torch.Size(decoder.sizes(payload))
-
-
-def _encode_dtype(encoder: Encoder, value: torch.dtype) -> object:
-    return {"$dtype": torch_name(value)}
-
-
 def _decode_dtype(decoder: Decoder, payload: object) -> torch.dtype:
     if isinstance(payload, str) and payload in _ALL_DTYPES:
         return _ALL_DTYPES[payload]
     raise decoder.corrupt("the name of a torch dtype", payload)
-
-
-def _encode_device(encoder: Encoder, value: torch.device) -> object:
-    return {"$device": str(value)}
 
 
 def decode_device(decoder: Decoder, payload: object) -> torch.device:
@@ -211,7 +195,21 @@ def decode_device(decoder: Decoder, payload: object) -> torch.device:
 
 TORCH_VALUES: tuple[Codec, ...] = (
     Codec("$tensor", (torch.Tensor, torch.nn.Parameter), _encode_tensor, _decode_tensor),
-    Codec("$size", (torch.Size,), _encode_torch_size, _decode_torch_size, key=True),
-    Codec("$dtype", (torch.dtype,), _encode_dtype, _decode_dtype, key=True),
-    Codec("$device", (torch.device,), _encode_device, decode_device, key=True),
+    Codec(
+        "$size",
+        (torch.Size,),
+        lambda _, value: {"$size": list(map(int, value))},
+        lambda decoder, node: torch.Size(decoder.sizes(node)),
+        key=True,
+    ),
+    Codec(
+        "$dtype", (torch.dtype,), lambda _, v: {"$dtype": torch_name(v)}, _decode_dtype, key=True
+    ),
+    Codec(
+        "$device",
+        (torch.device,),
+        lambda _, value: {"$device": str(value)},
+        decode_device,
+        key=True,
+    ),
 )

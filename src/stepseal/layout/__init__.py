@@ -25,7 +25,7 @@ from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER
     parse_step_name, part_document_path, part_index_path, path_problem, path_set_problems,
     payload_path, step_name, tree_document_path, tree_segment_path)
 from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part
-from stepseal.layout._records import FORMAT_VERSION, DocumentRef, FileEntry
+from stepseal.layout._sealed import FORMAT_VERSION, DocumentRef, FileEntry
 from stepseal.layout._times import unix_time, utc_text
 
 __all__ = [

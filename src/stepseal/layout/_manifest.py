@@ -1,4 +1,4 @@
-"""The manifest: the commit record of a step, and the only document that says a step exists.
+"""The manifest: the document that commits a step, and the only one that says a step exists.
 
 Small: it lists participants, components and parts, never tensors. Its values are immutable, and
 reading one checks everything that can be checked without another file.
@@ -20,7 +20,7 @@ from stepseal.layout._names import (
     participant_problem,
     path_set_problems,
 )
-from stepseal.layout._records import (
+from stepseal.layout._sealed import (
     FORMAT_VERSION,
     DocumentRef,
     FileEntry,
@@ -29,8 +29,8 @@ from stepseal.layout._records import (
     Hex64,
     Size,
     StepNumber,
-    decode_record,
-    encode_record,
+    decode_sealed,
+    encode_sealed,
     file_problem,
 )
 from stepseal.layout._times import time_problem
@@ -162,7 +162,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             its path.
     """
     stored = replace(manifest, metrics={k: _metric(v) for k, v in manifest.metrics.items()})
-    return encode_record(stored, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+    return encode_sealed(stored, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
 
 
 def decode_manifest(data: Buffer) -> Manifest:
@@ -175,7 +175,7 @@ def decode_manifest(data: Buffer) -> Manifest:
         IncompatibleFormat: a newer release wrote it.
         Corrupt: anything else is wrong; `.problems` lists every finding with its path.
     """
-    stored = decode_record(Manifest, data, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+    stored = decode_sealed(Manifest, data, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
     return replace(stored, metrics={k: float(v) for k, v in stored.metrics.items()})
 
 

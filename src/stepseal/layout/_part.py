@@ -15,15 +15,15 @@ from stepseal.layout._names import (
     participant_problem,
     path_set_problems,
 )
-from stepseal.layout._records import (
+from stepseal.layout._sealed import (
     FORMAT_VERSION,
     DocumentRef,
     FileEntry,
     FormatVersion,
     Hex32,
     StepNumber,
-    decode_record,
-    encode_record,
+    decode_sealed,
+    encode_sealed,
     file_problem,
 )
 from stepseal.layout._validate import Problems, show
@@ -60,7 +60,7 @@ def encode_part(part: Part) -> bytes:
             path.
     """
     what = f"part of {show(part.participant)}"
-    return encode_record(part, _check, what=what, max_bytes=MAX_PART_BYTES)
+    return encode_sealed(part, _check, what=what, max_bytes=MAX_PART_BYTES)
 
 
 def decode_part(data: Buffer, *, what: str = "part document") -> Part:
@@ -74,7 +74,7 @@ def decode_part(data: Buffer, *, what: str = "part document") -> Part:
         IncompatibleFormat: a newer release wrote it.
         Corrupt: anything else is wrong; `.problems` lists every finding with its path.
     """
-    return decode_record(Part, data, _check, what=what, max_bytes=MAX_PART_BYTES)
+    return decode_sealed(Part, data, _check, what=what, max_bytes=MAX_PART_BYTES)
 
 
 def _check(part: Part, problems: Problems) -> None:

@@ -1,7 +1,7 @@
-"""What the manifest and the part documents share: file entries, references, and sealed records.
+"""What the manifest and the part documents share: file entries, references, and their envelope.
 
-A record is a sealed JSON document that holds one dataclass. What is written is read back first, so
-nothing is written that would be refused later.
+Each is a sealed JSON document that holds one dataclass. What is to be written is read back first,
+so nothing is written that would be refused later.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ __all__ = [
     "Role",
     "Size",
     "StepNumber",
-    "decode_record",
-    "encode_record",
+    "decode_sealed",
+    "encode_sealed",
     "file_problem",
+    "refuse_newer_format",
 ]
 
 FORMAT_VERSION = 1
@@ -100,23 +101,35 @@ def file_problem(entry: FileEntry) -> str | None:
     return None
 
 
-def encode_record(
-    record: _T, check: Callable[[_T, Problems], None], *, what: str, max_bytes: int
+def refuse_newer_format(version: int, what: str) -> None:
+    """Raise IncompatibleFormat where a newer release wrote a document."""
+    if version > FORMAT_VERSION:
+        raise IncompatibleFormat(
+            f"{what} is too new: expected format version {FORMAT_VERSION}, found {version}. "
+            "Read it with a newer stepseal.",
+            path=what,
+            expected=FORMAT_VERSION,
+            found=version,
+        )
+
+
+def encode_sealed(
+    value: _T, check: Callable[[_T, Problems], None], *, what: str, max_bytes: int
 ) -> bytes:
-    """Return a record as a sealed document.
+    """Return a dataclass as a sealed document.
 
     Args:
-        record: dataclass that `decode_record` knows.
+        value: what `decode_sealed` is to return.
         check: as there.
-        what: names the record in errors.
+        what: names the document in errors.
         max_bytes: largest document.
 
     Raises:
-        InvalidInput: the record would be refused on reading; `.problems` says why.
+        InvalidInput: it would be refused on reading; `.problems` says why.
     """
-    data = seal(msgspec.to_builtins(record), LIMITS)
+    data = seal(msgspec.to_builtins(value), LIMITS)
     try:
-        decode_record(type(record), data, check, what=what, max_bytes=max_bytes)
+        decode_sealed(type(value), data, check, what=what, max_bytes=max_bytes)
     except Corrupt as error:
         raise InvalidInput(
             f"{what} is not writable: {error.problems[0]}", path=what, problems=error.problems
@@ -124,7 +137,7 @@ def encode_record(
     return data
 
 
-def decode_record(
+def decode_sealed(
     cls: type[_T],
     data: Buffer,
     check: Callable[[_T, Problems], None],
@@ -132,10 +145,10 @@ def decode_record(
     what: str,
     max_bytes: int,
 ) -> _T:
-    """Return the record that a sealed document holds, or refuse it; safe on hostile bytes.
+    """Return the dataclass that a sealed document holds, or refuse it; safe on hostile bytes.
 
     Args:
-        cls: dataclass of the record; it has a field `format_version`.
+        cls: what it holds; it has a field `format_version`.
         data: the whole document.
         check: adds what is wrong beyond types and bounds; called when those are right.
         what: names the document in errors.
@@ -148,23 +161,17 @@ def decode_record(
     """
     body = unseal(data, what=what, max_bytes=max_bytes, limits=LIMITS)
     version = body.get("format_version") if isinstance(body, dict) else None
-    if type(version) is int and version > FORMAT_VERSION:
-        raise IncompatibleFormat(
-            f"{what} is too new: expected format version {FORMAT_VERSION}, found {version}. "
-            "Read it with a newer stepseal.",
-            path=what,
-            expected=FORMAT_VERSION,
-            found=version,
-        )
+    if type(version) is int:
+        refuse_newer_format(version, what)
     try:
-        record = msgspec.convert(body, cls)
+        value = msgspec.convert(body, cls)
     except msgspec.ValidationError as error:
         raise refuse(what, [str(error)]) from None
-    # Unknown fields are left out of the record, missing ones got defaults, ints became floats.
-    if body_digest(record) != body_digest(body):
+    # Unknown fields are left out of the value, missing ones got defaults, ints became floats.
+    if body_digest(value) != body_digest(body):
         raise refuse(what, [f"expected exactly the fields of a {cls.__name__}, each of its type"])
     problems = Problems()
-    check(record, problems)
+    check(value, problems)
     if problems.listed:
         raise refuse(what, problems.all())
-    return record
+    return value

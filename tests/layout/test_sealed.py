@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stepseal.layout import CHUNK_BYTES, FileEntry
-from stepseal.layout._records import Role, file_problem
+from stepseal.layout._sealed import Role, file_problem
 
 DIGEST = "ab" * 16
 
