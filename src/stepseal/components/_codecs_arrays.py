@@ -148,8 +148,6 @@ def _decode_tensor(decoder: Decoder, payload: object) -> torch.Tensor:
         raise decoder.mismatch(
             "a dtype that this torch has", name, "Use the version of torch that saved it"
         )
-    if name == "bool" and max(data, default=0) > 1:
-        raise decoder.corrupt("bytes 0 and 1 in a bool tensor", max(data))
     tensor = tensor_from_bytes(name, shape, data)
     if "order" in fields:
         order, inverse = decode_order(decoder, fields["order"], tensor.ndim)
@@ -168,9 +166,8 @@ def _raw_kind(
     decoder: Decoder, fields: dict[str, Any], stored: tuple[str, tuple[int, ...]], size_bytes: int
 ) -> tuple[str, tuple[int, ...]]:
     """Return dtype and shape of a tensor whose leaf is flat uint8."""
-    name, shape = fields.get("dtype"), fields.get("shape")
-    sizes = decoder.sizes(shape)
-    if not isinstance(name, str) or name not in ITEMSIZE or stored != ("uint8", (size_bytes,)):
+    name, sizes = fields.get("dtype", ""), decoder.sizes(fields.get("shape"))
+    if name not in ITEMSIZE or is_native(name) or stored != ("uint8", (size_bytes,)):
         raise decoder.corrupt("a dtype over a flat leaf of uint8", f"{name} over {stored}")
     if math.prod(sizes) * ITEMSIZE[name] != size_bytes:
         raise decoder.corrupt(f"{size_bytes} bytes", f"{name} of shape {sizes}")

@@ -339,6 +339,8 @@ class Decoder:
             raise self.corrupt(
                 f"{dtype} data of shape {sizes}", f"{len(data)} bytes in leaf {name!r}"
             )
+        if dtype == "bool" and max(data, default=0) > 1:
+            raise self.corrupt("bytes 0 and 1 in a leaf of bool", max(data))
         return dtype, sizes, data
 
     def flat_leaf(self, name: object, dtype: str) -> memoryview:
