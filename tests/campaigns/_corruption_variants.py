@@ -12,7 +12,7 @@ from tests.campaigns._variants import replace
 
 from stepseal.cli import _verifying
 from stepseal.errors import CheckpointError
-from stepseal.layout import _records, decode_document, decode_manifest, decode_part, manifest_digest
+from stepseal.layout import _sealed, decode_document, decode_manifest, decode_part, manifest_digest
 from stepseal.session._indexer import DcpIndexer
 from stepseal.steps import StepEntry, _catalog
 from stepseal.transfer import verify_step
@@ -63,7 +63,7 @@ def _no_seal() -> None:
         assert isinstance(document, dict)
         return document["body"]
 
-    replace(_records, "unseal", unseal)
+    replace(_sealed, "unseal", unseal)
 
 
 def _no_part_digest() -> None:

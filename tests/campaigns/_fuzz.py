@@ -34,7 +34,7 @@ from tests.campaigns._sizes import Row, Size, main
 from tests.security._cost import peak_bytes, reset_peak
 
 from stepseal.errors import Corrupt
-from stepseal.layout import StepRef, _container, _documents, _index, _names, _records
+from stepseal.layout import StepRef, _container, _documents, _index, _names, _sealed
 from stepseal.layout._documents import Outline
 from stepseal.protocol import _messages, _wire
 from stepseal.steps import _claims
@@ -244,7 +244,7 @@ VARIANTS: dict[str, tuple[str, dict[tuple[Any, str], Any]]] = {
         "document", {(_documents, "outline"): lambda text, limits: Outline(1, 0, 0)}),
     "seal-not-compared": (
         "manifest",
-        {(_records, "unseal"): _unsealed},
+        {(_sealed, "unseal"): _unsealed},
     ),
     "arrays-may-overlap": ("header", {(_container, "parse_header"): _parse_without_tiling}),
     "shapes-unbounded": ("header", {(_container, "shape_problem"): lambda shape, size: None}),

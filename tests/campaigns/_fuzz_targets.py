@@ -32,10 +32,10 @@ from tests.campaigns._fuzz_dcp import (
 from tests.security._forge import BASE, NEWEST, OWNER, sealed
 from tests.security.make_corpus import CORPUS
 
-from stepseal.components import TreeContents, decode_tree
+from stepseal.components import decode_tree
 from stepseal.components._codecs import encode_tree
 from stepseal.errors import CheckpointError
-from stepseal.layout import ITEMSIZE, MARKER, _container, _documents, _index, _names
+from stepseal.layout import ITEMSIZE, MARKER, TreeContents, _container, _documents, _index, _names
 from stepseal.layout import _manifest as manifests
 from stepseal.layout import _part as parts
 from stepseal.protocol import _messages as messages

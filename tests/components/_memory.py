@@ -12,8 +12,8 @@ from stepseal.components._types import (
     SavedTensor,
     Sharing,
     Topology,
-    TreeContents,
 )
+from stepseal.layout import TreeContents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

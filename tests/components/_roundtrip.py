@@ -18,9 +18,8 @@ from stepseal.components._types import (
     CapturedComponent,
     SavedComponent,
     Topology,
-    TreeContents,
 )
-from stepseal.layout import ArraySource, decode_document, encode_document
+from stepseal.layout import ArraySource, TreeContents, decode_document, encode_document
 
 
 def new_memory(size_bytes: int) -> memoryview:

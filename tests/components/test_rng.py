@@ -14,8 +14,9 @@ from tests.components._roundtrip import freeze, saved, world
 
 from stepseal.components._codecs import decode_tree
 from stepseal.components._rng import RNG, RNGComponent
-from stepseal.components._types import SavedComponent, Sharing, TreeContents
+from stepseal.components._types import SavedComponent, Sharing
 from stepseal.errors import Corrupt, InvalidInput, StateMismatch
+from stepseal.layout import TreeContents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

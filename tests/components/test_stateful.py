@@ -13,10 +13,10 @@ from torch.optim import lr_scheduler
 from stepseal.components._stateful import (
     LRSchedulerComponent,
     PairComponent,
-    Stateful,
     StatefulComponent,
     ValueComponent,
 )
+from stepseal.components._tensors import HasStateDict
 from stepseal.components._types import Sharing
 from stepseal.errors import InvalidInput, StateMismatch
 
@@ -37,7 +37,7 @@ class Counter:
 
 def test_a_stateful_object_loads_a_new_value() -> None:
     counter = Counter()
-    assert isinstance(counter, Stateful)
+    assert isinstance(counter, HasStateDict)
     component = StatefulComponent("c", counter)
     found = saved(component.capture(world(1), None))
     counter.count.fill_(3)

@@ -1,16 +1,14 @@
-"""Small sound values for the tests of this wing, and a meter for refusals."""
+"""Small sound values for the tests of this wing, and a check of refusals."""
 # ruff: noqa: ANN401 - a change may be of any field's type
 
 from __future__ import annotations
 
-import sys
-import time
-import tracemalloc
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests._work import traced_peak_bytes
 
 from stepseal.errors import Corrupt, IncompatibleFormat
 from stepseal.layout import (
@@ -129,33 +127,8 @@ GOLDEN = Path(__file__).parent / "golden"
 """Files of format version 1; whoever must change them changes the format, and its version."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a block took."""
-
-    seconds: float
-    peak_bytes: int
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    """Return the processor time of a call, 0 under a tracer, which would be timed with it."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start if sys.gettrace() is None else 0.0
-
-
-def cost_of(call: Callable[[], object]) -> Cost:
-    """Return the processor time and, measured apart, the peak memory of Python's allocators."""
-    seconds = seconds_of(call)
-    tracemalloc.start()
-    call()
-    peak_bytes = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return Cost(seconds, peak_bytes)
-
-
 def refusal_of(decode: Callable[[bytes], object], data: bytes) -> Corrupt:
-    """Return the error that refuses some bytes, after checking that it is short and was cheap."""
+    """Return the error that refuses some bytes, after checking that it is short and cheap."""
     caught: list[Corrupt] = []
 
     def attempt() -> None:
@@ -166,9 +139,7 @@ def refusal_of(decode: Callable[[bytes], object], data: bytes) -> Corrupt:
     if len(data) < 1 << 16:
         attempt()
     else:
-        cost = cost_of(attempt)
-        assert cost.seconds < 2
-        assert cost.peak_bytes < 2 * len(data) + (200 << 20)
+        assert traced_peak_bytes(attempt) < 2 * len(data) + (200 << 20)
     assert len(str(caught[0])) < 500
     assert caught[0].problems
     return caught[0]

@@ -11,12 +11,12 @@ import pytest
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
+from tests._work import num_calls
 from tests.layout._samples import (
     GOLDEN,
     flips,
     index,
     refusal_of,
-    seconds_of,
     stored_bytes,
     survivors,
     tensor,
@@ -266,13 +266,12 @@ def many(number: int) -> PartIndex:
     )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_a_hundred_thousand_tensors_cost_little() -> None:
-    value = many(100_000)
-    data = encode_index(value)
-    assert seconds_of(lambda: encode_index(value)) < 2
-    assert seconds_of(lambda: decode_index(data)) < 2
-    assert decode_index(data) == value
+def test_the_work_on_an_index_grows_with_its_tensors() -> None:
+    value, twice = many(200), many(400)
+    few = num_calls(lambda: decode_index(encode_index(value)))
+    assert few < 200 * 200
+    assert num_calls(lambda: decode_index(encode_index(twice))) < 2.1 * few
+    assert decode_index(encode_index(twice)) == twice
 
 
 @pytest.mark.slow

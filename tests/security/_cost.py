@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tests._work import yardstick_s
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -22,7 +24,8 @@ _HEADROOM = 4 << 30
 class Cost:
     """What one call took and came to."""
 
-    seconds: float
+    work: float
+    """Processor time, in multiples of that of a fixed piece of work, `yardstick_s`."""
     extra_bytes: int
     """Growth of the largest resident set."""
     came_to: str
@@ -59,8 +62,8 @@ def _measured(call: Callable[[], object]) -> Cost:
         call()
     except BaseException as error:
         came_to, message = type(error).__name__, str(error)[:500]
-    seconds = time.process_time() - begun
-    return Cost(seconds, peak_bytes() - before, came_to, message)
+    seconds, extra_bytes = time.process_time() - begun, peak_bytes() - before
+    return Cost(seconds / yardstick_s(), extra_bytes, came_to, message)
 
 
 def reset_peak() -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from click.testing import CliRunner
+from msgspec import to_builtins
 from tests.layout._samples import index, manifest, part
 from tests.security._forge import BASE, Forgery, sealed
 
@@ -20,7 +21,6 @@ from stepseal.errors import CheckpointError, Corrupt, InvalidInput
 from stepseal.layout import PartIndex, decode_index, decode_manifest, decode_part
 from stepseal.layout._index import _pack
 from stepseal.layout._names import component_problem, participant_problem
-from stepseal.layout._validate import to_plain
 from stepseal.storage import LocalStorage, MemoryStorage
 from stepseal.testing import World
 
@@ -54,16 +54,16 @@ def test_the_table_is_long() -> None:
 def refusals(name: str) -> dict[str, Callable[[], object]]:
     """Return every decoder, given a document that has `name` where a path or name stands."""
     entry = layout.FileEntry(name, 0, "external", ())
-    plain: Any = to_plain(manifest())
+    plain: Any = to_builtins(manifest())
     first = plain["parts"][0]
     elsewhere = {**first, "document": {**first["document"], "path": name}}
     changes: dict[str, dict[str, object]] = {
-        "file": {"files": [to_plain(entry)]},
+        "file": {"files": [to_builtins(entry)]},
         "document": {"parts": [elsewhere, *plain["parts"][1:]]},
         "participant": {"participants": [name, *plain["participants"][1:]]},
         "component": {"components": [{**plain["components"][0], "name": name}]},
     }
-    listed: Any = to_plain(part())
+    listed: Any = to_builtins(part())
     owned = {**listed["index"], "path": name}
     sound = index()
     tensor = replace(sound.tensors[0], component=name)
@@ -72,7 +72,7 @@ def refusals(name: str) -> dict[str, Callable[[], object]]:
         for field, change in changes.items()
     }
     return found | {
-        "part, file": lambda: decode_part(sealed({**listed, "files": [to_plain(entry)]})),
+        "part, file": lambda: decode_part(sealed({**listed, "files": [to_builtins(entry)]})),
         "part, index": lambda: decode_part(sealed({**listed, "index": owned})),
         "part, participant": lambda: decode_part(sealed({**listed, "participant": name})),
         "index, payload": lambda: decode_index(
@@ -134,11 +134,11 @@ CLASHES = [
 
 @pytest.mark.parametrize("pair", CLASHES)
 def test_two_paths_that_one_file_system_could_join_are_refused(pair: tuple[str, str]) -> None:
-    entries = [to_plain(layout.FileEntry(path, 0, "external", ())) for path in pair]
-    plain: Any = to_plain(manifest())
+    entries = [to_builtins(layout.FileEntry(path, 0, "external", ())) for path in pair]
+    plain: Any = to_builtins(manifest())
     with pytest.raises(Corrupt):
         decode_manifest(sealed({**plain, "files": entries}))
-    listed: Any = to_plain(part())
+    listed: Any = to_builtins(part())
     with pytest.raises(Corrupt):
         decode_part(sealed({**listed, "files": entries}))
 

@@ -18,10 +18,10 @@ from tests._architecture import UNSAFE_MODULES
 from tests.security.make_corpus import CORPUS
 
 import stepseal as ss
-from stepseal.components import TreeContents, decode_tree
+from stepseal.components import decode_tree
 from stepseal.components._codecs import BY_TAG, encode_tree
 from stepseal.errors import CheckpointError, Corrupt, StateMismatch, UnsupportedState
-from stepseal.layout import decode_document
+from stepseal.layout import TreeContents, decode_document
 
 NAMES = [
     "os.system", "os:system", "builtins.eval", "subprocess.Popen", "posix.system", "__main__.X",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import stepseal as ss
+from stepseal.steps import PosixSteps
 from stepseal.steps._catalog import read_step
 from stepseal.storage import MemoryStorage
 from stepseal.testing import World
@@ -64,7 +65,7 @@ def memory() -> MemoryStorage:
 def _step(memory: MemoryStorage, storage: Any) -> ss.Step:  # noqa: ANN401 - wrapped
     manifest = read_step(memory, 1, None).manifest
     assert manifest is not None
-    return ss.Step(storage, "/root", manifest)
+    return ss.Step(PosixSteps(storage), "/root", manifest)
 
 
 @pytest.mark.parametrize("name", READS)

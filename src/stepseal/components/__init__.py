@@ -24,14 +24,14 @@ from stepseal.components._sinks import DenseSink
 from stepseal.components._staging import Arena, byte_view
 from stepseal.components._types import (
     CapturedComponent, Component, RestorePlan, SavedComponent, SavedTensor, Sharing, Staging,
-    Topology, TreeContents,
+    Topology,
 )  # fmt: skip
 
 __all__ = [
     "RNG", "Arena", "CapturedComponent", "Component", "DenseSink",
     "ForeignComponent", "ForeignIndex", "ForeignItem", "ForeignTensor", "ImportedState",
     "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
-    "Staging", "Topology", "TreeContents", "ValueBudget", "build_dcp_index", "byte_view",
+    "Staging", "Topology", "ValueBudget", "build_dcp_index", "byte_view",
     "check_tensor_record", "decode_tree", "encode_tree", "foreign_components", "optimizer_value",
     "read_dcp_index", "read_tensor_record", "read_value_record", "register", "register_codec",
     "tree_of",

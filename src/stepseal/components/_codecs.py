@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.components._codecs_core import Leaf
-    from stepseal.components._types import TreeContents
+    from stepseal.layout import TreeContents
 
 __all__ = [
     "EncodedTree",
@@ -108,11 +108,9 @@ def _find_numpy(cls: type) -> Codec | None:
     if issubclass(cls, numpy.generic):
         return SCALAR
     numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is not None and cls is numpy_random.Generator:
+    if cls is getattr(numpy_random, "Generator", None):
         return NUMPY_GENERATOR
-    return (
-        NUMPY_RANDOM_STATE if numpy_random is not None and cls is numpy_random.RandomState else None
-    )
+    return NUMPY_RANDOM_STATE if cls is getattr(numpy_random, "RandomState", None) else None
 
 
 def new_memory(size_bytes: int) -> memoryview:
@@ -128,20 +126,20 @@ def freeze_leaf(name: str, leaf: Leaf, take: Callable[[int], memoryview]) -> Arr
         leaf: live tensor, array or bytes.
         take: returns writable memory of a size in bytes, format `B`.
     """
+    if isinstance(leaf, (bytes, bytearray)):
+        target = take(len(leaf)) if leaf else memoryview(b"")
+        target[:] = leaf
+        return ArraySource(name, "uint8", (len(leaf),), target)
+    native: str | None
     if isinstance(leaf, torch.Tensor):
-        dtype, size_bytes = torch_name(leaf.dtype), leaf.numel() * leaf.element_size()
-        native = dtype if is_native(dtype) else None
-    elif isinstance(leaf, (bytes, bytearray)):
-        native, size_bytes = None, len(leaf)
+        native = torch_name(leaf.dtype) if is_native(torch_name(leaf.dtype)) else None
     else:
-        native, size_bytes = native_name(leaf), leaf.nbytes
-    target = take(size_bytes) if size_bytes else memoryview(b"")
+        native = native_name(leaf)
+    target = take(leaf.nbytes) if leaf.nbytes else memoryview(b"")
     if isinstance(leaf, torch.Tensor):
         copy_tensor(leaf, target)
-    elif isinstance(leaf, (bytes, bytearray)):
-        target[:] = leaf
     else:
         copy_ndarray(leaf, target)
-    if native is None or isinstance(leaf, (bytes, bytearray)):
-        return ArraySource(name, "uint8", (size_bytes,), target)
+    if native is None:
+        return ArraySource(name, "uint8", (target.nbytes,), target)
     return ArraySource(name, native, tuple(leaf.shape), target)

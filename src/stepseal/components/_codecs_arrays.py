@@ -148,8 +148,6 @@ def _decode_tensor(decoder: Decoder, payload: object) -> torch.Tensor:
         raise decoder.mismatch(
             "a dtype that this torch has", name, "Use the version of torch that saved it"
         )
-    if name == "bool" and max(data, default=0) > 1:
-        raise decoder.corrupt("bytes 0 and 1 in a bool tensor", max(data))
     tensor = tensor_from_bytes(name, shape, data)
     if "order" in fields:
         order, inverse = decode_order(decoder, fields["order"], tensor.ndim)
@@ -168,35 +166,18 @@ def _raw_kind(
     decoder: Decoder, fields: dict[str, Any], stored: tuple[str, tuple[int, ...]], size_bytes: int
 ) -> tuple[str, tuple[int, ...]]:
     """Return dtype and shape of a tensor whose leaf is flat uint8."""
-    name, shape = fields.get("dtype"), fields.get("shape")
-    sizes = decoder.sizes(shape)
-    if not isinstance(name, str) or name not in ITEMSIZE or stored != ("uint8", (size_bytes,)):
+    name, sizes = fields.get("dtype", ""), decoder.sizes(fields.get("shape"))
+    if name not in ITEMSIZE or is_native(name) or stored != ("uint8", (size_bytes,)):
         raise decoder.corrupt("a dtype over a flat leaf of uint8", f"{name} over {stored}")
     if math.prod(sizes) * ITEMSIZE[name] != size_bytes:
         raise decoder.corrupt(f"{size_bytes} bytes", f"{name} of shape {sizes}")
     return name, sizes
 
 
-def _encode_torch_size(encoder: Encoder, value: torch.Size) -> object:
-    return {"$size": [int(size) for size in value]}
-
-
-def _decode_torch_size(decoder: Decoder, payload: object) -> torch.Size:
-    return torch.Size(decoder.sizes(payload))
-
-
-def _encode_dtype(encoder: Encoder, value: torch.dtype) -> object:
-    return {"$dtype": torch_name(value)}
-
-
 def _decode_dtype(decoder: Decoder, payload: object) -> torch.dtype:
     if isinstance(payload, str) and payload in _ALL_DTYPES:
         return _ALL_DTYPES[payload]
     raise decoder.corrupt("the name of a torch dtype", payload)
-
-
-def _encode_device(encoder: Encoder, value: torch.device) -> object:
-    return {"$device": str(value)}
 
 
 def decode_device(decoder: Decoder, payload: object) -> torch.device:
@@ -211,7 +192,21 @@ def decode_device(decoder: Decoder, payload: object) -> torch.device:
 
 TORCH_VALUES: tuple[Codec, ...] = (
     Codec("$tensor", (torch.Tensor, torch.nn.Parameter), _encode_tensor, _decode_tensor),
-    Codec("$size", (torch.Size,), _encode_torch_size, _decode_torch_size, key=True),
-    Codec("$dtype", (torch.dtype,), _encode_dtype, _decode_dtype, key=True),
-    Codec("$device", (torch.device,), _encode_device, decode_device, key=True),
+    Codec(
+        "$size",
+        (torch.Size,),
+        lambda _, value: {"$size": list(map(int, value))},
+        lambda decoder, node: torch.Size(decoder.sizes(node)),
+        key=True,
+    ),
+    Codec(
+        "$dtype", (torch.dtype,), lambda _, v: {"$dtype": torch_name(v)}, _decode_dtype, key=True
+    ),
+    Codec(
+        "$device",
+        (torch.device,),
+        lambda _, value: {"$device": str(value)},
+        decode_device,
+        key=True,
+    ),
 )

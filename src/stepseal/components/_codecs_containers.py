@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stepseal.components._codecs_arrays import torch_name
 from stepseal.components._codecs_core import MAX_PLAIN_INT, Codec, Decoder, Encoder, qualified
-from stepseal.components._codecs_keys import Keys
 from stepseal.components._codecs_scalars import is_plain_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TypeAlias
 
+    _Encode: TypeAlias = Callable[[Encoder, Any], object]
+    _Decode: TypeAlias = Callable[[Decoder, Any], object]
     _Sequence: TypeAlias = list[Any] | tuple[Any, ...] | deque[Any]
 
 __all__ = ["CONTAINERS", "encode_items"]
@@ -39,7 +39,7 @@ LEAF_NUMBERS = 10_000
 """Shortest sequence of only ints or only floats that is stored as an array leaf."""
 
 
-def _encode_sequence(encoder: Encoder, value: _Sequence, levels: int) -> object:
+def _encode_sequence(encoder: Encoder, value: _Sequence, levels: int = 1) -> object:
     kind = _number_kind(value)
     if kind in _TYPECODES and len(value) >= LEAF_NUMBERS and not encoder.in_key:
         flat = torch.frombuffer(array(_TYPECODES[kind], value), dtype=_DTYPES[kind])
@@ -58,21 +58,13 @@ def _number_kind(value: _Sequence) -> str | None:
 
 
 def _decode_numbers(decoder: Decoder, payload: object) -> list[Any]:
-    name, shape, data = decoder.take_leaf(decoder.fields(payload, {"leaf": str})["leaf"])
-    for kind, dtype in _DTYPES.items():
-        if name == torch_name(dtype) and len(shape) == 1:
-            numbers = array(_TYPECODES[kind])
-            numbers.frombytes(data)
-            return numbers.tolist()
-    raise decoder.corrupt("a flat leaf of int64 or float64", f"{name} of shape {shape}")
-
-
-def _encode_list(encoder: Encoder, value: list[object]) -> object:
-    return _encode_sequence(encoder, value, 1)
-
-
-def _encode_tuple(encoder: Encoder, value: tuple[object, ...]) -> object:
-    return {"$tuple": _encode_sequence(encoder, value, 2)}
+    dtype, shape, data = decoder.take_leaf(decoder.fields(payload, {"leaf": str})["leaf"])
+    code = "q" if dtype == "int64" else "d"
+    if dtype not in ("int64", "float64") or len(shape) != 1:
+        raise decoder.corrupt("a flat leaf of int64 or float64", f"{dtype} of shape {shape}")
+    numbers = array(code)
+    numbers.frombytes(data)
+    return numbers.tolist()
 
 
 def _decode_list(decoder: Decoder, payload: object) -> list[Any]:
@@ -81,10 +73,6 @@ def _decode_list(decoder: Decoder, payload: object) -> list[Any]:
     if type(payload) is not list:
         raise decoder.corrupt("a list", payload)
     return [decoder.child(item, ("[", index)) for index, item in enumerate(payload)]
-
-
-def _decode_tuple(decoder: Decoder, payload: object) -> tuple[Any, ...]:
-    return tuple(_decode_list(decoder, payload))
 
 
 def encode_items(
@@ -108,23 +96,8 @@ def encode_items(
     return node
 
 
-def _tagged_items(tag: str) -> Callable[[Encoder, Mapping[Any, object]], object]:
-    def encode(encoder: Encoder, value: Mapping[Any, object]) -> object:
-        return {tag: encode_items(encoder, value, 1)}
-
-    return encode
-
-
-def _decode_dict(decoder: Decoder, payload: object) -> dict[Any, Any]:
-    return dict(decoder.items({"$dict": payload}))
-
-
-def _decode_ordered(decoder: Decoder, payload: object) -> OrderedDict[Any, Any]:
-    return OrderedDict(decoder.items(payload))
-
-
-def _decode_counter(decoder: Decoder, payload: object) -> Counter[Any]:
-    return Counter(dict(decoder.items(payload)))
+def _tagged_items(tag: str) -> _Encode:
+    return lambda encoder, value: {tag: encode_items(encoder, value, 1)}
 
 
 def _encode_defaultdict(encoder: Encoder, value: defaultdict[Any, object]) -> object:
@@ -147,7 +120,7 @@ def _decode_defaultdict(decoder: Decoder, payload: object) -> defaultdict[Any, A
     return defaultdict(None if name is None else _FACTORIES[name], decoder.items(fields["items"]))
 
 
-def _encode_set(tag: str) -> Callable[[Encoder, Any], object]:
+def _encode_set(tag: str) -> _Encode:
     def encode(encoder: Encoder, value: set[object] | frozenset[object]) -> object:
         encoder.check_hashes(value)
         nodes = [encoder.key(item, ("*", None), 2) for item in value]
@@ -157,14 +130,8 @@ def _encode_set(tag: str) -> Callable[[Encoder, Any], object]:
     return encode
 
 
-def _decode_set(make: type[Any]) -> Callable[[Decoder, object], object]:
-    def decode(decoder: Decoder, payload: object) -> object:
-        if type(payload) is not list:
-            raise decoder.corrupt("a list of members", payload)
-        seen = Keys()
-        return make([decoder.hashable(item, ("*", None), seen) for item in payload])
-
-    return decode
+def _decode_set(make: type[Any]) -> _Decode:
+    return lambda decoder, nodes: make(decoder.hashables(nodes))
 
 
 def _encode_deque(encoder: Encoder, value: deque[object]) -> object:
@@ -181,21 +148,26 @@ def _decode_deque(decoder: Decoder, payload: object) -> deque[Any]:
     return deque(items, maxlen)
 
 
-CONTAINERS: tuple[Codec, ...] = (
-    Codec("$numbers", (list,), _encode_list, _decode_numbers, nested=True),
-    Codec("$tuple", (tuple,), _encode_tuple, _decode_tuple, nested=True, key=True),
-    Codec("$dict", (dict,), encode_items, _decode_dict, nested=True),
-    Codec("$odict", (OrderedDict,), _tagged_items("$odict"), _decode_ordered, nested=True),
-    Codec("$counter", (Counter,), _tagged_items("$counter"), _decode_counter, nested=True),
-    Codec("$defaultdict", (defaultdict,), _encode_defaultdict, _decode_defaultdict, nested=True),
-    Codec("$set", (set,), _encode_set("$set"), _decode_set(set), nested=True),
-    Codec(
-        "$frozenset",
-        (frozenset,),
-        _encode_set("$frozenset"),
-        _decode_set(frozenset),
-        nested=True,
-        key=True,
-    ),
-    Codec("$deque", (deque,), _encode_deque, _decode_deque, nested=True),
+def _from_items(make: Callable[[Any], object]) -> _Decode:
+    return lambda decoder, node: make(decoder.items(node))
+
+
+def _encode_tuple(encoder: Encoder, value: tuple[object, ...]) -> object:
+    return {"$tuple": _encode_sequence(encoder, value, 2)}
+
+
+_TABLE: tuple[tuple[str, type, _Encode, _Decode], ...] = (
+    ("$numbers", list, _encode_sequence, _decode_numbers),
+    ("$tuple", tuple, _encode_tuple, lambda decoder, node: tuple(_decode_list(decoder, node))),
+    ("$dict", dict, encode_items, lambda decoder, node: dict(decoder.items({"$dict": node}))),
+    ("$odict", OrderedDict, _tagged_items("$odict"), _from_items(OrderedDict)),
+    ("$counter", Counter, _tagged_items("$counter"), _from_items(lambda i: Counter(dict(i)))),
+    ("$defaultdict", defaultdict, _encode_defaultdict, _decode_defaultdict),
+    ("$set", set, _encode_set("$set"), _decode_set(set)),
+    ("$frozenset", frozenset, _encode_set("$frozenset"), _decode_set(frozenset)),
+    ("$deque", deque, _encode_deque, _decode_deque),
+)
+CONTAINERS: tuple[Codec, ...] = tuple(
+    Codec(tag, (cls,), encode, decode, nested=True, key=cls in (tuple, frozenset))
+    for tag, cls, encode, decode in _TABLE
 )

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from stepseal.components._codecs_keys import MAX_EQUAL_HASHES, Keys, most_equal_hashes
 from stepseal.errors import Corrupt, StateMismatch, UnsupportedState
 from stepseal.layout import ITEMSIZE
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from stepseal.components._types import TreeContents
+    from stepseal.layout import TreeContents
 
     Leaf: TypeAlias = torch.Tensor | np.ndarray[Any, Any] | bytes | bytearray
     """What is stored as an array instead of as JSON."""
 
 __all__ = [
     "MAX_DEPTH",
+    "MAX_EQUAL_HASHES",
     "MAX_PLAIN_INT",
     "Codec",
     "Decoder",
@@ -43,6 +44,13 @@ __all__ = [
 MAX_DEPTH = 56
 """Most levels of JSON nesting above a value; its own braces and an envelope still fit in 64."""
 
+MAX_EQUAL_HASHES = 64
+"""Most keys of one dict, or members of one set, that may have the same hash.
+
+Numbers, and tuples of numbers, are hashed without a secret. A container of many that were chosen to
+have the same hash takes time in the square of their number, to build and ever after.
+"""
+
 MAX_PLAIN_INT = 2**63 - 1
 """Largest magnitude of an int that stands in the document as a JSON number."""
 
@@ -50,6 +58,7 @@ _MAX_SHOWN = 120
 _MAX_DIMS = 64
 _MAX_ELEMENTS = 2**59
 _MAX_LEAF_NAME = 160
+_E = TypeVar("_E", Corrupt, StateMismatch)
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 Step: TypeAlias = tuple[str, object]
@@ -76,9 +85,7 @@ class Codec:
 
 def qualified(cls: type) -> str:
     """Return the name of a class as people look for it."""
-    return (
-        cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    )
+    return f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
 
 
 def describe(node: object) -> str:
@@ -89,21 +96,21 @@ def describe(node: object) -> str:
 
 def format_path(steps: Sequence[Step]) -> str:
     """Return the steps as Python spells them: `["optimizer"]["cfg"].x[3]`; empty at the top."""
-    return "".join(_format_step(kind, key) for kind, key in steps)
+    return "".join(
+        f".{key}" if kind == "." else "{*}" if kind == "*" else f"[{_format_key(key)}]"
+        for kind, key in steps
+    )
 
 
-def _format_step(kind: str, key: object) -> str:
-    if kind == ".":
-        return f".{key}"
-    if kind == "*":
-        return "{*}"
+def _format_key(key: object) -> str:
     if type(key) is str:
-        return f"[{json.dumps(key, ensure_ascii=not _printable(key))}]"
-    return f"[{describe(key)}]"
+        return json.dumps(key, ensure_ascii=not key.isprintable())
+    return describe(key)
 
 
-def _printable(text: str) -> bool:
-    return text.isprintable()
+def most_equal_hashes(keys: Collection[Hashable]) -> int:
+    """Return how many of the keys have the hash that most of them have."""
+    return max(Counter(map(hash, keys)).values(), default=0)
 
 
 class Encoder:
@@ -121,12 +128,8 @@ class Encoder:
         self._steps: list[Step] = []
         self._depth = 0
         self._open: set[int] = set()
-        self._in_key = False
-
-    @property
-    def in_key(self) -> bool:
+        self.in_key = False
         """Whether the walk is inside a dict key or a member of a set, where no leaf may stand."""
-        return self._in_key
 
     def encode(self, value: object) -> object:
         """Return the node of `value` at the present place."""
@@ -139,7 +142,7 @@ class Encoder:
                 "stepseal.register_codec(...), "
                 "or add the component as a (get, set) pair of plain values",
             )
-        if self._in_key and not codec.key:
+        if self.in_key and not codec.key:
             raise self.refuse(
                 "dict keys and set members that compare by value",
                 qualified(type(value)),
@@ -173,13 +176,13 @@ class Encoder:
 
     def key(self, value: object, step: Step, levels: int = 1) -> object:
         """Return the node of a dict key or a member of a set."""
-        before, self._in_key = self._in_key, True
+        before, self.in_key = self.in_key, True
         node = self.child(value, step, levels)
-        self._in_key = before
+        self.in_key = before
         return node
 
     def check_hashes(self, keys: Collection[Hashable]) -> None:
-        """Refuse what no decoder would take back; see `Keys`."""
+        """Refuse what no decoder would take back; see `MAX_EQUAL_HASHES`."""
         found = most_equal_hashes(keys)
         if found > MAX_EQUAL_HASHES:
             raise self.refuse(
@@ -235,22 +238,17 @@ class Decoder:
 
     def decode(self, node: object) -> object:
         """Return the value of `node` at the present place."""
-        kind = type(node)
-        if node is None or kind is bool or kind is str:
+        if node is None or type(node) in (bool, str):
             return node
-        if type(node) is int:
-            if -MAX_PLAIN_INT <= node <= MAX_PLAIN_INT:
-                return node
-            raise self.corrupt("an int within 63 bits", node)
-        if type(node) is float:
-            if math.isfinite(node):
-                return node
-            raise self.corrupt("a finite number", node)
         if type(node) is list:
             return [self.child(item, ("[", index)) for index, item in enumerate(node)]
         if type(node) is dict:
             return self._decode_object(node)
-        raise self.corrupt("a JSON value", qualified(kind))
+        if type(node) is int and abs(node) <= MAX_PLAIN_INT:
+            return node
+        if type(node) is float and math.isfinite(node):
+            return node
+        raise self.corrupt("a JSON value of finite size", node)
 
     def _decode_object(self, node: dict[Any, Any]) -> object:
         tag = next(iter(node)) if len(node) == 1 else None
@@ -291,23 +289,26 @@ class Decoder:
             type(pair) is not list or len(pair) != 2 for pair in pairs
         ):
             raise self.corrupt("a list of pairs under $dict", pairs)
-        seen = Keys()
-        items = []
-        for index, pair in enumerate(pairs):
-            key = self.hashable(pair[0], ("[", index), seen)
-            items.append((key, self.child(pair[1], ("[", key))))
-        return items
+        keys = self.hashables([pair[0] for pair in pairs])
+        return [
+            (key, self.child(pair[1], ("[", key))) for key, pair in zip(keys, pairs, strict=True)
+        ]
 
-    def hashable(self, node: object, step: Step, seen: Keys) -> object:
-        """Return a dict key or a member of a set that is not yet in `seen`, and add it."""
-        value = self.child(node, step)
+    def hashables(self, nodes: object) -> list[Any]:
+        """Return different dict keys or members of a set."""
+        if type(nodes) is not list:
+            raise self.corrupt("a list of keys or members", nodes)
+        values = [self.child(node, ("*", None)) for node in nodes]
         try:
-            expected = seen.add(value)
+            if most_equal_hashes(values) > MAX_EQUAL_HASHES:
+                raise self.corrupt(
+                    f"at most {MAX_EQUAL_HASHES} keys or members of one hash", "more"
+                )
+            if len(set(values)) < len(values):
+                raise self.corrupt("each key or member once", "one twice")
         except TypeError:
-            raise self.corrupt("a hashable key or member", qualified(type(value))) from None
-        if expected is not None:
-            raise self.corrupt(expected, value)
-        return value
+            raise self.corrupt("hashable keys or members", "another kind") from None
+        return values
 
     def fields(
         self,
@@ -338,7 +339,16 @@ class Decoder:
             raise self.corrupt(
                 f"{dtype} data of shape {sizes}", f"{len(data)} bytes in leaf {name!r}"
             )
+        if dtype == "bool" and max(data, default=0) > 1:
+            raise self.corrupt("bytes 0 and 1 in a leaf of bool", max(data))
         return dtype, sizes, data
+
+    def flat_leaf(self, name: object, dtype: str) -> memoryview:
+        """Return the bytes of an array leaf that has one dim and this dtype."""
+        found, shape, data = self.take_leaf(name)
+        if found != dtype or len(shape) != 1:
+            raise self.corrupt(f"a flat leaf of {dtype}", f"{found} of shape {shape}")
+        return data
 
     def sizes(self, node: object) -> tuple[int, ...]:
         """Return a shape that fits 60 bits even where a dim of size 0 hides the others."""
@@ -356,24 +366,21 @@ class Decoder:
 
     def corrupt(self, expected: str, found: object) -> Corrupt:
         """Return the error for a node that breaks the format."""
-        message, context = self._explain(expected, found, "Restore another step")
-        return Corrupt(message, **context)
+        return self._error(Corrupt, expected, found, "Restore another step")
 
     def mismatch(self, expected: str, found: object, advice: str) -> StateMismatch:
         """Return the error for a node that this program cannot take."""
-        message, context = self._explain(expected, found, advice)
-        return StateMismatch(message, **context)
+        return self._error(StateMismatch, expected, found, advice)
 
-    def _explain(self, expected: str, found: object, advice: str) -> tuple[str, dict[str, Any]]:
+    def _error(self, cls: type[_E], expected: str, found: object, advice: str) -> _E:
         path = format_path(self._steps)
-        shown = found if isinstance(found, str) else describe(found)
         fact = f"{path or 'top level'}: expected {expected}, found {describe(found)}"
         where = "tree" if self.component is None else f"component {self.component!r}"
-        context = {
-            "component": self.component,
-            "path": path,
-            "expected": expected,
-            "found": shown,
-            "problems": (fact,),
-        }
-        return f"cannot restore {where}: {fact}. {advice}.", context
+        return cls(
+            f"cannot restore {where}: {fact}. {advice}.",
+            component=self.component,
+            path=path,
+            expected=expected,
+            found=found if isinstance(found, str) else describe(found),
+            problems=(fact,),
+        )

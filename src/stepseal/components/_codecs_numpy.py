@@ -161,8 +161,6 @@ def _decode_ndarray(decoder: Decoder, payload: object) -> np.ndarray[Any, Any]:
             raise decoder.corrupt(f"{len(data)} bytes", f"{dtype} of shape {shape}")
     elif _NATIVE.get(dtype.str) != name:
         raise decoder.corrupt(f"a leaf of {dtype}", name)
-    if name == "bool" and max(data, default=0) > 1:
-        raise decoder.corrupt("bytes 0 and 1 in a bool array", max(data))
     array = (
         np.ndarray(shape, dtype, buffer=own_memory(data, 16)) if data else np.zeros(shape, dtype)
     )
@@ -175,11 +173,8 @@ def _decode_ndarray(decoder: Decoder, payload: object) -> np.ndarray[Any, Any]:
 def _encode_scalar(encoder: Encoder, value: np.generic[Any]) -> object:
     if value.dtype.kind in "SU":
         # NumPy's own conversions to str and bytes strip trailing zeros.
-        text = (
-            str.__str__(value)
-            if isinstance(value, str)
-            else bytes.__add__(b"", cast("bytes", value))
-        )
+        is_text = isinstance(value, str)
+        text = str.__str__(value) if is_text else bytes.__add__(b"", cast("bytes", value))
         return {"$scalar": {"dtype": value.dtype.kind, "value": encoder.encode(text)}}
     dtype = _encode_dtype(encoder, value.dtype)
     if value.dtype.kind in "biu" or (

@@ -7,7 +7,6 @@ some libraries index memory with the numbers that they are given.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -35,33 +34,17 @@ _MAX_POOL = 1024
 _MAX_SEED_BITS = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class _BitState:
-    """Shape of the state of one bit generator; the bounds are what its C code relies on."""
-
-    arrays: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    """Name in `state` to dtype and length."""
-    ints: Mapping[str, int] = field(default_factory=dict)
-    """Name in `state` to the first int that is too large."""
-    outer_arrays: Mapping[str, tuple[str, int]] = field(default_factory=dict)
-    outer_ints: Mapping[str, int] = field(default_factory=dict)
-
-
-_HALF = {"has_uint32": 2, "uinteger": 2**32}
-_PCG = _BitState(ints={"state": 2**128, "inc": 2**128}, outer_ints=_HALF)
-_BIT_STATES: Mapping[str, _BitState] = {
-    "MT19937": _BitState({"key": ("uint32", 624)}, {"pos": 625}),
-    "PCG64": _PCG,
-    "PCG64DXSM": _PCG,
-    "Philox": _BitState(
-        {"counter": ("uint64", 4), "key": ("uint64", 2)},
-        {},
-        {"buffer": ("uint64", 4)},
-        {"buffer_pos": 5, **_HALF},
-    ),
-    "SFC64": _BitState({"state": ("uint64", 4)}, {}, {}, _HALF),
+_BIT_GENERATORS = frozenset({"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"})
+_INT_ENDS: Mapping[str, int] = {
+    "pos": 625,
+    "buffer_pos": 5,
+    "has_uint32": 2,
+    "has_gauss": 2,
+    "uinteger": 2**32,
+    "state": 2**128,
+    "inc": 2**128,
 }
-_LEGACY = {"has_gauss": 2}
+"""Name of an int in a state to the first value that is too large for the C code that takes it."""
 
 
 def bit_state_problem(state: object, *, legacy: bool = False) -> str | None:
@@ -71,33 +54,33 @@ def bit_state_problem(state: object, *, legacy: bool = False) -> str | None:
         state: as `BitGenerator.state` or, when `legacy`, as `RandomState.get_state(legacy=False)`.
         legacy: whether the fields of the legacy Gaussian are there too.
     """
+    import numpy as np
+
     name = state.get("bit_generator") if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not isinstance(name, str) or name not in _BIT_STATES:
-        return f"expected the state of one of {sorted(_BIT_STATES)}"
-    known = _BIT_STATES[name]
-    outer = {key: value for key, value in state.items() if key not in ("bit_generator", "state")}
-    gauss = outer.pop("gauss", None) if legacy else 0.0
-    if type(gauss) is not float:
-        return "expected a float gauss"
-    outer_ints = {**known.outer_ints, **_LEGACY} if legacy else known.outer_ints
-    return _fields_problem(state.get("state"), known.arrays, known.ints) or _fields_problem(
-        outer, known.outer_arrays, outer_ints
-    )
+    if not isinstance(name, str) or name not in _BIT_GENERATORS:
+        return f"expected the state of one of {sorted(_BIT_GENERATORS)}"
+    fresh = getattr(np.random, name)(0)
+    wanted = np.random.RandomState(fresh).get_state(legacy=False) if legacy else fresh.state
+    return _difference("state", state, wanted)
 
 
-def _fields_problem(
-    found: object, arrays: Mapping[str, tuple[str, int]], ints: Mapping[str, int]
-) -> str | None:
-    if not isinstance(found, dict) or set(found) != {*arrays, *ints}:
-        return f"expected the fields {sorted([*arrays, *ints])}"
-    for name, (dtype, length) in arrays.items():
-        array = found[name]
-        if getattr(array, "shape", None) != (length,) or str(getattr(array, "dtype", "")) != dtype:
-            return f"expected {name} to be {length} x {dtype}"
-    for name, end in ints.items():
-        if type(found[name]) is not int or not 0 <= found[name] < end:
-            return f"expected {name} in [0, {end})"
-    return None
+def _difference(name: str, found: Any, wanted: Any) -> str | None:  # noqa: ANN401 - any field
+    """Return how a field differs in form from that of a fresh generator."""
+    if type(found) is not type(wanted):
+        return f"expected {name} of type {type(wanted).__name__}"
+    if isinstance(found, dict):
+        if set(found) != set(wanted):
+            return f"expected the fields {sorted(wanted)}"
+        return next(filter(None, (_difference(k, found[k], wanted[k]) for k in wanted)), None)
+    if isinstance(found, int):
+        end = _INT_ENDS.get(name, 0)
+        return None if 0 <= found < end else f"expected {name} in [0, {end})"
+    if isinstance(found, (str, float)) or (found.shape, found.dtype) == (
+        wanted.shape,
+        wanted.dtype,
+    ):
+        return None
+    return f"expected {name} to be {' x '.join(map(str, wanted.shape))} x {wanted.dtype}"
 
 
 def seed_sequence_of(bit_generator: np.random.BitGenerator) -> np.random.SeedSequence | None:
@@ -127,7 +110,7 @@ def _checked_state(encoder: Encoder, state: dict[str, Any], *, legacy: bool) -> 
     problem = bit_state_problem(state, legacy=legacy)
     if problem is not None:
         raise encoder.refuse(
-            f"a bit generator of {sorted(_BIT_STATES)}",
+            f"a bit generator of {sorted(_BIT_GENERATORS)}",
             str(state.get("bit_generator")),
             f"Save its state yourself ({problem})",
         )
@@ -166,21 +149,16 @@ def _decode_seed(decoder: Decoder, node: object) -> object:
     """Return a SeedSequence; its numbers are bounded, because they cost work and memory."""
     np = require_numpy(decoder)
     seed = decoder.child(node, (".", "seed"))
-    names = {"entropy", "spawn_key", "pool_size", "n_children_spawned"}
-    if not isinstance(seed, dict) or set(seed) != names:
-        raise decoder.corrupt(f"the fields {sorted(names)}", seed)
-    spawn_key, pool, spawned = seed["spawn_key"], seed["pool_size"], seed["n_children_spawned"]
-    numbers_ok = type(spawn_key) is tuple and all(_is_seed(part) for part in spawn_key)
-    bounds_ok = (
-        type(pool) is int
-        and 4 <= pool <= _MAX_POOL
-        and type(spawned) is int
-        and 0 <= spawned < 2**32
-    )
-    if not numbers_ok or not bounds_ok:
+    kinds = {"entropy": object, "spawn_key": tuple, "pool_size": int, "n_children_spawned": int}
+    fields = decoder.fields(seed, kinds)
+    if (
+        not all(map(_is_seed, fields["spawn_key"]))
+        or not 4 <= fields["pool_size"] <= _MAX_POOL
+        or not 0 <= fields["n_children_spawned"] < 2**32
+    ):
         raise decoder.corrupt("a spawn key of ints, a pool size and a count", seed)
     try:
-        return np.random.SeedSequence(**seed)
+        return np.random.SeedSequence(**fields)
     except (TypeError, ValueError, OverflowError) as error:
         raise decoder.corrupt("the state of a SeedSequence", f"{seed}: {error}") from None
 
@@ -209,10 +187,6 @@ def _decode_torch_generator(decoder: Decoder, payload: object) -> torch.Generato
     return _set_or_corrupt(decoder, generator, generator.set_state, state)
 
 
-def _encode_python_random(encoder: Encoder, value: random.Random) -> object:
-    return {"$random": encoder.child(value.getstate(), (".", "state"))}
-
-
 def _decode_python_random(decoder: Decoder, payload: object) -> random.Random:
     generator = random.Random(0)
     state = decoder.child(payload, (".", "state"))
@@ -233,5 +207,10 @@ NUMPY_GENERATOR = Codec("$numpy_generator", (), _encode_numpy_generator, _decode
 NUMPY_RANDOM_STATE = Codec("$numpy_random_state", (), _encode_random_state, _decode_random_state)
 GENERATORS: tuple[Codec, ...] = (
     Codec("$torch_generator", (torch.Generator,), _encode_torch_generator, _decode_torch_generator),
-    Codec("$random", (random.Random,), _encode_python_random, _decode_python_random),
+    Codec(
+        "$random",
+        (random.Random,),
+        lambda encoder, value: {"$random": encoder.child(value.getstate(), (".", "state"))},
+        _decode_python_random,
+    ),
 )

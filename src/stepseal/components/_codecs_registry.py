@@ -152,8 +152,7 @@ def _add(entry: _Entry) -> None:
     if other is not None and qualified(other.cls) != qualified(entry.cls):
         raise InvalidInput(
             f"cannot register {qualified(entry.cls)} as {entry.name!r}: the name belongs to "
-            f"{qualified(other.cls)}. "
-            "Pass another name=.",
+            f"{qualified(other.cls)}. Pass another name=.",
             found=entry.name,
         )
     before = _BY_TYPE.pop(entry.cls, None)
@@ -228,9 +227,8 @@ def _dataclass_decoder(cls: type) -> Callable[[Decoder, Any], object]:
     names = [field.name for field in dataclasses.fields(cls)]
 
     def decode(decoder: Decoder, node: object) -> object:
-        values = _field_values(decoder, cls, names, node)
         instance: object = object.__new__(cls)
-        for name, value in values.items():
+        for name, value in _field_values(decoder, cls, names, node).items():
             object.__setattr__(instance, name, value)  # also where the dataclass is frozen
         return instance
 

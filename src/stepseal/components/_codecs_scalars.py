@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 import re
 import struct
@@ -23,22 +22,13 @@ _MAX_DIGITS = 4096
 _DECIMAL = re.compile(r"-?[1-9][0-9]*", re.ASCII)
 _NAN_BITS = re.compile(r"0x[0-9a-f]{16}", re.ASCII)
 _NAMED = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-
-def _bits(value: float) -> int:
-    return int(struct.unpack("<Q", struct.pack("<d", value))[0])
-
-
-def _encode_plain(encoder: Encoder, value: object) -> object:
-    return value
+_NAME_OF_BITS = {struct.pack(">d", value): name for name, value in _NAMED.items()}
 
 
 def _encode_int(encoder: Encoder, value: int) -> object:
     if -MAX_PLAIN_INT <= value <= MAX_PLAIN_INT:
         return value
-    if (
-        value.bit_length() <= _MAX_DIGITS * 3
-    ):  # below the limit for certain: 3 bits make less than a digit
+    if value.bit_length() <= _MAX_DIGITS * 3:  # 3 bits make less than a digit
         return {"$int": str(value)}
     raise encoder.refuse(
         f"an int of at most {_MAX_DIGITS * 3} bits",
@@ -59,19 +49,17 @@ def _decode_int(decoder: Decoder, payload: object) -> int:
 def _encode_float(encoder: Encoder, value: float) -> object:
     if math.isfinite(value):
         return value
-    for name, same in _NAMED.items():
-        if _bits(value) == _bits(same):
-            return {"$float": name}
-    return {"$float": f"0x{_bits(value):016x}"}  # a NaN with a payload or a sign
+    bits = struct.pack(">d", value)  # a NaN may have a payload or a sign
+    return {"$float": _NAME_OF_BITS.get(bits) or f"0x{bits.hex()}"}
 
 
 def _decode_float(decoder: Decoder, payload: object) -> float:
     if isinstance(payload, str) and payload in _NAMED:
         return _NAMED[payload]
     if isinstance(payload, str) and _NAN_BITS.fullmatch(payload):
-        value = float(struct.unpack("<d", struct.pack("<Q", int(payload, 16)))[0])
+        (value,) = struct.unpack(">d", bytes.fromhex(payload[2:]))
         if math.isnan(value):
-            return value
+            return float(value)
     raise decoder.corrupt("nan, inf, -inf or the bits of a NaN under $float", payload)
 
 
@@ -104,17 +92,11 @@ def _encode_str(encoder: Encoder, value: str) -> object:
     return {"$str": base64.b64encode(value.encode("utf-8", "surrogatepass")).decode()}
 
 
-def _decode_str(decoder: Decoder, payload: object) -> str:
+def _decode_str(decoder: Decoder, payload: Any) -> str:  # noqa: ANN401 - any JSON
     try:
-        return _from_base64(payload).decode("utf-8", "surrogatepass")
+        return base64.b64decode(payload, validate=True).decode("utf-8", "surrogatepass")
     except (ValueError, TypeError):
         raise decoder.corrupt("base64 of UTF-8 under $str", payload) from None
-
-
-def _from_base64(payload: object) -> bytes:
-    if not isinstance(payload, str):
-        raise TypeError
-    return base64.b64decode(payload, validate=True)
 
 
 def _encode_bytes(tag: str) -> Callable[[Encoder, bytes | bytearray], object]:
@@ -127,23 +109,20 @@ def _encode_bytes(tag: str) -> Callable[[Encoder, bytes | bytearray], object]:
     return encode
 
 
-def _decode_bytes(make: type[Any]) -> Callable[[Decoder, object], object]:
-    def decode(decoder: Decoder, payload: object) -> object:
+def _decode_bytes(make: type[Any]) -> Callable[[Decoder, Any], object]:
+    def decode(decoder: Decoder, payload: Any) -> object:  # noqa: ANN401 - any JSON
         if type(payload) is dict:
-            dtype, shape, data = decoder.take_leaf(decoder.fields(payload, {"leaf": str})["leaf"])
-            if dtype != "uint8" or len(shape) != 1:
-                raise decoder.corrupt("a flat leaf of uint8", f"{dtype} of shape {shape}")
-            return make(data)
+            return make(decoder.flat_leaf(decoder.fields(payload, {"leaf": str})["leaf"], "uint8"))
         try:
-            return make(_from_base64(payload))
-        except (binascii.Error, ValueError, TypeError):
+            return make(base64.b64decode(payload, validate=True))
+        except (ValueError, TypeError):
             raise decoder.corrupt("base64 or a leaf", payload) from None
 
     return decode
 
 
 SCALARS: tuple[Codec, ...] = (
-    Codec(None, (type(None), bool), _encode_plain, key=True),
+    Codec(None, (type(None), bool), lambda _, value: value, key=True),
     Codec("$int", (int,), _encode_int, _decode_int, key=True),
     Codec("$float", (float,), _encode_float, _decode_float, key=True),
     Codec("$complex", (complex,), _encode_complex, _decode_complex, key=True),

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from stepseal.components._codecs import encode_tree, freeze_leaf, new_memory
 from stepseal.components._leaves import LeafCapture, leaves_of
 from stepseal.components._tensors import saved_copy
-from stepseal.components._types import CapturedComponent, Sharing, TreeContents
+from stepseal.components._types import CapturedComponent, Sharing
 from stepseal.errors import InvalidInput
-from stepseal.layout import BytesSource, TreeSource
+from stepseal.layout import BytesSource, TreeContents, TreeSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

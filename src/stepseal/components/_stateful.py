@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 
@@ -14,11 +14,13 @@ from stepseal.components._types import Sharing
 from stepseal.errors import InvalidInput
 from stepseal.layout import BytesSource
 
+if TYPE_CHECKING:
+    from stepseal.components._tensors import HasStateDict
+
 __all__ = [
     "LRSchedulerComponent",
     "PairComponent",
     "Scheduler",
-    "Stateful",
     "StatefulComponent",
     "ValueComponent",
 ]
@@ -27,23 +29,10 @@ Scheduler: TypeAlias = torch.optim.lr_scheduler.LRScheduler
 """Base of all of torch's LR schedulers, ReduceLROnPlateau included."""
 
 
-@runtime_checkable
-class Stateful(Protocol):
-    """What can be added as a component without an adapter."""
-
-    def state_dict(self) -> Any:  # noqa: ANN401 - any tree
-        """Return the state, live or copied."""
-        ...
-
-    def load_state_dict(self, state_dict: Any) -> object:  # noqa: ANN401 - any tree
-        """Take over a state that this object may keep."""
-        ...
-
-
 class StatefulComponent(TreeComponent):
     """An object with `state_dict` and `load_state_dict`; it loads a new value, on the CPU."""
 
-    def __init__(self, name: str, obj: Stateful, declared: Sharing | None = None) -> None:
+    def __init__(self, name: str, obj: HasStateDict, declared: Sharing | None = None) -> None:
         super().__init__(name, declared)
         for method in ("state_dict", "load_state_dict"):
             if not callable(getattr(obj, method, None)):

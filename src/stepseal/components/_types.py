@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stepseal.layout import BytesSource, TensorSink, TensorSource, TreeSource
+    from stepseal.layout import BytesSource, TensorSink, TensorSource, TreeContents, TreeSource
 
 __all__ = [
     "CapturedComponent",
@@ -24,7 +24,6 @@ __all__ = [
     "Sharing",
     "Staging",
     "Topology",
-    "TreeContents",
 ]
 
 
@@ -94,15 +93,6 @@ class SavedTensor:
     key: str
     dtype: str
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TreeContents:
-    """A verified tree read back from storage."""
-
-    document: object
-    arrays: Mapping[str, tuple[str, tuple[int, ...], memoryview]]
-    """Leaf name to (dtype, shape, verified bytes); the memory belongs to the receiver."""
 
 
 @dataclass(frozen=True, slots=True)

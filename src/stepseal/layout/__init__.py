@@ -9,7 +9,7 @@ checked: decoders return a sound value, or raise `Corrupt` or `IncompatibleForma
 from stepseal.layout._boxes import Box, coverage_problems, hull, intersect, linear_boxes, whole
 from stepseal.layout._container import ContainerEntry, build_header, parse_header
 from stepseal.layout._contents import (ArraySource, BytesSource, Frame, PartContents, TensorSink,
-    TensorSource, TreeSource)
+    TensorSource, TreeContents, TreeSource)
 from stepseal.layout._digests import (CHUNK_BYTES, DIGEST_BYTES, Buffer, chunk_digests, digest,
     hex_digests, num_chunks, sha256_hex)
 from stepseal.layout._documents import decode_document, encode_document, refuse, seal, unseal
@@ -25,7 +25,7 @@ from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER
     parse_step_name, part_document_path, part_index_path, path_problem, path_set_problems,
     payload_path, step_name, tree_document_path, tree_segment_path)
 from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part
-from stepseal.layout._records import FORMAT_VERSION, DocumentRef, FileEntry
+from stepseal.layout._sealed import FORMAT_VERSION, DocumentRef, FileEntry
 from stepseal.layout._times import duration_text, unix_time, utc_text
 
 __all__ = [
@@ -34,7 +34,8 @@ __all__ = [
     "FORMAT_VERSION", "FileEntry", "Frame", "ITEMSIZE", "LATEST", "StepRef", "MANIFEST", "MARKER",
     "MAX_DCP_INDEX_BYTES", "MAX_INDEX_BYTES", "MAX_MANIFEST_BYTES", "MAX_PART_BYTES", "MAX_STEP",
     "Manifest", "Part", "PartContents", "PartIndex", "PartRef", "SharingName", "StoredBytes",
-    "StoredItem", "StoredTensor", "TO_SAFETENSORS", "TensorSink", "TensorSource", "TreeSource",
+    "StoredItem", "StoredTensor", "TO_SAFETENSORS", "TensorSink", "TensorSource", "TreeContents",
+    "TreeSource",
     "build_header", "check_component_name", "check_participant", "check_step", "chunk_digests",
     "coverage_problems", "dcp_fqn", "dcp_path", "duration_text", "decode_document", "decode_index",
     "decode_manifest", "decode_part", "digest", "encode_document", "encode_index",

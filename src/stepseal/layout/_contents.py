@@ -1,4 +1,4 @@
-"""What one participant contributes to a step, as values in memory: buffers with their meaning.
+"""What one participant contributes to a step, and gets back, as values in memory.
 
 `components` makes these from live state, `transfer` stores them, and neither knows the other.
 No I/O and no torch: a buffer is anything that `memoryview` accepts, contiguous and of bytes.
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stepseal.layout._boxes import Box
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "PartContents",
     "TensorSink",
     "TensorSource",
+    "TreeContents",
     "TreeSource",
 ]
 
@@ -80,6 +83,16 @@ class TreeSource:
     document: object
     """JSON-able value made by the typed codecs."""
     arrays: tuple[ArraySource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TreeContents:
+    """A verified tree read back from storage."""
+
+    document: object
+    """The JSON value that was saved."""
+    arrays: Mapping[str, tuple[str, tuple[int, ...], memoryview]]
+    """Leaf name to (dtype, shape, verified bytes); the memory belongs to the receiver."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ changed whitespace. Size, nesting and the number of values are bounded before a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ __all__ = [
     "MAX_INT",
     "DocumentLimits",
     "Outline",
+    "body_digest",
     "decode_document",
     "encode_document",
     "outline",
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 MAX_INT = 2**63 - 1
-"""Largest absolute value of an integer, unless a caller allows more."""
+"""Largest absolute value of an integer."""
 MAX_DOCUMENT_BYTES = 64 << 20
 """Largest document, unless a caller says otherwise."""
 
@@ -50,8 +51,6 @@ _DEPTH_STEP = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
 class DocumentLimits:
     """What a document may hold; writers and readers of one kind of document use the same limits."""
 
-    max_int: int = MAX_INT
-    """Largest absolute value of an integer."""
     max_depth: int = 64
     """Deepest nesting of lists and dicts; a scalar has depth 0."""
     max_values: int = 2_000_000
@@ -114,9 +113,14 @@ def encode_document(value: object, limits: DocumentLimits = DEFAULT_LIMITS) -> b
     problem = _value_problem(value, limits)
     if problem is None:
         try:
-            return _canonical(value)
-        except ValueError as error:  # a lone surrogate, or an int too long to print
+            data = _canonical(value)
+        except UnicodeEncodeError as error:  # a lone surrogate
             problem = str(error)
+        else:
+            if outline(data, limits).num_values <= limits.max_values:
+                return data
+            problem = f"expected at most {limits.max_values} values and keys"
+    problem = problem.removeprefix(": ")
     raise InvalidInput(f"value is not writable as JSON: {problem}", problems=(problem,))
 
 
@@ -152,7 +156,7 @@ def decode_document(
     except ValueError as error:  # malformed, not UTF-8, or a number out of range
         raise refuse(what, [f"expected JSON, found {error}"]) from error
     if problem := _value_problem(value, limits):
-        raise refuse(what, [problem])
+        raise refuse(what, [problem.removeprefix(": ")])
     if not _is_canonical(text, value):
         raise refuse(what, ["expected canonical JSON: unique sorted keys, one value per line"])
     return value
@@ -164,9 +168,8 @@ def seal(body: object, limits: DocumentLimits = DEFAULT_LIMITS) -> bytes:
     Raises:
         InvalidInput: `body` is not writable, see `encode_document`.
     """
-    return encode_document(
-        {"body": body, "sha256": sha256_hex(encode_document(body, limits))}, _sealed(limits)
-    )
+    digest = sha256_hex(encode_document(body, limits))
+    return encode_document({"body": body, "sha256": digest}, _sealed(limits))
 
 
 def unseal(
@@ -184,11 +187,16 @@ def unseal(
     document = decode_document(data, what=what, max_bytes=max_bytes, limits=_sealed(limits))
     if not isinstance(document, dict) or document.keys() != {"body", "sha256"}:
         raise refuse(what, ["expected exactly the keys `body` and `sha256`"])
-    found = sha256_hex(_canonical(document["body"]))
+    found = body_digest(document["body"])
     if document["sha256"] != found:
         raise refuse(what, [f"sha256: the body has {found}, the document says otherwise"])
     body: object = document["body"]
     return body
+
+
+def body_digest(body: object) -> str:
+    """Return the SHA-256 of the canonical JSON of a body, which may also be a dataclass."""
+    return sha256_hex(_canonical(body))
 
 
 def refuse(what: str, problems: list[str]) -> Corrupt:
@@ -203,7 +211,7 @@ def refuse(what: str, problems: list[str]) -> Corrupt:
 
 def _sealed(limits: DocumentLimits) -> DocumentLimits:
     """Return the limits of the sealed document around a body."""
-    return DocumentLimits(limits.max_int, limits.max_depth + 1, limits.max_values + 4)
+    return DocumentLimits(limits.max_depth + 1, limits.max_values + 4)
 
 
 def _canonical(value: object) -> bytes:
@@ -221,49 +229,26 @@ def _lines(value: object) -> bytes:
     return lines
 
 
-def _value_problem(value: object, limits: DocumentLimits) -> str | None:
-    problem = _Search(limits).problem(value, 0)
-    return problem.removeprefix(": ") if problem else None
-
-
-@dataclass(slots=True)
-class _Search:
-    """A walk over a value that ends at the first thing that JSON or a limit does not allow."""
-
-    limits: DocumentLimits
-    num_values: int = field(default=1)
-
-    def problem(self, value: object, depth: int) -> str | None:
-        """Return what is wrong, with the path from `value` to it, or None."""
-        kind = type(value)
-        if value is None or kind is str or kind is bool:
-            return None
-        if kind is int:
-            assert isinstance(value, int)
-            fits = -self.limits.max_int <= value <= self.limits.max_int
-            return None if fits else f": expected an int within +-{self.limits.max_int}"
-        if kind is float:
-            assert isinstance(value, float)
-            return None if math.isfinite(value) else f": expected a finite float, found {value}"
-        if kind is dict:
-            assert isinstance(value, dict)
-            if any(type(key) is not str for key in value):
-                return ": expected keys of type str"
-            return self._first(value.items(), 2 * len(value), depth)
-        if kind is list or kind is tuple:
-            assert isinstance(value, (list, tuple))
-            return self._first(enumerate(value), len(value), depth)
-        return f": expected a JSON value, found {kind.__name__}"
-
-    def _first(
-        self, children: Iterable[tuple[object, object]], num_values: int, depth: int
-    ) -> str | None:
-        self.num_values += num_values or 1
-        if depth >= self.limits.max_depth:
-            return f": expected nesting of at most {self.limits.max_depth}"
-        if self.num_values > self.limits.max_values:
-            return f": expected at most {self.limits.max_values} values and keys"
-        for name, child in children:
-            if problem := self.problem(child, depth + 1):
-                return f"[{name!r:.80}]{problem}"
+def _value_problem(value: object, limits: DocumentLimits, depth: int = 0) -> str | None:
+    """Return what JSON does not allow in a value, after the path to it, or None."""
+    if value is None or type(value) in (str, bool):
         return None
+    if type(value) is int:
+        fits = -MAX_INT <= value <= MAX_INT
+        return None if fits else f": expected an int within +-{MAX_INT}"
+    if type(value) is float:
+        return None if math.isfinite(value) else f": expected a finite float, found {value}"
+    if type(value) is dict:
+        if any(type(key) is not str for key in value):
+            return ": expected keys of type str"
+        children: Iterable[tuple[object, object]] = value.items()
+    elif isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        children = enumerate(value)
+    else:
+        return f": expected a JSON value, found {type(value).__name__}"
+    if depth >= limits.max_depth:
+        return f": expected nesting of at most {limits.max_depth}"
+    for name, child in children:
+        if problem := _value_problem(child, limits, depth + 1):
+            return f"[{name!r:.80}]{problem}"
+    return None

@@ -12,7 +12,7 @@ import struct
 from itertools import accumulate, chain, islice, pairwise
 from typing import TYPE_CHECKING, Any
 
-from stepseal.errors import IncompatibleFormat, InvalidInput
+from stepseal.errors import InvalidInput
 from stepseal.layout._boxes import Box
 from stepseal.layout._container import build_header, parse_header
 from stepseal.layout._digests import DIGEST_BYTES, num_chunks
@@ -25,7 +25,7 @@ from stepseal.layout._items import (
     StoredTensor,
     index_problems,
 )
-from stepseal.layout._records import FORMAT_VERSION
+from stepseal.layout._sealed import FORMAT_VERSION, refuse_newer_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -275,11 +275,4 @@ def _check_version(metadata: dict[str, str], what: str) -> None:
     version = metadata.get("format_version", "")
     if metadata.get("format") != _FORMAT or not re.fullmatch("[1-9][0-9]{0,8}", version):
         raise refuse(what, ["expected the metadata of a part index"])
-    if int(version) > FORMAT_VERSION:
-        raise IncompatibleFormat(
-            f"{what} is too new: expected format version {FORMAT_VERSION}, found {version}. "
-            "Read it with a newer stepseal.",
-            path=what,
-            expected=FORMAT_VERSION,
-            found=int(version),
-        )
+    refuse_newer_format(int(version), what)

@@ -1,4 +1,4 @@
-"""The manifest: the commit record of a step, and the only document that says a step exists.
+"""The manifest: the document that commits a step, and the only one that says a step exists.
 
 Small: it lists participants, components and parts, never tensors. Its values are immutable, and
 reading one checks everything that can be checked without another file.
@@ -7,31 +7,34 @@ reading one checks everything that can be checked without another file.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+
+import msgspec
 
 from stepseal.layout._digests import CHUNK_BYTES, sha256_hex
 from stepseal.layout._names import (
     MANIFEST,
     component_problem,
     part_document_path,
+    participant_problem,
     path_set_problems,
 )
-from stepseal.layout._records import (
+from stepseal.layout._sealed import (
     FORMAT_VERSION,
     DocumentRef,
     FileEntry,
+    FormatVersion,
     Hex32,
     Hex64,
-    ParticipantId,
     Size,
     StepNumber,
-    decode_record,
-    encode_record,
+    decode_sealed,
+    encode_sealed,
     file_problem,
 )
 from stepseal.layout._times import time_problem
-from stepseal.layout._validate import Problems, bounded_int, bounded_text, show, show_key, to_plain
+from stepseal.layout._validate import Problems, show, show_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -70,16 +73,13 @@ StepKind: TypeAlias = Literal["full", "weights"]
 Durability: TypeAlias = Literal["fsync", "best-effort"]
 """Whether the file system honoured every sync."""
 
-
-def _scalar_problem(value: object) -> str | None:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return None
-    return f"expected a JSON scalar, found {show(value)}"
-
-
-_Component = Annotated[str, component_problem]
-_Text = Annotated[str, bounded_text(1024)]
-_Scalar = Annotated[object, _scalar_problem]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+if TYPE_CHECKING:
+    _Metric: TypeAlias = float
+    _Scalar: TypeAlias = object
+else:  # what a document may hold there; JSON has no other word for NaN and infinities
+    _Metric = float | Literal["nan", "inf", "-inf"]
+    _Scalar = bool | int | float | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class StepRef:
 class PartRef:
     """Where a participant's part document lies."""
 
-    participant: ParticipantId
+    participant: str
     document: DocumentRef
 
 
@@ -105,7 +105,7 @@ class PartRef:
 class ComponentEntry:
     """How one component was saved."""
 
-    name: _Component
+    name: str
     kind: ComponentKind
     sharing: SharingName
     payloads: dict[str, str]
@@ -120,7 +120,7 @@ class ComponentEntry:
 class Manifest:
     """All that makes a set of files a step."""
 
-    format_version: Annotated[int, bounded_int(1, FORMAT_VERSION)] = FORMAT_VERSION
+    format_version: FormatVersion = FORMAT_VERSION
     run_id: Hex32
     step: StepNumber
     incarnation: Size
@@ -133,12 +133,12 @@ class Manifest:
     """Whether `restore` may select the step; never true for weights."""
     cut: dict[str, _Scalar]
     """Point in the job's history at which all components were captured."""
-    created_at: Annotated[str, time_problem]
+    created_at: str
     """UTC, ISO 8601, by the coordinator's clock."""
-    metrics: dict[str, float]
+    metrics: dict[str, _Metric]
     """Finite or not; NaN and infinities are stored as `nan`, `inf` and `-inf`."""
     tags: tuple[_Text, ...]
-    participants: tuple[ParticipantId, ...]
+    participants: tuple[str, ...]
     """The position of a participant gives the number of its payload files."""
     topology: dict[str, object]
     """World size, mesh axes and sizes; JSON."""
@@ -151,7 +151,7 @@ class Manifest:
     """Library name to version."""
     durability: Durability
     digest_algorithm: Literal["xxh3-128"] = "xxh3-128"
-    chunk_bytes: Annotated[int, bounded_int(CHUNK_BYTES, CHUNK_BYTES)] = CHUNK_BYTES
+    chunk_bytes: Annotated[int, msgspec.Meta(ge=CHUNK_BYTES, le=CHUNK_BYTES)] = CHUNK_BYTES
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -161,10 +161,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
         InvalidInput: the manifest would be refused on reading; `.problems` lists every reason with
             its path.
     """
-    plain = to_plain(manifest)
-    assert isinstance(plain, dict)
-    plain["metrics"] = {key: _metric_text(value) for key, value in manifest.metrics.items()}
-    return encode_record(Manifest, plain, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+    stored = replace(manifest, metrics={k: _metric(v) for k, v in manifest.metrics.items()})
+    return encode_sealed(stored, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
 
 
 def decode_manifest(data: Buffer) -> Manifest:
@@ -177,7 +175,8 @@ def decode_manifest(data: Buffer) -> Manifest:
         IncompatibleFormat: a newer release wrote it.
         Corrupt: anything else is wrong; `.problems` lists every finding with its path.
     """
-    return decode_record(Manifest, data, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+    stored = decode_sealed(Manifest, data, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+    return replace(stored, metrics={k: float(v) for k, v in stored.metrics.items()})
 
 
 def manifest_digest(data: Buffer) -> str:
@@ -185,14 +184,19 @@ def manifest_digest(data: Buffer) -> str:
     return sha256_hex(data)
 
 
-def _metric_text(value: float) -> float | str:
+def _metric(value: float) -> _Metric:
     """Return a metric as JSON can hold it; ints of any kind become floats."""
     number = float(value)
-    return number if math.isfinite(number) else str(number)
+    return number if math.isfinite(number) else str(number)  # type: ignore[return-value]
 
 
 def _check(manifest: Manifest, problems: Problems) -> None:
     """Add what is wrong between the fields of a manifest whose fields are right."""
+    problems.extend("created_at", filter(None, [time_problem(manifest.created_at)]))
+    problems.extend("participants", filter(None, map(participant_problem, manifest.participants)))
+    problems.extend(
+        "components", filter(None, (component_problem(e.name) for e in manifest.components))
+    )
     if manifest.kind == "weights" and manifest.resumable:
         problems.add("resumable", "expected false for a step of weights")
     if not 1 <= len(manifest.participants) <= MAX_PARTICIPANTS:

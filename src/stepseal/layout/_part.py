@@ -7,21 +7,26 @@ index.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from stepseal.layout._names import parse_payload_path, part_index_path, path_set_problems
-from stepseal.layout._records import (
+from stepseal.layout._names import (
+    parse_payload_path,
+    part_index_path,
+    participant_problem,
+    path_set_problems,
+)
+from stepseal.layout._sealed import (
     FORMAT_VERSION,
     DocumentRef,
     FileEntry,
+    FormatVersion,
     Hex32,
-    ParticipantId,
     StepNumber,
-    decode_record,
-    encode_record,
+    decode_sealed,
+    encode_sealed,
     file_problem,
 )
-from stepseal.layout._validate import Problems, bounded_int, show, to_plain
+from stepseal.layout._validate import Problems, show
 
 if TYPE_CHECKING:
     from stepseal.layout._digests import Buffer
@@ -36,11 +41,11 @@ MAX_PART_BYTES = 256 << 20
 class Part:
     """What one participant contributes to a step."""
 
-    format_version: Annotated[int, bounded_int(1, FORMAT_VERSION)] = FORMAT_VERSION
+    format_version: FormatVersion = FORMAT_VERSION
     step: StepNumber
     attempt: Hex32
     """Attempt of the manifest that this part belongs to."""
-    participant: ParticipantId
+    participant: str
     files: tuple[FileEntry, ...]
     """Every file of the part but this document and the index."""
     index: DocumentRef | None
@@ -55,7 +60,7 @@ def encode_part(part: Part) -> bytes:
             path.
     """
     what = f"part of {show(part.participant)}"
-    return encode_record(Part, to_plain(part), _check, what=what, max_bytes=MAX_PART_BYTES)
+    return encode_sealed(part, _check, what=what, max_bytes=MAX_PART_BYTES)
 
 
 def decode_part(data: Buffer, *, what: str = "part document") -> Part:
@@ -69,11 +74,12 @@ def decode_part(data: Buffer, *, what: str = "part document") -> Part:
         IncompatibleFormat: a newer release wrote it.
         Corrupt: anything else is wrong; `.problems` lists every finding with its path.
     """
-    return decode_record(Part, data, _check, what=what, max_bytes=MAX_PART_BYTES)
+    return decode_sealed(Part, data, _check, what=what, max_bytes=MAX_PART_BYTES)
 
 
 def _check(part: Part, problems: Problems) -> None:
     """Add what is wrong between the fields of a part whose fields are right."""
+    problems.extend("participant", filter(None, [participant_problem(part.participant)]))
     problems.extend("files", path_set_problems(entry.path for entry in part.files))
     ordinals: set[int] = set()
     for number, entry in enumerate(part.files):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal import protocol
-from stepseal.components import RNGComponent, SavedComponent, SavedTensor, Sharing, TreeContents
+from stepseal.components import RNGComponent, SavedComponent, SavedTensor, Sharing
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StateMismatch
 from stepseal.layout import (
     MANIFEST,
@@ -198,8 +198,7 @@ def _saved_component(
         owner = next(iter(entry.payloads.values()), None)
     tree = None
     if owner is not None and reader.has_tree(entry.name, owner):
-        found = reader.read_tree(entry.name, owner)
-        tree = TreeContents(found.document, found.arrays)
+        tree = reader.read_tree(entry.name, owner)
     return SavedComponent(
         entry.name, entry.kind, sharing, tensors, tree, len(manifest.participants)
     )

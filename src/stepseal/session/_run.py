@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from stepseal import errors
-from stepseal.components import DenseSink, TreeContents, decode_tree
+from stepseal.components import DenseSink, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
 from stepseal.steps import in_lineage, locate_root, open_store, refuse_newer
 from stepseal.transfer import ReadRequest, StepReader, has_damage, verify_step
@@ -18,7 +18,7 @@ from stepseal.transfer import ReadRequest, StepReader, has_damage, verify_step
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from stepseal.layout import Manifest
+    from stepseal.layout import Manifest, TreeContents
     from stepseal.steps import Reading, ReadSteps, StepEntry
     from stepseal.transfer import Finding
 
@@ -162,8 +162,7 @@ class Step:
         reader = StepReader(self._storage, step_name(self.step), self.manifest)
         if not reader.has_tree(component, owner):
             return None
-        found = reader.read_tree(component, owner)
-        return TreeContents(found.document, found.arrays)
+        return reader.read_tree(component, owner)
 
     def _tensors(self, component: str | None = None) -> dict[str, tuple[str, str]]:
         reader = StepReader(self._storage, step_name(self.step), self.manifest)

@@ -6,13 +6,12 @@ a box of bytes here.
 """
 
 from stepseal.transfer._read import StepReader
-from stepseal.transfer._trees import TreeBytes
 from stepseal.transfer._values import Finding, ReadRequest, StoredBox
 from stepseal.transfer._verify import check_coverage, check_files, has_damage, verify_step
 from stepseal.transfer._write import write_part
 
 __all__ = [
     "write_part",
-    "StepReader", "ReadRequest", "StoredBox", "TreeBytes",
+    "StepReader", "ReadRequest", "StoredBox",
     "check_files", "check_coverage", "verify_step", "has_damage", "Finding",
 ]  # fmt: skip

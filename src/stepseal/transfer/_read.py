@@ -16,6 +16,7 @@ from stepseal.layout import (
     MAX_INDEX_BYTES,
     MAX_PART_BYTES,
     PartIndex,
+    TreeContents,
     coverage_problems,
     decode_index,
     decode_part,
@@ -29,7 +30,6 @@ from stepseal.transfer._plan import plan_reads
 from stepseal.transfer._stream import Streamer
 from stepseal.transfer._trees import (
     MAX_TREE_DOCUMENT_BYTES,
-    TreeBytes,
     arrays_of_segment,
     decode_tree_document,
 )
@@ -157,7 +157,7 @@ class StepReader:
                 raise self._files.damaged(path, problem, component=component, participant=owner)
         return tuple(entries[path] for path in paths)
 
-    def read_tree(self, component: str, owner: str) -> TreeBytes:
+    def read_tree(self, component: str, owner: str) -> TreeContents:
         """Return a tree that a participant wrote; all its bytes are in memory and verified.
 
         Raises:
@@ -176,7 +176,7 @@ class StepReader:
                 problem = f"expected arrays of other names, found {twice[0]!r:.80} again"
                 raise self._files.damaged(entry.path, problem, **names)
             arrays.update(found)
-        return TreeBytes(document, arrays)
+        return TreeContents(document, arrays)
 
     def stream(
         self,

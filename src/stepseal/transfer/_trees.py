@@ -8,7 +8,6 @@ stored as bytes, and the header's metadata names it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_SEGMENT_BYTES",
     "MAX_TREE_DOCUMENT_BYTES",
-    "TreeBytes",
     "arrays_of_segment",
     "decode_tree_document",
     "encode_tree_document",
@@ -45,16 +43,6 @@ MAX_TREE_DOCUMENT_BYTES = 256 << 20
 
 _MAX_HEADER_COST = 16 << 20
 _DTYPES = "stepseal.dtypes"
-
-
-@dataclass(frozen=True, slots=True)
-class TreeBytes:
-    """A verified tree read back from storage."""
-
-    document: object
-    """The JSON value that was saved."""
-    arrays: dict[str, tuple[str, tuple[int, ...], memoryview]]
-    """Leaf name to (dtype, shape, verified bytes); writable, and the receiver's own."""
 
 
 def encode_tree_document(source: TreeSource) -> bytes:

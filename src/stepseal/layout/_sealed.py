@@ -1,26 +1,21 @@
-"""What the manifest and the part documents share: file entries, references, and sealed records.
+"""What the manifest and the part documents share: file entries, references, and their envelope.
 
-A record is a sealed JSON document that holds one dataclass. Writing checks exactly what reading
-checks, so nothing is written that would be refused later.
+Each is a sealed JSON document that holds one dataclass. What is to be written is read back first,
+so nothing is written that would be refused later.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
-from stepseal.errors import IncompatibleFormat, InvalidInput
+import msgspec
+
+from stepseal.errors import Corrupt, IncompatibleFormat, InvalidInput
 from stepseal.layout._digests import num_chunks
-from stepseal.layout._documents import MAX_INT, DocumentLimits, refuse, seal, unseal
-from stepseal.layout._names import (
-    DCP_INDEX,
-    MAX_STEP,
-    parse_payload_path,
-    participant_problem,
-    path_problem,
-)
-from stepseal.layout._validate import Problems, bounded_int, read_value, show
+from stepseal.layout._documents import MAX_INT, DocumentLimits, body_digest, refuse, seal, unseal
+from stepseal.layout._names import DCP_INDEX, MAX_STEP, parse_payload_path, path_problem
+from stepseal.layout._validate import Problems, show
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,15 +27,16 @@ __all__ = [
     "LIMITS",
     "DocumentRef",
     "FileEntry",
+    "FormatVersion",
     "Hex32",
     "Hex64",
-    "ParticipantId",
     "Role",
     "Size",
     "StepNumber",
-    "decode_record",
-    "encode_record",
+    "decode_sealed",
+    "encode_sealed",
     "file_problem",
+    "refuse_newer_format",
 ]
 
 FORMAT_VERSION = 1
@@ -49,24 +45,12 @@ LIMITS = DocumentLimits(max_depth=16, max_values=900_000)
 """What a manifest or part document may hold."""
 
 _T = TypeVar("_T")
-_HEX = re.compile(r"[0-9a-f]+")
 
-
-def _hex_check(num_chars: int) -> Callable[[str], str | None]:
-    def check(value: str) -> str | None:
-        if len(value) == num_chars and _HEX.fullmatch(value):
-            return None
-        return f"expected {num_chars} lower-case hex digits, found {show(value)}"
-
-    return check
-
-
-Hex32 = Annotated[str, _hex_check(32)]
-Hex64 = Annotated[str, _hex_check(64)]
-Size = Annotated[int, bounded_int(0, MAX_INT)]
-StepNumber = Annotated[int, bounded_int(0, MAX_STEP)]
-StepPath = Annotated[str, path_problem]
-ParticipantId = Annotated[str, participant_problem]
+Hex32 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+Hex64 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_INT)]
+StepNumber = Annotated[int, msgspec.Meta(ge=0, le=MAX_STEP)]
+FormatVersion = Annotated[int, msgspec.Meta(ge=1, le=FORMAT_VERSION)]
 Role: TypeAlias = Literal["payload", "tree", "index", "dcp-index", "external"]
 """What a file of a step is for."""
 
@@ -75,7 +59,7 @@ Role: TypeAlias = Literal["payload", "tree", "index", "dcp-index", "external"]
 class DocumentRef:
     """A document of the step and the digest that its bytes must have."""
 
-    path: StepPath
+    path: str
     """Relative to the step folder."""
     size_bytes: Size
     sha256: Hex64
@@ -86,7 +70,7 @@ class DocumentRef:
 class FileEntry:
     """A file of the step and the digests that its bytes must have."""
 
-    path: StepPath
+    path: str
     """Relative to the step folder."""
     size_bytes: Size
     role: Role
@@ -96,7 +80,9 @@ class FileEntry:
 
 
 def file_problem(entry: FileEntry) -> str | None:
-    """Say why an entry contradicts itself, or None."""
+    """Say why an entry is not sound, or None."""
+    if problem := path_problem(entry.path):
+        return problem
     segments = entry.path.split("/")
     fits = {
         "payload": parse_payload_path(entry.path) is not None,
@@ -115,65 +101,9 @@ def file_problem(entry: FileEntry) -> str | None:
     return None
 
 
-def encode_record(
-    cls: type[_T],
-    plain: object,
-    check: Callable[[_T, Problems], None],
-    *,
-    what: str,
-    max_bytes: int,
-) -> bytes:
-    """Return a record as a sealed document.
-
-    Args:
-        cls: dataclass of the record.
-        plain: the record as `to_plain` gives it.
-        check: adds what is wrong beyond types and bounds.
-        what: names the record in errors.
-        max_bytes: largest document.
-
-    Raises:
-        InvalidInput: the record would be refused on reading; `.problems` lists why.
-    """
-    problems = Problems()
-    record = read_value(cls, plain, problems)
-    if not problems.listed:
-        check(record, problems)
-    if found := problems.all():
-        raise InvalidInput(f"{what} is not writable: {found[0]}", path=what, problems=found)
-    data = seal(plain, LIMITS)
-    if len(data) > max_bytes:
-        raise InvalidInput(
-            f"{what} is not writable: expected at most {max_bytes} bytes, found {len(data)}",
-            path=what,
-        )
-    return data
-
-
-def decode_record(
-    cls: type[_T],
-    data: Buffer,
-    check: Callable[[_T, Problems], None],
-    *,
-    what: str,
-    max_bytes: int,
-) -> _T:
-    """Return the record that a sealed document holds, or refuse it; safe on hostile bytes.
-
-    Args:
-        cls: dataclass of the record; it has a field `format_version`.
-        data: the whole document.
-        check: adds what is wrong beyond types and bounds; called when those are right.
-        what: names the document in errors.
-        max_bytes: largest document.
-
-    Raises:
-        IncompatibleFormat: a newer release wrote it.
-        Corrupt: anything else is wrong; `.problems` lists every finding.
-    """
-    body = unseal(data, what=what, max_bytes=max_bytes, limits=LIMITS)
-    version = body.get("format_version") if isinstance(body, dict) else None
-    if type(version) is int and version > FORMAT_VERSION:
+def refuse_newer_format(version: int, what: str) -> None:
+    """Raise IncompatibleFormat where a newer release wrote a document."""
+    if version > FORMAT_VERSION:
         raise IncompatibleFormat(
             f"{what} is too new: expected format version {FORMAT_VERSION}, found {version}. "
             "Read it with a newer stepseal.",
@@ -181,10 +111,67 @@ def decode_record(
             expected=FORMAT_VERSION,
             found=version,
         )
+
+
+def encode_sealed(
+    value: _T, check: Callable[[_T, Problems], None], *, what: str, max_bytes: int
+) -> bytes:
+    """Return a dataclass as a sealed document.
+
+    Args:
+        value: what `decode_sealed` is to return.
+        check: as there.
+        what: names the document in errors.
+        max_bytes: largest document.
+
+    Raises:
+        InvalidInput: it would be refused on reading; `.problems` says why.
+    """
+    data = seal(msgspec.to_builtins(value), LIMITS)
+    try:
+        decode_sealed(type(value), data, check, what=what, max_bytes=max_bytes)
+    except Corrupt as error:
+        raise InvalidInput(
+            f"{what} is not writable: {error.problems[0]}", path=what, problems=error.problems
+        ) from None
+    return data
+
+
+def decode_sealed(
+    cls: type[_T],
+    data: Buffer,
+    check: Callable[[_T, Problems], None],
+    *,
+    what: str,
+    max_bytes: int,
+) -> _T:
+    """Return the dataclass that a sealed document holds, or refuse it; safe on hostile bytes.
+
+    Args:
+        cls: what it holds; it has a field `format_version`.
+        data: the whole document.
+        check: adds what is wrong beyond types and bounds; called when those are right.
+        what: names the document in errors.
+        max_bytes: largest document.
+
+    Raises:
+        IncompatibleFormat: a newer release wrote it.
+        Corrupt: anything else is wrong; `.problems` has the first value of a wrong type, or else
+            every finding.
+    """
+    body = unseal(data, what=what, max_bytes=max_bytes, limits=LIMITS)
+    version = body.get("format_version") if isinstance(body, dict) else None
+    if type(version) is int:
+        refuse_newer_format(version, what)
+    try:
+        value = msgspec.convert(body, cls)
+    except msgspec.ValidationError as error:
+        raise refuse(what, [str(error)]) from None
+    # Unknown fields are left out of the value, missing ones got defaults, ints became floats.
+    if body_digest(value) != body_digest(body):
+        raise refuse(what, [f"expected exactly the fields of a {cls.__name__}, each of its type"])
     problems = Problems()
-    record = read_value(cls, body, problems)
-    if not problems.listed:
-        check(record, problems)
+    check(value, problems)
     if problems.listed:
         raise refuse(what, problems.all())
-    return record
+    return value

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from stepseal.layout import CHUNK_BYTES, FileEntry
-from stepseal.layout._records import Role, file_problem
+from stepseal.layout._sealed import Role, file_problem
 
 DIGEST = "ab" * 16
 
@@ -32,7 +32,6 @@ def test_role_and_path_belong_together(path: str, role: Role) -> None:
         ("__0_00.distcp", "payload"),
         ("components/rng", "tree"),
         ("parts/trainer/0.json", "index"),
-        ("a/.metadata", "dcp-index"),
         ("external/engine", "external"),
         ("manifest.json", "external"),
         ("parts/trainer/0.json", "tree"),
@@ -41,6 +40,11 @@ def test_role_and_path_belong_together(path: str, role: Role) -> None:
 def test_paths_of_other_documents_are_refused(path: str, role: Role) -> None:
     digests = () if role == "payload" else (DIGEST,)
     assert "cannot have the path" in (file_problem(FileEntry(path, 5, role, digests)) or "")
+
+
+def test_a_path_that_leads_out_is_refused() -> None:
+    for path in ("a/.metadata", "../x", "external/a/../b"):
+        assert "begins with a dot" in (file_problem(FileEntry(path, 5, "external", ())) or "")
 
 
 @pytest.mark.parametrize(
