@@ -25,8 +25,8 @@ from stepseal import errors
 from stepseal.commit import TRASH, pin, read_marker, take_lease
 from stepseal.layout import MANIFEST
 from stepseal.session import Run
-from stepseal.storage import KeyNotFound, LocalStorage, MemoryStorage, exists
-from stepseal.testing import Fault, FaultyStorage, World
+from stepseal.storage import KeyNotFound, LocalStorage, exists
+from stepseal.testing import Fault, FaultyStorage, MemoryStorage, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -42,7 +42,8 @@ from stepseal.errors import CheckpointError
 from stepseal.layout import ITEMSIZE, MARKER, _container, _documents, _index, _names
 from stepseal.layout import _manifest as manifests
 from stepseal.layout import _part as parts
-from stepseal.storage import MemoryStorage, create_durable, make_dirs
+from stepseal.storage import create_durable, make_dirs
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,8 @@ from stepseal.layout import MANIFEST, step_name
 from stepseal.retention import _prune
 from stepseal.session._finisher import StepFinisher
 from stepseal.session._saving import PartWriter
-from stepseal.storage import KeyExists, MemoryStorage, create_durable, remove_tree
+from stepseal.storage import KeyExists, create_durable, remove_tree
+from stepseal.testing import MemoryStorage
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from stepseal.commit._deadlines import Deadlines
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._links import InProcessHub
 from stepseal.commit._participant_driver import ParticipantDriver
-from stepseal.storage import MemoryStorage
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,8 +19,8 @@ from stepseal.commit._claims import (
 )
 from stepseal.commit._roots import initialise_root
 from stepseal.layout import Lineage, seal
-from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.storage import create_durable, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage

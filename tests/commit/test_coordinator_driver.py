@@ -22,8 +22,8 @@ from stepseal.commit._coordinator_driver import CoordinatorDriver
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._roots import STAGING, TRASH
 from stepseal.layout import MARKER
-from stepseal.storage import MemoryStorage, create_durable
-from stepseal.testing import FaultyStorage
+from stepseal.storage import create_durable
+from stepseal.testing import FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,7 +9,8 @@ from tests.commit._kit import TWO, FakeFinisher
 
 from stepseal.commit._draft import JobFacts
 from stepseal.commit._performer import Performer
-from stepseal.storage import MemoryStorage, SyncFacts
+from stepseal.storage import SyncFacts
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     import pytest

@@ -24,8 +24,8 @@ from stepseal.commit._performer import Performer, discard_aborted
 from stepseal.commit._publish import PublishUnconfirmed
 from stepseal.commit._roots import STAGING, SUPERSEDED
 from stepseal.layout import unix_time
-from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.storage import create_durable, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ from stepseal.commit._attempts import discard
 from stepseal.commit._publish import PublishUnconfirmed, check_place
 from stepseal.commit._roots import STAGING, TRASH
 from stepseal.layout import MANIFEST, manifest_digest
-from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.storage import create_durable, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from pathlib import Path

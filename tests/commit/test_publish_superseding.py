@@ -15,8 +15,8 @@ from stepseal.commit._attempts import attempt_at
 from stepseal.commit._publish import PublishUnconfirmed, publish
 from stepseal.commit._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.layout import MANIFEST, encode_manifest
-from stepseal.storage import MemoryStorage, create_durable
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.storage import create_durable
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,15 +16,8 @@ from stepseal.commit._attempts import attempt_at, sweep
 from stepseal.commit._publish import PublishUnconfirmed
 from stepseal.commit._roots import STAGING, SUPERSEDED
 from stepseal.layout import MANIFEST, encode_manifest
-from stepseal.storage import (
-    KeyExists,
-    LocalStorage,
-    MemoryStorage,
-    NotSupported,
-    create_durable,
-    read_bytes,
-)
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.storage import KeyExists, LocalStorage, NotSupported, create_durable, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

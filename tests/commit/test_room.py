@@ -11,8 +11,8 @@ from stepseal.commit._claims import INCARNATIONS
 from stepseal.commit._room import with_room
 from stepseal.commit._roots import STAGING
 from stepseal.errors import StorageUnavailable
-from stepseal.storage import MemoryStorage, create_durable
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.storage import create_durable
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage

@@ -10,8 +10,8 @@ from tests.retention._kit import NOW_S, prune_now, steps_of
 
 from stepseal.commit import LEASES, SUPERSEDED, TRASH, take_lease
 from stepseal.retention import Housekeeper, Retention, latest
-from stepseal.storage import MemoryStorage, create_durable
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.storage import create_durable
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage

@@ -11,8 +11,8 @@ from tests.retention._kit import NOW_S, plan_for, prune_now
 from stepseal.commit import INCARNATIONS, SUPERSEDED, pin, read_step
 from stepseal.commit._claims import claim
 from stepseal.layout import seal, unix_time
-from stepseal.storage import MemoryStorage, read_bytes, remove_tree
-from stepseal.testing import FaultyStorage
+from stepseal.storage import read_bytes, remove_tree
+from stepseal.testing import FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.retention import Plan

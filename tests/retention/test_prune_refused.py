@@ -15,8 +15,7 @@ from tests.retention._kit import NOW_S, Meanwhile, Stop, die, four, plan_for, pr
 from stepseal.commit import PINS, SUPERSEDED, TRASH, list_steps, take_lease
 from stepseal.errors import CheckpointError, Corrupt, StorageUnavailable
 from stepseal.retention import Retention, latest, prune
-from stepseal.storage import MemoryStorage
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Entry, Storage

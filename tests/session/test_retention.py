@@ -11,8 +11,8 @@ import pytest
 import stepseal as ss
 from stepseal import errors
 from stepseal.commit import LEASES, pin, read_leases
-from stepseal.storage import LocalStorage, MemoryStorage
-from stepseal.testing import Fail, Fault, FaultyStorage, World
+from stepseal.storage import LocalStorage
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage, World
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from stepseal.errors import InvalidInput, RootNotFound, StorageUnavailable
 from stepseal.storage import ABILITIES, probe
 from stepseal.storage import _probe_checks as checks
 from stepseal.storage import _probe_processes as processes
-from stepseal.storage._calls import Calls
+from stepseal.storage._syscalls import Syscalls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def test_a_good_disk_has_every_ability(root: Path) -> None:
 
 @pytest.mark.parametrize(("calls", "lacking", "detail"), LACKS, ids=IDS)
 def test_what_is_missing_is_found_and_nothing_else(
-    root: Path, calls: Calls, lacking: set[Ability], detail: str
+    root: Path, calls: Syscalls, lacking: set[Ability], detail: str
 ) -> None:
     found = probe(str(root), calls=calls)
     assert missing(found) == lacking
@@ -57,7 +57,7 @@ def test_each_ability_has_a_kernel_that_lacks_it() -> None:
 @pytest.mark.parametrize(("calls", "lacking", "detail"), LIES, ids=IDS[len(REFUSALS) :])
 def test_a_probe_that_trusts_without_looking_is_caught(
     root: Path,
-    calls: Calls,
+    calls: Syscalls,
     lacking: set[Ability],
     detail: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -88,7 +88,7 @@ def test_a_file_system_whose_clock_differs_is_measured(root: Path) -> None:
 
 
 def test_latency_is_that_of_the_file_system(root: Path) -> None:
-    class Slow(Calls):
+    class Slow(Syscalls):
         def fsync(self, fd: int) -> None:
             time.sleep(0.01)
 
@@ -102,7 +102,7 @@ def test_a_root_is_probed_in_the_named_folder_and_left_as_it_was(root: Path) -> 
     (root / "step-1").mkdir()
     seen: set[tuple[str, ...]] = set()
 
-    class Watching(Calls):
+    class Watching(Syscalls):
         def fsync_dir(self, fd: int) -> None:
             seen.update(path.relative_to(root).parts[:2] for path in root.rglob("*"))
             super().fsync_dir(fd)
@@ -117,7 +117,7 @@ def test_a_root_is_probed_in_the_named_folder_and_left_as_it_was(root: Path) -> 
 
 @pytest.mark.parametrize("is_root", [True, False])
 def test_nothing_is_left_behind_by_a_probe_that_breaks(root: Path, *, is_root: bool) -> None:
-    class Broken(Calls):
+    class Broken(Syscalls):
         def fsync_dir(self, fd: int) -> None:
             raise KeyboardInterrupt
 
@@ -131,7 +131,7 @@ def test_nothing_is_left_behind_by_a_probe_that_breaks(root: Path, *, is_root: b
 def test_a_process_that_dies_is_no_answer_and_hangs_nobody(root: Path) -> None:
     home = os.getpid()
 
-    class Deadly(Calls):
+    class Deadly(Syscalls):
         def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
             if os.getpid() != home:
                 os._exit(1)
@@ -147,7 +147,7 @@ def test_a_process_that_hangs_is_no_answer_and_is_ended(
 ) -> None:
     home = os.getpid()
 
-    class Hanging(Calls):
+    class Hanging(Syscalls):
         def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
             while os.getpid() != home:
                 time.sleep(1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer, Self
 
-    from stepseal.storage._calls import Calls
+    from stepseal.storage._syscalls import Syscalls
 
 __all__ = ["LocalReader", "LocalWriter"]
 
@@ -29,7 +29,7 @@ class _Descriptor:
 
     __slots__ = ("_calls", "_fd", "_key", "_lock", "_root")
 
-    def __init__(self, fd: int, key: str, root: str, calls: Calls) -> None:
+    def __init__(self, fd: int, key: str, root: str, calls: Syscalls) -> None:
         self._fd = fd
         self._key = key
         self._root = root
@@ -62,7 +62,7 @@ class LocalReader(_Descriptor):
 
     __slots__ = ("_size_bytes",)
 
-    def __init__(self, fd: int, key: str, root: str, calls: Calls, *, size_bytes: int) -> None:
+    def __init__(self, fd: int, key: str, root: str, calls: Syscalls, *, size_bytes: int) -> None:
         super().__init__(fd, key, root, calls)
         self._size_bytes = size_bytes
 
@@ -101,7 +101,7 @@ class LocalWriter(_Descriptor):
 
     __slots__ = ("_failed",)
 
-    def __init__(self, fd: int, key: str, root: str, calls: Calls) -> None:
+    def __init__(self, fd: int, key: str, root: str, calls: Syscalls) -> None:
         super().__init__(fd, key, root, calls)
         self._failed: int | None = None
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from stepseal.errors import StorageUnavailable
 from stepseal.storage._access import DEFAULT_ACCESS
-from stepseal.storage._calls import Calls
 from stepseal.storage._compose import remove_tree
 from stepseal.storage._local import LocalStorage
 from stepseal.storage._mounts import find_mount, sync_doubts
@@ -25,6 +24,7 @@ from stepseal.storage._probe_checks import CHECKS, CREATE, NotHonoured, Place
 from stepseal.storage._probe_processes import PROCESS_CHECKS
 from stepseal.storage._probe_values import ABILITIES, Finding, Probe
 from stepseal.storage._refusals import refused
+from stepseal.storage._syscalls import Syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def probe(
     *,
     home: str = "",
     access: Access = DEFAULT_ACCESS,
-    calls: Calls | None = None,
+    calls: Syscalls | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Probe:
     """Look at what a directory's file system really does.
@@ -66,7 +66,7 @@ def probe(
         InvalidInput: it is no directory, or `access` refuses it.
         StorageUnavailable: nothing can be made in it.
     """
-    calls = calls or Calls()
+    calls = calls or Syscalls()
     with (
         LocalStorage.open(path, access=access) as storage,
         work_folder(storage, home) as key,
@@ -162,7 +162,7 @@ def _leave(storage: LocalStorage, key: str) -> None:
             storage.remove_dir(key)
 
 
-def _find(ability: Ability, fd: int, calls: Calls) -> Finding:
+def _find(ability: Ability, fd: int, calls: Syscalls) -> Finding:
     """Ask for one ability, in a directory of its own."""
     try:
         for number, checks in enumerate((CHECKS, PROCESS_CHECKS)):
@@ -184,7 +184,7 @@ def _find(ability: Ability, fd: int, calls: Calls) -> Finding:
     return Finding(ability, honoured=True)
 
 
-def _fsync_time(fd: int, calls: Calls) -> float | None:
+def _fsync_time(fd: int, calls: Syscalls) -> float | None:
     """Return the median time of a sync, or None where there is none."""
     times = []
     try:

@@ -13,13 +13,13 @@ import stat
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from stepseal.storage._calls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from stepseal.storage._syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stepseal.storage._calls import Calls
     from stepseal.storage._probe_values import Ability
+    from stepseal.storage._syscalls import Syscalls
 
 __all__ = ["CHECKS", "CREATE", "NotHonoured", "Place", "require"]
 
@@ -42,7 +42,7 @@ def require(condition: object, detail: str) -> None:
 class Place:
     """An empty directory of the probe's own, and the calls that are probed."""
 
-    def __init__(self, fd: int, calls: Calls) -> None:
+    def __init__(self, fd: int, calls: Syscalls) -> None:
         self.fd = fd
         self.calls = calls
 

@@ -11,11 +11,18 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from stepseal.storage._buffers import byte_view
-from stepseal.storage._keys import check_key, check_pair, split_key
-from stepseal.storage._memory_nodes import Dir, File, after_power_loss
-from stepseal.storage._refusals import refused, short_read, wrong_kind
-from stepseal.storage._verbs import Entry, SyncFacts
+from stepseal.storage import (
+    Entry,
+    SyncFacts,
+    byte_view,
+    check_key,
+    check_pair,
+    refused,
+    short_read,
+    split_key,
+    wrong_kind,
+)
+from stepseal.testing._memory_nodes import Dir, File, after_power_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
     from stepseal.errors import StorageUnavailable
-    from stepseal.storage._memory_nodes import Survives
+    from stepseal.testing._memory_nodes import Survives
 
 __all__ = ["MemoryStorage"]
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["RENAME_EXCHANGE", "RENAME_NOREPLACE", "Calls"]
+__all__ = ["RENAME_EXCHANGE", "RENAME_NOREPLACE", "Syscalls"]
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 
 
-class Calls:
+class Syscalls:
     """The real kernel."""
 
     __slots__ = ()
