@@ -29,11 +29,12 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "transfer": frozenset({"errors", "layout", "storage"}),
     "commit": frozenset({"errors", "layout", "storage"}),
     "retention": frozenset({"errors", "layout", "storage", "commit"}),
+    "doctor": frozenset({"errors", "layout", "storage"}),
     "components": frozenset({"errors", "layout"}),
     "session": _CORE - {"session"} | {"_version"},
     FACE: _CORE | {"_version"},
     "cli": frozenset(
-        {"_version", "errors", "layout", "storage", "transfer", "commit", "retention"}
+        {"_version", "errors", "layout", "storage", "transfer", "commit", "retention", "doctor"}
     ),
     "__main__": frozenset({"cli"}),
     "testing": _CORE | {FACE},
@@ -41,7 +42,8 @@ ARROWS: Mapping[str, frozenset[str]] = {
 }
 """Wing to the wings it may import.
 
-Nobody imports `testing` or `integrations`; `cli` is started by `python -m stepseal` alone.
+Nobody imports `testing` or `integrations`; `cli` is started by `python -m stepseal` alone, and only
+`cli` imports `doctor`.
 """
 
 WHEN_CALLED: Mapping[tuple[str, str], str] = {

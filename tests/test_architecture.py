@@ -63,10 +63,11 @@ def test_plan_has_no_circle() -> None:
 def test_plan_lets_nobody_import_the_outermost_wings() -> None:
     importers = {
         wing: {other for other, below in ARROWS.items() if wing in below}
-        for wing in ("cli", "testing", "integrations", "__main__")
+        for wing in ("cli", "doctor", "testing", "integrations", "__main__")
     }
     assert importers == {
         "cli": {"__main__"},
+        "doctor": {"cli"},
         "testing": set(),
         "integrations": set(),
         "__main__": set(),
@@ -126,6 +127,7 @@ BAD: Mapping[str, tuple[str, dict[str, str]]] = {
     "unknown top-level file": ("plan", {"stepseal/helpers.py": ""}),
     "sideways": ("arrow", in_layout("import stepseal.storage")),
     "sideways, from the root": ("arrow", in_layout("from stepseal import storage")),
+    "commit to doctor": ("arrow", in_commit("from stepseal.doctor import X")),
     "commit to transfer": ("arrow", in_commit("from stepseal.transfer import X")),
     "components to storage": ("arrow", in_components("from stepseal.storage import X")),
     "up, in a function": ("arrow", in_commit("def f():\n    import stepseal.session")),

@@ -84,14 +84,6 @@ def test_directories_that_cannot_be_synced_are_a_doubt_that_stays(
     assert errno.errorcode[number] in added
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [("rw", ()), ("rw,noquota", ()), ("rw,usrquota,prjquota", ("usrquota", "prjquota"))],
-)
-def test_quotas_are_told_as_the_mount_tells_them(options: str, expected: tuple[str, ...]) -> None:
-    assert parse_mounts(_LINE.format("xfs", options))[36].quotas == expected
-
-
 def test_a_proc_that_does_not_tell_is_no_doubt_and_no_error(root: Path) -> None:
     class Blind(Syscalls):
         def read_proc(self, name: str) -> str:

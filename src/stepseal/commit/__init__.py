@@ -27,7 +27,6 @@ from stepseal.commit._outcome import resolve_save
 from stepseal.commit._participant import Participant
 from stepseal.commit._participant_driver import ParticipantDriver
 from stepseal.commit._pins import PINS, pin, read_pin_reason, read_pins, unpin
-from stepseal.commit._promises import PromiseJudgement, judge_promises
 from stepseal.commit._publish import Finisher
 from stepseal.commit._reading import Reading
 from stepseal.commit._roots import SUPERSEDED, TRASH
@@ -40,10 +39,10 @@ __all__ = [
     "ComponentFacts", "Coordinator", "CoordinatorDriver", "Deadlines", "Doubt", "Finisher",
     "FolderName", "Fresh", "Guards", "Hub", "INCARNATIONS", "InProcessHub", "JobFacts", "LEASES",
     "Lease", "Link", "NONCE", "PINS", "PartFacts", "Participant", "ParticipantDriver",
-    "PromiseJudgement", "Reading", "Rejected", "RestoreCalled", "RestoreFailed", "Restored",
+    "Reading", "Rejected", "RestoreCalled", "RestoreFailed", "Restored",
     "SUPERSEDED", "SocketHub", "SocketLink", "StepEntry", "TRASH", "Write", "attempt_at",
     "cause_of", "check_current", "details_of", "drop_expired", "error_from", "in_lineage",
-    "judge_promises", "left_lineage_at", "lineage_doubt", "lineage_limits", "list_foreign",
+    "left_lineage_at", "lineage_doubt", "lineage_limits", "list_foreign",
     "list_steps", "messages_of", "parse_folder", "pin", "read_claims", "read_guards", "read_leases",
     "read_marker", "read_pin_reason", "read_pins", "read_step", "refuse_newer", "release_lease",
     "resolve_save", "sweep", "take_lease", "unpin",

@@ -17,11 +17,9 @@ from stepseal.storage._compose import (
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._local import LocalStorage
 from stepseal.storage._local_root import root_path
-from stepseal.storage._meeting import Meeting, Peer, meet
 from stepseal.storage._mounts import Mount
-from stepseal.storage._probe import probe
-from stepseal.storage._probe_values import ABILITIES, Ability, Finding, Probe
 from stepseal.storage._refusals import refused, short_read, wrong_kind
+from stepseal.storage._syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, Syscalls
 from stepseal.storage._verbs import (
     CreateFile, Entry, Exchange, KeyExists, KeyNotFound, Link, ListDir, MakeDir, NotSupported,
     OpenRead, ReadHandle, RemoveDir, RemoveFile, Rename, Stat, Storage, SyncDir, SyncFacts,
@@ -30,8 +28,7 @@ from stepseal.storage._verbs import (
 
 __all__ = [
     "Storage", "ReadHandle", "WriteHandle", "Entry", "KeyNotFound", "KeyExists", "NotSupported",
-    "SyncFacts", "Mount", "Probe", "Finding", "ABILITIES", "Ability", "Meeting", "Peer",
-    "probe", "meet",
+    "SyncFacts", "Mount", "Syscalls", "RENAME_EXCHANGE", "RENAME_NOREPLACE",
     "OpenRead", "Stat", "ListDir", "CreateFile", "MakeDir", "SyncDir", "SyncSupport", "Link",
     "Rename", "Exchange", "RemoveFile", "RemoveDir",
     "Access", "LocalStorage", "root_path",

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from stepseal.storage._mounts import Mount
     from stepseal.storage._verbs import Entry
 
 __all__ = ["LocalStorage"]
@@ -217,6 +218,11 @@ class LocalStorage:
             self.sync_dir("")
             assert self._sync is not None
         return self._sync
+
+    def mount(self) -> Mount | None:
+        """Return the mount that the root is on, or None where /proc does not tell."""
+        with self._guard("stat", ""), self._walk((), "stat") as fd:
+            return find_mount(fd, self._calls)
 
     # -- changing ----------------------------------------------------------------------------
 

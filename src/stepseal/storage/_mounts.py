@@ -45,12 +45,6 @@ class Mount:
         return not _VOLATILE.isdisjoint(self.options)
 
     @property
-    def quotas(self) -> tuple[str, ...]:
-        """Options by which somebody's share may be smaller than what is free."""
-        names = (option.partition("=")[0] for option in self.options)
-        return tuple(name for name in names if name.endswith("quota") and name != "noquota")
-
-    @property
     def is_fuse(self) -> bool:
         """A program serves it, and decides what a sync means."""
         return self.fs_type in {"fuse", "fuseblk"} or self.fs_type.startswith("fuse.")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["RENAME_EXCHANGE", "RENAME_NOREPLACE", "Syscalls"]
 
 RENAME_NOREPLACE = 1
+"""Flag of renameat2: fail where the target is taken."""
 RENAME_EXCHANGE = 2
+"""Flag of renameat2: swap the two."""
 
 
 class Syscalls:
@@ -60,10 +62,6 @@ class Syscalls:
         """Return what the kernel says of this process under a name such as `mountinfo`."""
         with open(f"/proc/self/{name}", encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
-
-    def statvfs(self, fd: int) -> os.statvfs_result:
-        """Make the call fstatvfs."""
-        return os.fstatvfs(fd)
 
     def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
         """Make the call linkat, not following a symlink."""
