@@ -1,9 +1,9 @@
 """Where bytes are: keys and bytes on one root, never steps or ranks.
 
-A key is a safe relative path such as `a/b/c`; `""` is the root directory itself. Each verb is one
-`Protocol`, so a signature asks for the narrowest and a wrapper sees every change. `LocalStorage` is
-a POSIX directory; the functions compose verbs into durable writes, conditional puts and tree walks.
-Keys, buffers and refusals have their checks here for whoever writes another backend.
+A key is a safe relative path such as `a/b/c`; `""` is the root directory itself. `Storage`
+has the verbs, so a wrapper sees every change. `LocalStorage` is a POSIX directory; the functions
+compose verbs into durable writes, conditional puts and tree walks. The checks of keys and buffers,
+and the texts of refusals, are here for whoever writes another backend.
 """
 
 # ruff: noqa: I001 - isort would give each name a line, and a face stays under 40 lines
@@ -21,16 +21,12 @@ from stepseal.storage._mounts import Mount
 from stepseal.storage._refusals import refused, short_read, wrong_kind
 from stepseal.storage._syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, Syscalls
 from stepseal.storage._verbs import (
-    CreateFile, Entry, Exchange, KeyExists, KeyNotFound, Link, ListDir, MakeDir, NotSupported,
-    OpenRead, ReadHandle, RemoveDir, RemoveFile, Rename, Stat, Storage, SyncDir, SyncFacts,
-    SyncSupport, WriteHandle,
+    Entry, KeyExists, KeyNotFound, NotSupported, ReadHandle, Storage, SyncFacts, WriteHandle,
 )  # fmt: skip
 
 __all__ = [
     "Storage", "ReadHandle", "WriteHandle", "Entry", "KeyNotFound", "KeyExists", "NotSupported",
     "SyncFacts", "Mount", "Syscalls", "RENAME_EXCHANGE", "RENAME_NOREPLACE",
-    "OpenRead", "Stat", "ListDir", "CreateFile", "MakeDir", "SyncDir", "SyncSupport", "Link",
-    "Rename", "Exchange", "RemoveFile", "RemoveDir",
     "Access", "LocalStorage", "root_path",
     "exists", "make_dirs", "read_bytes", "create_durable", "put_if_absent", "replace_durable",
     "remove_tree", "sweep_temporaries", "walk_files",

@@ -15,8 +15,6 @@ from stepseal.storage._buffers import byte_view
 from stepseal.storage._refusals import refused, short_read
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Buffer, Self
 
     from stepseal.storage._syscalls import Syscalls
@@ -38,6 +36,13 @@ class _Descriptor:
 
     def __enter__(self) -> Self:
         return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except StorageUnavailable:
+            if error is None:
+                raise  # with another error in flight, that one is the cause to report
 
     def close(self) -> None:
         with self._lock:
@@ -87,14 +92,6 @@ class LocalReader(_Descriptor):
                 raise short_read(self._key, self._root, offset, expected=len(view), found=done)
             done += count
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 class LocalWriter(_Descriptor):
     """A new file open for writing."""
@@ -128,18 +125,6 @@ class LocalWriter(_Descriptor):
             self._calls.fsync(fd)
         except OSError as error:
             raise self._fail("sync", error) from error
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except StorageUnavailable:
-            if exc is None:
-                raise  # with another error in flight, that one is the cause to report
 
     def _healthy_fd(self, verb: str) -> int:
         if self._failed is not None:
