@@ -61,17 +61,6 @@ class LocalStorage:
         access: modes of what is made, and whether names are made where others can write.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_access",
-        "_calls",
-        "_release",
-        "_renames",
-        "_root",
-        "_root_fd",
-        "_sync",
-    )
-
     def __init__(
         self,
         root: str,

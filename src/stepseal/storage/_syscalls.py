@@ -88,12 +88,7 @@ class Syscalls:
 def _renameat2() -> Any:  # noqa: ANN401 - a foreign function has no static type
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is not None:
-        function.argtypes = (
-            ctypes.c_int,
-            ctypes.c_char_p,
-            ctypes.c_int,
-            ctypes.c_char_p,
-            ctypes.c_uint,
-        )
+        number, text = ctypes.c_int, ctypes.c_char_p
+        function.argtypes = (number, text, number, text, ctypes.c_uint)
         function.restype = ctypes.c_int
     return function
