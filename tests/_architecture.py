@@ -31,17 +31,21 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "protocol": frozenset({"errors", "layout"}),
     "steps": frozenset({"errors", "layout", "storage"}),
     "retention": frozenset({"errors", "layout", "steps"}),
+    "doctor": frozenset({"errors", "layout", "storage"}),
     "components": frozenset({"errors", "layout"}),
     "session": _CORE - {"session"} | {"_version"},
     FACE: _CORE | {"_version"},
-    "cli": frozenset({"_version", "errors", "layout", "storage", "transfer", "steps", "retention"}),
+    "cli": frozenset(
+        {"_version", "errors", "layout", "storage", "transfer", "steps", "retention", "doctor"}
+    ),
     "__main__": frozenset({"cli"}),
     "testing": _CORE | {FACE},
     "integrations": _CORE | {FACE},
 }
 """Wing to the wings it may import.
 
-Nobody imports `testing` or `integrations`; `cli` is started by `python -m stepseal` alone.
+Nobody imports `testing` or `integrations`; `cli` is started by `python -m stepseal` alone, and only
+`cli` imports `doctor`.
 """
 
 WHEN_CALLED: Mapping[tuple[str, str], str] = {
@@ -89,8 +93,9 @@ UNSAFE_NAMES = frozenset({"__builtins__", "__import__", "compile", "eval", "exec
 
 MOVES = frozenset({"rename", "exchange", "sync_dir"})
 """Verbs of storage that decide what a reader sees, and what survives power loss."""
-MOVING_WINGS = frozenset({"storage", "steps", "transfer", "testing"})
-"""`transfer` syncs the directories of the part that it writes; all else is for `steps`."""
+MOVING_WINGS = frozenset({"storage", "steps", "transfer", "doctor", "testing"})
+"""`transfer` syncs the directories of the part that it writes, and `doctor` tries out what a file
+system does; all else is for `steps`."""
 
 PURE_WINGS = frozenset({"_version", "errors", "layout"})
 PURE_MODULES = frozenset(

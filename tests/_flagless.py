@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 
-from stepseal.storage._calls import Calls
+from stepseal.storage._syscalls import Syscalls
 
 __all__ = ["FlaglessCalls"]
 
 
-class FlaglessCalls(Calls):
+class FlaglessCalls(Syscalls):
     """Refuses RENAME_NOREPLACE and RENAME_EXCHANGE, and counts how often it was asked."""
 
     def __init__(self, number: int = errno.EINVAL) -> None:

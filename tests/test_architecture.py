@@ -63,10 +63,11 @@ def test_plan_has_no_circle() -> None:
 def test_plan_lets_nobody_import_the_outermost_wings() -> None:
     importers = {
         wing: {other for other, below in ARROWS.items() if wing in below}
-        for wing in ("cli", "testing", "integrations", "__main__")
+        for wing in ("cli", "doctor", "testing", "integrations", "__main__")
     }
     assert importers == {
         "cli": {"__main__"},
+        "doctor": {"cli"},
         "testing": set(),
         "integrations": set(),
         "__main__": set(),
@@ -131,6 +132,7 @@ BAD: Mapping[str, tuple[str, dict[str, str]]] = {
     "sideways": ("arrow", in_layout("import stepseal.storage")),
     "sideways, from the root": ("arrow", in_layout("from stepseal import storage")),
     "steps to transfer": ("arrow", in_steps("from stepseal.transfer import X")),
+    "steps to doctor": ("arrow", in_steps("from stepseal.doctor import X")),
     "protocol to storage": ("arrow", in_protocol("from stepseal.storage import X")),
     "protocol to steps": ("arrow", in_protocol("from stepseal.steps import X")),
     "steps to protocol": ("arrow", in_steps("from stepseal.protocol import X")),

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tests.campaigns._log import Event, Log
 
-from stepseal.storage import MemoryStorage
-from stepseal.storage._memory_nodes import Dir, File
+from stepseal.testing import MemoryStorage
+from stepseal.testing._memory_nodes import Dir, File
 
 if TYPE_CHECKING:
     from collections.abc import Callable

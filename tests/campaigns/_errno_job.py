@@ -29,8 +29,8 @@ from stepseal.steps._catalog import read_marker
 from stepseal.steps._leases import take_lease
 from stepseal.steps._pins import pin
 from stepseal.steps._roots import TRASH
-from stepseal.storage import KeyNotFound, LocalStorage, MemoryStorage, exists
-from stepseal.testing import Fault, FaultyStorage, World
+from stepseal.storage import KeyNotFound, LocalStorage, exists
+from stepseal.testing import Fault, FaultyStorage, MemoryStorage, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

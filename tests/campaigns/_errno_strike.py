@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, TypeVar
 
-from stepseal.storage._calls import Calls
+from stepseal.storage._syscalls import Syscalls
 from stepseal.testing import Fail, Lose, Tear
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def errno_of(kind: Kind) -> int:
     return kind.then.errno
 
 
-class FaultyCalls(Calls):
+class FaultyCalls(Syscalls):
     """A kernel that refuses, interrupts or cuts short a system call; sound until it is armed."""
 
     def __init__(self) -> None:

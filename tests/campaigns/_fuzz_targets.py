@@ -42,7 +42,8 @@ from stepseal.protocol import _messages as messages
 from stepseal.protocol import _wire as framing
 from stepseal.steps import _claims as claims
 from stepseal.steps._catalog import read_marker
-from stepseal.storage import MemoryStorage, create_durable, make_dirs
+from stepseal.storage import create_durable, make_dirs
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -30,7 +30,7 @@ from tests.campaigns._power_loss_check import Checker
 from tests.campaigns._power_loss_variants import VARIANTS
 from tests.campaigns._sizes import Row, Size, main
 
-from stepseal.storage import MemoryStorage
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

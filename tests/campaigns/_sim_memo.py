@@ -12,8 +12,8 @@ from tests.campaigns import _sim_participant, _sim_state
 
 from stepseal.layout import decode_manifest, unseal
 from stepseal.steps import _attempts, _catalog, _claims
-from stepseal.storage import _memory
-from stepseal.storage._keys import check_key, split_key
+from stepseal.storage import check_key, split_key
+from stepseal.testing import _memory
 
 __all__ = ["remember"]
 

@@ -12,7 +12,7 @@ from stepseal.storage import read_bytes, walk_files
 
 if TYPE_CHECKING:
     from stepseal.layout import Manifest
-    from stepseal.storage import MemoryStorage
+    from stepseal.testing import MemoryStorage
 
 __all__ = ["exists", "manifest_at", "wrong_with"]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tests.campaigns._sim_fibers import Fiber, Fibers, Killed
 
-from stepseal.storage import MemoryStorage
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,8 @@ from stepseal.session._indexer import DcpIndexer
 from stepseal.session._saving import PartWriter
 from stepseal.steps import _attempts, _owned, _publish, _retire
 from stepseal.steps._roots import STAGING
-from stepseal.storage import KeyExists, MemoryStorage, create_durable, remove_tree
+from stepseal.storage import KeyExists, create_durable, remove_tree
+from stepseal.testing import MemoryStorage
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from tests.campaigns._errno_strike import KINDS
 from tests.campaigns._errno_told import Call, check_told
 
 from stepseal.storage import LocalStorage, create_durable, read_bytes
-from stepseal.storage._calls import Calls
+from stepseal.storage._syscalls import Syscalls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +117,7 @@ def test_a_job_that_meets_no_error_is_told_of_none(kind: str) -> None:
     assert all(": ok [" in line for line in trial.told()), trial.told()
 
 
-class _OneByOne(Calls):
+class _OneByOne(Syscalls):
     """A kernel that takes and gives few bytes at a time, and is interrupted before each call."""
 
     def __init__(self) -> None:

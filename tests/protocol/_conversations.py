@@ -18,7 +18,7 @@ from stepseal.protocol._failures import failure_of
 from stepseal.protocol._participant_driver import ParticipantDriver
 from stepseal.protocol._transport import InProcessHub
 from stepseal.steps import OwnedSteps, PosixSteps
-from stepseal.storage import MemoryStorage
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,8 +19,7 @@ from stepseal.protocol import Deadlines, _coordinator_driver
 from stepseal.protocol import _messages as messages
 from stepseal.steps._catalog import list_steps, read_step
 from stepseal.steps._roots import STAGING, TRASH
-from stepseal.storage import MemoryStorage
-from stepseal.testing import FaultyStorage
+from stepseal.testing import FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,7 +7,7 @@ from tests.steps._kit import TWO, Root, captured, component
 
 from stepseal.errors import InvalidInput
 from stepseal.layout import StepRef, decode_manifest, encode_manifest
-from stepseal.storage import MemoryStorage
+from stepseal.testing import MemoryStorage
 
 
 def root() -> Root:

@@ -26,8 +26,8 @@ from stepseal.steps._catalog import list_steps, read_marker, read_step
 from stepseal.steps._claims import INCARNATIONS, in_lineage, lineage_limits, read_claims
 from stepseal.steps._leases import LEASES, read_leases
 from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
-from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.storage import create_durable, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stepseal.storage import LocalStorage, MemoryStorage
+from stepseal.storage import LocalStorage
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,8 @@ from stepseal.retention import Housekeeper, Retention, latest
 from stepseal.steps import Removal
 from stepseal.steps._leases import LEASES, take_lease
 from stepseal.steps._roots import SUPERSEDED, TRASH
-from stepseal.storage import MemoryStorage, create_durable
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.storage import create_durable
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage

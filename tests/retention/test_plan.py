@@ -13,8 +13,8 @@ from stepseal.steps._catalog import read_step
 from stepseal.steps._claims import INCARNATIONS, claim
 from stepseal.steps._pins import pin
 from stepseal.steps._roots import SUPERSEDED
-from stepseal.storage import MemoryStorage, read_bytes, remove_tree
-from stepseal.testing import FaultyStorage
+from stepseal.storage import read_bytes, remove_tree
+from stepseal.testing import FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.retention import Plan

@@ -28,8 +28,7 @@ from stepseal.steps._catalog import list_steps
 from stepseal.steps._leases import take_lease
 from stepseal.steps._pins import PINS
 from stepseal.steps._roots import SUPERSEDED, TRASH
-from stepseal.storage import MemoryStorage
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Entry, Storage

@@ -21,8 +21,8 @@ from stepseal.errors import CheckpointError, Corrupt, InvalidInput
 from stepseal.layout import PartIndex, decode_index, decode_manifest, decode_part
 from stepseal.layout._index import _pack
 from stepseal.layout._names import component_problem, participant_problem
-from stepseal.storage import LocalStorage, MemoryStorage
-from stepseal.testing import World
+from stepseal.storage import LocalStorage
+from stepseal.testing import MemoryStorage, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,8 @@ import pytest
 from stepseal.errors import CheckpointError, InvalidInput, StorageUnavailable
 from stepseal.steps._attempts import begin, discard, sweep
 from stepseal.steps._roots import STAGING, TRASH, initialise_root
-from stepseal.storage import LocalStorage, MemoryStorage, remove_tree
+from stepseal.storage import LocalStorage, remove_tree
+from stepseal.testing import MemoryStorage
 from stepseal.testing._storage_helpers import ODD_NAMES
 
 if TYPE_CHECKING:

@@ -17,11 +17,12 @@ import stepseal as ss
 from stepseal.protocol import ParticipantDriver, Write
 from stepseal.protocol._messages import Aborted, Welcome
 from stepseal.session._saving import capture_all
-from stepseal.storage import LocalStorage, MemoryStorage
+from stepseal.storage import LocalStorage
 from stepseal.testing import (
     Fail,
     Fault,
     FaultyStorage,
+    MemoryStorage,
     World,
     assert_identical,
     find_difference,

@@ -9,8 +9,8 @@ import torch
 from tests._fuse_passthrough import fuse_mount
 
 import stepseal as ss
-from stepseal.steps import judge_promises
-from stepseal.storage import LocalStorage, NotSupported, probe
+from stepseal.doctor import judge_promises, probe
+from stepseal.storage import LocalStorage, NotSupported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,9 +64,8 @@ def test_an_exchange_that_the_server_does_not_know_is_none(mount: Path) -> None:
 
 def test_the_doctor_says_best_effort_and_why(mount: Path) -> None:
     found = probe(str(mount))
-    missing = {finding.ability for finding in found.findings if finding.honoured is not True}
-    assert missing - {"direct_io"} in (
-        {"noreplace_file", "noreplace_dir", "exchange"},
+    assert found.missing.keys() in (
+        {"noreplace", "exchange"},
         {"exchange"},  # the kernel looks for a taken name before it asks a server that ignores
     )
     states = {verdict.promise: verdict.state for verdict in judge_promises(found)}

@@ -6,7 +6,8 @@ from tests.transfer._steps import KEY, contents, small_parts, tree, write_step
 
 from stepseal.layout import DCP_INDEX
 from stepseal.session._indexer import DcpIndexer
-from stepseal.storage import MemoryStorage, exists
+from stepseal.storage import exists
+from stepseal.testing import MemoryStorage
 
 NUM_ITEMS = sum(len(p.tensors) + len(p.bytes_copies) for p in small_parts().values())
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 import stepseal as ss
-from stepseal.storage import MemoryStorage
-from stepseal.testing import FaultyStorage, World
+from stepseal.testing import FaultyStorage, MemoryStorage, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

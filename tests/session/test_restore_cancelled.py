@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import stepseal as ss
-from stepseal.storage import MemoryStorage
-from stepseal.testing import World
+from stepseal.testing import MemoryStorage, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

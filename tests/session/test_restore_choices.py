@@ -10,8 +10,7 @@ import torch
 
 import stepseal as ss
 from stepseal.layout import encode_document, sha256_hex
-from stepseal.storage import MemoryStorage
-from stepseal.testing import World
+from stepseal.testing import MemoryStorage, World
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,8 @@ import stepseal as ss
 from stepseal import errors
 from stepseal.steps._leases import LEASES, read_leases
 from stepseal.steps._pins import pin
-from stepseal.storage import LocalStorage, MemoryStorage
-from stepseal.testing import Fail, Fault, FaultyStorage, World
+from stepseal.storage import LocalStorage
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage, World
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,7 @@ import torch
 from tests.session._states import Net, adamw, every_kind, train
 
 import stepseal as ss
-from stepseal.storage import MemoryStorage
-from stepseal.testing import World, assert_identical
+from stepseal.testing import MemoryStorage, World, assert_identical
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,7 @@ import torch
 import stepseal as ss
 from stepseal.steps import PosixSteps
 from stepseal.steps._catalog import read_step
-from stepseal.storage import MemoryStorage
-from stepseal.testing import World
+from stepseal.testing import MemoryStorage, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,8 @@ from stepseal.protocol import InProcessHub
 from stepseal.protocol._failures import Failure
 from stepseal.session import JobOptions, coordinate
 from stepseal.steps import PosixSteps
-from stepseal.storage import MemoryStorage, create_durable
+from stepseal.storage import create_durable
+from stepseal.testing import MemoryStorage
 
 
 def test_root_that_cannot_be_used_closes_the_hub() -> None:

@@ -11,8 +11,8 @@ from tests.steps._kit import Root, attempt_id, damage, exists
 from stepseal.errors import StorageUnavailable
 from stepseal.steps._attempts import attempt_at, begin, discard, put_aside, sweep, to_trash
 from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
-from stepseal.storage import KeyNotFound, MemoryStorage, make_dirs, read_bytes
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.storage import KeyNotFound, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage

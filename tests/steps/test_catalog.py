@@ -10,7 +10,8 @@ from stepseal import errors
 from stepseal.layout import MANIFEST, MARKER, encode_manifest, seal
 from stepseal.steps import refuse_newer
 from stepseal.steps._catalog import list_foreign, list_steps, read_step, step_numbers
-from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_dirs, read_bytes
+from stepseal.storage import KeyNotFound, create_durable, make_dirs, read_bytes
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     from pathlib import Path

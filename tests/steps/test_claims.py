@@ -20,8 +20,8 @@ from stepseal.steps._claims import (
     read_claims,
 )
 from stepseal.steps._roots import initialise_root
-from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.storage import create_durable, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from tests.steps._kit import FakeIndexer
 
 from stepseal.steps import OwnedSteps
-from stepseal.storage import MemoryStorage, SyncReport
+from stepseal.storage import SyncReport
+from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
     import pytest

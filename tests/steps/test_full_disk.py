@@ -11,8 +11,8 @@ from stepseal.steps._claims import INCARNATIONS
 from stepseal.steps._full_disk import retry_after_sweep
 from stepseal.steps._leases import LEASES
 from stepseal.steps._roots import STAGING
-from stepseal.storage import MemoryStorage, create_durable
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.storage import create_durable
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage

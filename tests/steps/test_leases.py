@@ -16,8 +16,8 @@ from stepseal.steps._leases import (
     renew_lease,
     take_lease,
 )
-from stepseal.storage import KeyNotFound, MemoryStorage
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.storage import KeyNotFound
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Storage

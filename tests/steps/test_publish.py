@@ -14,8 +14,8 @@ from stepseal.steps._attempts import discard
 from stepseal.steps._catalog import list_steps, read_step
 from stepseal.steps._publish import check_place
 from stepseal.steps._roots import STAGING, TRASH
-from stepseal.storage import MemoryStorage, create_durable, make_dirs, read_bytes
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.storage import create_durable, make_dirs, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,8 +16,8 @@ from stepseal.steps._attempts import attempt_at
 from stepseal.steps._catalog import read_step
 from stepseal.steps._publish import publish
 from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
-from stepseal.storage import MemoryStorage, create_durable
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.storage import create_durable
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,15 +16,8 @@ from stepseal.layout import MANIFEST, encode_manifest
 from stepseal.steps._attempts import attempt_at, sweep
 from stepseal.steps._catalog import list_steps, read_step
 from stepseal.steps._roots import STAGING, SUPERSEDED
-from stepseal.storage import (
-    KeyExists,
-    LocalStorage,
-    MemoryStorage,
-    NotSupported,
-    create_durable,
-    read_bytes,
-)
-from stepseal.testing import Fail, Fault, FaultyStorage, Lose
+from stepseal.storage import KeyExists, LocalStorage, NotSupported, create_durable, read_bytes
+from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,8 @@ from stepseal import errors
 from stepseal.layout import MARKER, seal
 from stepseal.steps._catalog import read_marker
 from stepseal.steps._roots import initialise_root
-from stepseal.storage import MemoryStorage, create_durable, make_dirs
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.storage import create_durable, make_dirs
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from stepseal.storage import Entry, Storage

@@ -13,8 +13,8 @@ from stepseal.layout import MANIFEST
 from stepseal.steps._publish import publish
 from stepseal.steps._roots import TRASH
 from stepseal.steps._select import Selection, select
-from stepseal.storage import KeyNotFound, MemoryStorage, create_durable, make_dirs
-from stepseal.testing import Fail, Fault, FaultyStorage
+from stepseal.storage import KeyNotFound, create_durable, make_dirs
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ import pytest
 from stepseal.storage import (
     LocalStorage,
 )
-from stepseal.storage._calls import Calls
+from stepseal.storage._syscalls import Syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class FakeCalls(Calls):
+class FakeCalls(Syscalls):
     """Answers for the kernel where a field says so."""
 
     def __init__(self) -> None:

@@ -11,7 +11,6 @@ from stepseal.errors import StorageUnavailable
 from stepseal.storage import (
     KeyNotFound,
     LocalStorage,
-    MemoryStorage,
     Storage,
     create_durable,
     exists,
@@ -22,7 +21,7 @@ from stepseal.storage import (
     replace_durable,
     walk_files,
 )
-from stepseal.testing import Fail, Fault, FaultyStorage, FileCount, Kill, Lose, Tear
+from stepseal.testing import Fail, Fault, FaultyStorage, FileCount, Kill, Lose, MemoryStorage, Tear
 from stepseal.testing._storage_helpers import ODD_NAMES, names, put, tree
 
 if TYPE_CHECKING:

@@ -6,12 +6,10 @@ import stat
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.storage._lies import Refusing
 
 from stepseal.errors import Corrupt, InvalidInput, RootNotFound, StorageUnavailable
 from stepseal.storage import (
     LocalStorage,
-    _probe,
     create_durable,
     make_dirs,
     put_if_absent,
@@ -121,11 +119,12 @@ def test_no_descriptor_is_left_open(storage: LocalStorage, root: Path) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_refused_root_is_named_by_its_path(tmp_path: Path) -> None:
+def test_a_refused_root_is_named_by_its_path(tmp_path: Path, calls: FakeCalls) -> None:
     path = tmp_path / "root"
     with LocalStorage.create(path) as storage:
         make_dirs(storage, "a")
-    with LocalStorage.open(path, calls=Refusing("fsync_dir", errno.EIO)) as storage:
+    calls.fsync_dir_error = calls.error(errno.EIO)
+    with LocalStorage.open(path, calls=calls) as storage:
         with pytest.raises(StorageUnavailable) as alone:
             storage.sync_dir("")
         with pytest.raises(StorageUnavailable) as under:
@@ -169,12 +168,3 @@ def test_a_failing_close_is_told_as_what_storage_refused(
             break
     assert len(told) >= 10
     assert set(told) == {errno.EIO}  # not EBADF: nothing is closed twice
-
-
-def test_a_probe_tells_of_a_failing_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with LocalStorage.create(tmp_path / "root") as storage:
-        make_dirs(storage, "a")
-        with pytest.raises(StorageUnavailable) as caught, _probe._opened(storage, "a"):
-            monkeypatch.setattr(os, "close", FailingClose(0))
-    assert caught.value.errno == errno.EIO
-    assert "cannot probe 'a' under" in str(caught.value)

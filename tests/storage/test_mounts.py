@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from stepseal.storage import LocalStorage, Mount
-from stepseal.storage._calls import Calls
 from stepseal.storage._mounts import parse_mounts, sync_doubts
+from stepseal.storage._syscalls import Syscalls
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _LINE = "36 35 98:0 /sub /runs\\040here rw,noatime master:1 shared:7 - {0} /dev/sda1 {1}\n"
 
 
-class Mounted(Calls):
+class Mounted(Syscalls):
     """A root on a mount of this type, with these options."""
 
     def __init__(self, fs_type: str, options: str = "rw") -> None:
@@ -30,7 +30,7 @@ class Mounted(Calls):
         return self._line if name == "mountinfo" else "pos:\t0\nflags:\t02\nmnt_id:\t36\n"
 
 
-def doubts(root: Path, calls: Calls) -> tuple[str, ...]:
+def doubts(root: Path, calls: Syscalls) -> tuple[str, ...]:
     with LocalStorage.open(root, calls=calls) as storage:
         return storage.sync_support().doubts
 
@@ -84,16 +84,8 @@ def test_directories_that_cannot_be_synced_are_a_doubt_that_stays(
     assert errno.errorcode[number] in added
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [("rw", ()), ("rw,noquota", ()), ("rw,usrquota,prjquota", ("usrquota", "prjquota"))],
-)
-def test_quotas_are_told_as_the_mount_tells_them(options: str, expected: tuple[str, ...]) -> None:
-    assert parse_mounts(_LINE.format("xfs", options))[36].quotas == expected
-
-
 def test_a_proc_that_does_not_tell_is_no_doubt_and_no_error(root: Path) -> None:
-    class Blind(Calls):
+    class Blind(Syscalls):
         def read_proc(self, name: str) -> str:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -105,7 +97,7 @@ def test_the_real_mount_of_a_directory_is_found(storage: LocalStorage, root: Pat
 
     fd = os.open(root, os.O_RDONLY)
     try:
-        mount = find_mount(fd, Calls())
+        mount = find_mount(fd, Syscalls())
     finally:
         os.close(fd)
     assert mount is not None

@@ -12,7 +12,6 @@ from stepseal.storage import (
     KeyExists,
     KeyNotFound,
     LocalStorage,
-    MemoryStorage,
     Storage,
     create_durable,
     read_bytes,
@@ -25,6 +24,7 @@ from stepseal.testing import (
     FileCount,
     Kill,
     Lose,
+    MemoryStorage,
     StorageSuite,
     Tear,
 )

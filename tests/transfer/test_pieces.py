@@ -4,7 +4,7 @@ import pytest
 from tests.transfer._steps import not_cancelled, random_bytes
 
 from stepseal.layout import CHUNK_BYTES, chunk_digests
-from stepseal.storage import MemoryStorage
+from stepseal.testing import MemoryStorage
 from stepseal.transfer._pieces import PIECE_BYTES, DigestedWriter, FileWriter, allocate
 
 

@@ -31,7 +31,7 @@ from stepseal.layout import (
     sha256_hex,
     whole,
 )
-from stepseal.storage import MemoryStorage
+from stepseal.testing import MemoryStorage
 from stepseal.transfer import StepReader
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from tests.transfer._steps import (
 
 from stepseal.errors import Corrupt, StateMismatch, StorageUnavailable
 from stepseal.layout import CHUNK_BYTES, Box, whole
-from stepseal.storage import MemoryStorage
+from stepseal.testing import MemoryStorage
 from stepseal.transfer import ReadRequest, StepReader
 
 if TYPE_CHECKING:

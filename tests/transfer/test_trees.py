@@ -7,7 +7,7 @@ from tests.transfer._steps import KEY, array, contents, random_bytes, read_file,
 
 from stepseal.errors import Corrupt
 from stepseal.layout import ITEMSIZE, build_header
-from stepseal.storage import MemoryStorage
+from stepseal.testing import MemoryStorage
 from stepseal.transfer import StepReader, _trees
 
 if TYPE_CHECKING:

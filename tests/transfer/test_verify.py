@@ -22,7 +22,8 @@ from tests.transfer._steps import (
 
 from stepseal.errors import StorageUnavailable
 from stepseal.layout import Box, FileEntry, Frame, chunk_digests, encode_manifest, hex_digests
-from stepseal.storage import MemoryStorage, create_durable, make_dirs, walk_files
+from stepseal.storage import create_durable, make_dirs, walk_files
+from stepseal.testing import MemoryStorage
 from stepseal.transfer import check_coverage, check_files, verify_step
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from stepseal.layout import (
     payload_sizes,
     sha256_hex,
 )
-from stepseal.storage import KeyExists, MemoryStorage, make_dirs, walk_files
-from stepseal.testing import Fail, Fault, FaultyStorage, Tear
+from stepseal.storage import KeyExists, make_dirs, walk_files
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage, Tear
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:

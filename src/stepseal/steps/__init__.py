@@ -16,7 +16,6 @@ from stepseal.steps._guards import Guards
 from stepseal.steps._open import locate_root, open_store
 from stepseal.steps._owned import OwnedSteps
 from stepseal.steps._posix import PosixSteps
-from stepseal.steps._promises import PromiseJudgement, judge_promises
 from stepseal.steps._publish import Indexer
 from stepseal.steps._reading import Reading
 from stepseal.steps._removal import Removal
@@ -25,8 +24,8 @@ from stepseal.steps._store import ReadSteps, RemoveSteps, StepStore
 
 __all__ = [
     "AttemptFolder", "ClaimRecord", "Doubt", "FolderName", "Guards", "Indexer", "OwnedSteps",
-    "PosixSteps", "PromiseJudgement", "PruneReport", "ReadSteps", "Reading", "Removal",
-    "RemoveSteps", "Retirement", "StepEntry", "StepStore", "in_lineage", "judge_promises",
+    "PosixSteps", "PruneReport", "ReadSteps", "Reading", "Removal",
+    "RemoveSteps", "Retirement", "StepEntry", "StepStore", "in_lineage",
     "left_lineage_at", "lineage_doubt", "lineage_limits", "locate_root", "open_store",
     "parse_folder", "refuse_newer",
 ]

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stepseal.layout import Durability
-    from stepseal.storage import SyncSupport
+    from stepseal.storage import Storage
 
 __all__ = ["durability_of"]
 
 _log = logging.getLogger("stepseal")
 
 
-def durability_of(storage: SyncSupport) -> Durability:
+def durability_of(storage: Storage) -> Durability:
     """Return what manifests say of this root; warns with the reasons where it is `best-effort`.
 
     Coordinator only, once per life: one sync of the root, and a look at its mount.

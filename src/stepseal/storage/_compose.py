@@ -1,7 +1,7 @@
 """What several verbs make together: durable files, conditional puts, tree walks.
 
-Functions over the narrowest verbs, so that any backend and any wrapper gets them. Every change goes
-through a verb. Temporary names are `.tmp-`, eight hex digits of Unix time and 24 random ones; they
+Functions over the verbs, so that any backend and any wrapper gets them. Every change goes through
+a verb. Temporary names are `.tmp-`, eight hex digits of Unix time and 24 random ones; they
 stand in the directory of their target.
 """
 
@@ -12,28 +12,16 @@ import re
 import secrets
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt, StorageUnavailable
 from stepseal.storage._keys import check_key, parent_key, split_key
-from stepseal.storage._verbs import (
-    CreateFile,
-    Entry,
-    KeyExists,
-    KeyNotFound,
-    Link,
-    ListDir,
-    MakeDir,
-    OpenRead,
-    RemoveDir,
-    RemoveFile,
-    Rename,
-    Stat,
-    SyncDir,
-)
+from stepseal.storage._verbs import KeyExists, KeyNotFound
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from stepseal.storage._verbs import Entry, Storage
 
 __all__ = [
     "create_durable",
@@ -56,27 +44,7 @@ _MAX_LEVELS = 32
 """Deepest level at which a tree is emptied in place; what is deeper is moved up first."""
 
 
-class _MakesDirs(MakeDir, SyncDir, Stat, Protocol):
-    pass
-
-
-class _Puts(CreateFile, Link, RemoveFile, Stat, SyncDir, Protocol):
-    pass
-
-
-class _Replaces(CreateFile, Rename, RemoveFile, SyncDir, Protocol):
-    pass
-
-
-class _Sweeps(ListDir, RemoveFile, Protocol):
-    pass
-
-
-class _RemovesTrees(ListDir, Stat, Rename, RemoveFile, RemoveDir, Protocol):
-    pass
-
-
-def make_dirs(storage: _MakesDirs, key: str, *, base: str = "") -> None:
+def make_dirs(storage: Storage, key: str, *, base: str = "") -> None:
     """Make a directory and its missing parents, durably; tolerates those that exist.
 
     Safe to call from every participant at once. Directories that exist are synced too: whoever made
@@ -104,7 +72,7 @@ def make_dirs(storage: _MakesDirs, key: str, *, base: str = "") -> None:
         storage.sync_dir("/".join(segments[:depth]))
 
 
-def read_bytes(storage: OpenRead, key: str, max_bytes: int) -> bytes:
+def read_bytes(storage: Storage, key: str, max_bytes: int) -> bytes:
     """Return the whole of a small file, refusing a large one before any allocation.
 
     Raises:
@@ -126,7 +94,7 @@ def read_bytes(storage: OpenRead, key: str, max_bytes: int) -> bytes:
     return bytes(data)
 
 
-def create_durable(storage: CreateFile, key: str, data: Buffer) -> None:
+def create_durable(storage: Storage, key: str, data: Buffer) -> None:
     """Create a file with these bytes: create, write, sync, close.
 
     Raises:
@@ -140,7 +108,7 @@ def create_durable(storage: CreateFile, key: str, data: Buffer) -> None:
         handle.sync()
 
 
-def exists(storage: Stat, key: str) -> bool:
+def exists(storage: Storage, key: str) -> bool:
     """Tell whether anything has this key; an answer for now, never a reason to put.
 
     Raises:
@@ -153,7 +121,7 @@ def exists(storage: Stat, key: str) -> bool:
     return True
 
 
-def put_if_absent(storage: _Puts, key: str, data: Buffer) -> bool:
+def put_if_absent(storage: Storage, key: str, data: Buffer) -> bool:
     """Create a whole, durable file if nobody has the key; of concurrent callers exactly one wins.
 
     Readers see nothing or all of the bytes. Who won is decided by identity: the key and our own
@@ -187,7 +155,7 @@ def put_if_absent(storage: _Puts, key: str, data: Buffer) -> bool:
     return ours
 
 
-def replace_durable(storage: _Replaces, key: str, data: Buffer) -> None:
+def replace_durable(storage: Storage, key: str, data: Buffer) -> None:
     """Give a key these bytes, whoever had it; readers see the old or the new ones, whole.
 
     Raises:
@@ -207,7 +175,7 @@ def replace_durable(storage: _Replaces, key: str, data: Buffer) -> None:
     storage.sync_dir(directory)
 
 
-def sweep_temporaries(storage: _Sweeps, key: str, *, now_s: float) -> None:
+def sweep_temporaries(storage: Storage, key: str, *, now_s: float) -> None:
     """Remove the temporaries that crashes left in a directory; a missing directory has none.
 
     Only those are removed at which, after a day, nobody can be at work any more.
@@ -231,7 +199,7 @@ def sweep_temporaries(storage: _Sweeps, key: str, *, now_s: float) -> None:
                 storage.remove_file(_join(key, entry.name))
 
 
-def remove_tree(storage: _RemovesTrees, key: str) -> None:
+def remove_tree(storage: Storage, key: str) -> None:
     """Remove an entry and all below it; a symlink is removed itself, never followed.
 
     Tolerates entries that vanish meanwhile. Does not enter mounts, bind mounts included where the
@@ -268,7 +236,7 @@ def remove_tree(storage: _RemovesTrees, key: str) -> None:
                     pending.append((raised, 1, False))
 
 
-def walk_files(storage: ListDir, key: str) -> list[tuple[str, Entry]]:
+def walk_files(storage: Storage, key: str) -> list[tuple[str, Entry]]:
     """Return everything below a directory that is not a directory, sorted by relative path.
 
     Symlinks and special files are listed with their kind, so that a caller can refuse them. So is
@@ -292,7 +260,7 @@ def walk_files(storage: ListDir, key: str) -> list[tuple[str, Entry]]:
     return sorted(found, key=lambda item: item[0])
 
 
-def _remove_leaves(storage: _RemovesTrees, directory: str, top: Entry) -> list[str]:
+def _remove_leaves(storage: Storage, directory: str, top: Entry) -> list[str]:
     """Remove what is not a directory; return the directories, still to be emptied."""
     directories: list[str] = []
     for entry in storage.list_dir(directory):
@@ -313,7 +281,7 @@ def _remove_leaves(storage: _RemovesTrees, directory: str, top: Entry) -> list[s
     return directories
 
 
-def _require_directory(storage: Stat, key: str) -> None:
+def _require_directory(storage: Storage, key: str) -> None:
     found = storage.stat(key).kind
     if found != "directory":
         raise Corrupt(
@@ -325,7 +293,7 @@ def _require_directory(storage: Stat, key: str) -> None:
         )
 
 
-def _same_file(storage: Stat, first: str, second: str) -> bool:
+def _same_file(storage: Storage, first: str, second: str) -> bool:
     try:
         one, other = storage.stat(first), storage.stat(second)
     except KeyNotFound:

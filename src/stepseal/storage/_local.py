@@ -23,7 +23,6 @@ from stepseal.storage._access import (
     shared_problem,
     writable_problem,
 )
-from stepseal.storage._calls import Calls
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._local_files import LocalReader, LocalWriter
 from stepseal.storage._local_listing import entry_of, list_at_once
@@ -31,14 +30,15 @@ from stepseal.storage._local_renames import Renames
 from stepseal.storage._local_root import NO_DIR_SYNC, check_root, make_root, open_root, root_path
 from stepseal.storage._mounts import find_mount, mount_number, sync_doubts
 from stepseal.storage._refusals import kind_name, refused, wrong_kind
+from stepseal.storage._syscalls import Syscalls
 from stepseal.storage._verbs import SyncReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from typing_extensions import Self
 
+    from stepseal.storage._mounts import Mount
     from stepseal.storage._verbs import Entry
 
 __all__ = ["LocalStorage"]
@@ -61,30 +61,19 @@ class LocalStorage:
         access: modes of what is made, and whether names are made where others can write.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_access",
-        "_calls",
-        "_release",
-        "_renames",
-        "_root",
-        "_root_fd",
-        "_sync",
-    )
-
     def __init__(
         self,
         root: str,
         descriptor: int,
         *,
-        calls: Calls | None = None,
+        calls: Syscalls | None = None,
         access: Access = DEFAULT_ACCESS,
     ) -> None:
         self._root = root
         self._root_fd = descriptor
         # A reader that nobody closes must not use up descriptors: `stepseal.open` has no close.
         self._release = weakref.finalize(self, os.close, self._root_fd)
-        self._calls = calls or Calls()
+        self._calls = calls or Syscalls()
         self._renames = Renames(self._calls)
         self._access = access
         self._sync: SyncReport | None = None
@@ -94,7 +83,7 @@ class LocalStorage:
         cls,
         root: str | os.PathLike[str],
         *,
-        calls: Calls | None = None,
+        calls: Syscalls | None = None,
         access: Access = DEFAULT_ACCESS,
     ) -> Self:
         """Open an existing root; a symlink to a directory is resolved now and never again.
@@ -106,7 +95,7 @@ class LocalStorage:
             InvalidInput: a file or another non-directory is there.
             StorageUnavailable: the root may not be read.
         """
-        calls = calls or Calls()
+        calls = calls or Syscalls()
         path = root_path(root)
         return cls(path, open_root(path, calls), calls=calls, access=access)
 
@@ -115,7 +104,7 @@ class LocalStorage:
         cls,
         root: str | os.PathLike[str],
         *,
-        calls: Calls | None = None,
+        calls: Syscalls | None = None,
         access: Access = DEFAULT_ACCESS,
     ) -> Self:
         """Open a root for writing, after making it and its missing parents.
@@ -129,7 +118,7 @@ class LocalStorage:
 
         Durability: the root's name survives power loss on return.
         """
-        calls = calls or Calls()
+        calls = calls or Syscalls()
         path = root_path(root)
         make_root(path, calls, access.dir_mode)
         storage = cls(path, open_root(path, calls), calls=calls, access=access)
@@ -163,12 +152,7 @@ class LocalStorage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # -- looking -----------------------------------------------------------------------------
@@ -217,6 +201,11 @@ class LocalStorage:
             self.sync_dir("")
             assert self._sync is not None
         return self._sync
+
+    def mount(self) -> Mount | None:
+        """Return the mount that the root is on, or None where /proc does not tell."""
+        with self._guard("stat", ""), self._walk((), "stat") as fd:
+            return find_mount(fd, self._calls)
 
     # -- changing ----------------------------------------------------------------------------
 

@@ -15,11 +15,9 @@ from stepseal.storage._buffers import byte_view
 from stepseal.storage._refusals import refused, short_read
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Buffer, Self
 
-    from stepseal.storage._calls import Calls
+    from stepseal.storage._syscalls import Syscalls
 
 __all__ = ["LocalReader", "LocalWriter"]
 
@@ -29,7 +27,7 @@ class _Descriptor:
 
     __slots__ = ("_calls", "_fd", "_key", "_lock", "_root")
 
-    def __init__(self, fd: int, key: str, root: str, calls: Calls) -> None:
+    def __init__(self, fd: int, key: str, root: str, calls: Syscalls) -> None:
         self._fd = fd
         self._key = key
         self._root = root
@@ -38,6 +36,13 @@ class _Descriptor:
 
     def __enter__(self) -> Self:
         return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except StorageUnavailable:
+            if error is None:
+                raise  # with another error in flight, that one is the cause to report
 
     def close(self) -> None:
         with self._lock:
@@ -62,7 +67,7 @@ class LocalReader(_Descriptor):
 
     __slots__ = ("_size_bytes",)
 
-    def __init__(self, fd: int, key: str, root: str, calls: Calls, *, size_bytes: int) -> None:
+    def __init__(self, fd: int, key: str, root: str, calls: Syscalls, *, size_bytes: int) -> None:
         super().__init__(fd, key, root, calls)
         self._size_bytes = size_bytes
 
@@ -87,21 +92,13 @@ class LocalReader(_Descriptor):
                 raise short_read(self._key, self._root, offset, expected=len(view), found=done)
             done += count
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 class LocalWriter(_Descriptor):
     """A new file open for writing."""
 
     __slots__ = ("_failed",)
 
-    def __init__(self, fd: int, key: str, root: str, calls: Calls) -> None:
+    def __init__(self, fd: int, key: str, root: str, calls: Syscalls) -> None:
         super().__init__(fd, key, root, calls)
         self._failed: int | None = None
 
@@ -128,18 +125,6 @@ class LocalWriter(_Descriptor):
             self._calls.fsync(fd)
         except OSError as error:
             raise self._fail("sync", error) from error
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except StorageUnavailable:
-            if exc is None:
-                raise  # with another error in flight, that one is the cause to report
 
     def _healthy_fd(self, verb: str) -> int:
         if self._failed is not None:

@@ -15,14 +15,14 @@ from stepseal.storage._refusals import entry_kind, key_in_words
 from stepseal.storage._verbs import Entry
 
 if TYPE_CHECKING:
-    from stepseal.storage._calls import Calls
+    from stepseal.storage._syscalls import Syscalls
 
 __all__ = ["entry_of", "list_at_once"]
 
 _LOOKS = 100
 
 
-def list_at_once(fd: int, key: str, root: str, calls: Calls) -> tuple[Entry, ...]:
+def list_at_once(fd: int, key: str, root: str, calls: Syscalls) -> tuple[Entry, ...]:
     """Return every entry of an open directory, sorted by name.
 
     Args:
@@ -47,7 +47,7 @@ def list_at_once(fd: int, key: str, root: str, calls: Calls) -> tuple[Entry, ...
     )
 
 
-def _look(fd: int, calls: Calls) -> list[Entry] | None:
+def _look(fd: int, calls: Syscalls) -> list[Entry] | None:
     """Return the entries, or None if the directory changed meanwhile.
 
     Its time of change tells, where clocks are fine enough, also of a change in either scan that

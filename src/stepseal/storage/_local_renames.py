@@ -18,10 +18,10 @@ import stat
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from stepseal.storage._calls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from stepseal.storage._syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 
 if TYPE_CHECKING:
-    from stepseal.storage._calls import Calls
+    from stepseal.storage._syscalls import Syscalls
 
 __all__ = ["NO_FLAGS", "Renames"]
 
@@ -37,7 +37,7 @@ class Renames:
 
     __slots__ = ("_calls", "_missing")
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Syscalls) -> None:
         self._calls = calls
         self._missing: dict[int, int] = {}
 

@@ -12,7 +12,7 @@ from stepseal.storage._refusals import refused
 
 if TYPE_CHECKING:
     from stepseal.storage._access import Access
-    from stepseal.storage._calls import Calls
+    from stepseal.storage._syscalls import Syscalls
 
 __all__ = ["NO_DIR_SYNC", "check_root", "make_root", "open_root", "root_path"]
 
@@ -41,7 +41,7 @@ def root_path(root: str | os.PathLike[str], what: str = "root") -> str:
     return os.path.abspath(path)
 
 
-def open_root(path: str, calls: Calls) -> int:
+def open_root(path: str, calls: Syscalls) -> int:
     """Return a descriptor of the root directory; a symlink is resolved here, once."""
     try:
         return calls.open(path, _OPEN_ROOT)
@@ -68,7 +68,7 @@ def check_root(path: str, fd: int, access: Access) -> None:
         raise refuse_shared("root", path, problem)
 
 
-def make_root(path: str, calls: Calls, mode: int) -> None:
+def make_root(path: str, calls: Syscalls, mode: int) -> None:
     """Make the root and its missing parents; sync each directory that names a new one.
 
     The parent of the root is synced even if the root was there: whoever made it may have died
@@ -105,7 +105,7 @@ def make_root(path: str, calls: Calls, mode: int) -> None:
         _sync_parent(os.path.realpath(path), path, calls, may_be_unreadable=True)
 
 
-def _set_mode_of(directory: str, mode: int, calls: Calls) -> None:
+def _set_mode_of(directory: str, mode: int, calls: Syscalls) -> None:
     fd = calls.open(directory, _OPEN_ROOT | os.O_NOFOLLOW)
     try:
         set_mode(fd, mode)
@@ -114,7 +114,7 @@ def _set_mode_of(directory: str, mode: int, calls: Calls) -> None:
 
 
 def _sync_parent(
-    directory: str, root: str, calls: Calls, *, may_be_unreadable: bool = False
+    directory: str, root: str, calls: Syscalls, *, may_be_unreadable: bool = False
 ) -> None:
     tolerated = NO_DIR_SYNC | ({errno.EROFS} if may_be_unreadable else set())
     try:

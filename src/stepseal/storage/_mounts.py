@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stepseal.storage._calls import Calls
+    from stepseal.storage._syscalls import Syscalls
 
 __all__ = ["Mount", "find_mount", "mount_number", "parse_mounts", "sync_doubts"]
 
@@ -45,12 +45,6 @@ class Mount:
         return not _VOLATILE.isdisjoint(self.options)
 
     @property
-    def quotas(self) -> tuple[str, ...]:
-        """Options by which somebody's share may be smaller than what is free."""
-        names = (option.partition("=")[0] for option in self.options)
-        return tuple(name for name in names if name.endswith("quota") and name != "noquota")
-
-    @property
     def is_fuse(self) -> bool:
         """A program serves it, and decides what a sync means."""
         return self.fs_type in {"fuse", "fuseblk"} or self.fs_type.startswith("fuse.")
@@ -74,7 +68,7 @@ def sync_doubts(mount: Mount | None) -> tuple[str, ...]:
     return tuple(doubts)
 
 
-def find_mount(fd: int, calls: Calls) -> Mount | None:
+def find_mount(fd: int, calls: Syscalls) -> Mount | None:
     """Return the mount that a descriptor is on, or None where /proc does not tell."""
     try:
         return parse_mounts(calls.read_proc("mountinfo")).get(mount_number(fd, calls))
@@ -82,7 +76,7 @@ def find_mount(fd: int, calls: Calls) -> Mount | None:
         return None
 
 
-def mount_number(fd: int, calls: Calls) -> int:
+def mount_number(fd: int, calls: Syscalls) -> int:
     """Return the number of the mount behind a descriptor, 0 where the kernel does not tell.
 
     A bind mount of the same file system has the device number of what it hides, so that only this

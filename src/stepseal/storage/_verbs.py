@@ -1,4 +1,4 @@
-"""The storage seam: one small Protocol per verb, and `Storage`, which joins them.
+"""The storage seam: the verbs of a root as one Protocol, and the handles of its files.
 
 What lives here: the verbs, their handles, the values they give and the errors of their own.
 What never will: steps, ranks, manifests, retries.
@@ -13,37 +13,24 @@ Invariants of every implementation:
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from stepseal.errors import StorageUnavailable
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Buffer, Self
+    from typing_extensions import Buffer
 
 __all__ = [
-    "CreateFile",
     "Entry",
     "EntryKind",
-    "Exchange",
     "KeyExists",
     "KeyNotFound",
-    "Link",
-    "ListDir",
-    "MakeDir",
     "NotSupported",
-    "OpenRead",
     "ReadHandle",
-    "RemoveDir",
-    "RemoveFile",
-    "Rename",
-    "Stat",
     "Storage",
-    "SyncDir",
     "SyncReport",
-    "SyncSupport",
     "WriteHandle",
 ]
 
@@ -98,7 +85,7 @@ class Entry:
     """Mount that a directory is reached through, where `stat` was asked and can tell; else 0."""
 
 
-class ReadHandle(Protocol):
+class ReadHandle(AbstractContextManager["ReadHandle", None], Protocol):
     """One open file whose kind was checked on the very descriptor that is read."""
 
     @property
@@ -121,16 +108,8 @@ class ReadHandle(Protocol):
     def close(self) -> None:
         """Release the descriptor. Safe to repeat."""
 
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
 
-
-class WriteHandle(Protocol):
+class WriteHandle(AbstractContextManager["WriteHandle", None], Protocol):
     """One new file. Leaving the `with` block closes it; it does not sync."""
 
     def write(self, data: Buffer, offset: int) -> None:
@@ -163,17 +142,9 @@ class WriteHandle(Protocol):
             StorageUnavailable: the storage lost something that it had accepted.
         """
 
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
 
-
-class OpenRead(Protocol):
-    """Verb `open_read`."""
+class Storage(Protocol):
+    """Every verb on one root. All are blocking and thread-safe."""
 
     def open_read(self, key: str) -> ReadHandle:
         """Open a regular file for reading; never blocks on a FIFO.
@@ -183,20 +154,12 @@ class OpenRead(Protocol):
             Corrupt: a symlink, directory, FIFO or device is there instead; `found` names it.
         """
 
-
-class Stat(Protocol):
-    """Verb `stat`."""
-
     def stat(self, key: str) -> Entry:
         """Say what has this key, without following a symlink.
 
         Raises:
             KeyNotFound: nothing has this key.
         """
-
-
-class ListDir(Protocol):
-    """Verb `list_dir`."""
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
         """Return every entry of a directory, sorted by name: its names at one instant.
@@ -210,10 +173,6 @@ class ListDir(Protocol):
             StorageUnavailable: refused; or the directory kept changing for too many looks.
         """
 
-
-class CreateFile(Protocol):
-    """Verb `create_file`."""
-
     def create_file(self, key: str) -> WriteHandle:
         """Create a file that nobody had; its directory must exist.
 
@@ -222,10 +181,6 @@ class CreateFile(Protocol):
             KeyNotFound: its directory is missing.
         """
 
-
-class MakeDir(Protocol):
-    """Verb `make_dir`."""
-
     def make_dir(self, key: str) -> None:
         """Create a directory that nobody had; its parent must exist.
 
@@ -233,10 +188,6 @@ class MakeDir(Protocol):
             KeyExists: the key is taken.
             KeyNotFound: its parent is missing.
         """
-
-
-class SyncDir(Protocol):
-    """Verb `sync_dir`."""
 
     def sync_dir(self, key: str) -> None:
         """Make the names inside a directory durable.
@@ -248,20 +199,12 @@ class SyncDir(Protocol):
         Durability: names created, renamed or removed in this directory before the call survive.
         """
 
-
-class SyncSupport(Protocol):
-    """Question `sync_support`."""
-
     def sync_support(self) -> SyncReport:
         """Say whether syncs are honoured here, and if not, why; cheap after the first time.
 
         Raises:
             StorageUnavailable: the question itself was refused.
         """
-
-
-class Link(Protocol):
-    """Verb `link`."""
 
     def link(self, source: str, target: str) -> None:
         """Give a file a second name, atomically and only if nobody has that name.
@@ -270,10 +213,6 @@ class Link(Protocol):
             KeyExists: `target` is taken. A lost answer can look the same: compare `Entry.inode`.
             KeyNotFound: `source`, or the directory of `target`, is missing.
         """
-
-
-class Rename(Protocol):
-    """Verb `rename`."""
 
     def rename(self, source: str, target: str, *, replace: bool = False) -> None:
         """Move a file or directory to another name, atomically.
@@ -292,10 +231,6 @@ class Rename(Protocol):
             StorageUnavailable: refused.
         """
 
-
-class Exchange(Protocol):
-    """Verb `exchange`."""
-
     def exchange(self, first: str, second: str) -> None:
         """Swap two present keys, of any kind, atomically.
 
@@ -305,10 +240,6 @@ class Exchange(Protocol):
             StorageUnavailable: refused.
         """
 
-
-class RemoveFile(Protocol):
-    """Verb `remove_file`."""
-
     def remove_file(self, key: str) -> None:
         """Remove a name that is not a directory; a symlink itself, never what it points to.
 
@@ -317,10 +248,6 @@ class RemoveFile(Protocol):
             StorageUnavailable: refused; `errno` is EISDIR for a directory.
         """
 
-
-class RemoveDir(Protocol):
-    """Verb `remove_dir`."""
-
     def remove_dir(self, key: str) -> None:
         """Remove an empty directory.
 
@@ -328,21 +255,3 @@ class RemoveDir(Protocol):
             KeyNotFound: nothing has this key.
             StorageUnavailable: refused; `errno` is ENOTEMPTY or ENOTDIR.
         """
-
-
-class Storage(
-    OpenRead,
-    Stat,
-    ListDir,
-    CreateFile,
-    MakeDir,
-    SyncDir,
-    SyncSupport,
-    Link,
-    Rename,
-    Exchange,
-    RemoveFile,
-    RemoveDir,
-    Protocol,
-):
-    """Every verb on one root. All are blocking and thread-safe."""

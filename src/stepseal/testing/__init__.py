@@ -1,4 +1,4 @@
-"""The public test kit: storage that fails on purpose, conformance suites, jobs, and proofs.
+"""The public test kit: storage in memory or with faults, conformance suites, jobs, and proofs.
 
 Names are imported on first use: `StorageSuite` needs pytest, the rest torch or neither.
 Nothing of stepseal imports this.
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         find_difference,
         snapshot,
     )
+    from stepseal.testing._memory import MemoryStorage
     from stepseal.testing._ranks import RanksFailed, run_ranks
     from stepseal.testing._storage_suite import StorageSuite
     from stepseal.testing._world import World
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FaultyStorage", "Fault", "Fail", "Delay", "Tear", "Lose", "Kill",
     "Operation", "Count", "ThreadCount", "FileCount",
-    "StorageSuite",
+    "MemoryStorage", "StorageSuite",
     "World", "run_ranks", "RanksFailed",
     "assert_exact_resume", "ResumableJob",
     "assert_identical", "find_difference", "Difference", "snapshot",
@@ -35,6 +36,7 @@ __all__ = [
 _HOMES = {
     "_faults": ("FaultyStorage", "Fault", "Fail", "Delay", "Tear", "Lose", "Kill"),
     "_counters": ("Operation", "Count", "ThreadCount", "FileCount"),
+    "_memory": ("MemoryStorage",),
     "_storage_suite": ("StorageSuite",),
     "_world": ("World",),
     "_ranks": ("run_ranks", "RanksFailed"),

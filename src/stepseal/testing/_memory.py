@@ -11,20 +11,26 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from stepseal.storage._buffers import byte_view
-from stepseal.storage._keys import check_key, check_pair, split_key
-from stepseal.storage._memory_nodes import Dir, File, after_power_loss
-from stepseal.storage._refusals import refused, short_read, wrong_kind
-from stepseal.storage._verbs import Entry, SyncReport
+from stepseal.storage import (
+    Entry,
+    SyncReport,
+    byte_view,
+    check_key,
+    check_pair,
+    refused,
+    short_read,
+    split_key,
+    wrong_kind,
+)
+from stepseal.testing._memory_nodes import Dir, File, after_power_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
     from typing_extensions import Buffer, Self
 
     from stepseal.errors import StorageUnavailable
-    from stepseal.storage._memory_nodes import Survives
+    from stepseal.testing._memory_nodes import Survives
 
 __all__ = ["MemoryStorage"]
 
@@ -195,12 +201,7 @@ class _Handle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stepseal.storage import KeyNotFound, MemoryStorage, Storage, create_durable, read_bytes
-from stepseal.testing import StorageSuite
+from stepseal.storage import KeyNotFound, Storage, create_durable, read_bytes
+from stepseal.testing import MemoryStorage, StorageSuite
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["RENAME_EXCHANGE", "RENAME_NOREPLACE", "Calls"]
+__all__ = ["RENAME_EXCHANGE", "RENAME_NOREPLACE", "Syscalls"]
 
 RENAME_NOREPLACE = 1
+"""Flag of renameat2: fail where the target is taken."""
 RENAME_EXCHANGE = 2
+"""Flag of renameat2: swap the two."""
 
 
-class Calls:
+class Syscalls:
     """The real kernel."""
 
     __slots__ = ()
@@ -61,10 +63,6 @@ class Calls:
         with open(f"/proc/self/{name}", encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
 
-    def statvfs(self, fd: int) -> os.statvfs_result:
-        """Make the call fstatvfs."""
-        return os.fstatvfs(fd)
-
     def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
         """Make the call linkat, not following a symlink."""
         os.link(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
@@ -90,12 +88,7 @@ class Calls:
 def _renameat2() -> Any:  # noqa: ANN401 - a foreign function has no static type
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is not None:
-        function.argtypes = (
-            ctypes.c_int,
-            ctypes.c_char_p,
-            ctypes.c_int,
-            ctypes.c_char_p,
-            ctypes.c_uint,
-        )
+        number, text = ctypes.c_int, ctypes.c_char_p
+        function.argtypes = (number, text, number, text, ctypes.c_uint)
         function.restype = ctypes.c_int
     return function

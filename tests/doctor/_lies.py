@@ -5,22 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import time
 from typing import TYPE_CHECKING
 
-from stepseal.storage._calls import RENAME_EXCHANGE, RENAME_NOREPLACE, Calls
+from stepseal.storage import RENAME_EXCHANGE, RENAME_NOREPLACE, Syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from typing_extensions import Buffer
-
-    from stepseal.storage import Ability
-
 __all__ = ["LIES", "REFUSALS", "Refusing"]
 
 
-class Refusing(Calls):
+class Refusing(Syscalls):
     """Answers one call with an error."""
 
     def __init__(self, call: str, number: int, flags: int = 0) -> None:
@@ -59,7 +56,7 @@ class Refusing(Calls):
         super().renameat2(source, source_fd, target, target_fd, flags)
 
 
-class _NotExclusive(Calls):
+class _NotExclusive(Syscalls):
     """O_EXCL is not known: the file that is there is emptied, as without it."""
 
     def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
@@ -68,7 +65,7 @@ class _NotExclusive(Calls):
         return super().open(name, flags, mode, dir_fd=dir_fd)
 
 
-class _LinkCopies(Calls):
+class _LinkCopies(Syscalls):
     """A link is a copy, and refuses a taken name only."""
 
     def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
@@ -79,7 +76,7 @@ class _LinkCopies(Calls):
             file.write(data)
 
 
-class _LinkReplaces(Calls):
+class _LinkReplaces(Syscalls):
     """A link takes the place of what is there."""
 
     def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
@@ -88,7 +85,7 @@ class _LinkReplaces(Calls):
         super().link(source, source_fd, target, target_fd)
 
 
-class _LinkRaces(Calls):
+class _LinkRaces(Syscalls):
     """Looks, waits, and links: what an emulation above an object store does."""
 
     def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
@@ -108,7 +105,7 @@ def _files(name: str, fd: int) -> Iterator[str]:
         os.close(inner)
 
 
-class _RenameCopies(Calls):
+class _RenameCopies(Syscalls):
     """A directory is renamed file by file."""
 
     def rename(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
@@ -123,7 +120,7 @@ class _RenameCopies(Calls):
         os.rmdir(source, dir_fd=source_fd)
 
 
-class _RenameMerges(Calls):
+class _RenameMerges(Syscalls):
     """A rename onto a directory with entries replaces them."""
 
     def rename(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
@@ -133,7 +130,7 @@ class _RenameMerges(Calls):
         super().rename(source, source_fd, target, target_fd)
 
 
-class _FlagsIgnored(Calls):
+class _FlagsIgnored(Syscalls):
     """A flag of renameat2 is not known, and the call made without it."""
 
     def __init__(self, flag: int) -> None:
@@ -148,75 +145,30 @@ class _FlagsIgnored(Calls):
             os.rename(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd)
 
 
-class _DirectLoses(Calls):
-    """What is written past the cache is not what is read."""
-
-    def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
-        if memoryview(data).nbytes < 4096:
-            return super().pwrite(fd, data, offset)
-        return super().pwrite(fd, bytes(memoryview(data).nbytes), offset)
-
-    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
-        return super().open(name, flags & ~os.O_DIRECT, mode, dir_fd=dir_fd)
-
-
-class _Follows(Calls):
-    """O_NOFOLLOW is not known."""
-
-    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
-        return super().open(name, flags & ~os.O_NOFOLLOW, mode, dir_fd=dir_fd)
-
-
-class _ModesLost(Calls):
+class _ModesLost(Syscalls):
     """Everybody may read everything, as on a FAT disk."""
 
-    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
-        fd = super().open(name, flags, mode, dir_fd=dir_fd)
-        if flags & os.O_CREAT:
+    def close(self, fd: int) -> None:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
             os.fchmod(fd, 0o755)
-        return fd
+        super().close(fd)
 
 
-class _SeenLate(Calls):
-    """Another process sees a closed file later: its own cache says that there is none."""
-
-    def __init__(self) -> None:
-        self._home = os.getpid()
-
-    def open(self, name: str, flags: int, mode: int = 0o600, *, dir_fd: int | None = None) -> int:
-        if os.getpid() != self._home and name.startswith("note-"):
-            raise FileNotFoundError(errno.ENOENT, "cached")
-        return super().open(name, flags, mode, dir_fd=dir_fd)
-
-
-REFUSALS: list[tuple[Calls, set[Ability], str]] = [
-    (Refusing("fsync", errno.EINVAL), {"fsync_file"}, "EINVAL"),
-    (Refusing("fsync_dir", errno.EINVAL), {"fsync_dir"}, "EINVAL"),
-    (Refusing("link", errno.EPERM), {"link", "one_winner"}, "EPERM"),
-    (
-        Refusing("rename", errno.EXDEV),
-        {"rename_dir", "rename_keeps_full_dir", "seen_at_once"},
-        "EXDEV",
-    ),
-    (
-        Refusing("renameat2", errno.EINVAL, RENAME_NOREPLACE),
-        {"noreplace_file", "noreplace_dir"},
-        "EINVAL",
-    ),
+REFUSALS: list[tuple[Syscalls, set[str], str]] = [
+    (Refusing("fsync", errno.EINVAL), {"fsync"}, "EINVAL"),
+    (Refusing("link", errno.EPERM), {"link"}, "EPERM"),
+    (Refusing("rename", errno.EXDEV), {"rename_dir"}, "EXDEV"),
+    (Refusing("renameat2", errno.EINVAL, RENAME_NOREPLACE), {"noreplace"}, "EINVAL"),
     (Refusing("renameat2", errno.ENOSYS, RENAME_EXCHANGE), {"exchange"}, "ENOSYS"),
-    (Refusing("open", errno.EINVAL, os.O_DIRECT), {"direct_io"}, "EINVAL"),
 ]
-LIES: list[tuple[Calls, set[Ability], str]] = [
-    (_NotExclusive(), {"exclusive_create", "one_winner"}, "O_EXCL"),
+LIES: list[tuple[Syscalls, set[str], str]] = [
+    (_NotExclusive(), {"exclusive_create"}, "O_EXCL"),
     (_LinkCopies(), {"link"}, "copy"),
-    (_LinkReplaces(), {"link", "one_winner"}, "link"),
-    (_LinkRaces(), {"one_winner"}, "winners"),
+    (_LinkReplaces(), {"link"}, "winners"),
+    (_LinkRaces(), {"link"}, "winners"),
     (_RenameCopies(), {"rename_dir"}, "showed only"),
     (_RenameMerges(), {"rename_keeps_full_dir"}, "was replaced"),
-    (_FlagsIgnored(RENAME_NOREPLACE), {"noreplace_file", "noreplace_dir"}, "was replaced"),
+    (_FlagsIgnored(RENAME_NOREPLACE), {"noreplace"}, "was replaced"),
     (_FlagsIgnored(RENAME_EXCHANGE), {"exchange"}, "not swapped"),
-    (_DirectLoses(), {"direct_io"}, "other bytes"),
-    (_Follows(), {"nofollow"}, "was followed"),
     (_ModesLost(), {"modes"}, "0755"),
-    (_SeenLate(), {"seen_at_once"}, "not seen"),
 ]
