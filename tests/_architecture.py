@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 FACE = "face"
 """The wing of `src/stepseal/__init__.py`."""
 _CORE = frozenset(
-    {"errors", "layout", "storage", "transfer", "commit", "retention", "components", "session"}
+    {"errors", "layout", "storage", "transfer", "commit", "retention", "components", "foreign"}
+    | {"session"}
 )
 _OUTER = frozenset({"cli", "testing", "integrations"})
 
@@ -30,6 +31,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "commit": frozenset({"errors", "layout", "storage"}),
     "retention": frozenset({"errors", "layout", "storage", "commit"}),
     "components": frozenset({"errors", "layout"}),
+    "foreign": frozenset({"errors", "layout", "storage", "components"}),
     "session": _CORE - {"session"} | {"_version"},
     FACE: _CORE | {"_version"},
     "cli": frozenset(
@@ -51,7 +53,7 @@ WHEN_CALLED: Mapping[tuple[str, str], str] = {
 }
 """(path, wing) that this one file may import, only inside a function, to the reason."""
 
-TORCH_WINGS = frozenset({"components", "session", "integrations", "testing"})
+TORCH_WINGS = frozenset({"components", "foreign", "session", "integrations", "testing"})
 FOREIGN: Mapping[str, frozenset[str]] = {
     "xxhash": frozenset({"layout"}),
     "msgspec": _CORE | _OUTER,
