@@ -154,7 +154,26 @@ TENSORS: dict[str, bytes] = {
     "no_archive": b"\x80\x02N.",
     "end_of_another": b"PK\x05\x06" + b"\xff" * 16 + b"\0\0",
 }
+ONE = record(b"\x80\x02K\x01.")
+_ENTRY = ONE.index(b"PK\x01\x02")
+
+
+def patched(at: int, data: bytes) -> bytes:
+    """Return the record of a number with other bytes at an offset from its directory."""
+    at += _ENTRY
+    return ONE[:at] + data + ONE[at + len(data) :]
+
+
 VALUES: dict[str, bytes] = {
+    "twin_members": ONE[:_ENTRY]
+    + 2 * ONE[_ENTRY:-22]
+    + ONE[-22:-14]
+    + struct.pack("<2H2LH", 2, 2, 2 * len(ONE[_ENTRY:-22]), _ENTRY, 0),
+    "member_outside": patched(42, struct.pack("<L", 1 << 30)),
+    "member_of_gigabytes": patched(20, struct.pack("<2L", 1 << 31, 1 << 31)),
+    "member_of_two_sizes": patched(24, struct.pack("<L", 1 << 31)),
+    "encoded_member": patched(10, struct.pack("<H", 12)),
+    "directory_of_gigabytes": ONE[:-10] + struct.pack("<2LH", 1 << 31, 0, 0),
     "neg_of_bools": lazy("neg", "BoolStorage", 1),
     "neg_of_bytes": lazy("neg", "ByteStorage", 1),
     "conj_of_bools": lazy("conj", "BoolStorage", 1),
