@@ -18,7 +18,7 @@ FACE = "face"
 """The wing of `src/stepseal/__init__.py`."""
 _CORE = frozenset(
     {"errors", "layout", "storage", "transfer", "protocol", "steps", "retention", "components"}
-    | {"session"}
+    | {"foreign", "session"}
 )
 _OUTER = frozenset({"cli", "testing", "integrations"})
 
@@ -33,6 +33,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "retention": frozenset({"errors", "layout", "steps"}),
     "doctor": frozenset({"errors", "layout", "storage"}),
     "components": frozenset({"errors", "layout"}),
+    "foreign": frozenset({"errors", "layout", "storage", "components"}),
     "session": _CORE - {"session"} | {"_version"},
     FACE: _CORE | {"_version"},
     "cli": frozenset(
@@ -55,7 +56,7 @@ WHEN_CALLED: Mapping[tuple[str, str], str] = {
 }
 """(path, wing) that this one file may import, only inside a function, to the reason."""
 
-TORCH_WINGS = frozenset({"components", "session", "integrations", "testing"})
+TORCH_WINGS = frozenset({"components", "foreign", "session", "integrations", "testing"})
 FOREIGN: Mapping[str, frozenset[str]] = {
     "xxhash": frozenset({"layout"}),
     "msgspec": _CORE | _OUTER,

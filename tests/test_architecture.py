@@ -121,6 +121,10 @@ def in_session(text: str) -> dict[str, str]:
     return {"stepseal/session/_a.py": text}
 
 
+def in_foreign(text: str) -> dict[str, str]:
+    return {"stepseal/foreign/_a.py": text}
+
+
 def in_components(text: str) -> dict[str, str]:
     return {"stepseal/components/_a.py": text}
 
@@ -143,6 +147,9 @@ BAD: Mapping[str, tuple[str, dict[str, str]]] = {
         {"stepseal/retention/_a.py": "def f(storage):\n    storage.sync_dir('')"},
     ),
     "components to storage": ("arrow", in_components("from stepseal.storage import X")),
+    "components to foreign": ("arrow", in_components("from stepseal.foreign import X")),
+    "foreign to steps": ("arrow", in_foreign("from stepseal.steps import X")),
+    "foreign to session": ("arrow", in_foreign("def f():\n    from stepseal.session import X")),
     "up, in a function": ("arrow", in_steps("def f():\n    import stepseal.session")),
     "up, async": ("arrow", in_steps("async def f():\n    import stepseal.session")),
     "up, for types": ("arrow", in_steps("if TYPE_CHECKING:\n    import stepseal.session")),
@@ -191,6 +198,7 @@ BAD: Mapping[str, tuple[str, dict[str, str]]] = {
     "click outside cli": ("foreign", in_steps("import click")),
     "typing_extensions at run time": ("foreign", in_steps("import typing_extensions")),
     "pickle": ("unsafe", in_steps("def f():\n    import pickle")),
+    "pickle in foreign": ("unsafe", in_foreign("import pickle")),
     "marshal": ("unsafe", in_layout("from marshal import loads")),
     "shelve": ("unsafe", in_layout("import shelve")),
     "importlib": ("unsafe", in_layout("from importlib import import_module")),
@@ -313,6 +321,7 @@ def test_checker_accepts_the_plan_as_drawn() -> None:
         "stepseal/components/_b.py": "import math\ndef f():\n    import numpy",
         "stepseal/components/_c.py": "if TYPE_CHECKING:\n    import numpy",
         "stepseal/components/_dcp_index.py": "import pickle",
+        "stepseal/foreign/_a.py": "import pickletools, torch, zipfile, stepseal.storage",
         "stepseal/session/_a.py": "import stepseal.steps, stepseal.transfer, stepseal.components",
         "stepseal/testing/__init__.py": "import importlib\nT = {'Run': 'stepseal.session'}",
         "stepseal/cli/_a.py": "import click\nfrom stepseal.transfer import verify_step",

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from tests.security._forge import BASE, NEWEST
 
-from stepseal.components._dcp_source import ForeignItem, read_dcp_index
-from stepseal.components._foreign_values import ValueBudget, read_value_record
-from stepseal.errors import Corrupt
+from stepseal.foreign import ForeignItem, read_metadata
+from stepseal.foreign._records import Record
+from stepseal.foreign._values import Budget, read_value
 from stepseal.layout import DCP_INDEX, coverage_problems, path_problem
+from stepseal.testing import MemoryStorage
 
 __all__ = ["dcp_indexes", "dcp_records", "judge_dcp_index", "judge_dcp_record"]
 
@@ -22,14 +23,15 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 def judge_dcp_index(data: bytes) -> str | None:
     """Read an index; it names files of its folder, and every element of every tensor once."""
     before = set(sys.modules)
-    found = read_dcp_index(data, DCP_INDEX)
+    found = read_metadata(data, DCP_INDEX)
     if imported := set(sys.modules) - before:
         return f"imported {sorted(imported)}"
-    for item in found.items():
+    boxes = [item for tensor in found.tensors.values() for _, item in tensor.boxes]
+    for item in (*boxes, *found.values.values()):
         if problem := _item_problem(item):
             return problem
     for tensor in found.tensors.values():
-        if problems := coverage_problems(tensor.shape, [stored.box for stored in tensor.boxes]):
+        if problems := coverage_problems(tensor.shape, [box for box, _ in tensor.boxes]):
             return f"{tensor.fqn}: {problems[0]}"
     missing = (found.tensors.keys() | found.values.keys()) ^ found.paths.keys()
     return f"no path, or no record, of {sorted(missing)}" if missing else None
@@ -46,14 +48,13 @@ def _item_problem(item: ForeignItem) -> str | None:
 
 def judge_dcp_record(data: bytes) -> str | None:
     """Read a record; what comes out is plain, and nothing was imported for it."""
-
-    def read(offset: int, size: int) -> memoryview:
-        if not 0 <= offset <= offset + size <= len(data):
-            raise Corrupt("record: a range outside of it")
-        return memoryview(data)[offset : offset + size]
-
+    storage = MemoryStorage()
+    with storage.create_file("record") as file:
+        file.write(data, 0)
     before = set(sys.modules)
-    found = read_value_record(read, len(data), "record", ValueBudget())
+    with storage.open_read("record") as handle:
+        record = Record(handle, ForeignItem("record", 0, len(data)), "record")
+        found = read_value(record, Budget())
     if imported := set(sys.modules) - before:
         return f"imported {sorted(imported)}"
     return _not_plain(found)

@@ -5,34 +5,23 @@ The home of torch; knows no storage and no commit.
 
 # ruff: noqa: I001 - isort would give each name a line, and a face stays under 60 lines
 
-from stepseal.components._codecs import decode_tree, encode_tree
+from stepseal.components._codecs import decode_tree, encode_tree, tree_of
 from stepseal.components._codecs_registry import register, register_codec
-from stepseal.components._dcp_components import (
-    ForeignComponent, foreign_components, optimizer_value,
-)  # fmt: skip
 from stepseal.components._dcp_index import build_dcp_index
-from stepseal.components._dcp_source import (
-    ForeignIndex, ForeignItem, ForeignTensor, read_dcp_index,
-)  # fmt: skip
-from stepseal.components._foreign_values import (
-    ValueBudget, check_tensor_record, read_tensor_record, read_value_record,
-)  # fmt: skip
-from stepseal.components._imported import ImportedState, tree_of
 from stepseal.components._registry import Registry
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._sinks import DenseSink
-from stepseal.components._staging import Arena, byte_view
+from stepseal.components._staging import Arena, byte_view, tensor_over
+from stepseal.components._tensors import FlatState, capture_flat, value_copies
+from stepseal.components._trees import TreeComponent
 from stepseal.components._types import (
     CapturedComponent, Component, RestorePlan, SavedComponent, SavedTensor, Sharing, Staging,
     Topology,
 )  # fmt: skip
 
 __all__ = [
-    "RNG", "Arena", "CapturedComponent", "Component", "DenseSink",
-    "ForeignComponent", "ForeignIndex", "ForeignItem", "ForeignTensor", "ImportedState",
-    "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
-    "Staging", "Topology", "ValueBudget", "build_dcp_index", "byte_view",
-    "check_tensor_record", "decode_tree", "encode_tree", "foreign_components", "optimizer_value",
-    "read_dcp_index", "read_tensor_record", "read_value_record", "register", "register_codec",
-    "tree_of",
+    "RNG", "Arena", "CapturedComponent", "Component", "DenseSink", "FlatState", "RNGComponent",
+    "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing", "Staging", "Topology",
+    "TreeComponent", "build_dcp_index", "byte_view", "capture_flat", "decode_tree",
+    "encode_tree", "register", "register_codec", "tensor_over", "tree_of", "value_copies",
 ]  # fmt: skip

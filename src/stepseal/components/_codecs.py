@@ -20,13 +20,12 @@ from stepseal.components._codecs_numpy import NDARRAY, SCALAR, copy_ndarray, nat
 from stepseal.components._codecs_random import GENERATORS, NUMPY_GENERATOR, NUMPY_RANDOM_STATE
 from stepseal.components._codecs_registry import OBJECT, find_registered, register, register_codec
 from stepseal.components._codecs_scalars import SCALARS
-from stepseal.layout import ArraySource
+from stepseal.layout import ArraySource, TreeContents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.components._codecs_core import Leaf
-    from stepseal.layout import TreeContents
 
 __all__ = [
     "EncodedTree",
@@ -36,6 +35,7 @@ __all__ = [
     "new_memory",
     "register",
     "register_codec",
+    "tree_of",
 ]
 
 _PLAIN = (*SCALARS, *CONTAINERS, *TORCH_VALUES, *GENERATORS)
@@ -92,6 +92,19 @@ def decode_tree(contents: TreeContents, *, component: str | None = None) -> obje
     value = decoder.decode(contents.document)
     decoder.check_all_taken()
     return value
+
+
+def tree_of(value: object, component: str) -> TreeContents:
+    """Return a value as a tree that was read back, for a restore from something else than a step.
+
+    Raises:
+        UnsupportedState: no codec knows a part of the value.
+    """
+    encoded = encode_tree(value, component=component)
+    sources = [freeze_leaf(name, leaf, new_memory) for name, leaf in encoded.arrays]
+    return TreeContents(
+        encoded.document, {one.name: (one.dtype, one.shape, one.data) for one in sources}
+    )
 
 
 def find_codec(cls: type) -> Codec | None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from stepseal.components._imported import ImportedComponent, ImportedState
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizers import OptimizerComponent
 from stepseal.components._rng import RNG, RNGComponent
@@ -19,11 +18,12 @@ from stepseal.components._stateful import (
     ValueComponent,
 )
 from stepseal.components._tensors import HasStateDict, TensorDictComponent
+from stepseal.components._types import Component
 from stepseal.errors import InvalidInput
 from stepseal.layout import check_component_name
 
 if TYPE_CHECKING:
-    from stepseal.components._types import Component, Sharing, Topology
+    from stepseal.components._types import Sharing, Topology
 
 __all__ = ["Registry"]
 
@@ -46,7 +46,7 @@ class Registry:
         kind: Kind | None,
         topology: Topology,
     ) -> None:
-        """Add one component.
+        """Add one component: an object to adapt, or what is a `Component` of this name already.
 
         Raises:
             InvalidInput: the name is taken or not usable, the type is unknown, or the sharing
@@ -118,8 +118,8 @@ class Registry:
                 f"state_dict and load_state_dict, found {type(state).__name__}. Leave `kind` out.",
                 component=name,
             )
-        if isinstance(state, ImportedState):
-            return ImportedComponent(name, state)
+        if isinstance(state, Component):
+            return state
         if isinstance(state, RNG):
             return RNGComponent(name, state, sharing)
         if isinstance(state, torch.nn.Module):

@@ -42,6 +42,7 @@ __all__ = [
     "capture_flat",
     "plan_flat",
     "saved_copy",
+    "value_copies",
 ]
 
 _MAX_DEPTH = 60
@@ -104,18 +105,34 @@ class FlatState:
 
 
 def capture_flat(
-    flat: FlatState, sharing: Sharing, topology: Topology, staging: Staging | None
+    flat: FlatState,
+    sharing: Sharing,
+    topology: Topology,
+    staging: Staging | None,
+    tree: object = None,
 ) -> CapturedComponent:
-    """Capture a flat state; its other leaves form one tree document of the first participant."""
+    """Capture a flat state, with one tree document of the first participant.
+
+    Args:
+        flat: the leaves.
+        sharing: the sharing in use.
+        topology: who takes part.
+        staging: private memory to copy into, or None for views of live memory.
+        tree: what the tree document holds; None for the leaves that are no tensors.
+    """
     owns_plain = owns_plain_tensors(topology, flat.tensors.values())
     leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=owns_plain)
-
-    def copies() -> list[BytesSource]:
-        made = ((key, saved_copy(value)) for key, value in flat.values.items())
-        return [BytesSource(((flat.component, key),), data) for key, data in made if data]
-
+    tree = (flat.values or None) if tree is None else tree
     capture = LeafCapture(flat.component, sharing, topology, staging)
-    return capture.capture(leaves, flat.values or None, flat.values, copies)
+    return capture.capture(
+        leaves, tree, flat.values, lambda: value_copies(flat.component, flat.values)
+    )
+
+
+def value_copies(component: str, values: Mapping[str, object]) -> tuple[BytesSource, ...]:
+    """Return the copies of leaves that are no tensors, for stock DCP readers."""
+    made = ((key, saved_copy(value)) for key, value in values.items())
+    return tuple(BytesSource(((component, key),), data) for key, data in made if data)
 
 
 def plan_flat(

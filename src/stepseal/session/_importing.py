@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from stepseal.components import foreign_components
 from stepseal.errors import (
     InvalidInput,
     NotRestored,
@@ -15,9 +14,9 @@ from stepseal.errors import (
     StepNotFound,
     UnsupportedState,
 )
+from stepseal.foreign import DcpFolder
 from stepseal.layout import check_step
 from stepseal.session._checkpointer import Checkpointer
-from stepseal.session._dcp_folder import DcpFolder, state_of
 from stepseal.session._saving import collection_paused
 from stepseal.steps import locate_root, open_store
 
@@ -88,23 +87,22 @@ def import_dcp(
     with collection_paused():
         folder = _open(place)
         _check_empty(target)
-        components = foreign_components(folder.index)
-        read = {name: state_of(folder, components, name, skipped) for name in components}
-    states = {name: state for name, state in read.items() if state is not None}
-    if not states:
+        read = {name: folder.imported(name, skipped) for name in folder.components}
+    components = {name: found for name, found in read.items() if found is not None}
+    if not components:
         raise UnsupportedState(f"{place}: nothing is left to import.", path=place)
     with Checkpointer(target, mode="sync", access=access) as checkpointer:
-        for name, state in states.items():
-            checkpointer.add(name, state)
+        for name, component in components.items():
+            checkpointer.add(name, component)
         tags = [f"imported from dcp {folder.sha256}"]
         saved = checkpointer.save(step, tags=tags).wait()
     left_out = skipped or {}
     sizes = {}
-    for name, state in states.items():
-        num_values = sum(fqn not in left_out for fqn in components[name].values.values())
-        num_tensors = len(state.tensors)
-        found = (num_tensors, "tensor") if num_tensors else (num_values, "value")
-        sizes[name] = f"{found[0]} {found[1]}{'' if found[0] == 1 else 's'}"
+    for name in components:
+        stored = folder.components[name]
+        num_values = sum(fqn not in left_out for fqn in stored.values.values())
+        count, what = (len(stored.tensors), "tensor") if stored.tensors else (num_values, "value")
+        sizes[name] = f"{count} {what}{'' if count == 1 else 's'}"
     return Imported(step, saved.path, place, folder.sha256, sizes, left_out)
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal import protocol
-from stepseal.components import RNGComponent, SavedComponent, SavedTensor, Sharing
-from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StateMismatch
+from stepseal.components import SavedComponent, SavedTensor, Sharing
+from stepseal.errors import CheckpointError, Corrupt, InvalidInput
 from stepseal.layout import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -40,7 +40,7 @@ from stepseal.storage import read_bytes
 from stepseal.transfer import ReadRequest, StepReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping
 
     from stepseal.components import Component, RestorePlan, Topology
     from stepseal.layout import ComponentEntry, Manifest
@@ -125,33 +125,13 @@ def check_candidate(storage: Storage, candidate: Candidate, targets: Targets) ->
     """
     manifest = _read_manifest(storage, candidate)
     reader = StepReader(storage, step_name(candidate.step), manifest)
-    entries = {e.name: e for e in manifest.components if e.name not in targets.skip}
-    problems = _name_problems(entries, [part.name for part in targets.components])
-    saved_names = {entry.name for entry in manifest.components}
-    problems += [
-        f"skip: component {name}: neither added here nor in the step"
-        for name in sorted(targets.skip - targets.known - saved_names)
-    ]
-    plans = []
-    for component in targets.components:
-        if component.name not in entries:
-            continue
-        try:
-            saved = _saved_component(reader, manifest, entries[component.name], targets.topology)
-            plans.append((component, component.plan(saved, targets.topology)))
-        except StateMismatch as error:
-            found = error.problems or (str(error),)
-            problems += [f"component {component.name}: {problem}" for problem in found]
-    if problems:
-        raise StateMismatch(
-            f"saved and live state differ: {'; '.join(problems[:10])}"
-            f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}",
-            step=candidate.step,
-            participant=targets.topology.me,
-            problems=tuple(problems),
-        )
-    plans.sort(key=lambda item: isinstance(item[0], RNGComponent))
-    return CheckedStep(reader, tuple(plans))
+    entries = {entry.name: entry for entry in manifest.components}
+    plans = targets.plans(
+        candidate.step,
+        entries,
+        lambda one: _saved_component(reader, manifest, entries[one.name], targets.topology),
+    )
+    return CheckedStep(reader, plans)
 
 
 def _read_manifest(storage: Storage, candidate: Candidate) -> Manifest:
@@ -169,20 +149,6 @@ def _read_manifest(storage: Storage, candidate: Candidate) -> Manifest:
             found=found,
         )
     return decode_manifest(data)
-
-
-def _name_problems(saved: Iterable[str], live: Sequence[str]) -> list[str]:
-    problems = [
-        f"component {name}: added here, but not in the step; restore(skip=[{name!r}]) leaves it as "
-        "it is now"
-        for name in live
-        if name not in saved
-    ]
-    problems += [
-        f"component {name}: in the step, but not added here; restore(skip=[{name!r}]) leaves it out"
-        for name in sorted(set(saved) - set(live))
-    ]
-    return problems
 
 
 def _saved_component(

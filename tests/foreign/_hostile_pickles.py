@@ -63,10 +63,10 @@ INERT: dict[str, bytes] = {
     "getattr_chain": b"\x80\x04" + _GETATTR + b".",
     "extension": b"\x80\x04\x82\x01.",
     "persistent_id": b"\x80\x04Pevil\n.",
-    "deep_tuples": b"\x80\x04" + b")" + b"\x85" * 2_000_000 + b".",
-    "deep_marks": b"\x80\x04" + b"(" * 4_000_000 + b".",
-    "many_lists": b"\x80\x04(" + b"]" * 6_000_000 + b"t.",
-    "many_memos": b"\x80\x04N" + b"\x94" * 8_000_000 + b".",
+    "deep_tuples": b"\x80\x04" + b")" + b"\x85" * 400_000 + b".",
+    "deep_marks": b"\x80\x04" + b"(" * 400_000 + b".",
+    "many_lists": b"\x80\x04(" + b"]" * 400_000 + b"t.",
+    "many_memos": b"\x80\x04N" + b"\x94" * 1_000_000 + b".",
     "long_of_gigabytes": b"\x80\x04\x8b\xff\xff\xff\x7f.",
     "text_of_exabytes": b"\x80\x04\x8d" + struct.pack("<Q", HUGE) + b".",
     "memo_of_millions": b"\x80\x04Nr\xff\xff\xff\xff.",
@@ -76,9 +76,9 @@ INERT: dict[str, bytes] = {
     "self_containing": b"\x80\x04]\x94h\x00a.",
     "laughs": b"\x80\x04(]\x94"
     + b"".join(b"(" + bytes([104, n]) * 10 + b"t\x94" for n in range(40)) + b"t.",
-    "many_nones": b"\x80\x04" + b"N" * (12 << 20) + b".",
-    "many_numbers": b"\x80\x04(" + b"K\x01" * (4 << 20) + b"t.",
-    "many_items": b"\x80\x04]" + (b"(" + b"N" * 1000 + b"e") * 12_000 + b".",
+    "many_nones": b"\x80\x04" + b"N" * (1 << 20) + b".",
+    "many_numbers": b"\x80\x04(" + b"K\x01" * 1_100_000 + b"t.",
+    "many_items": b"\x80\x04]" + (b"(" + b"N" * 1000 + b"e") * 1_100 + b".",
     "empty": b"",
     "cut": b"\x80\x04}(",
     "no_metadata": pickle.dumps({"a": 1}),
@@ -154,7 +154,26 @@ TENSORS: dict[str, bytes] = {
     "no_archive": b"\x80\x02N.",
     "end_of_another": b"PK\x05\x06" + b"\xff" * 16 + b"\0\0",
 }
+ONE = record(b"\x80\x02K\x01.")
+_ENTRY = ONE.index(b"PK\x01\x02")
+
+
+def patched(at: int, data: bytes) -> bytes:
+    """Return the record of a number with other bytes at an offset from its directory."""
+    at += _ENTRY
+    return ONE[:at] + data + ONE[at + len(data) :]
+
+
 VALUES: dict[str, bytes] = {
+    "twin_members": ONE[:_ENTRY]
+    + 2 * ONE[_ENTRY:-22]
+    + ONE[-22:-14]
+    + struct.pack("<2H2LH", 2, 2, 2 * len(ONE[_ENTRY:-22]), _ENTRY, 0),
+    "member_outside": patched(42, struct.pack("<L", 1 << 30)),
+    "member_of_gigabytes": patched(20, struct.pack("<2L", 1 << 31, 1 << 31)),
+    "member_of_two_sizes": patched(24, struct.pack("<L", 1 << 31)),
+    "encoded_member": patched(10, struct.pack("<H", 12)),
+    "directory_of_gigabytes": ONE[:-10] + struct.pack("<2LH", 1 << 31, 0, 0),
     "neg_of_bools": lazy("neg", "BoolStorage", 1),
     "neg_of_bytes": lazy("neg", "ByteStorage", 1),
     "conj_of_bools": lazy("conj", "BoolStorage", 1),

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from click.testing import CliRunner
-from tests.session._hostile_dcp import put_record
-from tests.session._hostile_pickles import GADGETS, record
+from tests.foreign._hostile_dcp import put_record
+from tests.foreign._hostile_pickles import GADGETS, record
 from tests.session._states import Net, adamw, blank, every_kind, train, whole_state
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
