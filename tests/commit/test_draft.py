@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
-from tests.commit._kit import TWO, Root, captured, component
+from tests.commit._kit import TWO, Root, attempt_id, captured, component, part_facts
 
+from stepseal.commit._actions import Publish
+from stepseal.commit._draft import JobFacts, Origin, draft_manifest
 from stepseal.errors import InvalidInput
-from stepseal.layout import Lineage, decode_manifest, encode_manifest
+from stepseal.layout import Lineage, Sharing, decode_manifest, encode_manifest, payload_report
 from stepseal.storage import MemoryStorage
+
+if TYPE_CHECKING:
+    from stepseal.commit._messages import ComponentFacts
 
 
 def root() -> Root:
@@ -31,6 +37,43 @@ def test_draft_round_trips_as_a_manifest() -> None:
     assert (found.cut, found.tags) == ({"policy": 7}, ("release",))
     assert found.parent == Lineage(5, "a" * 64, 1)
     assert found.resumable
+
+
+def test_owners_are_put_together_from_what_each_participant_reports() -> None:
+    sharings = {"model": "replicated", "rng": "per_rank", "none": "replicated"}
+
+    def facts(rank: int) -> list[ComponentFacts]:
+        reports = {
+            name: payload_report(Sharing(sharing), rank, TWO)
+            for name, sharing in sharings.items()
+            if name != "none"
+        }
+        return [
+            component(
+                name,
+                sharing=sharing,
+                payload=reports[name].coordinate if name in reports else None,
+                writes=name in reports and reports[name].writes,
+            )
+            for name, sharing in sharings.items()
+        ]
+
+    publish = Publish(
+        1,
+        10,
+        attempt_id(1),
+        "staging",
+        {name: captured(components=facts(rank)) for rank, name in enumerate(TWO)},
+        {name: part_facts(name) for name in TWO},
+        0.0,
+    )
+    origin = Origin("a" * 32, 1, None, TWO, "fsync")
+    found = draft_manifest(publish, origin, JobFacts(), now_s=0.0)
+    assert {entry.name: entry.payloads for entry in found.components} == {
+        "model": {TWO[0]: TWO[0], TWO[1]: TWO[0]},
+        "rng": {TWO[0]: TWO[0], TWO[1]: TWO[1]},
+        "none": {},
+    }
 
 
 def test_facts_of_the_first_participant_count() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from stepseal.commit._rules import payload_reports
 from stepseal.layout import (
     FORMAT_VERSION,
     ComponentEntry,
@@ -12,6 +13,7 @@ from stepseal.layout import (
     Lineage,
     Manifest,
     PartRef,
+    payload_owners,
     utc_text,
 )
 
@@ -51,7 +53,8 @@ class Origin:
 def draft_manifest(publish: Publish, origin: Origin, facts: JobFacts, *, now_s: float) -> Manifest:
     """Return the manifest of an attempt, still without the coordinator's own files.
 
-    What is one for all (cut, metrics, tags, kinds of components) is taken from the first
+    Who owns which payload is put together from what each participant reported of its own. What is
+    one for all (cut, metrics, tags, kinds of components) is taken from the first
     participant; that they agree was checked when they captured.
 
     Args:
@@ -61,12 +64,13 @@ def draft_manifest(publish: Publish, origin: Origin, facts: JobFacts, *, now_s: 
         now_s: Unix time.
     """
     first = publish.captured[origin.participants[0]]
+    reports = payload_reports(publish.captured)
     components = tuple(
         ComponentEntry(
             name=found.name,
             kind=cast("ComponentKind", found.kind),  # checked when the manifest is encoded
             sharing=cast("SharingName", found.sharing),
-            payloads=dict(found.payloads),
+            payloads=payload_owners(reports[found.name]),
             required=True,
             options={},
         )

@@ -11,20 +11,15 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
-from stepseal.components._codecs_arrays import TORCH_VALUES, copy_tensor, is_native, torch_name
+from stepseal.components._codecs_arrays import TORCH_VALUES
 from stepseal.components._codecs_containers import CONTAINERS
 from stepseal.components._codecs_core import Codec, Decoder, Encoder
-from stepseal.components._codecs_numpy import NDARRAY, SCALAR, copy_ndarray, native_name
+from stepseal.components._codecs_numpy import NDARRAY, SCALAR
 from stepseal.components._codecs_random import GENERATORS, NUMPY_GENERATOR, NUMPY_RANDOM_STATE
 from stepseal.components._codecs_registry import OBJECT, find_registered, register, register_codec
 from stepseal.components._codecs_scalars import SCALARS
-from stepseal.layout import ArraySource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from stepseal.components._codecs_core import Leaf
     from stepseal.components._types import TreeContents
 
@@ -32,8 +27,6 @@ __all__ = [
     "EncodedTree",
     "decode_tree",
     "encode_tree",
-    "freeze_leaf",
-    "new_memory",
     "register",
     "register_codec",
 ]
@@ -113,35 +106,3 @@ def _find_numpy(cls: type) -> Codec | None:
     return (
         NUMPY_RANDOM_STATE if numpy_random is not None and cls is numpy_random.RandomState else None
     )
-
-
-def new_memory(size_bytes: int) -> memoryview:
-    """Return writable memory of its own, for `freeze_leaf` where no arena lends any."""
-    return memoryview(bytearray(size_bytes))
-
-
-def freeze_leaf(name: str, leaf: Leaf, take: Callable[[int], memoryview]) -> ArraySource:
-    """Copy a live leaf into private memory.
-
-    Args:
-        name: name of the leaf in its tree.
-        leaf: live tensor, array or bytes.
-        take: returns writable memory of a size in bytes, format `B`.
-    """
-    if isinstance(leaf, torch.Tensor):
-        dtype, size_bytes = torch_name(leaf.dtype), leaf.numel() * leaf.element_size()
-        native = dtype if is_native(dtype) else None
-    elif isinstance(leaf, (bytes, bytearray)):
-        native, size_bytes = None, len(leaf)
-    else:
-        native, size_bytes = native_name(leaf), leaf.nbytes
-    target = take(size_bytes) if size_bytes else memoryview(b"")
-    if isinstance(leaf, torch.Tensor):
-        copy_tensor(leaf, target)
-    elif isinstance(leaf, (bytes, bytearray)):
-        target[:] = leaf
-    else:
-        copy_ndarray(leaf, target)
-    if native is None or isinstance(leaf, (bytes, bytearray)):
-        return ArraySource(name, "uint8", (size_bytes,), target)
-    return ArraySource(name, native, tuple(leaf.shape), target)

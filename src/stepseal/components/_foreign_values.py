@@ -14,7 +14,7 @@ import torch
 
 from stepseal.components._archives import Archive
 from stepseal.components._inert import Call, Name, Pairs, Reference
-from stepseal.components._staging import tensor_over
+from stepseal.components._live_data import tensor_over
 from stepseal.layout import ITEMSIZE
 
 if TYPE_CHECKING:

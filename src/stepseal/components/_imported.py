@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stepseal.components._codecs import encode_tree, freeze_leaf, new_memory
-from stepseal.components._leaves import LeafCapture, leaves_of
+from stepseal.components._capture import describe_leaves, describe_tree, describe_value, stage
+from stepseal.components._leaves import leaves_of
 from stepseal.components._tensors import saved_copy
 from stepseal.components._types import CapturedComponent, Sharing, TreeContents
 from stepseal.errors import InvalidInput
-from stepseal.layout import BytesSource, TreeSource
+from stepseal.layout import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
 
-    from stepseal.components._types import RestorePlan, SavedComponent, Staging, Topology
+    from stepseal.components._types import RestorePlan, SavedComponent, Topology
 
 __all__ = ["ImportedComponent", "ImportedState", "tree_of"]
 
@@ -51,19 +51,16 @@ class ImportedComponent:
         """Return GLOBAL: one process holds it all."""
         return Sharing.GLOBAL
 
-    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
-        """Take the state; see `Component`."""
+    def describe(self, topology: Topology) -> CapturedComponent:
+        """Describe the state; see `Component`."""
         state, sharing = self._state, self.sharing(topology)
         if state.tensors:
             leaves = leaves_of(self.name, state.tensors, sharing, owns_plain=True)
-            capture = LeafCapture(self.name, sharing, topology, staging)
-            return capture.capture(leaves, state.value, state.copies, self._copies)
-        encoded = encode_tree(state.value, component=self.name)
-        arrays = tuple(freeze_leaf(name, leaf, new_memory) for name, leaf in encoded.arrays)
-        tree = TreeSource(self.name, topology.me, encoded.document, arrays)
-        owners = dict.fromkeys(topology.participants, topology.me)
-        return CapturedComponent(
-            self.name, self.kind, sharing, "", owners, bytes_copies=self._copies(), trees=(tree,)
+            return describe_leaves(
+                self.name, sharing, topology, leaves, state.value, state.copies, self._copies
+            )
+        return describe_value(
+            self.name, sharing, topology, lambda: state.value, lambda _: self._copies()
         )
 
     def plan(self, saved: SavedComponent, topology: Topology) -> RestorePlan:
@@ -88,8 +85,10 @@ def tree_of(value: object, component: str) -> TreeContents:
     Raises:
         UnsupportedState: no codec knows a part of the value.
     """
-    encoded = encode_tree(value, component=component)
-    sources = [freeze_leaf(name, leaf, new_memory) for name, leaf in encoded.arrays]
-    return TreeContents(
-        encoded.document, {one.name: (one.dtype, one.shape, one.data) for one in sources}
-    )
+    source = describe_tree(component, "", value)
+    copies = stage([array.data for array in source.arrays], None)
+    arrays = {
+        array.name: (array.dtype, array.shape, copy.view())
+        for array, copy in zip(source.arrays, copies, strict=True)
+    }
+    return TreeContents(source.document, arrays)

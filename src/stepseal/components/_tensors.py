@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
+from stepseal.components._capture import describe_leaves
 from stepseal.components._dtensors import owns_plain_tensors
 from stepseal.components._leaves import (
-    LeafCapture,
     compare_leaf,
     default_sharing,
     kind_of,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         CapturedComponent,
         SavedComponent,
         Sharing,
-        Staging,
         Topology,
     )
 
@@ -39,7 +38,7 @@ __all__ = [
     "FlatState",
     "HasStateDict",
     "TensorDictComponent",
-    "capture_flat",
+    "describe_flat",
     "plan_flat",
     "saved_copy",
 ]
@@ -103,10 +102,8 @@ class FlatState:
             )
 
 
-def capture_flat(
-    flat: FlatState, sharing: Sharing, topology: Topology, staging: Staging | None
-) -> CapturedComponent:
-    """Capture a flat state; its other leaves form one tree document of the first participant."""
+def describe_flat(flat: FlatState, sharing: Sharing, topology: Topology) -> CapturedComponent:
+    """Describe a flat state; its other leaves form one tree document of the first participant."""
     owns_plain = owns_plain_tensors(topology, flat.tensors.values())
     leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=owns_plain)
 
@@ -114,8 +111,8 @@ def capture_flat(
         made = ((key, saved_copy(value)) for key, value in flat.values.items())
         return [BytesSource(((flat.component, key),), data) for key, data in made if data]
 
-    capture = LeafCapture(flat.component, sharing, topology, staging)
-    return capture.capture(leaves, flat.values or None, flat.values, copies)
+    value = flat.values or None
+    return describe_leaves(flat.component, sharing, topology, leaves, value, flat.values, copies)
 
 
 def plan_flat(
@@ -211,11 +208,11 @@ class TensorDictComponent:
         _, flat = self._read()
         return default_sharing(self._declared, flat.tensors.values(), topology)
 
-    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
-        """Take the state on the caller's thread; see `Component`."""
+    def describe(self, topology: Topology) -> CapturedComponent:
+        """Describe the state on the caller's thread; see `Component`."""
         _, flat = self._read()
         sharing = default_sharing(self._declared, flat.tensors.values(), topology)
-        return capture_flat(flat, sharing, topology, staging)
+        return describe_flat(flat, sharing, topology)
 
     def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
         """Check a saved state against live state, strictly, and change nothing; see `Component`."""

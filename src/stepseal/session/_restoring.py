@@ -24,14 +24,16 @@ from stepseal.commit import (
     error_from,
     messages_of,
 )
-from stepseal.components import RNGComponent, SavedComponent, SavedTensor, Sharing, TreeContents
+from stepseal.components import RNGComponent, SavedComponent, SavedTensor, TreeContents
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StateMismatch
 from stepseal.layout import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    Sharing,
     check_step,
     decode_manifest,
     manifest_digest,
+    payload_owner,
     step_name,
 )
 from stepseal.session._saving import collection_paused
@@ -193,9 +195,7 @@ def _saved_component(
         for key, boxes in reader.stored(entry.name).items():
             tensors[key] = SavedTensor(key, boxes[0].tensor.dtype, boxes[0].tensor.shape)
     sharing = Sharing(entry.sharing)
-    owner = entry.payloads.get(topology.me)
-    if owner is None and sharing is not Sharing.PER_RANK:
-        owner = next(iter(entry.payloads.values()), None)
+    owner = payload_owner(sharing, entry.payloads, topology.me)
     tree = None
     if owner is not None and reader.has_tree(entry.name, owner):
         found = reader.read_tree(entry.name, owner)

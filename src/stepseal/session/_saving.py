@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from stepseal.commit import NONCE, ComponentFacts, PartFacts, resolve_save
+from stepseal.components import capture
 from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
 from stepseal.layout import PartContents
 from stepseal.storage import KeyNotFound, read_bytes
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from stepseal.commit import ParticipantDriver, Write
-    from stepseal.components import CapturedComponent, Component, Staging, Topology
+    from stepseal.components import CapturedComponent, Component, StagingMemory, Topology
     from stepseal.storage import Storage
 
 _log = logging.getLogger("stepseal")
@@ -63,7 +64,7 @@ def collection_paused() -> Iterator[None]:
 
 
 def capture_all(
-    components: Iterable[Component], topology: Topology, staging: Staging | None, step: int
+    components: Iterable[Component], topology: Topology, memory: StagingMemory | None, step: int
 ) -> tuple[CapturedComponent, ...]:
     """Capture every component at one cut, in the order in which they were added.
 
@@ -74,7 +75,7 @@ def capture_all(
     captured = []
     for component in components:
         try:
-            captured.append(component.capture(topology, staging))
+            captured.append(capture(component, topology, memory))
         except CheckpointError:
             raise
         except Exception as error:
@@ -93,7 +94,14 @@ def capture_all(
 def facts_of(captured: Sequence[CapturedComponent]) -> list[ComponentFacts]:
     """Return what the coordinator compares across participants."""
     return [
-        ComponentFacts(c.name, c.kind, c.sharing.value, c.fingerprint, dict(c.payloads))
+        ComponentFacts(
+            c.name,
+            c.kind,
+            c.sharing.value,
+            c.fingerprint,
+            None if c.payload is None else c.payload.coordinate,
+            c.payload is not None and c.payload.writes,
+        )
         for c in captured
     ]
 
