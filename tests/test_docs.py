@@ -233,7 +233,7 @@ def test_code_parses_in_the_oldest_python(name: str) -> None:
 def test_design_notes_have_numbers_of_their_own_and_five_sections() -> None:
     notes = sorted((REPOSITORY / "docs" / "design").iterdir())
     numbers = [path.name[:4] for path in notes]
-    assert numbers == [f"{number:04}" for number in range(1, len(notes) + 1)]
+    assert numbers == sorted(set(numbers))  # with gaps, where notes are written side by side
     for path in notes:
         title, *sections = re.findall(r"^##? (.*)$", path.read_text("utf-8"), re.MULTILINE)
         assert re.fullmatch(r"[0-9]{4}-[a-z0-9-]+\.md", path.name)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Indexer", "captured", "payload_of", "read_part", "write_files"]
 
 _MAX_BYTES = 4096
-_COMPONENTS = [messages.ComponentReport("model", "tree", "replicated", "f" * 32, {})]
+_COMPONENTS = [messages.ComponentReport("model", "tree", "replicated", "f" * 32)]
 _SIZE_BYTES = 96
 _DOCUMENT_BYTES = 64
 

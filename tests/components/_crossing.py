@@ -6,26 +6,34 @@ import dataclasses
 import pickle
 from typing import TYPE_CHECKING, Any
 
+from tests.components._memory import bytes_of
+
+from stepseal.layout import BufferData
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from stepseal.components._types import CapturedComponent
+    from stepseal.layout import DataSource
 
 
 def put(path: Path, capture: CapturedComponent) -> None:
     """Store a capture with its bytes copied."""
-    tensors = tuple(dataclasses.replace(item, data=bytes(item.data)) for item in capture.tensors)  # type: ignore[arg-type]
+    tensors = tuple(dataclasses.replace(one, data=_copy(one.data)) for one in capture.tensors)
     trees = tuple(
         dataclasses.replace(
             tree,
             arrays=tuple(
-                dataclasses.replace(array, data=bytes(array.data))  # type: ignore[arg-type]
-                for array in tree.arrays
+                dataclasses.replace(array, data=_copy(array.data)) for array in tree.arrays
             ),
         )
         for tree in capture.trees
     )
     path.write_bytes(pickle.dumps(dataclasses.replace(capture, tensors=tensors, trees=trees)))
+
+
+def _copy(data: DataSource) -> DataSource:
+    return BufferData(bytes_of(data))
 
 
 def get(path: Path) -> Any:  # noqa: ANN401 - what was put

@@ -13,10 +13,12 @@ from stepseal.components._types import (
     Sharing,
     Topology,
 )
-from stepseal.layout import TreeContents
+from stepseal.layout import TreeContents, payload_owner, payload_owners
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from stepseal.layout import DataSource
 
 ALONE = Topology(0, ("trainer/0",))
 
@@ -30,15 +32,14 @@ def world(size: int) -> list[Topology]:
 def saved_of(captures: Sequence[CapturedComponent], topology: Topology) -> SavedComponent:
     """Return what a committed step would hold for one participant."""
     first = captures[0]
-    owner = first.payloads.get(topology.me)
-    if owner is None and first.sharing is not Sharing.PER_RANK:  # a participant that is new
-        owner = next(iter(first.payloads.values()), None)
+    owners = payload_owners({f"trainer/{n}": one.payload for n, one in enumerate(captures)})
+    owner = payload_owner(first.sharing, owners, topology.me)
     trees = {tree.owner: tree for capture in captures for tree in capture.trees}
     tree = trees.get(owner) if owner is not None else None
     contents = None
     if tree is not None:
         arrays = {
-            array.name: (array.dtype, array.shape, memoryview(bytearray(array.data)))
+            array.name: (array.dtype, array.shape, memoryview(bytearray(bytes_of(array.data))))
             for array in tree.arrays
         }
         contents = TreeContents(json.loads(json.dumps(tree.document)), arrays)
@@ -65,11 +66,19 @@ def restore(
             sink = plan.sinks.get(source.key)
             if sink is None:
                 continue
-            itemsize = len(source.data) // max(source.box.num_elements, 1)
+            data = bytes_of(source.data)
+            itemsize = len(data) // max(source.box.num_elements, 1)
             for start in range(0, source.box.num_elements, num_elements):
-                piece = source.data[start * itemsize : (start + num_elements) * itemsize]
+                piece = data[start * itemsize : (start + num_elements) * itemsize]
                 sink.write(source.box, start, memoryview(bytearray(piece)))
     plan.apply()
+
+
+def bytes_of(source: DataSource) -> bytes:
+    """Return all bytes of a source, copied out."""
+    data = bytearray(source.size_bytes)
+    source.fill(memoryview(data))
+    return bytes(data)
 
 
 def keys_of(capture: CapturedComponent) -> list[str]:
@@ -77,4 +86,4 @@ def keys_of(capture: CapturedComponent) -> list[str]:
     return [source.key for source in capture.tensors]
 
 
-__all__ = ["ALONE", "Sharing", "keys_of", "restore", "saved_of", "world"]
+__all__ = ["ALONE", "Sharing", "bytes_of", "keys_of", "restore", "saved_of", "world"]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf
+from stepseal.components._capture import describe_tree, stage
+from stepseal.components._codecs import decode_tree
 from stepseal.components._types import (
     CapturedComponent,
     SavedComponent,
@@ -22,24 +23,21 @@ from stepseal.components._types import (
 from stepseal.layout import ArraySource, TreeContents, decode_document, encode_document
 
 
-def new_memory(size_bytes: int) -> memoryview:
-    return memoryview(bytearray(size_bytes))
-
-
 def stored(document: object, arrays: tuple[ArraySource, ...] = ()) -> TreeContents:
     """Return what a reader gets of a document and its leaves."""
     data = encode_document(document)
     found = decode_document(data, what="tree", max_bytes=1 << 28)
-    leaves = {one.name: (one.dtype, one.shape, one.data) for one in arrays}
+    copies = stage([one.data for one in arrays], None)
+    leaves = {
+        one.name: (one.dtype, one.shape, copy.view())
+        for one, copy in zip(arrays, copies, strict=True)
+    }
     return TreeContents(found, leaves)
 
 
 def freeze(value: object) -> TreeContents:
-    encoded = encode_tree(value, component="c")
-    return stored(
-        encoded.document,
-        tuple(freeze_leaf(name, leaf, new_memory) for name, leaf in encoded.arrays),
-    )
+    tree = describe_tree("c", "trainer/0", value)
+    return stored(tree.document, tree.arrays)
 
 
 def round_trip(value: object) -> Any:  # noqa: ANN401 - of the type of the value

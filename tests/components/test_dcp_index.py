@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from stepseal.components._dcp_index import build_dcp_index
 from stepseal.components._frames import frame_for
-from stepseal.components._staging import byte_view
+from stepseal.components._live_data import byte_view
 from stepseal.components._tensors import saved_copy
 from stepseal.errors import InvalidInput
 from stepseal.layout import (

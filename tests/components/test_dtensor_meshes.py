@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from stepseal.components._capture import capture
 from stepseal.components._dtensors import Leaf, leaf_of, owns_plain_tensors
 from stepseal.components._tensors import TensorDictComponent
 from stepseal.errors import UnsupportedState
@@ -197,14 +198,14 @@ def test_a_component_with_dtensors_is_sharded_and_cannot_be_per_rank() -> None:
         weight = distributed(numbered(5, 2), mesh, [Shard(0)], numbered(5, 2)[3:])
         state = {"weight": weight, "scale": torch.ones(2)}
         component = TensorDictComponent("model", state)
-        capture = component.capture(world(2)[1], None)
-        assert capture.sharing is Sharing.SHARDED
-        (source,) = capture.tensors
+        captured = capture(component, world(2)[1], None)
+        assert captured.sharing is Sharing.SHARDED
+        (source,) = captured.tensors
         assert (source.shape, source.box) == ((5, 2), Box((3, 0), (2, 2)))
         per_rank = TensorDictComponent("model", state, sharing=Sharing.PER_RANK)
         with pytest.raises(UnsupportedState, match="per rank"):
-            per_rank.capture(world(2)[1], None)
+            capture(per_rank, world(2)[1], None)
     plain = {"weight": numbered(5, 2), "scale": torch.ones(2)}
-    alone = TensorDictComponent("model", plain).capture(ALONE, None)
-    assert alone.fingerprint == capture.fingerprint
+    alone = capture(TensorDictComponent("model", plain), ALONE, None)
+    assert alone.fingerprint == captured.fingerprint
     assert alone.tensors[0].box == whole((5, 2))

@@ -10,7 +10,7 @@ import torch
 from torch.utils.serialization import config as serialization_config
 
 from stepseal.components._frames import _frame, frame_for
-from stepseal.components._staging import byte_view
+from stepseal.components._live_data import byte_view
 
 if TYPE_CHECKING:
     from pathlib import Path

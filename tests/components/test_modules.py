@@ -9,6 +9,7 @@ from tests.components._memory import ALONE, keys_of, restore, saved_of, world
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
+from stepseal.components._capture import capture
 from stepseal.components._modules import ModuleComponent, parameter_names, unwrap
 from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
 
@@ -65,8 +66,8 @@ def compiled(module: nn.Module) -> nn.Module:
 
 def test_a_module_comes_back_in_place() -> None:
     source, target = Tied(1), Tied(2)
-    capture = ModuleComponent("model", source).capture(ALONE, None)
-    assert keys_of(capture) == [
+    captured = capture(ModuleComponent("model", source), ALONE, None)
+    assert keys_of(captured) == [
         "embed.weight",
         "head.weight",
         "norm.weight",
@@ -77,7 +78,7 @@ def test_a_module_comes_back_in_place() -> None:
     ]
     weight, cache = target.embed.weight, target.get_buffer("cache").clone()
 
-    restore(ModuleComponent("model", target), [capture])
+    restore(ModuleComponent("model", target), [captured])
 
     assert target.embed.weight is target.head.weight is weight
     assert torch.equal(weight, source.embed.weight)
@@ -93,19 +94,19 @@ def test_keys_list_everything_that_is_stored() -> None:
 
 
 def test_extra_state_has_a_copy_for_stock_readers() -> None:
-    capture = ModuleComponent("critic", Tied(4)).capture(ALONE, None)
-    (copy,) = capture.bytes_copies
+    captured = capture(ModuleComponent("critic", Tied(4)), ALONE, None)
+    (copy,) = captured.bytes_copies
     assert copy.entries == (("critic", "_extra_state"),)
     assert torch.load(io.BytesIO(copy.data))["calls"] == 4
 
 
 def test_what_a_hook_makes_anew_goes_through_load_state_dict() -> None:
     source, target = Rescaled(3.0), Rescaled(1.0)
-    capture = ModuleComponent("model", source).capture(ALONE, None)
-    assert saved_of([capture], ALONE).tree is None
+    captured = capture(ModuleComponent("model", source), ALONE, None)
+    assert saved_of([captured], ALONE).tree is None
     weight = target.weight
 
-    restore(ModuleComponent("model", target), [capture])
+    restore(ModuleComponent("model", target), [captured])
 
     assert target.weight is weight
     assert torch.equal(target.weight, source.weight)
@@ -121,10 +122,10 @@ def test_wrappers_leave_no_trace_in_keys() -> None:
     assert component.keys() == ModuleComponent("model", plain).keys()
     names = {name for name, _ in plain.named_parameters()}
     assert set(parameter_names(component.module).values()) == names
-    capture = component.capture(ALONE, None)
-    restore(ModuleComponent("model", plain), [capture])
+    captured = capture(component, ALONE, None)
+    restore(ModuleComponent("model", plain), [captured])
     assert torch.equal(plain[0][0].weight, unwrap(inner[0])[0].weight)  # type: ignore[index]
-    restore(component, [capture])
+    restore(component, [captured])
 
 
 def test_a_user_module_named_like_a_wrapper_keeps_its_keys() -> None:
@@ -148,14 +149,14 @@ def test_fsdp1_is_refused_with_advice() -> None:
 
 def test_lazy_modules_are_refused() -> None:
     with pytest.raises(UnsupportedState, match="forward"):
-        ModuleComponent("model", nn.LazyLinear(3)).capture(ALONE, None)
+        capture(ModuleComponent("model", nn.LazyLinear(3)), ALONE, None)
 
 
 def test_another_architecture_is_refused_with_every_difference() -> None:
-    capture = ModuleComponent("model", nn.Linear(2, 3)).capture(ALONE, None)
+    captured = capture(ModuleComponent("model", nn.Linear(2, 3)), ALONE, None)
     with pytest.raises(StateMismatch) as caught:
         ModuleComponent("model", nn.Linear(3, 2, bias=False)).plan(
-            saved_of([capture], ALONE), ALONE
+            saved_of([captured], ALONE), ALONE
         )
     assert caught.value.problems == (
         "weight: shape: expected (live) [2, 3], found [3, 2]",
@@ -165,7 +166,7 @@ def test_another_architecture_is_refused_with_every_difference() -> None:
 
 def test_replicas_are_written_once() -> None:
     first, second = (
-        ModuleComponent("model", Tied(1)).capture(topology, None) for topology in world(2)
+        capture(ModuleComponent("model", Tied(1)), topology, None) for topology in world(2)
     )
     assert len(first.tensors) == 7
     assert (second.tensors, second.trees, second.bytes_copies) == ((), (), ())

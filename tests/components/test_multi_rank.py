@@ -15,9 +15,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from stepseal.components._arena import Arena
+from stepseal.components._capture import capture
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizers import OptimizerComponent
-from stepseal.components._staging import Arena
 from stepseal.layout import coverage_problems
 from stepseal.testing import run_ranks
 
@@ -105,9 +106,9 @@ def _fsdp2(rank: int, folder: Path) -> None:
     before = everything_held(optimizer)
     parts = components(source, optimizer)
     for part in reversed(parts):  # the optimizer first: it must find its names by itself
-        capture = part.capture(topology, Arena())
-        assert capture.sharing is Sharing.SHARDED
-        put(folder / f"{part.name}.{rank}", capture)
+        captured = capture(part, topology, Arena())
+        assert captured.sharing is Sharing.SHARDED
+        put(folder / f"{part.name}.{rank}", captured)
     assert_same(before, everything_held(optimizer))
 
     target = sharded(2)
@@ -145,7 +146,7 @@ def test_fsdp2_saves_and_restores_across_worlds(tmp_path: Path) -> None:
     for number in range(3):
         train(plain, optimizer, number)
     for part in components(plain, optimizer):
-        put(tmp_path / f"{part.name}.plain", part.capture(ALONE, None))
+        put(tmp_path / f"{part.name}.plain", capture(part, ALONE, None))
 
     run_ranks(2, _fsdp2, tmp_path)
 
@@ -186,9 +187,9 @@ def _fsdp2_and_tp(rank: int, folder: Path) -> None:
         fully_shard(module, mesh=mesh["dp"])
         component = ModuleComponent("model", module)
         name = f"rows{rows}"
-        put(folder / f"{name}.{rank}", component.capture(topology, None))
+        put(folder / f"{name}.{rank}", capture(component, topology, None))
         captures = collect(name, topology, folder)
-        boxes = [source.box for capture in captures for source in capture.tensors]
+        boxes = [source.box for captured in captures for source in captured.tensors]
         assert coverage_problems(weight.shape, boxes) == []
         assert sum(box.num_elements for box in boxes) == weight.numel()
         plain = nn.Linear(3, rows, bias=False)
@@ -206,9 +207,9 @@ def _ddp(rank: int, folder: Path) -> None:
     wrapped = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
     wrapped(torch.rand(4, 3)).sum().backward()
     component = ModuleComponent("model", wrapped)
-    capture = component.capture(topology, None)
-    put(folder / f"model.{rank}", capture)
-    assert capture.sharing is Sharing.REPLICATED
+    captured = capture(component, topology, None)
+    put(folder / f"model.{rank}", captured)
+    assert captured.sharing is Sharing.REPLICATED
     first, second = collect("model", topology, folder)
     assert first.fingerprint == second.fingerprint
     assert keys_of(first) == list(module.state_dict())

@@ -9,9 +9,11 @@ import torch
 from tests.components._memory import ALONE, Sharing, keys_of, restore, saved_of, world
 from torch import nn
 
+from stepseal.components._arena import Arena
+from stepseal.components._capture import capture
 from stepseal.components._optimizers import OptimizerComponent
-from stepseal.components._staging import Arena
 from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
+from stepseal.layout import PayloadReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,7 +89,7 @@ def test_training_goes_on_as_if_nothing_had_happened(name: str, steps_before: in
     optimizer = OPTIMIZERS[name](list(source.parameters()))
     for number in range(3):
         step(source, optimizer, number)
-    capture = component(optimizer, model=source).capture(ALONE, Arena())
+    captured = capture(component(optimizer, model=source), ALONE, Arena())
     weights = copy.deepcopy(source.state_dict())
 
     target = model(2)
@@ -95,7 +97,7 @@ def test_training_goes_on_as_if_nothing_had_happened(name: str, steps_before: in
     for number in range(steps_before):
         step(target, resumed, number + 10)
     target.load_state_dict(weights)
-    restore(component(resumed, model=target), [capture])
+    restore(component(resumed, model=target), [captured])
 
     assert same(state_of(resumed), state_of(optimizer))
     for number in range(3, 5):
@@ -109,8 +111,8 @@ def test_keys_are_those_of_torchtitan() -> None:
     source = model(1)
     optimizer = OPTIMIZERS["adam"](list(source.parameters()))
     step(source, optimizer, 0)
-    capture = component(optimizer, model=source).capture(ALONE, None)
-    assert keys_of(capture)[:4] == [
+    captured = capture(component(optimizer, model=source), ALONE, None)
+    assert keys_of(captured)[:4] == [
         "state.0.weight.step",
         "state.0.weight.exp_avg",
         "state.0.weight.exp_avg_sq",
@@ -118,22 +120,22 @@ def test_keys_are_those_of_torchtitan() -> None:
     ]
     copies = {
         key: torch.load(io.BytesIO(item.data))
-        for item in capture.bytes_copies
+        for item in captured.bytes_copies
         for key in item.entries
     }
     assert copies["optimizer", "param_groups.2.bias.lr"] == 0.1
     assert copies["optimizer", "param_groups.0.weight.betas"] == (0.9, 0.999)
     options = set(optimizer.param_groups[0]) - {"params"}
     assert len(copies) == 4 * len(options)
-    assert len(capture.bytes_copies) < len(options)
+    assert len(captured.bytes_copies) < len(options)
 
 
 def test_scalar_state_has_copies_for_stock_readers() -> None:
     source = model(1)
     optimizer = OPTIMIZERS["lbfgs"](list(source.parameters()))
     step(source, optimizer, 0)
-    capture = component(optimizer, model=source).capture(ALONE, None)
-    entries = {key for item in capture.bytes_copies for _, key in item.entries}
+    captured = capture(component(optimizer, model=source), ALONE, None)
+    entries = {key for item in captured.bytes_copies for _, key in item.entries}
     assert "state.0.weight.n_iter" in entries
 
 
@@ -167,8 +169,8 @@ def test_saving_never_changes_the_run(name: str, num_steps: int) -> None:
     versions = [p._version for p in source.parameters()]
     recorder, rng = Recorder(optimizer), torch.get_rng_state()
 
-    component(optimizer, model=source).capture(ALONE, Arena())
-    component(optimizer, model=source).capture(ALONE, None)
+    capture(component(optimizer, model=source), ALONE, Arena())
+    capture(component(optimizer, model=source), ALONE, None)
 
     assert recorder.fired == []
     assert {id(p): {k: id(v) for k, v in s.items()} for p, s in optimizer.state.items()} == objects
@@ -183,12 +185,12 @@ def test_planning_and_restoring_fire_no_hook_and_planning_changes_nothing() -> N
     source, target = model(1), model(1)
     optimizer = OPTIMIZERS["adam"](list(source.parameters()))
     step(source, optimizer, 0)
-    capture = component(optimizer, model=source).capture(ALONE, None)
+    captured = capture(component(optimizer, model=source), ALONE, None)
     fresh = OPTIMIZERS["adam"](list(target.parameters()))
     recorder = Recorder(fresh)
-    component(fresh, model=target).plan(saved_of([capture], ALONE), ALONE)
+    component(fresh, model=target).plan(saved_of([captured], ALONE), ALONE)
     assert not fresh.state
-    restore(component(fresh, model=target), [capture])
+    restore(component(fresh, model=target), [captured])
     assert recorder.fired == []
     assert len(fresh.state) == 4
 
@@ -198,15 +200,15 @@ def test_live_state_is_filled_in_place_and_surplus_state_is_removed() -> None:
     optimizer = OPTIMIZERS["adam"](list(source.parameters()))
     next(source.parameters()).requires_grad_(False)
     step(source, optimizer, 0)
-    capture = component(optimizer, model=source).capture(ALONE, None)
-    assert "state.0.weight.step" not in keys_of(capture)
+    captured = capture(component(optimizer, model=source), ALONE, None)
+    assert "state.0.weight.step" not in keys_of(captured)
 
     live = OPTIMIZERS["adam"](list(target.parameters()))
     step(target, live, 0)
     weight, bias = target[0].parameters()  # type: ignore[index]
     tensor = live.state[bias]["exp_avg"]
     tensor.fill_(7.0)
-    restore(component(live, model=target), [capture])
+    restore(component(live, model=target), [captured])
     assert weight not in live.state
     assert live.state[bias]["exp_avg"] is tensor
     assert tensor[0] != 7.0
@@ -228,8 +230,8 @@ def test_parameters_are_named_over_all_modules() -> None:
     (actor(torch.ones(1)) + critic(loose)).sum().backward()
     optimizer.step()
     mine = component(optimizer, model=actor, critic=critic)
-    capture = mine.capture(ALONE, None)
-    names = {key.rpartition(".")[0] for key in keys_of(capture)}
+    captured = capture(mine, ALONE, None)
+    names = {key.rpartition(".")[0] for key in keys_of(captured)}
     assert names == {
         "state.weight",
         "state.bias",
@@ -239,7 +241,7 @@ def test_parameters_are_named_over_all_modules() -> None:
     }
     optimizer.param_groups[0]["lr"] = 9.0
     optimizer.param_groups[1]["weight_decay"] = 9.0
-    restore(mine, [capture])
+    restore(mine, [captured])
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0, 0.25]
 
@@ -250,15 +252,15 @@ def test_a_module_added_later_is_seen() -> None:
     mine = OptimizerComponent("optimizer", torch.optim.Adam(source.parameters()), lambda: modules)
     source(torch.ones(1)).backward()
     mine.optimizer.step()
-    assert keys_of(mine.capture(ALONE, None))[0] == "state.bare.0.0.step"
+    assert keys_of(capture(mine, ALONE, None))[0] == "state.bare.0.0.step"
     modules["model"] = source
-    assert keys_of(mine.capture(ALONE, None))[0] == "state.weight.step"
+    assert keys_of(capture(mine, ALONE, None))[0] == "state.weight.step"
 
 
 def test_other_groups_are_refused_with_every_difference() -> None:
     first, second, loose = nn.Linear(2, 1), nn.Linear(1, 1), nn.Parameter(torch.ones(1))
     mine = component(two_groups(first, second, loose), model=first, critic=second)
-    saved = saved_of([mine.capture(ALONE, None)], ALONE)
+    saved = saved_of([capture(mine, ALONE, None)], ALONE)
 
     one = component(torch.optim.Adam(first.parameters()), model=first)
     with pytest.raises(StateMismatch, match=r"expected \(live\) 1 groups, found 2"):
@@ -282,13 +284,13 @@ def test_state_of_another_dtype_is_refused() -> None:
     source, target = model(1), model(1).double()
     optimizer = OPTIMIZERS["adam"](list(source.parameters()))
     step(source, optimizer, 0)
-    capture = component(optimizer, model=source).capture(ALONE, None)
+    captured = capture(component(optimizer, model=source), ALONE, None)
     live = OPTIMIZERS["adam"](list(target.parameters()))
     for parameter in target.parameters():
         parameter.grad = torch.ones_like(parameter)
     live.step()
     with pytest.raises(StateMismatch, match="dtype") as caught:
-        component(live, model=target).plan(saved_of([capture], ALONE), ALONE)
+        component(live, model=target).plan(saved_of([captured], ALONE), ALONE)
     assert len(caught.value.problems) == 8
 
 
@@ -297,9 +299,9 @@ def test_a_tensor_learning_rate_is_set_in_place() -> None:
     rate = torch.tensor(0.5)
     optimizer = torch.optim.Adam(source.parameters(), lr=rate)
     mine = component(optimizer, model=source)
-    capture = mine.capture(ALONE, None)
+    captured = capture(mine, ALONE, None)
     rate.fill_(0.0)
-    restore(mine, [capture])
+    restore(mine, [captured])
     assert optimizer.param_groups[0]["lr"] is rate
     assert rate.item() == 0.5
 
@@ -308,9 +310,9 @@ def test_options_that_the_checkpoint_lacks_stay() -> None:
     source = model(1)
     optimizer = torch.optim.Adam(source.parameters())
     mine = component(optimizer, model=source)
-    capture = mine.capture(ALONE, None)
+    captured = capture(mine, ALONE, None)
     optimizer.param_groups[0]["newer"] = 3
-    restore(mine, [capture])
+    restore(mine, [captured])
     assert optimizer.param_groups[0]["newer"] == 3
 
 
@@ -319,7 +321,7 @@ def test_state_of_strangers_is_refused() -> None:
     optimizer = torch.optim.Adam(source.parameters())
     optimizer.state[torch.ones(1)] = {"step": 1}
     with pytest.raises(UnsupportedState, match="own parameters"):
-        component(optimizer, model=source).capture(ALONE, None)
+        capture(component(optimizer, model=source), ALONE, None)
 
 
 def test_an_optimizer_that_spreads_tensors_is_refused() -> None:
@@ -339,7 +341,7 @@ def test_names_that_meet_are_refused() -> None:
     actor, critic = Holder(), nn.Linear(1, 1)
     optimizer = torch.optim.SGD([*actor.parameters(), *critic.parameters()])
     with pytest.raises(UnsupportedState, match="a name of its own"):
-        component(optimizer, model=actor, critic=critic).capture(ALONE, None)
+        capture(component(optimizer, model=actor, critic=critic), ALONE, None)
 
 
 def replica(rank: int, sharing: Sharing | None) -> tuple[nn.Module, OptimizerComponent]:
@@ -350,13 +352,13 @@ def replica(rank: int, sharing: Sharing | None) -> tuple[nn.Module, OptimizerCom
 
 
 def test_replicas_are_written_by_the_first_participant_alone() -> None:
-    captures = [replica(1, None)[1].capture(topology, None) for topology in world(2)]
+    captures = [capture(replica(1, None)[1], topology, None) for topology in world(2)]
     first, second = captures
     assert len(first.tensors) == 12
     assert len(first.trees) == 1
     assert (second.tensors, second.trees, second.bytes_copies) == ((), (), ())
     assert first.fingerprint == second.fingerprint
-    assert second.payloads["trainer/1"] == "trainer/0"
+    assert second.payload == PayloadReport("", writes=False)
 
 
 def test_per_rank_optimizers_keep_their_own_state() -> None:
@@ -364,9 +366,9 @@ def test_per_rank_optimizers_keep_their_own_state() -> None:
     states: list[Mapping[str, Any]] = []
     for rank, topology in enumerate(world(2)):
         _, mine = replica(rank, Sharing.PER_RANK)
-        captures.append(mine.capture(topology, None))
+        captures.append(capture(mine, topology, None))
         states.append(copy.deepcopy(state_of(mine.optimizer)))
-    assert all(capture.tensors == () for capture in captures)
+    assert all(captured.tensors == () for captured in captures)
     for rank, topology in enumerate(world(2)):
         module = model(5)
         fresh = OPTIMIZERS["adam"](list(module.parameters()))

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from tests.components._memory import bytes_of
 from tests.components._roundtrip import freeze, saved, world
 
+from stepseal.components._capture import capture
 from stepseal.components._codecs import decode_tree
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._types import SavedComponent, Sharing
@@ -56,7 +58,7 @@ def _rng() -> RNG:
 def test_all_streams_go_on_exactly() -> None:
     old = _rng()
     _draw(old)
-    found = saved(RNGComponent("rng", old).capture(world(2, 1), None), 2)
+    found = saved(capture(RNGComponent("rng", old), world(2, 1), None), 2)
     expected = [_draw(old), _draw(old)]
     new = _rng()
     plan = RNGComponent("rng", new).plan(found, world(2, 1))
@@ -71,27 +73,27 @@ def test_a_capture_and_a_plan_move_no_stream() -> None:
     np.random.seed(1)
     torch.manual_seed(1)
     before = freeze(component.read_state()).document
-    found = saved(component.capture(world(1), None))
+    found = saved(capture(component, world(1), None))
     component.plan(found, world(1))
     assert freeze(component.read_state()).document == before
     one = _draw(rng)
     component.plan(found, world(1)).apply()
-    component.capture(world(1), None)
+    capture(component, world(1), None)
     assert _draw(rng) == one
 
 
 def test_an_array_of_a_captured_state_does_not_follow_the_live_stream() -> None:
-    captured = RNGComponent("rng", RNG()).capture(world(1), None)
-    before = [bytes(one.data) for one in captured.trees[0].arrays]
+    captured = capture(RNGComponent("rng", RNG()), world(1), None)
+    before = [bytes_of(one.data) for one in captured.trees[0].arrays]
     np.random.rand(700)
     torch.rand(700)
-    assert [bytes(one.data) for one in captured.trees[0].arrays] == before
+    assert [bytes_of(one.data) for one in captured.trees[0].arrays] == before
 
 
 def test_spawning_goes_on_where_it_was_from_the_same_seed() -> None:
     old = np.random.default_rng(5)
     old.spawn(2)
-    found = saved(RNGComponent("rng", RNG(numpy=[old])).capture(world(1), None))
+    found = saved(capture(RNGComponent("rng", RNG(numpy=[old])), world(1), None))
     new = np.random.default_rng(5)
     RNGComponent("rng", RNG(numpy=[new])).plan(found, world(1)).apply()
     assert new.spawn(1)[0].random() == old.spawn(1)[0].random()
@@ -169,7 +171,7 @@ def test_all_problems_are_listed_together() -> None:
 
 def test_generators_of_another_kind_are_refused() -> None:
     old = RNG(numpy=[np.random.default_rng(1)], torch=[torch.Generator()])
-    found = saved(RNGComponent("rng", old).capture(world(1), None))
+    found = saved(capture(RNGComponent("rng", old), world(1), None))
     new = RNG(numpy=[np.random.Generator(np.random.Philox(1))], torch=[torch.Generator()])
     with pytest.raises(
         StateMismatch, match=r"expected Generator\(Philox\), found Generator\(PCG64\)"

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stepseal.components._live_data import byte_view
 from stepseal.components._sinks import DenseSink
-from stepseal.components._staging import byte_view
 from stepseal.layout import Box, whole
 
 GLOBAL = torch.arange(6 * 5 * 4, dtype=torch.float32).view(6, 5, 4)

@@ -10,6 +10,7 @@ import torch
 from tests.components._roundtrip import same, saved, world
 from torch.optim import lr_scheduler
 
+from stepseal.components._capture import capture
 from stepseal.components._stateful import (
     LRSchedulerComponent,
     PairComponent,
@@ -39,7 +40,7 @@ def test_a_stateful_object_loads_a_new_value() -> None:
     counter = Counter()
     assert isinstance(counter, HasStateDict)
     component = StatefulComponent("c", counter)
-    found = saved(component.capture(world(1), None))
+    found = saved(capture(component, world(1), None))
     counter.count.fill_(3)
     plan = component.plan(found, world(1))
     assert not hasattr(counter, "loaded")
@@ -56,7 +57,7 @@ def test_an_object_without_the_two_methods_is_refused() -> None:
 def test_a_pair_gets_and_sets() -> None:
     box = {"x": (1, 2)}
     component = PairComponent("c", (lambda: box["x"], lambda value: box.update(x=value)))
-    found = saved(component.capture(world(1), None))
+    found = saved(capture(component, world(1), None))
     box["x"] = (0, 0)
     component.plan(found, world(1)).apply()
     assert box == {"x": (1, 2)}
@@ -71,14 +72,14 @@ def test_a_pair_gets_and_sets() -> None:
 def test_a_plain_value_is_restored_in_place(
     before: list[Any] | dict[str, Any], after: list[Any] | dict[str, Any]
 ) -> None:
-    found = saved(ValueComponent("c", before).capture(world(1), None))
+    found = saved(capture(ValueComponent("c", before), world(1), None))
     ValueComponent("c", after).plan(found, world(1)).apply()
     assert same(after, before)
     assert after is not before
 
 
 def test_a_plain_value_of_another_type_is_refused() -> None:
-    found = saved(ValueComponent("c", [1]).capture(world(1), None))
+    found = saved(capture(ValueComponent("c", [1]), world(1), None))
     with pytest.raises(StateMismatch, match=r"expected dict, found list"):
         ValueComponent("c", {}).plan(found, world(1))
     for value in (3, "x", (1,), None):
@@ -88,7 +89,7 @@ def test_a_plain_value_of_another_type_is_refused() -> None:
 
 def test_a_plain_value_takes_tensors_to_the_device_of_the_live_ones() -> None:
     before = {"a": [torch.ones(2)], "p": torch.nn.Parameter(torch.ones(1)), "new": torch.ones(1)}
-    found = saved(ValueComponent("c", before).capture(world(1), None))
+    found = saved(capture(ValueComponent("c", before), world(1), None))
     live = {
         "a": [torch.ones(2, device="meta")],
         "p": torch.nn.Parameter(torch.ones(1, device="meta")),
@@ -162,7 +163,7 @@ def test_the_table_has_every_scheduler_of_torch() -> None:
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_restored_scheduler_goes_on_exactly(name: str) -> None:
     old_optimizer, old = _made(name, 5)
-    found = saved(LRSchedulerComponent("lr_scheduler", old).capture(world(2), None), 2)
+    found = saved(capture(LRSchedulerComponent("lr_scheduler", old), world(2), None), 2)
     new_optimizer, new = _made(name, 0)
     LRSchedulerComponent("lr_scheduler", new).plan(found, world(3)).apply()
     new_optimizer.load_state_dict(old_optimizer.state_dict())
@@ -174,13 +175,13 @@ def test_a_restored_scheduler_goes_on_exactly(name: str) -> None:
     ("before", "after"), [("StepLR", "ExponentialLR"), ("StepLR", "SequentialLR")]
 )
 def test_the_state_of_another_scheduler_is_refused(before: str, after: str) -> None:
-    found = saved(LRSchedulerComponent("c", _made(before, 1)[1]).capture(world(1), None))
+    found = saved(capture(LRSchedulerComponent("c", _made(before, 1)[1]), world(1), None))
     with pytest.raises(StateMismatch, match="another kind of LR scheduler"):
         LRSchedulerComponent("c", _made(after, 0)[1]).plan(found, world(1))
 
 
 def test_other_parts_and_groups_of_a_scheduler_are_refused() -> None:
-    found = saved(LRSchedulerComponent("c", _made("SequentialLR", 1)[1]).capture(world(1), None))
+    found = saved(capture(LRSchedulerComponent("c", _made("SequentialLR", 1)[1]), world(1), None))
     optimizer = _made("StepLR", 0)[0]
     parts = [lr_scheduler.ConstantLR(optimizer), lr_scheduler.StepLR(optimizer, 2)]
     live = lr_scheduler.SequentialLR(optimizer, parts, [3])
@@ -193,12 +194,12 @@ def test_a_scheduler_is_replicated_unless_declared() -> None:
     assert LRSchedulerComponent("c", scheduler).sharing(world(4)) is Sharing.REPLICATED
     declared = LRSchedulerComponent("c", scheduler, Sharing.PER_RANK)
     assert declared.sharing(world(4)) is Sharing.PER_RANK
-    assert declared.capture(world(2, 1), None).bytes_copies == ()
+    assert capture(declared, world(2, 1), None).bytes_copies == ()
 
 
 def test_copies_for_stock_readers_hold_each_distinct_value_once() -> None:
     scheduler = _made("StepLR", 3)[1]
-    captured = LRSchedulerComponent("lr_scheduler", scheduler).capture(world(1), None)
+    captured = capture(LRSchedulerComponent("lr_scheduler", scheduler), world(1), None)
     found = {
         key: torch.load(io.BytesIO(copy.data), weights_only=True)
         for copy in captured.bytes_copies

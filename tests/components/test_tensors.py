@@ -8,9 +8,11 @@ import pytest
 import torch
 from tests.components._memory import ALONE, Sharing, keys_of, restore, saved_of, world
 
-from stepseal.components._staging import Arena
+from stepseal.components._arena import Arena
+from stepseal.components._capture import capture
 from stepseal.components._tensors import TensorDictComponent
 from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
+from stepseal.layout import PayloadReport
 
 
 def nested(value: float) -> dict[str, Any]:
@@ -41,12 +43,12 @@ class Average:
 @pytest.mark.parametrize("staged", [True, False])
 def test_a_nested_dict_comes_back_in_place(staged: bool) -> None:
     source, target = nested(3.0), nested(0.0)
-    capture = TensorDictComponent("ema", source).capture(ALONE, Arena() if staged else None)
-    assert keys_of(capture) == ["ema.weight", "ema.7", "empty"]
-    assert capture.payloads == {"trainer/0": "trainer/0"}
+    captured = capture(TensorDictComponent("ema", source), ALONE, Arena() if staged else None)
+    assert keys_of(captured) == ["ema.weight", "ema.7", "empty"]
+    assert captured.payload == PayloadReport("", writes=True)
     live = target["ema"]["weight"]
 
-    restore(TensorDictComponent("ema", target), [capture])
+    restore(TensorDictComponent("ema", target), [captured])
 
     assert target["ema"]["weight"] is live
     assert torch.equal(live, source["ema"]["weight"])
@@ -55,29 +57,29 @@ def test_a_nested_dict_comes_back_in_place(staged: bool) -> None:
 
 
 def test_an_object_gets_its_filled_state_dict_back() -> None:
-    capture = TensorDictComponent("average", Average(5.0)).capture(ALONE, None)
+    captured = capture(TensorDictComponent("average", Average(5.0)), ALONE, None)
     target = Average(0.0)
-    restore(TensorDictComponent("average", target), [capture])
+    restore(TensorDictComponent("average", target), [captured])
     assert torch.equal(target.shadow, torch.full((2, 3), 5.0))
     assert target.decay == 5.0
 
 
 def test_planning_changes_nothing() -> None:
-    capture = TensorDictComponent("average", Average(5.0)).capture(ALONE, None)
+    captured = capture(TensorDictComponent("average", Average(5.0)), ALONE, None)
     target = Average(0.0)
-    TensorDictComponent("average", target).plan(saved_of([capture], ALONE), ALONE)
+    TensorDictComponent("average", target).plan(saved_of([captured], ALONE), ALONE)
     assert target.decay == 0.0
     assert not target.shadow.any()
 
 
 def test_every_difference_is_listed() -> None:
-    capture = TensorDictComponent("ema", nested(1.0)).capture(ALONE, None)
+    captured = capture(TensorDictComponent("ema", nested(1.0)), ALONE, None)
     other = nested(1.0)
     other["ema"]["weight"] = torch.zeros(4, 3, dtype=torch.float64)
     other["ema"]["new"] = torch.zeros(1)
     del other["count"], other["empty"]
     with pytest.raises(StateMismatch) as caught:
-        TensorDictComponent("ema", other).plan(saved_of([capture], ALONE), ALONE)
+        TensorDictComponent("ema", other).plan(saved_of([captured], ALONE), ALONE)
     assert caught.value.problems == (
         "ema.weight: shape: expected (live) [4, 3], found [3, 4]",
         "ema.weight: dtype: expected (live) float64, found float32",
@@ -98,7 +100,7 @@ def test_every_difference_is_listed() -> None:
 )
 def test_keys_that_do_not_stay_distinct_are_refused(state: dict[Any, Any]) -> None:
     with pytest.raises(UnsupportedState) as caught:
-        TensorDictComponent("ema", state).capture(ALONE, None)
+        capture(TensorDictComponent("ema", state), ALONE, None)
     assert caught.value.component == "ema"
     assert caught.value.path
 
@@ -107,7 +109,7 @@ def test_a_dict_that_contains_itself_is_refused() -> None:
     state: dict[str, Any] = {}
     state["self"] = state
     with pytest.raises(UnsupportedState, match="deep"):
-        TensorDictComponent("ema", state).capture(ALONE, None)
+        capture(TensorDictComponent("ema", state), ALONE, None)
 
 
 def test_an_object_without_state_dict_is_refused() -> None:
@@ -125,7 +127,7 @@ def test_sharing_follows_the_number_of_participants() -> None:
 
 def test_replicas_are_written_by_the_first_participant_alone() -> None:
     first, second = (
-        TensorDictComponent("ema", nested(float(rank))).capture(topology, None)
+        capture(TensorDictComponent("ema", nested(float(rank))), topology, None)
         for rank, topology in enumerate(world(2))
     )
     assert keys_of(first) == ["ema.weight", "ema.7", "empty"]
@@ -135,13 +137,13 @@ def test_replicas_are_written_by_the_first_participant_alone() -> None:
         (("ema", "history"),),
     ]
     assert (second.tensors, second.trees, second.bytes_copies) == ((), (), ())
-    assert second.payloads == {"trainer/0": "trainer/0", "trainer/1": "trainer/0"}
+    assert (first.payload, second.payload) == (PayloadReport("", True), PayloadReport("", False))
     assert first.fingerprint == second.fingerprint
 
 
 def test_the_fingerprint_tells_keys_shapes_and_dtypes_but_not_values() -> None:
     def fingerprint(state: dict[str, Any]) -> str:
-        return TensorDictComponent("a", state).capture(ALONE, None).fingerprint
+        return capture(TensorDictComponent("a", state), ALONE, None).fingerprint
 
     base = fingerprint({"a": torch.zeros(2), "b": 1})
     assert fingerprint({"b": 2, "a": torch.ones(2)}) == base
@@ -151,21 +153,21 @@ def test_the_fingerprint_tells_keys_shapes_and_dtypes_but_not_values() -> None:
 
 
 def test_copies_for_stock_readers_are_torch_save_records() -> None:
-    capture = TensorDictComponent("ema", nested(3.0)).capture(ALONE, None)
-    values = [torch.load(io.BytesIO(copy.data)) for copy in capture.bytes_copies]
+    captured = capture(TensorDictComponent("ema", nested(3.0)), ALONE, None)
+    values = [torch.load(io.BytesIO(copy.data)) for copy in captured.bytes_copies]
     assert values == [3, [3.0, "text"]]
 
 
 def test_per_rank_tensors_become_a_tree_of_each_participant() -> None:
     captures = [
-        TensorDictComponent("noise", nested(rank + 1.0), sharing=Sharing.PER_RANK).capture(
-            top, None
+        capture(
+            TensorDictComponent("noise", nested(rank + 1.0), sharing=Sharing.PER_RANK), top, None
         )
         for rank, top in enumerate(world(2))
     ]
-    assert {capture.kind for capture in captures} == {"tree"}
-    assert all(capture.tensors == () for capture in captures)
-    assert [capture.trees[0].owner for capture in captures] == ["trainer/0", "trainer/1"]
+    assert {captured.kind for captured in captures} == {"tree"}
+    assert all(captured.tensors == () for captured in captures)
+    assert [captured.trees[0].owner for captured in captures] == ["trainer/0", "trainer/1"]
     for rank, topology in enumerate(world(2)):
         target = nested(0.0)
         live = target["ema"]["weight"]
@@ -178,24 +180,24 @@ def test_per_rank_tensors_become_a_tree_of_each_participant() -> None:
 
 
 def test_per_rank_state_refuses_another_world() -> None:
-    capture = TensorDictComponent("noise", nested(1.0), sharing=Sharing.PER_RANK).capture(
-        ALONE, None
+    captured = capture(
+        TensorDictComponent("noise", nested(1.0), sharing=Sharing.PER_RANK), ALONE, None
     )
-    saved = saved_of([capture], ALONE)
+    saved = saved_of([captured], ALONE)
     component = TensorDictComponent("noise", nested(1.0), sharing=Sharing.PER_RANK)
     with pytest.raises(StateMismatch, match=r"expected \(live\) 2, found 1"):
         component.plan(saved, world(2)[0])
 
 
 def test_per_rank_and_shared_state_do_not_mix() -> None:
-    capture = TensorDictComponent("noise", nested(1.0)).capture(ALONE, None)
+    captured = capture(TensorDictComponent("noise", nested(1.0)), ALONE, None)
     component = TensorDictComponent("noise", nested(1.0), sharing=Sharing.PER_RANK)
     with pytest.raises(StateMismatch, match="per_rank, found global"):
-        component.plan(saved_of([capture], ALONE), ALONE)
+        component.plan(saved_of([captured], ALONE), ALONE)
 
 
 def test_global_state_restores_as_replicated() -> None:
-    capture = TensorDictComponent("ema", nested(2.0)).capture(ALONE, None)
-    saved = saved_of([capture], ALONE)
+    captured = capture(TensorDictComponent("ema", nested(2.0)), ALONE, None)
+    saved = saved_of([captured], ALONE)
     plan = TensorDictComponent("ema", nested(0.0)).plan(saved, world(2)[1])
     assert set(plan.sinks) == {"ema.weight", "ema.7"}

@@ -6,20 +6,23 @@ import functools
 
 import pytest
 import torch
-from tests.components._roundtrip import new_memory, saved, world
+from tests.components._memory import bytes_of
+from tests.components._roundtrip import saved, world
 
+from stepseal.components._capture import capture
 from stepseal.components._stateful import PairComponent, ValueComponent
 from stepseal.components._types import SavedComponent, Sharing
 from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
+from stepseal.layout import PayloadReport
 
 
-class CountingStaging:
+class CountingMemory:
     def __init__(self) -> None:
         self.taken: list[int] = []
 
     def take(self, size_bytes: int) -> memoryview:
         self.taken.append(size_bytes)
-        return new_memory(size_bytes)
+        return memoryview(bytearray(size_bytes))
 
 
 @pytest.mark.parametrize("sharing", [Sharing.GLOBAL, Sharing.REPLICATED])
@@ -27,8 +30,8 @@ def test_one_payload_is_written_by_rank_0_and_only_it_is_asked(sharing: Sharing)
     calls: list[int] = []
     for rank in range(3):
         component = PairComponent("c", (functools.partial(calls.append, rank), print), sharing)
-        captured = component.capture(world(3, rank), None)
-        assert set(captured.payloads.values()) == {"trainer/0"}
+        captured = capture(component, world(3, rank), None)
+        assert captured.payload == PayloadReport("", rank == 0)
         assert [tree.owner for tree in captured.trees] == (["trainer/0"] if rank == 0 else [])
         assert captured.fingerprint == ""
     assert calls == [0]
@@ -36,23 +39,23 @@ def test_one_payload_is_written_by_rank_0_and_only_it_is_asked(sharing: Sharing)
 
 def test_each_participant_writes_its_own_tree_per_rank() -> None:
     for rank in range(2):
-        captured = ValueComponent("c", {"a": rank}, Sharing.PER_RANK).capture(world(2, rank), None)
-        assert captured.payloads == {"trainer/0": "trainer/0", "trainer/1": "trainer/1"}
+        captured = capture(ValueComponent("c", {"a": rank}, Sharing.PER_RANK), world(2, rank), None)
+        assert captured.payload == PayloadReport(f"trainer/{rank}", writes=True)
         (tree,) = captured.trees
         assert (tree.owner, tree.document) == (f"trainer/{rank}", {"a": rank})
 
 
 def test_leaves_go_into_staging_and_are_private_without_it() -> None:
     live = {"t": torch.zeros(4), "e": torch.empty(0)}
-    staging = CountingStaging()
-    staged = ValueComponent("c", live).capture(world(1), staging)
-    private = ValueComponent("c", live).capture(world(1), None)
+    staging = CountingMemory()
+    staged = capture(ValueComponent("c", live), world(1), staging)
+    private = capture(ValueComponent("c", live), world(1), None)
     live["t"].fill_(7)
     assert staging.taken == [16]
     for captured in (staged, private):
         array, empty = captured.trees[0].arrays
-        assert (array.data.format, array.data.ndim, bytes(array.data)) == ("B", 1, bytes(16))
-        assert empty.data.nbytes == 0
+        assert bytes_of(array.data) == bytes(16)
+        assert empty.data.size_bytes == 0
 
 
 def test_a_world_of_one_is_global_and_a_larger_one_must_declare() -> None:
@@ -68,13 +71,13 @@ def test_a_world_of_one_is_global_and_a_larger_one_must_declare() -> None:
 
 def test_an_unsupported_value_names_component_and_path() -> None:
     with pytest.raises(UnsupportedState) as caught:
-        ValueComponent("c", {"a": [object()]}).capture(world(1), None)
+        capture(ValueComponent("c", {"a": [object()]}), world(1), None)
     assert (caught.value.component, caught.value.path) == ("c", '["a"][0]')
 
 
 def _saved(sharing: Sharing, num_participants: int) -> SavedComponent:
     component = ValueComponent("c", {"a": 1}, sharing)
-    return saved(component.capture(world(num_participants), None), num_participants)
+    return saved(capture(component, world(num_participants), None), num_participants)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.steps._kit import THREE, captured, cause, component
+from tests.steps._kit import THREE, TWO, captured, cause, component
 
 from stepseal import errors
 from stepseal.protocol._agreement import disagreements, kind_of, summary, told_once
@@ -44,6 +44,28 @@ def test_per_rank_fingerprints_may_differ() -> None:
         captured(components=[component(sharing="per_rank", fingerprint=str(n))]) for n in range(3)
     ]
     assert disagreements(dict(zip(THREE, reports, strict=True))) == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "blamed", "text"),
+    [
+        (False, False, [0, 1], "writes the payload of the job, found none"),
+        (True, True, [0, 1], "found trainer/0 and trainer/1"),
+        (True, None, [1], "expected a payload that it reads, as the others have, found none"),
+    ],
+)
+def test_each_payload_has_one_owner(
+    first: bool, second: bool | None, blamed: list[int], text: str
+) -> None:
+    reports = {
+        participant: captured(
+            components=[component(payload=None if writes is None else "", writes=bool(writes))]
+        )
+        for participant, writes in zip(TWO, (first, second), strict=True)
+    }
+    found = disagreements(reports)
+    assert list(found) == [TWO[number] for number in blamed]
+    assert all(text in one.message and one.component == "model" for one in found.values())
 
 
 def test_metrics_and_tags_may_differ() -> None:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import pytest
-from tests.steps._kit import TWO, Root, captured, component
+from tests.steps._kit import TWO, Root, attempt_id, captured, component, part_report
 
 from stepseal.errors import InvalidInput
-from stepseal.layout import StepRef, decode_manifest, encode_manifest
+from stepseal.layout import Sharing, StepRef, decode_manifest, encode_manifest, payload_report
+from stepseal.protocol._actions import Publish
+from stepseal.protocol._draft import JobInfo, Origin, draft_manifest
 from stepseal.testing import MemoryStorage
+
+if TYPE_CHECKING:
+    from stepseal.protocol._messages import ComponentReport
 
 
 def root() -> Root:
@@ -31,6 +37,43 @@ def test_draft_round_trips_as_a_manifest() -> None:
     assert (found.cut, found.tags) == ({"policy": 7}, ("release",))
     assert found.parent == StepRef(5, "a" * 64, 1)
     assert found.resumable
+
+
+def test_owners_are_put_together_from_what_each_participant_reports() -> None:
+    sharings = {"model": "replicated", "rng": "per_rank", "none": "replicated"}
+
+    def facts(rank: int) -> list[ComponentReport]:
+        reports = {
+            name: payload_report(Sharing(sharing), rank, TWO)
+            for name, sharing in sharings.items()
+            if name != "none"
+        }
+        return [
+            component(
+                name,
+                sharing=sharing,
+                payload=reports[name].coordinate if name in reports else None,
+                writes=name in reports and reports[name].writes,
+            )
+            for name, sharing in sharings.items()
+        ]
+
+    publish = Publish(
+        1,
+        10,
+        attempt_id(1),
+        "staging",
+        {name: captured(components=facts(rank)) for rank, name in enumerate(TWO)},
+        {name: part_report(name) for name in TWO},
+        0.0,
+    )
+    origin = Origin("a" * 32, 1, None, TWO, "fsync")
+    found = draft_manifest(publish, origin, JobInfo(), now_s=0.0)
+    assert {entry.name: entry.payloads for entry in found.components} == {
+        "model": {TWO[0]: TWO[0], TWO[1]: TWO[0]},
+        "rng": {TWO[0]: TWO[0], TWO[1]: TWO[1]},
+        "none": {},
+    }
 
 
 def test_facts_of_the_first_participant_count() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.steps._kit import captured, component, part_report
 
 from stepseal import errors
+from stepseal.layout import Sharing, payload_report
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._failures import MAX_FAILURES, MAX_TEXT, failure_of, messages_of, shortened
 from stepseal.storage import KeyExists, KeyNotFound
@@ -19,7 +20,7 @@ CAUSE = messages.Failure("corrupt", "text", "path", 5, "model")
 FROM_PARTICIPANT: list[messages.FromParticipant] = [
     messages.Hello("trainer/0", "token", "1.0"),
     messages.Heartbeat(),
-    captured(components=[component(payloads={"a": "b"})], cut={"x": 1}, tags=["t"]),
+    captured(components=[component(payload="", writes=True)], cut={"x": 1}, tags=["t"]),
     messages.Prepared(1, "a" * 32, part_report("trainer/0")),
     messages.Failed(1, 10, "write", CAUSE),
     messages.RestoreCalled(1, None, True, ["model"]),
@@ -184,3 +185,18 @@ def test_the_token_is_not_in_the_text_of_a_hello() -> None:
     text = f"{messages.Hello('trainer/0', 'secret', '1.0')!r}"
     assert "secret" not in text
     assert "trainer/0" in text
+
+
+@pytest.mark.parametrize("sharing", Sharing)
+def test_a_capture_report_does_not_grow_with_the_world(sharing: Sharing) -> None:
+    sizes = set()
+    for world_size in (1, 64, 1024):
+        participants = tuple(f"trainer/{rank:04}" for rank in range(world_size))
+        report = payload_report(sharing, 0, participants)
+        facts = [
+            component(name, sharing=sharing.value, payload=report.coordinate, writes=report.writes)
+            for name in ("model", "optimizer", "lr_scheduler", "dataloader", "rng")
+        ]
+        sizes.add(len(messages.encode_message(captured(components=facts))))
+    assert len(sizes) == 1
+    assert sizes.pop() < 1000

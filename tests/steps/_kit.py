@@ -48,7 +48,6 @@ def component(name: str = "model", **changes: Any) -> messages.ComponentReport: 
         "kind": "tree",
         "sharing": "replicated",
         "fingerprint": "f" * 32,
-        "payloads": {},
     }
     return messages.ComponentReport(name, **(values | changes))
 

@@ -11,6 +11,7 @@ from stepseal.layout import (
     MANIFEST,
     ArraySource,
     Box,
+    BufferData,
     BytesSource,
     ComponentEntry,
     Frame,
@@ -30,7 +31,7 @@ from stepseal.transfer import ReadRequest, StepReader, write_part
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from stepseal.layout import Buffer, DocumentRef
+    from stepseal.layout import Buffer, DataSource, DocumentRef
     from stepseal.storage import Storage
 
 STEP = 7
@@ -47,6 +48,30 @@ def random_bytes(size_bytes: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size_bytes)
 
 
+class Filled:
+    """Data that can only be copied out, as that of a tensor on another device."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size_bytes = len(data)
+        self.filled: list[tuple[int, int]] = []
+        """Start and size of each range that was asked for."""
+
+    def view(self) -> None:
+        return None
+
+    def fill(self, target: memoryview, start: int = 0) -> None:
+        self.filled.append((start, target.nbytes))
+        target[:] = self._data[start : start + target.nbytes]
+
+
+def bytes_of(data: DataSource) -> bytes:
+    """Return all bytes of an item, copied out."""
+    found = bytearray(data.size_bytes)
+    data.fill(memoryview(found))
+    return bytes(found)
+
+
 def tensor(
     key: str,
     data: Buffer,
@@ -58,7 +83,7 @@ def tensor(
     frame: Frame = FRAME,
 ) -> TensorSource:
     shape = tuple(shape)
-    return TensorSource(component, key, dtype, shape, box or whole(shape), memoryview(data), frame)
+    return TensorSource(component, key, dtype, shape, box or whole(shape), BufferData(data), frame)
 
 
 def copy_of(key: str, data: bytes, component: str = "optimizer") -> BytesSource:
@@ -72,7 +97,7 @@ def tree(
 
 
 def array(name: str, data: Buffer, shape: Sequence[int], dtype: str = "uint8") -> ArraySource:
-    return ArraySource(name, dtype, tuple(shape), memoryview(data))
+    return ArraySource(name, dtype, tuple(shape), BufferData(data))
 
 
 def contents(

@@ -11,6 +11,7 @@ from tests.transfer._steps import (
     KEY,
     STEP,
     array,
+    bytes_of,
     contents,
     copy_of,
     not_cancelled,
@@ -100,11 +101,11 @@ def test_items_tile_the_payload_and_hold_the_records(storage: Storage) -> None:
     assert payload_sizes(index) == {PAYLOAD: len(data)}
     for source, item in zip(FIRST.tensors, index.tensors, strict=True):
         end = item.item_offset + item.item_size
-        record = FRAME.head + bytes(source.data) + FRAME.tail
+        record = FRAME.head + bytes_of(source.data) + FRAME.tail
         assert data[item.record_offset : item.record_offset + item.record_size] == record
         assert item.record_offset + item.record_size == end
         assert not any(data[item.item_offset : item.record_offset])
-        assert data[item.data_offset : item.data_offset + item.data_size] == source.data
+        assert data[item.data_offset : item.data_offset + item.data_size] == bytes_of(source.data)
         frame = data[item.item_offset : item.data_offset]
         frame += data[item.data_offset + item.data_size : end]
         assert item.frame_digest == digest(frame)

@@ -1,27 +1,30 @@
-"""Who is saved: live objects to frozen buffers and back.
+"""Who is saved: live objects to descriptions and back.
 
-The home of torch; knows no storage and no commit.
+The home of torch; knows no storage and no protocol.
 """
 
 # ruff: noqa: I001 - isort would give each name a line, and a face stays under 60 lines
 
-from stepseal.components._codecs import decode_tree, encode_tree, tree_of
+from stepseal.components._arena import Arena
+from stepseal.components._capture import capture, tree_of
+from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
+from stepseal.components._live_data import byte_view, tensor_over
 from stepseal.components._registry import Registry
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._sinks import DenseSink
-from stepseal.components._staging import Arena, byte_view, tensor_over
-from stepseal.components._tensors import FlatState, capture_flat, value_copies
+from stepseal.components._tensors import FlatState, describe_flat, value_copies
 from stepseal.components._trees import TreeComponent
 from stepseal.components._types import (
-    CapturedComponent, Component, RestorePlan, SavedComponent, SavedTensor, Sharing, Staging,
-    Topology,
+    CapturedComponent, Component, RestorePlan, SavedComponent, SavedTensor, Sharing,
+    StagingMemory, Topology,
 )  # fmt: skip
 
 __all__ = [
     "RNG", "Arena", "CapturedComponent", "Component", "DenseSink", "FlatState", "RNGComponent",
-    "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing", "Staging", "Topology",
-    "TreeComponent", "build_dcp_index", "byte_view", "capture_flat", "decode_tree",
-    "encode_tree", "register", "register_codec", "tensor_over", "tree_of", "value_copies",
+    "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing", "StagingMemory",
+    "Topology", "TreeComponent", "build_dcp_index", "byte_view", "capture", "decode_tree",
+    "describe_flat", "encode_tree", "register", "register_codec", "tensor_over", "tree_of",
+    "value_copies",
 ]  # fmt: skip

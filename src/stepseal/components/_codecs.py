@@ -11,31 +11,24 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
-from stepseal.components._codecs_arrays import TORCH_VALUES, copy_tensor, is_native, torch_name
+from stepseal.components._codecs_arrays import TORCH_VALUES
 from stepseal.components._codecs_containers import CONTAINERS
 from stepseal.components._codecs_core import Codec, Decoder, Encoder
-from stepseal.components._codecs_numpy import NDARRAY, SCALAR, copy_ndarray, native_name
+from stepseal.components._codecs_numpy import NDARRAY, SCALAR
 from stepseal.components._codecs_random import GENERATORS, NUMPY_GENERATOR, NUMPY_RANDOM_STATE
 from stepseal.components._codecs_registry import OBJECT, find_registered, register, register_codec
 from stepseal.components._codecs_scalars import SCALARS
-from stepseal.layout import ArraySource, TreeContents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from stepseal.components._codecs_core import Leaf
+    from stepseal.layout import TreeContents
 
 __all__ = [
     "EncodedTree",
     "decode_tree",
     "encode_tree",
-    "freeze_leaf",
-    "new_memory",
     "register",
     "register_codec",
-    "tree_of",
 ]
 
 _PLAIN = (*SCALARS, *CONTAINERS, *TORCH_VALUES, *GENERATORS)
@@ -94,19 +87,6 @@ def decode_tree(contents: TreeContents, *, component: str | None = None) -> obje
     return value
 
 
-def tree_of(value: object, component: str) -> TreeContents:
-    """Return a value as a tree that was read back, for a restore from something else than a step.
-
-    Raises:
-        UnsupportedState: no codec knows a part of the value.
-    """
-    encoded = encode_tree(value, component=component)
-    sources = [freeze_leaf(name, leaf, new_memory) for name, leaf in encoded.arrays]
-    return TreeContents(
-        encoded.document, {one.name: (one.dtype, one.shape, one.data) for one in sources}
-    )
-
-
 def find_codec(cls: type) -> Codec | None:
     """Return the codec of an exact type."""
     return BY_TYPE.get(cls) or find_registered(cls) or _find_numpy(cls)
@@ -124,35 +104,3 @@ def _find_numpy(cls: type) -> Codec | None:
     if cls is getattr(numpy_random, "Generator", None):
         return NUMPY_GENERATOR
     return NUMPY_RANDOM_STATE if cls is getattr(numpy_random, "RandomState", None) else None
-
-
-def new_memory(size_bytes: int) -> memoryview:
-    """Return writable memory of its own, for `freeze_leaf` where no arena lends any."""
-    return memoryview(bytearray(size_bytes))
-
-
-def freeze_leaf(name: str, leaf: Leaf, take: Callable[[int], memoryview]) -> ArraySource:
-    """Copy a live leaf into private memory.
-
-    Args:
-        name: name of the leaf in its tree.
-        leaf: live tensor, array or bytes.
-        take: returns writable memory of a size in bytes, format `B`.
-    """
-    if isinstance(leaf, (bytes, bytearray)):
-        target = take(len(leaf)) if leaf else memoryview(b"")
-        target[:] = leaf
-        return ArraySource(name, "uint8", (len(leaf),), target)
-    native: str | None
-    if isinstance(leaf, torch.Tensor):
-        native = torch_name(leaf.dtype) if is_native(torch_name(leaf.dtype)) else None
-    else:
-        native = native_name(leaf)
-    target = take(leaf.nbytes) if leaf.nbytes else memoryview(b"")
-    if isinstance(leaf, torch.Tensor):
-        copy_tensor(leaf, target)
-    else:
-        copy_ndarray(leaf, target)
-    if native is None:
-        return ArraySource(name, "uint8", (target.nbytes,), target)
-    return ArraySource(name, native, tuple(leaf.shape), target)

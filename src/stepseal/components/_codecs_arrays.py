@@ -1,4 +1,4 @@
-"""Codecs of torch's values, and the one way in which array leaves become bytes.
+"""Codecs of torch's values.
 
 A leaf is copied to the CPU in C order. A dense tensor with permuted dims (channels_last, Fortran
 order) gets its memory order back; any other stride pattern comes back contiguous.
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TORCH_VALUES",
-    "copy_tensor",
     "decode_device",
     "decode_order",
     "dense_order",
@@ -76,17 +75,6 @@ def decode_order(decoder: Decoder, order: object, ndim: int) -> tuple[list[int],
     ):
         raise decoder.corrupt(f"an order of {ndim} dims", order)
     return order, sorted(range(ndim), key=order.__getitem__)
-
-
-def copy_tensor(source: torch.Tensor, target: memoryview) -> None:
-    """Copy a tensor's elements in C order, bit for bit, also from another device."""
-    if source.numel() == 0:
-        return
-    source = source.detach().resolve_conj().resolve_neg()
-    # As integers, because not every dtype has a copy kernel, and so that no bit of a NaN changes.
-    carrier = _SAME_SIZE.get(source.element_size(), source.dtype)
-    view = torch.frombuffer(target, dtype=carrier).view(source.shape)
-    view.copy_(source.view(carrier))
 
 
 def own_memory(data: memoryview, alignment: int) -> memoryview:

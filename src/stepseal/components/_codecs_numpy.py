@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["NDARRAY", "SCALAR", "copy_ndarray", "native_name", "require_numpy"]
+__all__ = ["NDARRAY", "SCALAR", "native_name", "require_numpy"]
 
 _NATIVE: Mapping[str, str] = {
     "|b1": "bool",
@@ -54,19 +54,6 @@ def require_numpy(decoder: Decoder) -> Any:  # noqa: ANN401 - a module
 def native_name(array: np.ndarray[Any, Any]) -> str | None:
     """Return the torch name of an array's dtype, None where its bytes are stored as flat uint8."""
     return _NATIVE.get(array.dtype.str)
-
-
-def copy_ndarray(source: np.ndarray[Any, Any], target: memoryview) -> None:
-    """Copy an array's elements in C order, bit for bit."""
-    import numpy as np
-
-    if source.nbytes == 0:
-        return
-    if source.dtype.names is not None or source.dtype.kind == "V":
-        # An assignment would skip the padding of records and leave old memory there.
-        target[:] = source.tobytes()
-    else:
-        np.copyto(np.ndarray(source.shape, source.dtype, buffer=target), source)
 
 
 def _encode_dtype(encoder: Encoder, dtype: np.dtype[Any]) -> object:

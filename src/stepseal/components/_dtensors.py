@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import sys
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from stepseal.errors import UnsupportedState
-from stepseal.layout import ITEMSIZE, Box, whole
+from stepseal.layout import ITEMSIZE, Box, whole, writes_plain, writes_replica
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,9 +70,9 @@ def owns_plain_tensors(topology: Topology, neighbours: Iterable[torch.Tensor]) -
     """
     meshes = {id(mesh): mesh for mesh in map(_mesh_of, neighbours) if mesh is not None}
     if not meshes:
-        return topology.rank == 0
+        return writes_plain(topology.rank)
     lowest = min(int(mesh.mesh.min()) for mesh in meshes.values())
-    return bool(torch.distributed.get_rank() == lowest)
+    return writes_plain(torch.distributed.get_rank(), lowest)
 
 
 def leaf_of(component: str, key: str, tensor: torch.Tensor, *, owns_plain: bool) -> Leaf:
@@ -122,13 +121,8 @@ def _mesh_of(tensor: torch.Tensor) -> Any:  # noqa: ANN401 - DeviceMesh, or None
 def _is_writer(key: str, mesh: Any, replicas: tuple[int, ...]) -> bool:  # noqa: ANN401 - DeviceMesh
     """Return whether this rank writes for all ranks that differ only on the axes `replicas`."""
     coordinate = mesh.get_coordinate()
-    index = count = 0
-    for axis in replicas:
-        size = mesh.size(axis)
-        index = index * size + coordinate[axis]
-        count = max(count, 1) * size
-    # A stable hash, equal on all ranks and runs, spreads the keys over the replicas.
-    return count == 0 or zlib.crc32(key.encode()) % count == index
+    sizes = [mesh.size(axis) for axis in replicas]
+    return writes_replica(key, [coordinate[axis] for axis in replicas], sizes)
 
 
 def _box(

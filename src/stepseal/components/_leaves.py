@@ -1,4 +1,4 @@
-"""What all components of kind `tensors` share: capture of leaves and values, and strict plans.
+"""What all components of kind `tensors` share: which leaves there are, and strict plans.
 
 A component is a set of tensor leaves by key, plus one value (scalars and structure) for the typed
 codecs.
@@ -10,24 +10,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf, new_memory
+from stepseal.components._codecs import decode_tree
 from stepseal.components._dtensors import is_dtensor, leaf_of
-from stepseal.components._frames import frame_for
 from stepseal.components._sinks import sinks_for
-from stepseal.components._staging import copy_out
-from stepseal.components._types import CapturedComponent, SavedTensor, Sharing
+from stepseal.components._types import SavedTensor, Sharing
 from stepseal.errors import StateMismatch, UnsupportedState
-from stepseal.layout import TensorSource, TreeSource, digest
+from stepseal.layout import can_read, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from stepseal.components._dtensors import Leaf
-    from stepseal.components._types import SavedComponent, Staging, Topology
-    from stepseal.layout import BytesSource, TensorSink
+    from stepseal.components._types import SavedComponent, Topology
+    from stepseal.layout import TensorSink
 
 __all__ = [
-    "LeafCapture",
     "LeafPlan",
     "OpenedState",
     "compare_leaf",
@@ -47,7 +44,7 @@ def kind_of(sharing: Sharing | None) -> str:
     Tensors that differ per participant have no place in the payload that stock readers see: they
     become a tree.
     """
-    return "tree" if sharing is Sharing.PER_RANK else "tensors"
+    return "tensors" if sharing is None or rule_of(sharing).tensors_are_global else "tree"
 
 
 def default_sharing(
@@ -69,7 +66,7 @@ def leaves_of(
     Raises:
         UnsupportedState: a tensor that cannot be stored; `.path` is its key.
     """
-    if sharing is Sharing.PER_RANK:
+    if not rule_of(sharing).tensors_are_global:
         for key, tensor in tensors.items():
             if is_dtensor(tensor):
                 raise UnsupportedState(
@@ -82,83 +79,6 @@ def leaves_of(
     return [
         leaf_of(component, key, tensor, owns_plain=owns_plain) for key, tensor in tensors.items()
     ]
-
-
-class LeafCapture:
-    """Turns leaves and a value into the captured form of a component.
-
-    Args:
-        component: its name.
-        sharing: the sharing in use.
-        topology: who takes part.
-        staging: private memory to copy into, or None for views of live memory.
-    """
-
-    def __init__(
-        self, component: str, sharing: Sharing, topology: Topology, staging: Staging | None
-    ) -> None:
-        self._component = component
-        self._sharing = sharing
-        self._topology = topology
-        self._staging = staging
-
-    def capture(
-        self,
-        leaves: Sequence[Leaf],
-        value: object,
-        value_keys: Iterable[str] = (),
-        bytes_copies: Callable[[], Sequence[BytesSource]] = tuple,
-    ) -> CapturedComponent:
-        """Copy the leaves that this participant writes, and encode the value if it owns it.
-
-        Args:
-            leaves: all leaves, written here or not.
-            value: non-tensor state, None if there is none on any participant.
-            value_keys: names of the non-tensor leaves, which belong to the fingerprint.
-            bytes_copies: makes the write-only copies for stock readers; called where the value is
-                owned and shared, after the codecs accepted it.
-        """
-        fingerprint = _fingerprint(leaves, value_keys)
-        participants, me = self._topology.participants, self._topology.me
-        if self._sharing is Sharing.PER_RANK:
-            held = {leaf.key: leaf.local for leaf in leaves}
-            tree = self._tree(me, {"tensors": held, "value": value})
-            owners = {participant: participant for participant in participants}
-            return CapturedComponent(
-                self._component, "tree", self._sharing, fingerprint, owners, trees=(tree,)
-            )
-        has_value = value is not None
-        owns_value = has_value and self._topology.rank == 0
-        trees = (self._tree(me, value),) if owns_value else ()
-        return CapturedComponent(
-            self._component,
-            "tensors",
-            self._sharing,
-            fingerprint,
-            dict.fromkeys(participants, participants[0]) if has_value else {},
-            self._sources([leaf for leaf in leaves if leaf.writes]),
-            tuple(bytes_copies()) if owns_value else (),
-            trees,
-        )
-
-    def _sources(self, leaves: Sequence[Leaf]) -> tuple[TensorSource, ...]:
-        views = copy_out([leaf.local for leaf in leaves], self._staging)
-        sources = []
-        for leaf, view in zip(leaves, views, strict=True):
-            assert leaf.box is not None, "a leaf that is written has a box"
-            frame = frame_for(leaf.local.dtype, leaf.box.sizes)
-            sources.append(
-                TensorSource(
-                    self._component, leaf.key, leaf.dtype, leaf.shape, leaf.box, view, frame
-                )
-            )
-        return tuple(sources)
-
-    def _tree(self, owner: str, value: object) -> TreeSource:
-        encoded = encode_tree(value, component=self._component)
-        take = new_memory if self._staging is None else self._staging.take
-        arrays = tuple(freeze_leaf(name, leaf, take) for name, leaf in encoded.arrays)
-        return TreeSource(self._component, owner, encoded.document, arrays)
 
 
 class OpenedState:
@@ -214,30 +134,27 @@ class LeafPlan:
 def open_saved(saved: SavedComponent, sharing: Sharing, topology: Topology) -> OpenedState:
     """Check that a saved component fits in kind, sharing and world, and decode its value.
 
-    GLOBAL, REPLICATED and SHARDED tensors are stored alike, so each restores as any of them.
-
     Raises:
         StateMismatch: it does not fit; `.problems` lists why.
         Corrupt: the tree is not what a tensor component stores.
     """
-    kind, problems = kind_of(sharing), []
-    per_rank = sharing is Sharing.PER_RANK
-    if (saved.sharing is Sharing.PER_RANK) != per_rank:
+    kind, rule, problems = kind_of(sharing), rule_of(sharing), []
+    if not can_read(sharing, saved.sharing, kind):
         problems.append(f"sharing: expected (live) {sharing.value}, found {saved.sharing.value}")
     elif saved.kind != kind:
         problems.append(f"kind: expected (live) {kind}, found {saved.kind}")
-    elif per_rank and saved.num_participants != topology.world_size:
+    elif not rule.any_world and saved.num_participants != topology.world_size:
         problems.append(
-            "number of participants of a per_rank component: expected (live) "
+            f"number of participants of a {sharing.value} component: expected (live) "
             f"{topology.world_size}, "
             f"found {saved.num_participants}"
         )
-    elif per_rank and saved.tree is None:
+    elif not rule.tensors_are_global and saved.tree is None:
         problems.append(f"payload of {topology.me}: expected one, found none")
     if problems:
         raise mismatch(saved.name, problems)
     value = None if saved.tree is None else decode_tree(saved.tree, component=saved.name)
-    if not per_rank:
+    if rule.tensors_are_global:
         return OpenedState(saved.tensors, None, value)
     return _open_per_rank(saved.name, value)
 
@@ -284,9 +201,3 @@ def mismatch(component: str, problems: Sequence[str]) -> StateMismatch:
         component=component,
         problems=tuple(problems),
     )
-
-
-def _fingerprint(leaves: Iterable[Leaf], value_keys: Iterable[str]) -> str:
-    lines = [f"{leaf.key}\t{leaf.dtype}\t{list(leaf.shape)}" for leaf in leaves]
-    lines += [f"{key}\t-" for key in value_keys]
-    return digest("\n".join(sorted(lines)).encode()).hex()

@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from stepseal.components._leaves import default_sharing, kind_of, mismatch
-from stepseal.components._tensors import FlatState, capture_flat, plan_flat
+from stepseal.components._tensors import FlatState, describe_flat, plan_flat
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         CapturedComponent,
         SavedComponent,
         Sharing,
-        Staging,
         Topology,
     )
 
@@ -119,10 +118,10 @@ class ModuleComponent:
         _, flat = self._read()
         return self._sharing_of(flat, topology)
 
-    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
-        """Take the state on the caller's thread; see `Component`."""
+    def describe(self, topology: Topology) -> CapturedComponent:
+        """Describe the state on the caller's thread; see `Component`."""
         _, flat = self._read()
-        return capture_flat(flat, self._sharing_of(flat, topology), topology, staging)
+        return describe_flat(flat, self._sharing_of(flat, topology), topology)
 
     def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
         """Check a saved state against live state, strictly, and change nothing; see `Component`."""

@@ -6,13 +6,14 @@ comes to life. A parameter is named by identity over all modules that were added
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stepseal.components._capture import describe_leaves
 from stepseal.components._dtensors import is_dtensor, leaf_of, owns_plain_tensors
 from stepseal.components._leaves import (
-    LeafCapture,
     compare_leaf,
     default_sharing,
     kind_of,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
         CapturedComponent,
         SavedComponent,
         Sharing,
-        Staging,
         Topology,
     )
 
@@ -102,8 +102,8 @@ class OptimizerComponent:
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         return default_sharing(self._declared, parameters, topology)
 
-    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
-        """Take the state on the caller's thread; see `Component`."""
+    def describe(self, topology: Topology) -> CapturedComponent:
+        """Describe the state on the caller's thread; see `Component`."""
         names, sharing = self._names(), self.sharing(topology)
         leaves: list[Leaf] = []
         state: dict[str, Any] = {}
@@ -126,9 +126,8 @@ class OptimizerComponent:
         keys = [f"state.{fqn}.{key}" for fqn, entry in state.items() for key in entry["values"]] + [
             f"param_groups.{fqn}" for fqn in names
         ]
-        return LeafCapture(self.name, sharing, topology, staging).capture(
-            leaves, value, keys, lambda: group_copies(self.name, groups, state)
-        )
+        copies = functools.partial(group_copies, self.name, groups, state)
+        return describe_leaves(self.name, sharing, topology, leaves, value, keys, copies)
 
     def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
         """Check saved groups and state, strictly, and change nothing; see `Component`.

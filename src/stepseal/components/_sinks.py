@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stepseal.components._staging import tensor_over
+from stepseal.components._live_data import tensor_over
 from stepseal.layout import Box, intersect, linear_boxes
 
 if TYPE_CHECKING:

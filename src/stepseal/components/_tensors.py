@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
+from stepseal.components._capture import describe_leaves
 from stepseal.components._dtensors import owns_plain_tensors
 from stepseal.components._leaves import (
-    LeafCapture,
     compare_leaf,
     default_sharing,
     kind_of,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         CapturedComponent,
         SavedComponent,
         Sharing,
-        Staging,
         Topology,
     )
 
@@ -39,7 +38,7 @@ __all__ = [
     "FlatState",
     "HasStateDict",
     "TensorDictComponent",
-    "capture_flat",
+    "describe_flat",
     "plan_flat",
     "saved_copy",
     "value_copies",
@@ -104,29 +103,25 @@ class FlatState:
             )
 
 
-def capture_flat(
-    flat: FlatState,
-    sharing: Sharing,
-    topology: Topology,
-    staging: Staging | None,
-    tree: object = None,
+def describe_flat(
+    flat: FlatState, sharing: Sharing, topology: Topology, tree: object = None
 ) -> CapturedComponent:
-    """Capture a flat state, with one tree document of the first participant.
+    """Describe a flat state, with one tree document of the first participant.
 
     Args:
         flat: the leaves.
         sharing: the sharing in use.
         topology: who takes part.
-        staging: private memory to copy into, or None for views of live memory.
         tree: what the tree document holds; None for the leaves that are no tensors.
     """
     owns_plain = owns_plain_tensors(topology, flat.tensors.values())
     leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=owns_plain)
-    tree = (flat.values or None) if tree is None else tree
-    capture = LeafCapture(flat.component, sharing, topology, staging)
-    return capture.capture(
-        leaves, tree, flat.values, lambda: value_copies(flat.component, flat.values)
-    )
+    value = (flat.values or None) if tree is None else tree
+
+    def copies() -> tuple[BytesSource, ...]:
+        return value_copies(flat.component, flat.values)
+
+    return describe_leaves(flat.component, sharing, topology, leaves, value, flat.values, copies)
 
 
 def value_copies(component: str, values: Mapping[str, object]) -> tuple[BytesSource, ...]:
@@ -228,11 +223,11 @@ class TensorDictComponent:
         _, flat = self._read()
         return default_sharing(self._declared, flat.tensors.values(), topology)
 
-    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
-        """Take the state on the caller's thread; see `Component`."""
+    def describe(self, topology: Topology) -> CapturedComponent:
+        """Describe the state on the caller's thread; see `Component`."""
         _, flat = self._read()
         sharing = default_sharing(self._declared, flat.tensors.values(), topology)
-        return capture_flat(flat, sharing, topology, staging)
+        return describe_flat(flat, sharing, topology)
 
     def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
         """Check a saved state against live state, strictly, and change nothing; see `Component`."""

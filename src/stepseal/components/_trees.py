@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from stepseal.components._codecs import decode_tree, encode_tree, freeze_leaf, new_memory
-from stepseal.components._types import CapturedComponent, SavedComponent, Sharing, Staging, Topology
+from stepseal.components._capture import describe_value
+from stepseal.components._codecs import decode_tree
+from stepseal.components._types import CapturedComponent, SavedComponent, Sharing, Topology
 from stepseal.errors import InvalidInput, StateMismatch
-from stepseal.layout import TreeSource, check_component_name
+from stepseal.layout import can_read, check_component_name, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from stepseal.layout import BytesSource, TensorSink
 
 __all__ = ["TreeComponent", "TreePlan"]
-
-_ONE_PAYLOAD = frozenset({Sharing.GLOBAL, Sharing.REPLICATED})
 
 
 @dataclass(slots=True)
@@ -55,10 +54,11 @@ class TreeComponent:
 
     def __init__(self, name: str, declared: Sharing | None = None) -> None:
         check_component_name(name)
-        if declared is Sharing.SHARDED:
+        if declared is not None and not rule_of(declared).is_for_trees:
             raise InvalidInput(
-                f"component {name!r}: expected a sharing of a tree, found SHARDED, which only "
-                "tensors have. Declare sharing=ss.PER_RANK, ss.REPLICATED or ss.GLOBAL.",
+                f"component {name!r}: expected a sharing of a tree, found "
+                f"{declared.name}, which only tensors have. Declare sharing=ss.PER_RANK, "
+                "ss.REPLICATED or ss.GLOBAL.",
                 component=name,
                 found=declared.value,
             )
@@ -101,33 +101,14 @@ class TreeComponent:
             component=self.name,
         )
 
-    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
-        """Take the state on the caller's thread, all of it copied; only owners read theirs.
-
-        Args:
-            topology: who takes part.
-            staging: private memory for array leaves; None makes new memory, because trees may hold
-                live buffers.
+    def describe(self, topology: Topology) -> CapturedComponent:
+        """Describe the state on the caller's thread; only who writes it reads it; see `Component`.
 
         Raises:
             UnsupportedState: a value that no codec knows; `.component` and `.path` lead to it.
         """
         sharing = self.sharing(topology)
-        per_rank = sharing is Sharing.PER_RANK
-        owners = {
-            one: one if per_rank else topology.participants[0] for one in topology.participants
-        }
-        if owners[topology.me] != topology.me:
-            return CapturedComponent(self.name, self.kind, sharing, "", owners)
-        value = self.read_state()
-        encoded = encode_tree(value, component=self.name)
-        take = new_memory if staging is None else staging.take
-        arrays = tuple(freeze_leaf(name, leaf, take) for name, leaf in encoded.arrays)
-        tree = TreeSource(self.name, topology.me, encoded.document, arrays)
-        copies = self.bytes_copies(value) if topology.rank == 0 else ()
-        return CapturedComponent(
-            self.name, self.kind, sharing, "", owners, bytes_copies=copies, trees=(tree,)
-        )
+        return describe_value(self.name, sharing, topology, self.read_state, self.bytes_copies)
 
     def plan(self, saved: SavedComponent, topology: Topology) -> TreePlan:
         """Decode and check a saved tree, and change nothing.
@@ -153,12 +134,12 @@ class TreeComponent:
                 "under this name"
             ]
         now = self.sharing(topology)
-        if saved.sharing is not now and not {saved.sharing, now} <= _ONE_PAYLOAD:
+        if not can_read(now, saved.sharing, self.kind):
             return [
                 f"saved with sharing {saved.sharing.value}, now {now.value}: declare "
                 f"sharing=ss.{saved.sharing.name}"
             ]
-        if now is Sharing.PER_RANK and saved.num_participants != topology.world_size:
+        if not rule_of(now).any_world and saved.num_participants != topology.world_size:
             return [
                 f"saved per rank by {saved.num_participants} participants, now "
                 f"{topology.world_size}: restore with {saved.num_participants}, or "

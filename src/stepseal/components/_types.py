@@ -6,14 +6,22 @@ A component turns one object of the user into buffers (`capture`) and back (`pla
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from stepseal.layout import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stepseal.layout import BytesSource, TensorSink, TensorSource, TreeContents, TreeSource
+    from stepseal.layout import (
+        BytesSource,
+        PayloadReport,
+        TensorSink,
+        TensorSource,
+        TreeContents,
+        TreeSource,
+    )
 
 __all__ = [
     "CapturedComponent",
@@ -22,22 +30,9 @@ __all__ = [
     "SavedComponent",
     "SavedTensor",
     "Sharing",
-    "Staging",
+    "StagingMemory",
     "Topology",
 ]
-
-
-class Sharing(str, enum.Enum):
-    """How a component's state relates across participants; one payload per ..."""
-
-    GLOBAL = "global"
-    """... job: one participant owns it, the others have none or an equal copy."""
-    REPLICATED = "replicated"
-    """... job: every participant holds the same."""
-    SHARDED = "sharded"
-    """... box of a global tensor."""
-    PER_RANK = "per_rank"
-    """... participant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +55,7 @@ class Topology:
         return len(self.participants)
 
 
-class Staging(Protocol):
+class StagingMemory(Protocol):
     """Private memory that captured bytes are copied into; reused from save to save."""
 
     def take(self, size_bytes: int) -> memoryview:
@@ -70,7 +65,7 @@ class Staging(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CapturedComponent:
-    """One component as this participant holds it at the cut; every buffer is frozen."""
+    """One component as this participant holds it at the cut: all facts, and ways to its bytes."""
 
     name: str
     kind: str
@@ -78,9 +73,9 @@ class CapturedComponent:
     sharing: Sharing
     """The sharing that was used, after defaults."""
     fingerprint: str
-    """Digest of keys, global shapes and dtypes; equal on all participants unless PER_RANK."""
-    payloads: Mapping[str, str]
-    """Participant to the owner of its non-tensor payload (itself when PER_RANK)."""
+    """Digest of keys, global shapes and dtypes, for sharings whose participants must agree."""
+    payload: PayloadReport | None
+    """Which non-tensor payload this participant reads and writes, None where there is none."""
     tensors: tuple[TensorSource, ...] = ()
     bytes_copies: tuple[BytesSource, ...] = ()
     trees: tuple[TreeSource, ...] = ()
@@ -133,13 +128,10 @@ class Component(Protocol):
         """Return the declared sharing or the default; InvalidInput when it must be declared."""
         ...
 
-    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
-        """Take the state on the caller's thread.
+    def describe(self, topology: Topology) -> CapturedComponent:
+        """Describe the state on the caller's thread, and copy and touch no bytes of arrays.
 
-        Args:
-            topology: who takes part.
-            staging: private memory to copy into; None takes views of live memory where that is
-                possible, which the caller must keep frozen until the bytes are written.
+        The bytes are copied out later, while the caller keeps the state frozen; see `capture`.
 
         Raises:
             UnsupportedState: a value that no codec knows; `.component` and `.path` lead to it.

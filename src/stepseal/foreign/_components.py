@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stepseal.components import FlatState, Sharing, TreeComponent, capture_flat, value_copies
+from stepseal.components import FlatState, Sharing, TreeComponent, describe_flat, value_copies
 from stepseal.errors import InvalidInput, UnsupportedState
 from stepseal.layout import check_component_name
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from stepseal.components import CapturedComponent, Staging, Topology
+    from stepseal.components import CapturedComponent, Topology
     from stepseal.foreign._metadata import ForeignIndex, ForeignTensor
     from stepseal.layout import BytesSource
 
@@ -211,8 +211,8 @@ class ImportedComponent(TreeComponent):
         """Return the copies of the values for stock DCP readers."""
         return value_copies(self.name, self._flat.values)
 
-    def capture(self, topology: Topology, staging: Staging | None) -> CapturedComponent:
-        """Take the state; see `Component`."""
+    def describe(self, topology: Topology) -> CapturedComponent:
+        """Describe the state; see `Component`."""
         if self.kind == "tree":
-            return super().capture(topology, staging)
-        return capture_flat(self._flat, Sharing.GLOBAL, topology, staging, self._tree)
+            return super().describe(topology)
+        return describe_flat(self._flat, Sharing.GLOBAL, topology, self._tree)

@@ -8,8 +8,8 @@ checked: decoders return a sound value, or raise `Corrupt` or `IncompatibleForma
 
 from stepseal.layout._boxes import Box, coverage_problems, hull, intersect, linear_boxes, whole
 from stepseal.layout._container import ContainerEntry, build_header, parse_header
-from stepseal.layout._contents import (ArraySource, BytesSource, Frame, PartContents, TensorSink,
-    TensorSource, TreeContents, TreeSource)
+from stepseal.layout._contents import (ArraySource, BufferData, BytesSource, DataSource, Frame,
+    PartContents, TensorSink, TensorSource, TreeContents, TreeSource)
 from stepseal.layout._digests import (CHUNK_BYTES, DIGEST_BYTES, Buffer, chunk_digests, digest,
     hex_digests, num_chunks, sha256_hex)
 from stepseal.layout._documents import decode_document, encode_document, refuse, seal, unseal
@@ -24,24 +24,30 @@ from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER
     check_component_name, check_participant, check_step, dcp_fqn, dcp_path, parse_payload_path,
     parse_step_name, part_document_path, part_index_path, path_problem, path_set_problems,
     payload_path, step_name, tree_document_path, tree_segment_path)
+from stepseal.layout._ownership import (PayloadReport, Sharing, can_read, must_agree,
+    payload_owner, payload_owners, payload_problems, payload_report, rule_of, writes_plain,
+    writes_replica)
 from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part
 from stepseal.layout._sealed import FORMAT_VERSION, DocumentRef, FileEntry
 from stepseal.layout._times import duration_text, unix_time, utc_text
 
 __all__ = [
-    "ArraySource", "Box", "Buffer", "BytesSource", "CHUNK_BYTES", "CONTROL", "ComponentEntry",
-    "ComponentKind", "ContainerEntry", "DCP_INDEX", "DIGEST_BYTES", "DocumentRef", "Durability",
-    "FORMAT_VERSION", "FileEntry", "Frame", "ITEMSIZE", "LATEST", "StepRef", "MANIFEST", "MARKER",
-    "MAX_DCP_INDEX_BYTES", "MAX_INDEX_BYTES", "MAX_MANIFEST_BYTES", "MAX_PART_BYTES", "MAX_STEP",
-    "Manifest", "Part", "PartContents", "PartIndex", "PartRef", "SharingName", "StoredBytes",
-    "StoredItem", "StoredTensor", "TO_SAFETENSORS", "TensorSink", "TensorSource", "TreeContents",
-    "TreeSource",
-    "build_header", "check_component_name", "check_participant", "check_step", "chunk_digests",
-    "coverage_problems", "dcp_fqn", "dcp_path", "duration_text", "decode_document", "decode_index",
-    "decode_manifest", "decode_part", "digest", "encode_document", "encode_index",
-    "encode_manifest", "encode_part", "hex_digests", "hull", "intersect", "linear_boxes",
-    "manifest_digest", "num_chunks", "parse_header", "parse_payload_path", "parse_step_name",
-    "part_document_path", "part_index_path", "path_problem", "path_set_problems", "payload_path",
-    "payload_sizes", "refuse", "seal", "sha256_hex", "step_name", "tree_document_path",
-    "tree_segment_path", "unix_time", "unseal", "utc_text", "whole",
+    "ArraySource", "Box", "Buffer", "BufferData", "BytesSource", "CHUNK_BYTES", "CONTROL",
+    "ComponentEntry", "ComponentKind", "ContainerEntry", "DCP_INDEX", "DIGEST_BYTES", "DataSource",
+    "DocumentRef", "Durability", "FORMAT_VERSION", "FileEntry", "Frame", "ITEMSIZE", "LATEST",
+    "StepRef", "MANIFEST", "MARKER", "MAX_DCP_INDEX_BYTES", "MAX_INDEX_BYTES", "MAX_MANIFEST_BYTES",
+    "MAX_PART_BYTES", "MAX_STEP", "Manifest", "Part", "PartContents", "PartIndex", "PartRef",
+    "PayloadReport", "Sharing", "SharingName", "StoredBytes", "StoredItem", "StoredTensor",
+    "TO_SAFETENSORS", "TensorSink", "TensorSource", "TreeContents", "TreeSource",
+    "build_header", "can_read",
+    "check_component_name", "check_participant", "check_step", "chunk_digests", "coverage_problems",
+    "dcp_fqn", "dcp_path", "decode_document", "decode_index", "decode_manifest", "decode_part",
+    "digest", "duration_text", "encode_document", "encode_index", "encode_manifest", "encode_part",
+    "hex_digests",
+    "hull", "intersect", "linear_boxes", "manifest_digest", "must_agree", "num_chunks",
+    "parse_header", "parse_payload_path", "parse_step_name", "part_document_path",
+    "part_index_path", "path_problem", "path_set_problems", "payload_owner", "payload_owners",
+    "payload_path", "payload_problems", "payload_report", "payload_sizes", "refuse", "rule_of",
+    "seal", "sha256_hex", "step_name", "tree_document_path", "tree_segment_path", "unix_time",
+    "unseal", "utc_text", "whole", "writes_plain", "writes_replica",
 ]

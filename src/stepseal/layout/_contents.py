@@ -1,7 +1,9 @@
-"""What one participant contributes to a step, and gets back, as values in memory.
+"""What one participant contributes to a step: facts about each item, and a way to its bytes.
 
-`components` makes these from live state, `transfer` stores them, and neither knows the other.
-No I/O and no torch: a buffer is anything that `memoryview` accepts, contiguous and of bytes.
+`components` makes these from live state, `transfer` plans and stores them, and neither knows the
+other. Facts are complete before a byte is touched; the bytes are copied out later, at any time
+before thaw. No I/O and no torch: a buffer is anything that `memoryview` accepts, contiguous and of
+bytes.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stepseal.layout._boxes import Box
+    from stepseal.layout._digests import Buffer
 
 __all__ = [
     "ArraySource",
+    "BufferData",
     "BytesSource",
+    "DataSource",
     "Frame",
     "PartContents",
     "TensorSink",
@@ -36,6 +41,50 @@ class Frame:
     """Everything after the data, to the end of the record."""
 
 
+class DataSource(Protocol):
+    """The bytes of one item; asked at any time between freeze and thaw, by one thread at a time."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Number of bytes; known without touching them."""
+        ...
+
+    def view(self) -> memoryview | None:
+        """Return all bytes in place, format `B`; None where they do not lie so in memory."""
+        ...
+
+    def fill(self, target: memoryview, start: int = 0) -> None:
+        """Copy bytes out; returns when they have landed.
+
+        Args:
+            target: writable, format `B`; as many bytes are copied as it has.
+            start: first byte to copy.
+        """
+        ...
+
+
+class BufferData:
+    """Bytes that lie in memory, private or live; see `DataSource`.
+
+    Args:
+        buffer: not viewed before it is asked for, so that a live bytearray may grow until then.
+    """
+
+    __slots__ = ("_buffer", "size_bytes")
+
+    def __init__(self, buffer: Buffer) -> None:
+        self._buffer = buffer
+        self.size_bytes = buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
+
+    def view(self) -> memoryview:
+        """Return the bytes in place."""
+        return memoryview(self._buffer)
+
+    def fill(self, target: memoryview, start: int = 0) -> None:
+        """Copy bytes out."""
+        target[:] = memoryview(self._buffer)[start : start + target.nbytes]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSource:
     """One box of a global tensor that this participant writes."""
@@ -48,8 +97,8 @@ class TensorSource:
     """Global shape, in elements."""
     box: Box
     """Where the data lies inside the global tensor, in elements."""
-    data: memoryview
-    """The box's elements in C order; format `B`, one dimension, `size_bytes` of the box long."""
+    data: DataSource
+    """The box's elements in C order."""
     frame: Frame
 
 
@@ -70,7 +119,8 @@ class ArraySource:
     """Unique inside the tree; the tree's JSON refers to it."""
     dtype: str
     shape: tuple[int, ...]
-    data: memoryview
+    data: DataSource
+    """The elements in C order."""
 
 
 @dataclass(frozen=True, slots=True)

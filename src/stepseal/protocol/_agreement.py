@@ -6,12 +6,13 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.layout import PayloadReport, must_agree, payload_problems
 from stepseal.protocol._messages import Captured, ComponentReport, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["disagreements", "kind_of", "summary", "told_once"]
+__all__ = ["disagreements", "kind_of", "payload_reports", "summary", "told_once"]
 
 _NUM_NAMED = 4
 """Participants that a message names before it counts the others."""
@@ -21,7 +22,10 @@ def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
     """Return, per participant, how it differs from the majority; empty if all captured one cut.
 
     Compared are the step, the cut, the component names, and per component kind, sharing and
-    fingerprint.
+    fingerprint. Each payload must have one participant that writes it.
+
+    Args:
+        captured: reports of all participants, in ordinal order.
     """
     found: dict[str, Failure] = {}
     _compare(found, {p: f"step {c.step}" for p, c in captured.items()}, "called save for")
@@ -36,11 +40,31 @@ def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
         _compare(found, held, f"component {name}: holds", name)
         shapes = {p: _comparable(f[name]) for p, f in facts.items()}
         _compare(found, shapes, f"component {name}: key set, shapes or dtypes have digest", name)
+    if found:
+        return found
+    for name, reports in payload_reports(captured).items():
+        sharing = next(iter(facts.values()))[name].sharing
+        for participant, problem in payload_problems(sharing, reports).items():
+            message = f"component {name}: {problem}"
+            cause = Failure(errors.StateMismatch.kind, message, component=name)
+            found.setdefault(participant, cause)
+    return found
+
+
+def payload_reports(
+    captured: Mapping[str, Captured],
+) -> dict[str, dict[str, PayloadReport | None]]:
+    """Return, per component, which payload each participant said that it reads."""
+    found: dict[str, dict[str, PayloadReport | None]] = {}
+    for participant, message in captured.items():
+        for facts in message.components:
+            read = None if facts.payload is None else PayloadReport(facts.payload, facts.writes)
+            found.setdefault(facts.name, {})[participant] = read
     return found
 
 
 def _comparable(facts: ComponentReport) -> str:
-    return "its own" if facts.sharing == "per_rank" else facts.fingerprint
+    return facts.fingerprint if must_agree(facts.sharing) else "its own"
 
 
 def _compare(

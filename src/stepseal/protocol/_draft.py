@@ -12,8 +12,10 @@ from stepseal.layout import (
     Manifest,
     PartRef,
     StepRef,
+    payload_owners,
     utc_text,
 )
+from stepseal.protocol._agreement import payload_reports
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +53,8 @@ class Origin:
 def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: float) -> Manifest:
     """Return the manifest of an attempt, still without the coordinator's own files.
 
-    What is one for all (cut, metrics, tags, kinds of components) is taken from the first
+    Who owns which payload is put together from what each participant reported of its own. What is
+    one for all (cut, metrics, tags, kinds of components) is taken from the first
     participant; that they agree was checked when they captured.
 
     Args:
@@ -61,12 +64,13 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
         now_s: Unix time.
     """
     first = publish.captured[origin.participants[0]]
+    reports = payload_reports(publish.captured)
     components = tuple(
         ComponentEntry(
             name=found.name,
             kind=cast("ComponentKind", found.kind),  # checked when the manifest is encoded
             sharing=cast("SharingName", found.sharing),
-            payloads=dict(found.payloads),
+            payloads=payload_owners(reports[found.name]),
             required=True,
             options={},
         )

@@ -65,8 +65,10 @@ class ComponentReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str
     sharing: str
     fingerprint: str
-    payloads: dict[str, str]
-    """Participant to payload owner."""
+    payload: str | None = None
+    """Coordinate of the non-tensor payload that the participant reads, None for none."""
+    writes: bool = False
+    """Whether the participant writes that payload."""
 
 
 class PartReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal import protocol
-from stepseal.components import SavedComponent, SavedTensor, Sharing
+from stepseal.components import SavedComponent, SavedTensor
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput
 from stepseal.layout import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    Sharing,
     check_step,
     decode_manifest,
     manifest_digest,
+    payload_owner,
     step_name,
 )
 from stepseal.protocol import (
@@ -159,9 +161,7 @@ def _saved_component(
         for key, boxes in reader.stored(entry.name).items():
             tensors[key] = SavedTensor(key, boxes[0].tensor.dtype, boxes[0].tensor.shape)
     sharing = Sharing(entry.sharing)
-    owner = entry.payloads.get(topology.me)
-    if owner is None and sharing is not Sharing.PER_RANK:
-        owner = next(iter(entry.payloads.values()), None)
+    owner = payload_owner(sharing, entry.payloads, topology.me)
     tree = None
     if owner is not None and reader.has_tree(entry.name, owner):
         tree = reader.read_tree(entry.name, owner)

@@ -13,6 +13,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from stepseal.components import capture
 from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
 from stepseal.layout import PartContents
 from stepseal.protocol import ComponentReport, PartReport, resolve_save
@@ -21,7 +22,7 @@ from stepseal.transfer import write_part
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from stepseal.components import CapturedComponent, Component, Staging, Topology
+    from stepseal.components import CapturedComponent, Component, StagingMemory, Topology
     from stepseal.protocol import ParticipantDriver, Write
     from stepseal.steps import StepStore
 
@@ -60,7 +61,7 @@ def collection_paused() -> Iterator[None]:
 
 
 def capture_all(
-    components: Iterable[Component], topology: Topology, staging: Staging | None, step: int
+    components: Iterable[Component], topology: Topology, memory: StagingMemory | None, step: int
 ) -> tuple[CapturedComponent, ...]:
     """Capture every component at one cut, in the order in which they were added.
 
@@ -71,7 +72,7 @@ def capture_all(
     captured = []
     for component in components:
         try:
-            captured.append(component.capture(topology, staging))
+            captured.append(capture(component, topology, memory))
         except CheckpointError:
             raise
         except Exception as error:
@@ -90,7 +91,14 @@ def capture_all(
 def reports_of(captured: Sequence[CapturedComponent]) -> list[ComponentReport]:
     """Return what the coordinator compares across participants."""
     return [
-        ComponentReport(c.name, c.kind, c.sharing.value, c.fingerprint, dict(c.payloads))
+        ComponentReport(
+            c.name,
+            c.kind,
+            c.sharing.value,
+            c.fingerprint,
+            None if c.payload is None else c.payload.coordinate,
+            c.payload is not None and c.payload.writes,
+        )
         for c in captured
     ]
 

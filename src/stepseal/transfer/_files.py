@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from stepseal.errors import Corrupt
 from stepseal.layout import CHUNK_BYTES, DIGEST_BYTES, chunk_digests, num_chunks, sha256_hex
 from stepseal.storage import KeyNotFound
-from stepseal.transfer._pieces import PIECE_BYTES, allocate
+from stepseal.transfer._blocks import BLOCK_BYTES, allocate
 
 if TYPE_CHECKING:
     from stepseal.layout import DocumentRef, FileEntry
@@ -133,27 +133,27 @@ class CommittedFiles:
             )
         with self.open(entry.path, entry.size_bytes, participant=participant) as handle:
             data = allocate(entry.size_bytes)
-            for start in range(0, entry.size_bytes, PIECE_BYTES):
-                piece = data[start : start + PIECE_BYTES]
-                handle.read_into(piece, start)
-                if problem := self.digest_problem(entry, piece, start):
+            for start in range(0, entry.size_bytes, BLOCK_BYTES):
+                block = data[start : start + BLOCK_BYTES]
+                handle.read_into(block, start)
+                if problem := self.digest_problem(entry, block, start):
                     raise self.damaged(
                         entry.path, problem, component=component, participant=participant
                     )
         return data
 
     @staticmethod
-    def digest_problem(entry: FileEntry, piece: memoryview, start: int) -> str | None:
-        """Say at which byte a piece of a file differs from the file's digests, or None.
+    def digest_problem(entry: FileEntry, block: memoryview, start: int) -> str | None:
+        """Say at which byte a block of a file differs from the file's digests, or None.
 
         Args:
             entry: the file.
-            piece: whole chunks of it, or its end.
-            start: where the piece begins, a multiple of the chunk.
+            block: whole chunks of it, or its end.
+            start: where the block begins, a multiple of the chunk.
         """
         first = start // CHUNK_BYTES
-        listed = entry.digests[first : first + num_chunks(piece.nbytes)]
-        expected, found = bytes.fromhex("".join(listed)), chunk_digests(piece)
+        listed = entry.digests[first : first + num_chunks(block.nbytes)]
+        expected, found = bytes.fromhex("".join(listed)), chunk_digests(block)
         if found == expected:
             return None
         number = first_difference(found, expected)

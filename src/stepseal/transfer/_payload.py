@@ -1,61 +1,35 @@
-"""Writes a participant's tensors into one payload file, and says where each one went.
-
-The file is a sequence of items without gaps: padding, the record's head, the data, the record's
-tail. Records begin at a multiple of 64, large data at a multiple of 4096, so that it can be read
-without copies.
-"""
+"""Writes a participant's tensors into one payload file as planned, and digests each one."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from stepseal.errors import InvalidInput
 from stepseal.layout import (
     CHUNK_BYTES,
-    Frame,
+    BufferData,
     PartIndex,
     StoredBytes,
     StoredTensor,
     chunk_digests,
     digest,
 )
+from stepseal.transfer._blocks import in_memory
+from stepseal.transfer._file_plan import NO_FRAME, Place, plan_payload
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stepseal.layout import BytesSource, TensorSource
-    from stepseal.transfer._pieces import FileWriter
+    from stepseal.layout import BytesSource, DataSource, Frame, TensorSource
+    from stepseal.transfer._blocks import FileWriter
 
-__all__ = ["MAX_MESSAGE_BYTES", "PayloadWriter"]
+__all__ = ["PayloadWriter"]
 
-MAX_MESSAGE_BYTES = 1 << 20
-"""Most bytes of an item outside its data; a reader verifies them in one piece."""
-
-_RECORD_ALIGNMENT = 64
-_PAGE_BYTES = 4096
-_PAGED_FROM_BYTES = 64 << 10
-"""Data from this size on begins at a page; below, the padding would cost too much."""
 _STRAIGHT_FROM_BYTES = CHUNK_BYTES
 """Data from this size on is written from its own buffer; below, a copy costs less than a write."""
-_NO_FRAME = Frame(b"", b"")
-
-
-class _Place(NamedTuple):
-    """Where an item lies and what its bytes are; in the order of the index's values."""
-
-    file: int
-    item_offset: int
-    item_size: int
-    record_offset: int
-    record_size: int
-    data_offset: int
-    data_size: int
-    chunk_digests: bytes
-    frame_digest: bytes
-
-
 # Items are made by position, which costs half as much as by name; so the positions must agree.
-assert StoredTensor.__match_args__[-9:] == StoredBytes.__match_args__[-9:] == _Place._fields
+_DIGESTS = ("chunk_digests", "frame_digest")
+assert StoredTensor.__match_args__[-9:] == (*Place._fields, *_DIGESTS)
+assert StoredBytes.__match_args__[-9:] == (*Place._fields, *_DIGESTS)
 
 
 class PayloadWriter:
@@ -79,58 +53,49 @@ class PayloadWriter:
             path: of this file inside the step, for the index.
             tensors: written in this order.
             copies: written after the tensors, in this order.
+
+        Raises:
+            InvalidInput: a frame that could not be read back; nothing was written.
         """
-        stored = tuple(self._write_tensor(source) for source in tensors)
+        places = iter(plan_payload(tensors, copies))
+        stored = tuple(
+            StoredTensor(
+                one.component,
+                one.key,
+                one.dtype,
+                one.shape,
+                one.box,
+                *(place := next(places)),
+                *self._put(place, one.frame, one.data),
+            )
+            for one in tensors
+        )
         stored_copies = tuple(
-            StoredBytes(source.entries, *self._put(_NO_FRAME, memoryview(source.data)))
-            for source in copies
+            StoredBytes(
+                one.entries,
+                *(place := next(places)),
+                *self._put(place, NO_FRAME, BufferData(one.data)),
+            )
+            for one in copies
         )
         self._writer.flush()
         return PartIndex((path,), stored, stored_copies)
 
-    def _write_tensor(self, source: TensorSource) -> StoredTensor:
-        place = self._put(source.frame, source.data)
-        return StoredTensor(
-            source.component, source.key, source.dtype, source.shape, source.box, *place
-        )
+    def _put(self, place: Place, frame: Frame, data: DataSource) -> tuple[bytes, bytes]:
+        """Append one item at its place; return the digests of its data and of its frame.
 
-    def _put(self, frame: Frame, data: memoryview) -> _Place:
-        """Append one item; runs once per tensor, so it makes no call that it can do without."""
+        Runs once per tensor, so it makes no call that it can do without.
+        """
         writer = self._writer
-        head_size, size = len(frame.head), data.nbytes
-        item_offset = writer.offset
-        if size >= _PAGED_FROM_BYTES:
-            padding = -(item_offset + head_size) % _PAGE_BYTES
-        else:
-            padding = -item_offset % _RECORD_ALIGNMENT
-        if not size + head_size + padding:
-            padding = _RECORD_ALIGNMENT  # an empty copy; the format has no empty items
-        frame_size = padding + head_size + len(frame.tail)
-        if head_size % _RECORD_ALIGNMENT or frame_size > MAX_MESSAGE_BYTES:
-            raise InvalidInput(
-                f"frame is not usable: expected a head of a multiple of {_RECORD_ALIGNMENT} bytes "
-                f"and at most {MAX_MESSAGE_BYTES} bytes in all, found {head_size} and {frame_size}"
-            )
-        prefix = bytes(padding) + frame.head
+        prefix = bytes(place.record_offset - place.item_offset) + frame.head
         writer.append(prefix)
-        if size >= _STRAIGHT_FROM_BYTES:
-            pieces: list[bytes] = []
-            writer.write_straight(data, lambda piece: pieces.append(chunk_digests(piece)))
-            digests = b"".join(pieces)
+        if place.data_size >= _STRAIGHT_FROM_BYTES:
+            blocks: list[bytes] = []
+            writer.write_straight(data, lambda block: blocks.append(chunk_digests(block)))
+            digests = b"".join(blocks)
         else:
-            digests = chunk_digests(data)
-            writer.append(data)
+            view = in_memory(data)
+            digests = chunk_digests(view)
+            writer.append(view)
         writer.append(frame.tail)
-        record_offset = item_offset + padding
-        record_size = head_size + size + len(frame.tail)
-        return _Place(
-            0,
-            item_offset,
-            padding + record_size,
-            record_offset,
-            record_size,
-            record_offset + head_size,
-            size,
-            digests,
-            digest(prefix + frame.tail),
-        )
+        return digests, digest(prefix + frame.tail)

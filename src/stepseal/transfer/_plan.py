@@ -20,7 +20,7 @@ from stepseal.layout import (
     linear_boxes,
     num_chunks,
 )
-from stepseal.transfer._pieces import PIECE_BYTES
+from stepseal.transfer._blocks import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -37,7 +37,7 @@ _MAX_GAP_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Whole chunks of one stored box for one sink; at most `PIECE_BYTES`."""
+    """Whole chunks of one stored box for one sink; at most `BLOCK_BYTES`."""
 
     stored: StoredBox
     sink: TensorSink
@@ -50,7 +50,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pieces of one file that one read brings; at most `PIECE_BYTES`."""
+    """Pieces of one file that one read brings; at most `BLOCK_BYTES`."""
 
     path: str
     participant: str
@@ -154,9 +154,9 @@ def _pieces(stored: StoredBox, sink: TensorSink) -> Iterator[Piece]:
     tensor = stored.tensor
     for first, end in _chunk_runs(tensor.box, sink.wanted, ITEMSIZE[tensor.dtype]):
         stop = min(end * CHUNK_BYTES, tensor.data_size)
-        for start in range(first * CHUNK_BYTES, stop, PIECE_BYTES):
+        for start in range(first * CHUNK_BYTES, stop, BLOCK_BYTES):
             yield Piece(
-                stored, sink, start, min(start + PIECE_BYTES, stop), tensor.data_offset + start
+                stored, sink, start, min(start + BLOCK_BYTES, stop), tensor.data_offset + start
             )
 
 
@@ -199,7 +199,7 @@ def _batches(pieces: Sequence[Piece]) -> Iterator[Batch]:
             bool(group)
             and piece.stored.path == group[0].stored.path
             and piece.offset - stop <= _MAX_GAP_BYTES
-            and max(stop, end) - start <= PIECE_BYTES
+            and max(stop, end) - start <= BLOCK_BYTES
         )
         if not joins:
             if group:

@@ -1,6 +1,6 @@
 """Moves planned reads from storage into sinks, with a digest check in between.
 
-Each thread has one buffer of `PIECE_BYTES`; bytes leave it only towards a sink, and only after
+Each thread has one buffer of `BLOCK_BYTES`; bytes leave it only towards a sink, and only after
 their chunks' digests matched.
 """
 
@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from stepseal.layout import CHUNK_BYTES, DIGEST_BYTES, ITEMSIZE, chunk_digests, num_chunks
+from stepseal.transfer._blocks import BLOCK_BYTES, allocate
 from stepseal.transfer._files import first_difference
-from stepseal.transfer._pieces import PIECE_BYTES, allocate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ class Streamer:
                 self._stopped = True  # also when this thread is interrupted while it waits
 
     def _work(self) -> None:
-        buffer = allocate(PIECE_BYTES)
+        buffer = allocate(BLOCK_BYTES)
         handle: ReadHandle | None = None
         path = ""
         try:

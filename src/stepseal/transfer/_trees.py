@@ -87,12 +87,12 @@ def segments_of(source: TreeSource) -> Iterator[list[ArraySource]]:
     size = cost = 0
     for array in sorted(source.arrays, key=lambda array: -ITEMSIZE[array.dtype]):
         entry_cost = 6 * len(array.name) + 20 * len(array.shape) + 128
-        full = size + array.data.nbytes > MAX_SEGMENT_BYTES
+        full = size + array.data.size_bytes > MAX_SEGMENT_BYTES
         if segment and (full or cost + entry_cost > _MAX_HEADER_COST):
             yield segment
             segment, size, cost = [], 0, 0
         segment.append(array)
-        size += array.data.nbytes
+        size += array.data.size_bytes
         cost += entry_cost
     if segment:
         yield segment
@@ -106,9 +106,9 @@ def segment_header(arrays: Sequence[ArraySource]) -> bytes:
     """
     foreign = {a.name: a.dtype for a in arrays if TO_SAFETENSORS[a.dtype] is None}
     entries = [
-        (a.name, "uint8", (*a.shape, ITEMSIZE[a.dtype]), a.data.nbytes)
+        (a.name, "uint8", (*a.shape, ITEMSIZE[a.dtype]), a.data.size_bytes)
         if a.name in foreign
-        else (a.name, a.dtype, a.shape, a.data.nbytes)
+        else (a.name, a.dtype, a.shape, a.data.size_bytes)
         for a in arrays
     ]
     return build_header(entries, {_DTYPES: encode_document(foreign).decode()} if foreign else {})

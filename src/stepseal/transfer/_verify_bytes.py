@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from stepseal.errors import CheckpointError, StorageUnavailable
 from stepseal.layout import CHUNK_BYTES, DIGEST_BYTES, StoredItem, StoredTensor, digest
-from stepseal.transfer._payload import MAX_MESSAGE_BYTES
-from stepseal.transfer._pieces import PIECE_BYTES, allocate
+from stepseal.transfer._blocks import BLOCK_BYTES, allocate
+from stepseal.transfer._file_plan import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,15 +39,15 @@ def check_digested(
     files: CommittedFiles, entry: FileEntry, progress: Callable[[int], None]
 ) -> Iterator[str]:
     """Yield what is wrong with a file whose entry lists the digests of its chunks."""
-    scratch = allocate(min(PIECE_BYTES, entry.size_bytes))
+    scratch = allocate(min(BLOCK_BYTES, entry.size_bytes))
     num_messages = 0
     try:
         with files.open(entry.path, entry.size_bytes) as handle:
-            for start in range(0, entry.size_bytes, PIECE_BYTES):
-                piece = scratch[: min(PIECE_BYTES, entry.size_bytes - start)]
-                handle.read_into(piece, start)
-                progress(piece.nbytes)
-                if (problem := files.digest_problem(entry, piece, start)) is not None:
+            for start in range(0, entry.size_bytes, BLOCK_BYTES):
+                block = scratch[: min(BLOCK_BYTES, entry.size_bytes - start)]
+                handle.read_into(block, start)
+                progress(block.nbytes)
+                if (problem := files.digest_problem(entry, block, start)) is not None:
                     yield problem
                     num_messages += 1
                     if num_messages == _MAX_MESSAGES:
@@ -93,9 +93,9 @@ def _item_problem(window: _Window, item: StoredItem) -> str | None:
     """Read an item whole and say the first thing that is wrong with it, or None."""
     data_end = item.data_offset + item.data_size
     item_end = item.item_offset + item.item_size
-    if item.item_size - item.data_size > MAX_MESSAGE_BYTES:
+    if item.item_size - item.data_size > MAX_FRAME_BYTES:
         return (
-            f"expected a frame of at most {MAX_MESSAGE_BYTES} bytes, found "
+            f"expected a frame of at most {MAX_FRAME_BYTES} bytes, found "
             f"{item.item_size - item.data_size}"
         )
     frame = bytes(window.view(item.item_offset, item.data_offset))
@@ -138,7 +138,7 @@ class _Window:
         self._handle = handle
         self._progress = progress
         self._size = handle.size_bytes
-        self._buffer = allocate(min(PIECE_BYTES, self._size))
+        self._buffer = allocate(min(BLOCK_BYTES, self._size))
         self._start = self._stop = 0
 
     def view(self, start: int, stop: int) -> memoryview:
@@ -146,7 +146,7 @@ class _Window:
 
         Args:
             start: not before that of an earlier call.
-            stop: at most `PIECE_BYTES` later, inside the file.
+            stop: at most `BLOCK_BYTES` later, inside the file.
         """
         if stop > self._stop:
             self._move(start)

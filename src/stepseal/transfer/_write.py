@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
 from stepseal.layout import (
+    BufferData,
     DocumentRef,
     FileEntry,
     Part,
@@ -25,20 +26,21 @@ from stepseal.layout import (
     tree_document_path,
     tree_segment_path,
 )
-from stepseal.transfer._payload import PayloadWriter
-from stepseal.transfer._pieces import (
-    PIECE_BYTES,
+from stepseal.transfer._blocks import (
+    BLOCK_BYTES,
     DigestedWriter,
     FileWriter,
     StagedFiles,
     allocate,
 )
-from stepseal.transfer._trees import encode_tree_document, segment_header, segments_of
+from stepseal.transfer._file_plan import plan_segment
+from stepseal.transfer._payload import PayloadWriter
+from stepseal.transfer._trees import encode_tree_document, segments_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stepseal.layout import Buffer, PartContents, PartIndex, TreeSource
+    from stepseal.layout import DataSource, PartContents, PartIndex, TreeSource
     from stepseal.storage import Storage
 
 __all__ = ["write_part"]
@@ -67,7 +69,7 @@ def write_part(
         attempt: id of the save call, 32 hex digits.
         participant: who writes; owner of all trees in `contents`.
         ordinal: position of the participant in the manifest's list.
-        contents: buffers that nobody changes before this returns.
+        contents: descriptions whose data nobody changes before this returns.
         check_cancelled: called before every write of up to 8 MiB; raises to give up.
 
     Returns:
@@ -124,7 +126,7 @@ class _PartWriter:
     def __init__(self, files: StagedFiles, check_cancelled: Callable[[], None]) -> None:
         self._files = files
         self._check = check_cancelled
-        self._scratch = allocate(PIECE_BYTES)
+        self._scratch = allocate(BLOCK_BYTES)
         self.entries: list[FileEntry] = []
 
     def write_payload(self, path: str, contents: PartContents) -> PartIndex | None:
@@ -140,22 +142,22 @@ class _PartWriter:
     def write_tree(self, tree: TreeSource) -> None:
         """Write a tree's document and segments."""
         path = tree_document_path(tree.component, tree.owner)
-        self._write_digested(path, [encode_tree_document(tree)])
+        self._write_digested(path, [BufferData(encode_tree_document(tree))])
         for number, arrays in enumerate(segments_of(tree)):
-            buffers: list[Buffer] = [segment_header(arrays), *(array.data for array in arrays)]
+            data = [BufferData(plan_segment(arrays).header), *(array.data for array in arrays)]
             path = tree_segment_path(tree.component, tree.owner, number)
-            self._write_digested(path, buffers)
+            self._write_digested(path, data)
 
     def write_document(self, path: str, data: bytes) -> DocumentRef:
         """Write a document that another one names by SHA-256."""
         with self._files.create(path) as handle:
-            FileWriter(handle, self._scratch, self._check).write_straight(memoryview(data))
+            FileWriter(handle, self._scratch, self._check).write_straight(BufferData(data))
         return DocumentRef(path, len(data), sha256_hex(data))
 
-    def _write_digested(self, path: str, buffers: Sequence[Buffer]) -> None:
+    def _write_digested(self, path: str, sources: Sequence[DataSource]) -> None:
         with self._files.create(path) as handle:
             writer = DigestedWriter(handle, self._scratch, self._check)
-            for data in buffers:
-                writer.append(data)
+            for data in sources:
+                writer.append_data(data)
             size_bytes, digests = writer.finish()
         self.entries.append(FileEntry(path, size_bytes, "tree", hex_digests(digests)))

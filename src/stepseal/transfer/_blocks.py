@@ -1,4 +1,4 @@
-"""Bounded buffers between memory and files: how many bytes move at once, and what is synced when.
+"""Blocks between memory and files: how many bytes move at once, and what is synced when.
 
 Knows nothing about tensors or documents. Files are new ones inside one staging folder; each is
 written from its start to its end, synced and closed before the next one begins.
@@ -12,21 +12,28 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import StorageUnavailable
-from stepseal.layout import CHUNK_BYTES, chunk_digests
+from stepseal.layout import CHUNK_BYTES, BufferData, chunk_digests
 from stepseal.storage import make_dirs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stepseal.layout import Buffer
+    from stepseal.layout import Buffer, DataSource
     from stepseal.storage import Storage, WriteHandle
 
-__all__ = ["PIECE_BYTES", "DigestedWriter", "FileWriter", "StagedFiles", "allocate"]
+__all__ = [
+    "BLOCK_BYTES",
+    "DigestedWriter",
+    "FileWriter",
+    "StagedFiles",
+    "allocate",
+    "in_memory",
+]
 
-PIECE_BYTES = 8 << 20
+BLOCK_BYTES = 8 << 20
 """Most bytes that one read or write moves, a multiple of the digest chunk."""
 
-assert PIECE_BYTES % CHUNK_BYTES == 0
+assert BLOCK_BYTES % CHUNK_BYTES == 0
 
 
 def allocate(size_bytes: int) -> memoryview:
@@ -45,10 +52,19 @@ def allocate(size_bytes: int) -> memoryview:
         ) from error
 
 
-class _TakesBuffer(Protocol):
-    """What is told of each piece just before it is written."""
+def in_memory(data: DataSource) -> memoryview:
+    """Return all bytes of small data, in place or copied."""
+    view = data.view()
+    if view is None:
+        view = memoryview(bytearray(data.size_bytes))
+        data.fill(view)
+    return view
 
-    def __call__(self, piece: memoryview, /) -> None: ...
+
+class _TakesBuffer(Protocol):
+    """What is told of each block just before it is written."""
+
+    def __call__(self, block: memoryview, /) -> None: ...
 
 
 class FileWriter:
@@ -58,24 +74,24 @@ class FileWriter:
 
     Args:
         handle: the new file.
-        scratch: private memory of `PIECE_BYTES` to gather small data in.
-        check_cancelled: called before each piece.
-        on_piece: told of each piece just before it is written.
+        scratch: private memory of `BLOCK_BYTES` to gather small data in.
+        check_cancelled: called before each block.
+        on_block: told of each block just before it is written.
     """
 
-    __slots__ = ("_check", "_handle", "_on_piece", "_scratch", "_start", "_used")
+    __slots__ = ("_check", "_handle", "_on_block", "_scratch", "_start", "_used")
 
     def __init__(
         self,
         handle: WriteHandle,
         scratch: memoryview,
         check_cancelled: Callable[[], None],
-        on_piece: _TakesBuffer | None = None,
+        on_block: _TakesBuffer | None = None,
     ) -> None:
         self._handle = handle
         self._scratch = scratch
         self._check = check_cancelled
-        self._on_piece = on_piece
+        self._on_block = on_block
         self._start = 0
         self._used = 0
 
@@ -88,32 +104,37 @@ class FileWriter:
         """Gather bytes; writes only when the buffer is full."""
         view = memoryview(data)
         end = self._used + view.nbytes
-        if end <= PIECE_BYTES:
+        if end <= BLOCK_BYTES:
             self._scratch[self._used : end] = view
             self._used = end
             return
         while view.nbytes:
-            if self._used == PIECE_BYTES:
+            if self._used == BLOCK_BYTES:
                 self.flush()
-            count = min(view.nbytes, PIECE_BYTES - self._used)
+            count = min(view.nbytes, BLOCK_BYTES - self._used)
             self._scratch[self._used : self._used + count] = view[:count]
             self._used += count
             view = view[count:]
 
-    def write_straight(self, data: memoryview, on_piece: _TakesBuffer | None = None) -> None:
-        """Write bytes from the caller's buffer in pieces, after all that was gathered.
+    def write_straight(self, data: DataSource, on_block: _TakesBuffer | None = None) -> None:
+        """Write data in blocks, in place where it can be viewed, after all that was gathered.
 
         Args:
             data: any number of bytes.
-            on_piece: told of each piece just before it is written; its start lies at a multiple of
-                `PIECE_BYTES` in `data`.
+            on_block: told of each block just before it is written; its start lies at a multiple of
+                `BLOCK_BYTES` in `data`.
         """
         self.flush()
-        for start in range(0, data.nbytes, PIECE_BYTES):
-            piece = data[start : start + PIECE_BYTES]
-            if on_piece is not None:
-                on_piece(piece)
-            self._write(piece)
+        view = data.view()
+        for start in range(0, data.size_bytes, BLOCK_BYTES):
+            if view is not None:
+                block = view[start : start + BLOCK_BYTES]
+            else:
+                block = self._scratch[: data.size_bytes - start]  # all that was gathered is written
+                data.fill(block, start)
+            if on_block is not None:
+                on_block(block)
+            self._write(block)
 
     def flush(self) -> None:
         """Write what was gathered."""
@@ -121,12 +142,12 @@ class FileWriter:
             used, self._used = self._used, 0
             self._write(self._scratch[:used])
 
-    def _write(self, piece: memoryview) -> None:
+    def _write(self, block: memoryview) -> None:
         self._check()
-        if self._on_piece is not None:
-            self._on_piece(piece)
-        self._handle.write(piece, self._start)
-        self._start += piece.nbytes
+        if self._on_block is not None:
+            self._on_block(block)
+        self._handle.write(block, self._start)
+        self._start += block.nbytes
 
 
 class DigestedWriter:
@@ -134,8 +155,8 @@ class DigestedWriter:
 
     Args:
         handle: the new file.
-        scratch: private memory of `PIECE_BYTES`.
-        check_cancelled: called before each piece.
+        scratch: private memory of `BLOCK_BYTES`.
+        check_cancelled: called before each block.
     """
 
     __slots__ = ("_digests", "_writer")
@@ -146,6 +167,17 @@ class DigestedWriter:
         self._digests: list[bytes] = []
         self._writer = FileWriter(handle, scratch, check_cancelled, self._digest)
 
+    def append_data(self, data: DataSource) -> None:
+        """Add data, chunk by chunk where it cannot be viewed."""
+        view = data.view()
+        if view is not None:
+            self.append(view)
+            return
+        for start in range(0, data.size_bytes, CHUNK_BYTES):
+            part = memoryview(bytearray(min(CHUNK_BYTES, data.size_bytes - start)))
+            data.fill(part, start)
+            self.append(part)
+
     def append(self, data: Buffer) -> None:
         """Add bytes; of large data only what does not begin at a chunk is copied."""
         view = memoryview(data)
@@ -155,7 +187,7 @@ class DigestedWriter:
             self._writer.append(view)
             return
         self._writer.append(view[:gap])
-        self._writer.write_straight(view[gap : gap + straight])
+        self._writer.write_straight(BufferData(view[gap : gap + straight]))
         self._writer.append(view[gap + straight :])
 
     def finish(self) -> tuple[int, bytes]:
@@ -163,9 +195,9 @@ class DigestedWriter:
         self._writer.flush()
         return self._writer.offset, b"".join(self._digests)
 
-    def _digest(self, piece: memoryview) -> None:
-        # Every piece but the last of a file is made of whole chunks.
-        self._digests.append(chunk_digests(piece))
+    def _digest(self, block: memoryview) -> None:
+        # Every block but the last of a file is made of whole chunks.
+        self._digests.append(chunk_digests(block))
 
 
 class StagedFiles:

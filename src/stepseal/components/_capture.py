@@ -1,0 +1,231 @@
+"""Capture in parts: describe a component, then copy its bytes out, now or later.
+
+A description holds every fact that a plan needs (keys, dtypes, shapes, boxes, sizes) and a way to
+the bytes, and touches none of them; a tree's document is part of it. `capture` is the schedule of
+today's saves: a component is described, and what must be private is staged at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from stepseal.components._arena import Arena, slot_bytes
+from stepseal.components._codecs import encode_tree
+from stepseal.components._codecs_arrays import is_native, torch_name
+from stepseal.components._codecs_numpy import native_name
+from stepseal.components._frames import frame_for
+from stepseal.components._live_data import TensorData, byte_view, data_of
+from stepseal.components._types import CapturedComponent
+from stepseal.layout import (
+    ArraySource,
+    BufferData,
+    TensorSource,
+    TreeContents,
+    TreeSource,
+    digest,
+    payload_report,
+    rule_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from stepseal.components._codecs_core import Leaf as TreeLeaf
+    from stepseal.components._dtensors import Leaf
+    from stepseal.components._types import Component, StagingMemory, Topology
+    from stepseal.layout import BytesSource, DataSource, Sharing
+
+__all__ = ["capture", "describe_leaves", "describe_tree", "describe_value", "stage", "tree_of"]
+
+
+def capture(
+    component: Component, topology: Topology, memory: StagingMemory | None
+) -> CapturedComponent:
+    """Take the state of one component on the caller's thread.
+
+    Args:
+        component: whose state.
+        topology: who takes part.
+        memory: private memory to stage all bytes in. None leaves CPU tensors where they are, and
+            the caller keeps them frozen until they are written; what another device holds is
+            staged in new memory, and so are trees, because they may hold buffers that others fill.
+
+    Raises:
+        UnsupportedState: a value that no codec knows; `.component` and `.path` lead to it.
+    """
+    found = component.describe(topology)
+    wanted = [s.data for s in found.tensors if memory is not None or not _on_cpu(s.data)]
+    wanted += [array.data for tree in found.trees for array in tree.arrays]
+    if not wanted:
+        return found
+    private = iter(stage(wanted, memory))
+    tensors = tuple(
+        TensorSource(s.component, s.key, s.dtype, s.shape, s.box, next(private), s.frame)
+        if memory is not None or not _on_cpu(s.data)
+        else s
+        for s in found.tensors
+    )
+    trees = tuple(
+        replace(
+            tree,
+            arrays=tuple(ArraySource(a.name, a.dtype, a.shape, next(private)) for a in tree.arrays),
+        )
+        for tree in found.trees
+    )
+    return replace(found, tensors=tensors, trees=trees)
+
+
+def stage(sources: Sequence[DataSource], memory: StagingMemory | None) -> list[BufferData]:
+    """Copy all bytes into private memory; blocks until the copies have landed.
+
+    Args:
+        sources: live data.
+        memory: where to, None for new memory; an arena grows by one region at most, also for the
+            first save.
+    """
+    if isinstance(memory, Arena):
+        memory.reserve(sum(slot_bytes(source.size_bytes) for source in sources))
+    take = _new_memory if memory is None else memory.take
+    copies: list[BufferData] = []
+    busy: set[torch.device] = set()
+    for source in sources:
+        view = take(source.size_bytes) if source.size_bytes else memoryview(b"")
+        if isinstance(source, TensorData):
+            device = source.start_fill(view)
+            if device is not None:
+                busy.add(device)
+        elif source.size_bytes:
+            source.fill(view)
+        copies.append(BufferData(view))
+    for device in busy:
+        torch.cuda.current_stream(device).synchronize()
+    return copies
+
+
+def describe_leaves(
+    component: str,
+    sharing: Sharing,
+    topology: Topology,
+    leaves: Sequence[Leaf],
+    value: object,
+    value_keys: Iterable[str] = (),
+    bytes_copies: Callable[[], Sequence[BytesSource]] = tuple,
+) -> CapturedComponent:
+    """Describe a component of tensor leaves by key, and one value for the typed codecs.
+
+    Args:
+        component: its name.
+        sharing: the sharing in use.
+        topology: who takes part.
+        leaves: all leaves, written here or not.
+        value: non-tensor state, None if there is none on any participant.
+        value_keys: names of the non-tensor leaves, which belong to the fingerprint.
+        bytes_copies: makes the write-only copies for stock readers; called where the value is
+            written and shared, after the codecs accepted it.
+    """
+    fingerprint, me = _fingerprint(leaves, value_keys), topology.me
+    report = payload_report(sharing, topology.rank, topology.participants)
+    if not rule_of(sharing).tensors_are_global:
+        held = {"tensors": {leaf.key: leaf.local for leaf in leaves}, "value": value}
+        tree = describe_tree(component, me, held)
+        return CapturedComponent(component, "tree", sharing, fingerprint, report, trees=(tree,))
+    writes_value = value is not None and report.writes
+    trees = (describe_tree(component, me, value),) if writes_value else ()
+    return CapturedComponent(
+        component,
+        "tensors",
+        sharing,
+        fingerprint,
+        report if value is not None else None,
+        tuple(_describe_leaf(component, leaf) for leaf in leaves if leaf.writes),
+        tuple(bytes_copies()) if writes_value else (),
+        trees,
+    )
+
+
+def describe_value(
+    component: str,
+    sharing: Sharing,
+    topology: Topology,
+    read: Callable[[], object],
+    bytes_copies: Callable[[object], Sequence[BytesSource]],
+) -> CapturedComponent:
+    """Describe a component of kind `tree`; only who writes a payload reads the state.
+
+    Args:
+        component: its name.
+        sharing: the sharing in use.
+        topology: who takes part.
+        read: returns the live state.
+        bytes_copies: makes the write-only copies for stock readers; called on rank 0 only.
+    """
+    report = payload_report(sharing, topology.rank, topology.participants)
+    if not report.writes:
+        return CapturedComponent(component, "tree", sharing, "", report)
+    value = read()
+    tree = describe_tree(component, topology.me, value)
+    copies = tuple(bytes_copies(value)) if topology.rank == 0 else ()
+    return CapturedComponent(
+        component, "tree", sharing, "", report, bytes_copies=copies, trees=(tree,)
+    )
+
+
+def describe_tree(component: str, owner: str, value: object) -> TreeSource:
+    """Encode a value; its array leaves are neither copied nor touched.
+
+    Raises:
+        UnsupportedState: no codec knows a part of the value; `.path` leads to it.
+    """
+    encoded = encode_tree(value, component=component)
+    arrays = tuple(_describe_array(name, leaf) for name, leaf in encoded.arrays)
+    return TreeSource(component, owner, encoded.document, arrays)
+
+
+def _new_memory(size_bytes: int) -> memoryview:
+    return byte_view(torch.empty(size_bytes, dtype=torch.uint8, device="cpu"))
+
+
+def _on_cpu(data: DataSource) -> bool:
+    return isinstance(data, TensorData) and data.on_cpu
+
+
+def _describe_array(name: str, leaf: TreeLeaf) -> ArraySource:
+    data = data_of(leaf)
+    if isinstance(leaf, torch.Tensor):
+        dtype: str | None = torch_name(leaf.dtype)
+        native = dtype if dtype is not None and is_native(dtype) else None
+    else:
+        native = None if isinstance(leaf, (bytes, bytearray)) else native_name(leaf)
+    if native is None or isinstance(leaf, (bytes, bytearray)):
+        return ArraySource(name, "uint8", (data.size_bytes,), data)
+    return ArraySource(name, native, tuple(leaf.shape), data)
+
+
+def _describe_leaf(component: str, leaf: Leaf) -> TensorSource:
+    assert leaf.box is not None, "a leaf that is written has a box"
+    frame, data = frame_for(leaf.local.dtype, leaf.box.sizes), TensorData(leaf.local)
+    return TensorSource(component, leaf.key, leaf.dtype, leaf.shape, leaf.box, data, frame)
+
+
+def _fingerprint(leaves: Iterable[Leaf], value_keys: Iterable[str]) -> str:
+    lines = [f"{leaf.key}\t{leaf.dtype}\t{list(leaf.shape)}" for leaf in leaves]
+    lines += [f"{key}\t-" for key in value_keys]
+    return digest("\n".join(sorted(lines)).encode()).hex()
+
+
+def tree_of(value: object, component: str) -> TreeContents:
+    """Return a value as a tree that was read back, for a restore from something else than a step.
+
+    Raises:
+        UnsupportedState: no codec knows a part of the value.
+    """
+    source = describe_tree(component, "", value)
+    copies = stage([array.data for array in source.arrays], None)
+    arrays = {
+        array.name: (array.dtype, array.shape, copy.view())
+        for array, copy in zip(source.arrays, copies, strict=True)
+    }
+    return TreeContents(source.document, arrays)
