@@ -3,7 +3,8 @@
 Nightly, every operation of two workloads in memory is struck (`fresh`, and `pruning`, whose every
 commit removes a step beside a pin and a lease), one in 7 of the others, and one in 31 on a disk and
 of system calls. The release size strikes every operation of all workloads in memory, and one in 3
-on a disk and of system calls. The fast one takes few, spread over the whole run.
+on a disk and of system calls. The fast one strikes five operations of each workload in each way,
+spread over the whole run.
 
     python -m tests.campaigns._errno --size fast
     python -m tests.campaigns._errno --size nightly --journal FILE    # stop it, and go on later
@@ -57,13 +58,17 @@ class _Scale(NamedTuple):
     strides: dict[str, int]
     """Workload to: strike one operation of so many in memory; each kind begins elsewhere."""
     stride_on_disk: int
-    """The same for local storage, and for system calls."""
+    """The same for local storage."""
+    stride_of_calls: int
+    """The same for system calls."""
+    most: int | None = None
+    """Strikes in memory of one walk, and a third of them elsewhere; None for all to the end."""
 
 
 _SCALES: dict[Size, _Scale] = {
-    "fast": _Scale({"fresh": 100, "superseding": 100, "pruning": 100}, 750),
-    "nightly": _Scale({"fresh": 1, "pruning": 1, "resumed": 7, "superseding": 7}, 31),
-    "release": _Scale(dict.fromkeys(WORKLOADS, 1), 3),
+    "fast": _Scale({"fresh": 150, "superseding": 190, "pruning": 240}, 450, 1700, most=3),
+    "nightly": _Scale({"fresh": 1, "pruning": 1, "resumed": 7, "superseding": 7}, 31, 31),
+    "release": _Scale(dict.fromkeys(WORKLOADS, 1), 3, 3),
 }
 
 
@@ -80,6 +85,8 @@ class _Share:
     variant: str = "none"
     at: tuple[str, ...] = ()
     """Operations by name, instead of by index."""
+    most: int | None = None
+    """Stop after so many; None goes on until there is no further operation."""
 
 
 @dataclass
@@ -93,12 +100,12 @@ class _Report:
 
 
 def _work(share: _Share) -> _Report:
-    """Strike one operation after the other until there is no further one."""
+    """Strike one operation after the other, until there is no further one or it is enough."""
     logging.getLogger("stepseal").setLevel(logging.CRITICAL)
     torch.set_num_threads(1)
     VARIANTS[share.variant].patch()
     outcome = _Report()
-    places = share.at or itertools.count(share.start, share.stride)
+    places = share.at or itertools.islice(itertools.count(share.start, share.stride), share.most)
     for at in places:
         faulthandler.dump_traceback_later(_HANG_S, exit=True)
         trial = Trial(
@@ -137,11 +144,16 @@ def _shares(scale: _Scale) -> list[_Share]:
     shares = []
     for number, (workload, kind, sticky) in enumerate(walks):
         for where in get_args(Where):
-            stride = scale.strides[workload] if where == "memory" else scale.stride_on_disk
+            stride = {
+                "memory": scale.strides[workload],
+                "disk": scale.stride_on_disk,
+                "calls": scale.stride_of_calls,
+            }[where]
+            most = scale.most if scale.most is None or where == "memory" else scale.most // 3
             num_parts = _PROCESSES_PER_WALK if stride == 1 else 1
             first = _start(number, stride)
             shares += [
-                _Share(workload, kind, sticky, first + part, stride * num_parts, where)
+                _Share(workload, kind, sticky, first + part, stride * num_parts, where, most=most)
                 for part in range(num_parts)
             ]
     return shares

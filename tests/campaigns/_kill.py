@@ -45,7 +45,7 @@ from stepseal.storage import LocalStorage
 from stepseal.testing import Fault, FaultyStorage, Kill, Tear, ThreadCount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from stepseal.storage import Storage
 
@@ -189,7 +189,10 @@ def run_campaign(options: Options) -> Report:
     fatal = VARIANTS[options.variant].caught_as
     started = time.monotonic()
     points: list[int | str] = [*options.kill_index, *options.kill_at]
-    for at in points or itertools.count(options.share, options.num_shares):
+    known = VARIANTS[options.variant].at if options.known else ()
+    more: Iterator[int | str] = itertools.count(options.share, options.num_shares)
+    every = itertools.chain(known, more)
+    for at in points or every:
         folder = Path(tempfile.mkdtemp(prefix="stepseal-kill-", dir=_fast_directory()))
         try:
             trial = _Trial(folder, options, at)
@@ -202,7 +205,8 @@ def run_campaign(options: Options) -> Report:
             shutil.rmtree(folder, ignore_errors=True)
         report.seconds = time.monotonic() - started
         caught = {broken.point for broken in report.broken if broken.kind in fatal}
-        if (report.untouched and not points) or len(caught) == options.stop_after:
+        is_over = report.untouched and not points and at not in known
+        if is_over or len(caught) == options.stop_after:
             break
     return report
 
@@ -225,6 +229,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--num-shares", type=int, default=1)
     parser.add_argument("--stop-after", type=int)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--known", action="store_true", help="begin where the variant shows")
     parser.add_argument("--flagless", action="store_true", help="no flags of renameat2")
     parser.add_argument("--json", action="store_true")
     return parser

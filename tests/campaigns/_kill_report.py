@@ -8,19 +8,21 @@ import re
 import shlex
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["SWITCH_INTERVALS_S", "Broken", "Options", "Report", "campaign", "pattern_of",
-           "run_program"]  # fmt: skip
+__all__ = ["SWITCH_INTERVALS_S", "Broken", "Options", "Report", "campaign", "kind_of",
+           "kinds_campaign", "pattern_of", "run_program"]  # fmt: skip
 
 _MODULE = "tests.campaigns._kill"
 _RANDOM_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{16})?|\.[0-9a-f]{8}\.[0-9a-f]{16}")
+_NUMBER = re.compile(r"\d+")
 _HOUSE = Path(__file__).resolve().parents[2]
 
 
@@ -29,8 +31,15 @@ def pattern_of(operation: str, key: str) -> str:
     return f"{operation} {_RANDOM_NAME.sub('*', key)}"
 
 
+def kind_of(name: str) -> str:
+    """Return the kind of an operation: its verb and the kind of its path, whatever the numbers."""
+    return _NUMBER.sub("N", name.rpartition("#")[0])
+
+
 SWITCH_INTERVALS_S = (1e-6, 1e-5, 1e-4, 1e-3, 5e-3)
 """How long a thread may run before others get their turn; the seed chooses one."""
+_NEVER = "1000000"
+"""An index that no job reaches."""
 _MOST_RETRIES = 10
 """Runs by name for what no indexed kill struck; another thread may take that turn again."""
 
@@ -54,6 +63,8 @@ class Options:
     """Stop when the variant was caught at so many kill points."""
     seed: int | None = None
     """Let the threads take turns in another way."""
+    known: bool = False
+    """Begin where the variant is known to show."""
     flagless: bool = False
     """The file system knows no flag of renameat2."""
 
@@ -115,6 +126,11 @@ class Report:
         return sorted(set(self.performed) - set(self.struck))
 
     @property
+    def missed_kinds(self) -> set[str]:
+        """Kinds of operation that no job died before."""
+        return {kind_of(name) for name in self.performed} - {kind_of(n) for n in self.struck}
+
+    @property
     def kinds(self) -> set[str]:
         """Kinds of violation."""
         return {broken.kind for broken in self.broken}
@@ -170,23 +186,58 @@ def _report(found: dict[str, Any]) -> Report:
     return Report(**found, broken=broken)
 
 
+def _in_shares(run_share: Callable[[int, int], Report]) -> Report:
+    """Run one process per core, each told its number and how many there are."""
+    num_shares = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(num_shares) as pool:
+        reports = pool.map(run_share, range(num_shares), [num_shares] * num_shares)
+        return _merged(reports)
+
+
+def _at(names: Iterable[str]) -> list[str]:
+    return [text for name in names for text in ("--kill-at", name)]
+
+
+def _and(whole: Report, more: Report) -> Report:
+    """Add what was struck by name, where a name need not come up again."""
+    more.untouched = True
+    joined = _merged([whole, more])
+    joined.seconds = whole.seconds + more.seconds
+    return joined
+
+
 def campaign(workload: str, *arguments: str) -> Report:
     """Kill at every index, one process per core; then at operations that no index hit."""
-    num_shares = len(os.sched_getaffinity(0))
 
-    def share(number: int) -> Report:
+    def share(number: int, num_shares: int) -> Report:
         split = ["--share", str(number), "--num-shares", str(num_shares)]
         return run_program(workload, *arguments, *split)[0]
 
-    with ThreadPoolExecutor(num_shares) as pool:
-        whole = _merged(pool.map(share, range(num_shares)))
+    whole = _in_shares(share)
     for _ in range(_MOST_RETRIES):
         if not whole.missed:
             break
-        points = [text for name in whole.missed for text in ("--kill-at", name)]
-        more = run_program(workload, *arguments, *points)[0]
-        seconds = whole.seconds + more.seconds
-        more.untouched = True  # asked of the shares; here a name may not come up again
-        whole = _merged([whole, more])
-        whole.seconds = seconds
+        whole = _and(whole, run_program(workload, *arguments, *_at(whole.missed))[0])
     return whole
+
+
+def kinds_campaign(workload: str, *arguments: str) -> Report:
+    """Kill before one operation of each kind, chosen from all over the job."""
+    whole = run_program(workload, *arguments, "--kill-index", _NEVER)[0]
+    for turn in range(_MOST_RETRIES):
+        names = [_chosen(kind, whole.performed, turn) for kind in sorted(whole.missed_kinds)]
+        if not names:
+            break
+
+        def share(number: int, num_shares: int, names: Sequence[str] = names) -> Report:
+            mine = names[number::num_shares]
+            return run_program(workload, *arguments, *_at(mine))[0] if mine else Report()
+
+        whole = _and(whole, _in_shares(share))
+    return whole
+
+
+def _chosen(kind: str, performed: Iterable[str], turn: int) -> str:
+    """Return one operation of a kind: the same in each run, and early, late or between."""
+    names = sorted(name for name in performed if kind_of(name) == kind)
+    return names[(zlib.crc32(kind.encode()) + turn) % len(names)]

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from typing import get_args
 
 from tests.campaigns._sim_memo import remember
@@ -24,9 +25,42 @@ from tests.campaigns._sim_variants import VARIANTS, broken
 from tests.campaigns._sim_world import Faults
 from tests.campaigns._sizes import Row, Size, report
 
-__all__ = ["NUM_SEEDS", "catch", "run", "sweep"]
+__all__ = ["NUM_SEEDS", "Tally", "catch", "catch_all", "row_of", "run", "sweep"]
 
 NUM_SEEDS: dict[Size, int] = {"fast": 3_000, "nightly": 20_000, "release": 1_000_000}
+KNOWN_SEEDS = {
+    "commit-early": 0,
+    "prepare-early": 0,
+    "tell-early": 0,
+    "abort-though-unknown": 345,
+    "deadline-ignored": 18,
+    "acknowledged-before-sync": 3,
+    "rename-replaces": 159,
+    "failed-though-prepared": 9,
+    "late-prepared-accepted": 3,
+    "staging-shared": 5,
+    "live-attempt-discarded": 33,
+    "sweep-ignores-incarnation": 17,
+    "no-incarnation-check": 34,
+    "claim-not-exclusive": 9,
+    "room-not-made": 39,
+    "lineage-ignored": 41,
+    "pointer-followed": 41,
+    "half-restore-untainted": 5,
+    "missing-vote-accepted": 4,
+    "stale-vote-accepted": 113,
+    "restore-unverified": 62,
+    "pruned-without-second-look": 236,
+    "guards-not-read-again": 1088,
+    "pruned-by-a-stale-job": 1599,
+    "leases-ignored": 783,
+    "pins-ignored": 8,
+    "pruned-in-place": 1,
+    "grace-ignored": 12,
+    "grace-from-the-save": 33,
+}
+"""Variant to the first seed that shows it, as of the last nightly run; another seed is looked for
+where this one does not."""
 _CHUNK = 250
 _VARIANT_SEEDS = 3_000
 _PROGRAM = "python -m tests.campaigns._simulator"
@@ -73,10 +107,16 @@ def _run_chunk(first: int, num_seeds: int) -> Tally:
     return tally
 
 
-def catch(name: str) -> str:
-    """Return the command that shows a variant's first broken promise; empty if none did."""
+def catch(name: str, *, known: bool = False) -> str:
+    """Return the command that shows a variant's first broken promise; empty if none did.
+
+    Args:
+        name: of the variant.
+        known: begin with the seed that showed it before.
+    """
+    before = [KNOWN_SEEDS[name]] if known else []
     with broken(name) as faults:
-        for seed in range(_VARIANT_SEEDS):
+        for seed in (*before, *range(_VARIANT_SEEDS)):
             outcome = simulate(seed, faults)
             if outcome.problems:
                 promise = outcome.problems[0]
@@ -116,13 +156,23 @@ def sweep(first: int, num_seeds: int, num_jobs: int, *, verbose: bool = False) -
     return total
 
 
+def catch_all(num_jobs: int, *, known: bool) -> dict[str, str]:
+    """Return what `catch` returns of every variant."""
+    with _workers(num_jobs) as pool:
+        return dict(zip(VARIANTS, pool.map(partial(catch, known=known), VARIANTS), strict=True))
+
+
 def run(size: Size, *, num_jobs: int = 2, verbose: bool = False) -> Row:
     """Run the campaign: seeds of the real protocol, then every broken variant."""
     began = time.monotonic()
     tally = sweep(0, NUM_SEEDS[size], num_jobs, verbose=verbose)
     seconds = time.monotonic() - began
-    with _workers(num_jobs) as pool:
-        shown = dict(zip(VARIANTS, pool.map(catch, VARIANTS), strict=True))
+    shown = catch_all(num_jobs, known=size == "fast")
+    return row_of(tally, shown, seconds)
+
+
+def row_of(tally: Tally, shown: dict[str, str], seconds: float) -> Row:
+    """Return what came of seeds and variants."""
     return Row(
         campaign="simulator",
         unit="seeds",

@@ -46,6 +46,8 @@ class Variant:
     """Kinds of violation of which at least one must be reported."""
     workload: str = "mixed"
     """The one that gives it occasion."""
+    at: tuple[str, ...] = ()
+    """Where it is known to show: operations before which a job of it must not die."""
 
 
 def replace(owner: Any, name: str, new: object) -> None:  # noqa: ANN401 - a module or class
@@ -286,15 +288,31 @@ def _prune_before_commit() -> None:
 
 VARIANTS = {
     "none": Variant(lambda: None),
-    "commit-before-all-prepared": Variant(_commit_early),
-    "names-shared-between-attempts": Variant(_share_names, _Reusing),
-    "prepared-before-close": Variant(_prepare_early, _Late),
-    "acknowledged-before-commit": Variant(_acknowledge_early, caught_as=frozenset({"lost"})),
-    "published-file-by-file": Variant(_publish_by_copying),
-    "superseded-by-deleting": Variant(
-        _supersede_by_deleting, caught_as=frozenset({"lost", "damaged"}), workload="two-moves"
+    "commit-before-all-prepared": Variant(_commit_early, at=("make_dir .stepseal/superseded#1",)),
+    "names-shared-between-attempts": Variant(
+        _share_names, _Reusing, at=("sync_dir .stepseal/staging/step-10/components#2",)
     ),
-    "pruned-in-place": Variant(_prune_in_place, workload="pruning"),
+    "prepared-before-close": Variant(_prepare_early, _Late, at=("sync_dir .stepseal/staging#2",)),
+    "acknowledged-before-commit": Variant(
+        _acknowledge_early,
+        caught_as=frozenset({"lost"}),
+        at=("close .stepseal/staging/step-20.1.*/.metadata#1",),
+    ),
+    "published-file-by-file": Variant(
+        _publish_by_copying,
+        at=("rename .stepseal/staging/step-10.1.*/parts -> step-10/parts#1",),
+    ),
+    "superseded-by-deleting": Variant(
+        _supersede_by_deleting,
+        caught_as=frozenset({"lost", "damaged"}),
+        workload="two-moves",
+        at=("rename .stepseal/staging/step-30.1.* -> .stepseal/trash/step-30.1.*#1",),
+    ),
+    "pruned-in-place": Variant(
+        _prune_in_place,
+        workload="pruning",
+        at=("remove_file step-10/components/cursor/trainer/0.safetensors#1",),
+    ),
     "pruned-before-commit": Variant(
         _prune_before_commit, caught_as=frozenset({"lost", "damaged"}), workload="pruning"
     ),

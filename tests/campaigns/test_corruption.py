@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.serial
 @pytest.mark.timeout(600)
 def test_no_damage_reaches_live_state(capsys: pytest.CaptureFixture[str]) -> None:
     row = run("fast")

@@ -34,6 +34,7 @@ def check(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
     assert not row.missed
 
 
+@pytest.mark.serial
 def test_every_kind_of_error_at_some_operations(capsys: pytest.CaptureFixture[str]) -> None:
     row = run_apart("tests.campaigns._errno", "fast")
     check(row, capsys)
@@ -54,11 +55,22 @@ def test_the_sizes_strike_what_they_say() -> None:
     assert nightly == {"fresh": 1, "pruning": 1, "resumed": 7, "superseding": 7}
     assert release == dict.fromkeys(WORKLOADS, 1)
     assert (on_disk["nightly"], on_disk["release"]) == (31, 3)
+    calls = {size: scale.stride_of_calls for size, scale in _errno._SCALES.items()}
+    assert (calls["nightly"], calls["release"]) == (31, 3)
+    assert [_errno._SCALES[size].most for size in ("nightly", "release")] == [None, None]
 
 
-def test_the_fast_size_begins_all_over_the_stride() -> None:
-    stride = _errno._SCALES["fast"].stride_on_disk
-    starts = [s.start for s in _errno._shares(_errno._SCALES["fast"]) if s.where == "disk"]
+def test_the_fast_size_strikes_each_kind_in_each_way_everywhere() -> None:
+    shares = _errno._shares(_errno._SCALES["fast"])
+    seen = {(s.workload, s.kind, s.sticky, s.where) for s in shares}
+    assert len(seen) == len(shares) == 3 * len(KINDS) * 2 * 3
+
+
+@pytest.mark.parametrize("where", ["disk", "calls"])
+def test_the_fast_size_begins_all_over_the_stride(where: str) -> None:
+    scale = _errno._SCALES["fast"]
+    stride = {"disk": scale.stride_on_disk, "calls": scale.stride_of_calls}[where]
+    starts = [s.start for s in _errno._shares(scale) if s.where == where]
     assert min(sum(start * 4 // stride == n for start in starts) for n in range(4)) >= 10
 
 

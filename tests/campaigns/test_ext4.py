@@ -38,6 +38,7 @@ def test_a_variant_is_caught_as_what_it_breaks_only() -> None:
 
 
 @needs_mounts
+@pytest.mark.serial
 @pytest.mark.timeout(300)
 def test_power_loss_on_ext4(capsys: pytest.CaptureFixture[str]) -> None:
     row = run("fast")
@@ -59,6 +60,7 @@ def test_power_loss_on_more_images(filesystem: str, capsys: pytest.CaptureFixtur
 
 
 @needs_mounts
+@pytest.mark.serial
 def test_a_killed_campaign_leaves_no_mount_and_no_device() -> None:
     command = [sys.executable, "-m", "tests.campaigns._ext4_check"]
     path = os.pathsep.join([str(_HOUSE / "src"), str(_HOUSE)])

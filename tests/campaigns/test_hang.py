@@ -28,6 +28,7 @@ def check(size: Size, capsys: pytest.CaptureFixture[str]) -> Row:
     return row
 
 
+@pytest.mark.serial
 def test_nobody_hangs_whoever_is_hit(capsys: pytest.CaptureFixture[str]) -> None:
     row = check("fast", capsys)
     assert row.cases > 200

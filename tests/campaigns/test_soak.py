@@ -29,6 +29,7 @@ def check(size: Size, capsys: pytest.CaptureFixture[str]) -> None:
     assert row.good, "\n".join([*row.violations, *row.missed])
 
 
+@pytest.mark.serial
 def test_a_short_soak(capsys: pytest.CaptureFixture[str]) -> None:
     check("fast", capsys)
 
