@@ -107,12 +107,11 @@ def test_a_delay_of_one_direction_is_part_of_what_is_told(root: Path) -> None:
     waiter.start()
     while not list(root.glob("*/token-*")):
         time.sleep(0.001)
-    started = time.monotonic()
     (late,) = gather([root], 2)
     waiter.join(20)
+    assert not waiter.is_alive()
     assert late.complete
     assert results[0].complete
-    assert time.monotonic() - started < 5
 
 
 def test_no_place_to_meet_is_no_root(tmp_path: Path) -> None:
