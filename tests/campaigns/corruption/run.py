@@ -62,7 +62,7 @@ class _Scope:
 
 
 _SCOPES: dict[Size, _Scope] = {
-    "fast": _Scope(200, 61, 5, 12, 149),
+    "fast": _Scope(150, 97, 9, 12, 149),
     "nightly": _Scope(5_000, 1, 1, 1, 11),
     "release": _Scope(20_000, 1, 1, 1, 1),
 }

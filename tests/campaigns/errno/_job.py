@@ -17,7 +17,7 @@ from tests.campaigns.errno._watch import Watch
 from tests.campaigns.harness._lives import Life
 from tests.campaigns.harness._log import Event, Kind, Log
 from tests.campaigns.harness._recovery import resume_and_save, survey_storage
-from tests.campaigns.harness._states import Replica, digest_of, expected_step
+from tests.campaigns.harness._states import Replica, digest_of, expected_step, names
 from tests.campaigns.harness._strike import Strike
 
 import stepseal as ss
@@ -276,8 +276,11 @@ class Trial:
         pending.clear()
 
     def _note(self, kind: Kind, step: int) -> None:
-        names = [f"trainer/{rank}" for rank in range(_NUM_PARTICIPANTS)]
-        self._log.add(Event(kind, _LIFE, step, digest_of(expected_step(_LIFE, step, names))))
+        self._log.add(
+            Event(
+                kind, _LIFE, step, digest_of(expected_step(_LIFE, step, names(_NUM_PARTICIPANTS)))
+            )
+        )
 
     def _call(self, rank: int, name: str, call: Callable[[], object]) -> Call | None:
         """Make one call and note what came of it; None if it failed."""

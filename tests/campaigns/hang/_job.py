@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.campaigns.harness._processes import new_token, read_address, write_address
-from tests.campaigns.harness._states import Replica
+from tests.campaigns.harness._states import Replica, names
 from tests.multi._job import (
     Data,
     Gate,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Start", "live", "make_template", "names", "start_again"]
+__all__ = ["Start", "live", "make_template", "start_again"]
 
 FIRST_LIFE, HIT_LIFE, NEXT_LIFE = 1, 2, 3
 STEPS = (10, 20)
@@ -69,11 +69,6 @@ class Start:
     def events(self, rank: int) -> Path:
         """Where a participant writes its calls."""
         return self.folder / f"events.{rank}"
-
-
-def names(world: int) -> tuple[str, ...]:
-    """Return all participant ids."""
-    return tuple(f"trainer/{rank}" for rank in range(world))
 
 
 def live(start: Start, rank: int, pipe: Any) -> None:  # noqa: ANN401 - a connection

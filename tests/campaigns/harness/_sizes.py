@@ -1,8 +1,8 @@
 """How large a campaign is, what it reports, and how it is started by hand.
 
-Every campaign is a module with `run(size) -> Row`, started by `python -m tests.campaigns.<module>
---size fast|nightly|release`. `fast` is part of scripts/test; all fast ones together stay below
-eight minutes on two cores.
+Every campaign is a module with `run(size) -> Row`, started by `python -m
+tests.campaigns.<name>.run --size fast|nightly|release`. `fast` is part of scripts/test; all fast
+ones together take some minutes on two cores.
 """
 
 from __future__ import annotations

@@ -14,10 +14,15 @@ import stepseal as ss
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Replica", "digest_of", "expected_step", "stored_step"]
+__all__ = ["Replica", "digest_of", "expected_step", "names", "stored_step"]
 
 Values = dict[str, Any]
 _NEVER = 9  # a life and a step that no job reaches
+
+
+def names(world: int) -> tuple[str, ...]:
+    """Return all participant ids."""
+    return tuple(f"trainer/{rank}" for rank in range(world))
 
 
 class Replica:

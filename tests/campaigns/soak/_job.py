@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from tests.campaigns.harness._processes import new_token, read_address, write_address
-from tests.campaigns.harness._states import Replica
+from tests.campaigns.harness._states import Replica, names
 from tests.multi._job import Log as Calls
 
 import stepseal as ss
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from stepseal.session._wiring import Join
 
-__all__ = ["DEADLINES", "Folder", "Plan", "Word", "Words", "names", "train"]
+__all__ = ["DEADLINES", "Folder", "Plan", "Word", "Words", "train"]
 
 DEADLINES = Deadlines(
     connect_s=8, capture_s=5, write_s=5, commit_s=5, check_s=5, apply_s=5, close_s=2,
@@ -136,11 +136,6 @@ class _Driver(ParticipantDriver):
         order = super().wait_order(call, timeout_s)
         self.incarnation = getattr(order, "incarnation", 0)
         return order
-
-
-def names(world: int) -> tuple[str, ...]:
-    """Return all participant ids."""
-    return tuple(f"trainer/{rank}" for rank in range(world))
 
 
 def train(folder: Folder, plan: Plan, rank: int, _pipe: Any) -> None:  # noqa: ANN401

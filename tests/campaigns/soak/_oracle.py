@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.campaigns.harness._states import expected_step, stored_step
-from tests.campaigns.soak._job import names
+from tests.campaigns.harness._states import expected_step, names, stored_step
 
 import stepseal as ss
 from stepseal import errors

@@ -6,8 +6,8 @@ import random
 import time
 from typing import TYPE_CHECKING, Any
 
-from tests.campaigns.harness._states import expected_step, stored_step
-from tests.campaigns.soak._job import Word, names
+from tests.campaigns.harness._states import expected_step, names, stored_step
+from tests.campaigns.soak._job import Word
 
 import stepseal as ss
 from stepseal import errors
