@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Access, Probe
 
+pytestmark = pytest.mark.slow  # each probes a file system
+
 
 def run(*arguments: object) -> tuple[int, str]:
     done = CliRunner().invoke(main, ["doctor", *map(str, arguments)])
