@@ -1,4 +1,5 @@
-"""Every campaign, one after another: `python -m tests.campaigns --size nightly [NAME ...]`.
+"""Every campaign, one after another: `python -m tests.campaigns --size nightly [NAME ...]`; with
+`--variants`, the list of all broken variants.
 
 Prints what each prints: its row, its notes, its violations with the command that repeats them. What
 this machine lacks something for is skipped with the reason, which the last line repeats.
@@ -14,25 +15,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from tests.campaigns import _mounts, _strace_calls
-from tests.campaigns._sizes import Size
+from tests.campaigns._registry import registry
+from tests.campaigns.ext4 import _mounts
+from tests.campaigns.harness._sizes import Size
+from tests.campaigns.strace import _calls as _strace_calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CAMPAIGNS = {
-    "kill": "_kill_row",
-    "errno": "_errno",
-    "power-loss": "_power_loss",
-    "ext4": "_ext4",
-    "strace": "_strace",
-    "simulator": "_simulator",
-    "model": "_model",
-    "corruption": "_corruption",
-    "fuzz": "_fuzz",
-    "hang": "_hang",
-    "soak": "_soak",
+    "kill": "kill",
+    "errno": "errno",
+    "power-loss": "power_loss",
+    "ext4": "ext4",
+    "strace": "strace",
+    "simulator": "simulator",
+    "model": "model",
+    "corruption": "corruption",
+    "fuzz": "fuzz",
+    "hang": "hang",
+    "soak": "soak",
 }
+"""Name to the folder whose `run` it is."""
 _WHY_NOT: dict[str, Callable[[], str | None]] = {
     "ext4": partial(_mounts.why_not, "ext4"),
     "strace": _strace_calls.why_not,
@@ -46,7 +50,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaigns")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CAMPAIGNS))
     parser.add_argument("--size", choices=get_args(Size), default="fast")
+    parser.add_argument("--variants", action="store_true", help="list what each must catch")
     asked = parser.parse_args()
+    if asked.variants:
+        print("\n".join(each.text() for each in registry()))
+        return 0
     unknown = set(asked.names) - CAMPAIGNS.keys()
     if unknown:
         parser.error(f"no such campaign: {', '.join(sorted(unknown))}")
@@ -59,7 +67,8 @@ def main() -> int:
             skipped.append(f"{name} ({reason})")
             continue
         print(f"== {name}", flush=True)
-        command = [sys.executable, "-m", f"tests.campaigns.{CAMPAIGNS[name]}", "--size", asked.size]
+        module = f"tests.campaigns.{CAMPAIGNS[name]}.run"
+        command = [sys.executable, "-m", module, "--size", asked.size]
         done = subprocess.run(command, cwd=_HOUSE, env={**os.environ, "PYTHONPATH": path})
         if done.returncode:
             failed.append(name)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stepseal.doctor import Probe
     from stepseal.storage import Access
 
+pytestmark = pytest.mark.slow  # each probes a file system
+
 
 def run(*arguments: object) -> tuple[int, str]:
     done = CliRunner().invoke(main, ["doctor", *map(str, arguments)])

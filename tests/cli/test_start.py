@@ -1,11 +1,10 @@
-"""The command line as a process: it loads no torch, and starts fast."""
+"""The command line as a process: it loads no torch, and few modules."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,8 +22,8 @@ for verb in ("ls", "show", "verify", "doctor"):
         pass
 print(json.dumps(sorted(sys.modules)))
 """
-_LIMIT_S = 2.0
-"""Far above the 150 ms that a start may take on an idle machine: a slow one is not a defect."""
+_MOST_MODULES = 350
+"""What a start loads is what it takes: a count does not depend on the machine."""
 
 
 def test_no_verb_loads_torch_or_the_wings_that_do(eventful_root: Path) -> None:
@@ -39,24 +38,19 @@ def test_no_verb_loads_torch_or_the_wings_that_do(eventful_root: Path) -> None:
     assert "stepseal.transfer" in modules
     for unwanted in ("torch", "numpy", "rich", "stepseal.components", "stepseal.session"):
         assert unwanted not in modules
+    assert len(modules) < _MOST_MODULES
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [["-m", "stepseal"], ["-m", "stepseal.cli"]])
-def test_it_runs_as_a_module_and_starts_fast(eventful_root: Path, how: list[str]) -> None:
-    times = []
-    for _ in range(5):
-        started = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, *how, "ls", str(eventful_root)],
-            capture_output=True,
-            timeout=60,
-            check=True,
-        )
-        times.append(time.monotonic() - started)
+def test_it_runs_as_a_module(eventful_root: Path, how: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *how, "ls", str(eventful_root)],
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
     assert b"committed" in done.stdout
-    print(f"\nstepseal ls: fastest of 5 starts: {1000 * min(times):.0f} ms")
-    assert min(times) < _LIMIT_S
 
 
 def test_a_reader_that_stops_early_is_no_failure_of_ours(eventful_root: Path) -> None:

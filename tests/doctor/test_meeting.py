@@ -106,6 +106,7 @@ def test_who_comes_first_waits_for_who_comes_late(root: Path) -> None:
     waiter.join(20)
     for meeting in (late, *results):
         assert meeting.delay_s is not None
+    assert not waiter.is_alive()
     assert list(root.iterdir()) == []
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from stepseal.storage._local_files import LocalReader
 
+pytestmark = [pytest.mark.slow, pytest.mark.serial]  # one process runs all cases, by the clock
+
 NUM_DAMAGED = 1500
 MAX_GROWN_MIB = 200
 MAX_READS, SPARE_BYTES = 9, 4 << 20

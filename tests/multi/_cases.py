@@ -48,7 +48,7 @@ OF_COORDINATOR = (
 OF_CONSTRUCTION = ("construct/before", "coordinator/listening", *OF_CONNECTING)
 CONNECT_S = 3.0
 """Deadline of the construction where that is what fails."""
-TOLERANCE_S = 5.0
+TOLERANCE_S = 10.0
 FIRST = 2
 """Newest step of the root that a case begins with."""
 _BOUNDS_S = {

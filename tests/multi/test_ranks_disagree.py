@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.serial]
 
 Answer = tuple[str, str, tuple[str, ...], float]
 """Error kind (`ok` for none), message, who failed, and how long the call took."""

@@ -13,7 +13,7 @@ import pytest
 
 import stepseal as ss
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.serial]
 
 _JOB = Path(__file__).with_name("torchrun_job.py")
 

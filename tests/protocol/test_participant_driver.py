@@ -185,7 +185,7 @@ def test_close_does_not_wait_for_a_coordinator_that_is_gone_or_silent() -> None:
             line.deliver(cause("gone"))
         start = time.monotonic()
         found.close()
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 20
         assert line.closed == 1
 
 

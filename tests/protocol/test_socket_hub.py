@@ -64,7 +64,7 @@ def test_long_message_right_behind_hello_is_taken() -> None:
         struct.pack(">I", 0xFFFFFFFF),
         struct.pack(">I", 4097),
         pack_message(b"{" * 4096),
-        os.urandom(64),
+        pytest.param(os.urandom(64), id="noise"),
     ],
 )
 def test_who_does_not_introduce_himself_is_shown_out(data: bytes) -> None:

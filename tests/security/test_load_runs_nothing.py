@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.campaigns._small_job import new_folder
+from tests.campaigns.harness._small_job import new_folder
 from tests.security._forge import NEWEST, OLDER, Forgery
 from tests.security.make_corpus import CORPUS, WITNESS, plant, small
 

@@ -15,7 +15,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.campaigns._small_job import new_folder
+from tests.campaigns.harness._small_job import new_folder
 from tests.protocol._conversations import PATIENT, Inbox
 
 from stepseal import errors

@@ -1,0 +1,50 @@
+"""What a disk of the simulation holds, looked at from outside of all processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.campaigns.simulator._parts import payload_of, read_part
+
+from stepseal.errors import CheckpointError
+from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest, step_name
+from stepseal.storage import read_bytes, walk_files
+
+if TYPE_CHECKING:
+    from stepseal.layout import Manifest
+    from stepseal.testing import MemoryStorage
+
+__all__ = ["exists", "manifest_at", "wrong_with"]
+
+
+def manifest_at(disk: MemoryStorage, folder: str) -> Manifest | None:
+    """Return the sound manifest in a folder, or None."""
+    try:
+        return decode_manifest(read_bytes(disk, f"{folder}/{MANIFEST}", MAX_MANIFEST_BYTES))
+    except CheckpointError:
+        return None
+
+
+def exists(disk: MemoryStorage, key: str) -> bool:
+    """Tell whether anything has this key."""
+    try:
+        disk.stat(key)
+    except CheckpointError:
+        return False
+    return True
+
+
+def wrong_with(disk: MemoryStorage, manifest: Manifest) -> str:
+    """Return how a standing step differs from what its participants wrote for this attempt."""
+    step = manifest.step
+    try:
+        num_files = len(walk_files(disk, step_name(step)))
+        if num_files != 1 + 2 * len(manifest.parts):
+            return f"step {step}: {num_files} files for {len(manifest.parts)} parts"
+        for index, part in enumerate(manifest.parts):
+            data = read_part(disk, step, manifest, index)
+            if data != payload_of(manifest.attempt, part.participant):
+                return f"step {step}: {part.participant} has {data!r}, of another attempt"
+    except CheckpointError as error:
+        return f"step {step}: {error}"
+    return ""

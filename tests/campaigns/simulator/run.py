@@ -1,0 +1,236 @@
+"""The simulator as a campaign: seeds on several processes, and the variants that it must catch.
+
+python -m tests.campaigns.simulator.run --size fast|nightly|release [--jobs 2]
+python -m tests.campaigns.simulator.run --first-seed 500000 --seeds 500000    # go on from there
+python -m tests.campaigns.simulator.run --seed 17 [--variant commit-early] [--trace]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import multiprocessing
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from functools import partial
+from typing import get_args
+
+from tests.campaigns.harness._sizes import Row, Size, report
+from tests.campaigns.simulator._memo import remember
+from tests.campaigns.simulator._simulate import simulate
+from tests.campaigns.simulator._variants import VARIANTS, broken
+from tests.campaigns.simulator._world import Faults
+
+__all__ = ["NUM_SEEDS", "Tally", "catch", "catch_all", "row_of", "run", "sweep"]
+
+NUM_SEEDS: dict[Size, int] = {"fast": 3_000, "nightly": 20_000, "release": 1_000_000}
+KNOWN_SEEDS = {
+    "commit-early": 0,
+    "prepare-early": 0,
+    "tell-early": 0,
+    "abort-though-unknown": 345,
+    "deadline-ignored": 18,
+    "acknowledged-before-sync": 3,
+    "rename-replaces": 159,
+    "failed-though-prepared": 9,
+    "late-prepared-accepted": 3,
+    "staging-shared": 5,
+    "live-attempt-discarded": 33,
+    "sweep-ignores-incarnation": 17,
+    "no-incarnation-check": 34,
+    "claim-not-exclusive": 9,
+    "room-not-made": 39,
+    "lineage-ignored": 41,
+    "pointer-followed": 41,
+    "half-restore-untainted": 5,
+    "missing-vote-accepted": 4,
+    "stale-vote-accepted": 113,
+    "restore-unverified": 62,
+    "pruned-without-second-look": 236,
+    "guards-not-read-again": 1088,
+    "pruned-by-a-stale-job": 1599,
+    "leases-ignored": 783,
+    "pins-ignored": 8,
+    "pruned-in-place": 1,
+    "grace-ignored": 12,
+    "grace-from-the-save": 33,
+}
+"""Variant to the first seed that shows it, as of the last nightly run; another seed is looked for
+where this one does not."""
+_CHUNK = 250
+_VARIANT_SEEDS = 3_000
+_PROGRAM = "python -m tests.campaigns.simulator.run"
+_SHOWN = 50
+
+
+@dataclass
+class Tally:
+    """What some seeds came to."""
+
+    num_seeds: int = 0
+    violations: list[str] = field(default_factory=list)
+    checks: Counter[str] = field(default_factory=Counter)
+    """Promise to how often it was judged."""
+    ends: Counter[str] = field(default_factory=Counter)
+    """Outcome to how many calls of participants ended so."""
+    num_verbs: int = 0
+    num_commits: int = 0
+    num_claims: int = 0
+
+    def add(self, other: Tally) -> None:
+        """Take what other seeds came to."""
+        self.num_seeds += other.num_seeds
+        self.violations += other.violations
+        self.checks += other.checks
+        self.ends += other.ends
+        self.num_verbs += other.num_verbs
+        self.num_commits += other.num_commits
+        self.num_claims += other.num_claims
+
+
+def _run_chunk(first: int, num_seeds: int) -> Tally:
+    tally = Tally()
+    for seed in range(first, first + num_seeds):
+        outcome = simulate(seed)
+        tally.num_seeds += 1
+        tally.checks.update(outcome.checks)
+        tally.ends.update(outcome.ends)
+        tally.num_verbs += outcome.num_verbs
+        tally.num_commits += outcome.num_commits
+        tally.num_claims += outcome.num_claims
+        if outcome.problems:
+            tally.violations.append(f"{_PROGRAM} --seed {seed}  # {outcome.problems[0]}")
+    return tally
+
+
+def catch(name: str, *, known: bool = False) -> str:
+    """Return the command that shows a variant's first broken promise; empty if none did.
+
+    Args:
+        name: of the variant.
+        known: begin with the seed that showed it before.
+    """
+    before = [KNOWN_SEEDS[name]] if known else []
+    with broken(name) as faults:
+        for seed in (*before, *range(_VARIANT_SEEDS)):
+            outcome = simulate(seed, faults)
+            if outcome.problems:
+                promise = outcome.problems[0]
+                return f"{_PROGRAM} --seed {seed} --variant {name}  # {promise}"
+    return ""
+
+
+def _prepare() -> None:
+    logging.disable(logging.CRITICAL)
+    remember()
+
+
+def _workers(num_jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(num_jobs, multiprocessing.get_context("spawn"), _prepare)
+
+
+def sweep(first: int, num_seeds: int, num_jobs: int, *, verbose: bool = False) -> Tally:
+    """Run consecutive seeds on several processes."""
+    total, began = Tally(), time.monotonic()
+    with _workers(num_jobs) as pool:
+        chunks = [
+            pool.submit(_run_chunk, start, min(_CHUNK, first + num_seeds - start))
+            for start in range(first, first + num_seeds, _CHUNK)
+        ]
+        for done, chunk in enumerate(as_completed(chunks), 1):
+            total.add(chunk.result())
+            if verbose:
+                for violation in chunk.result().violations:
+                    print(violation, flush=True)
+            if verbose and done % 40 == 0:
+                rate = total.num_seeds / (time.monotonic() - began)
+                print(
+                    f"{total.num_seeds:,} of {num_seeds:,} seeds from {first}, "
+                    f"{len(total.violations)} violations, {rate:.0f}/s",
+                    flush=True,
+                )
+    return total
+
+
+def catch_all(num_jobs: int, *, known: bool) -> dict[str, str]:
+    """Return what `catch` returns of every variant."""
+    with _workers(num_jobs) as pool:
+        return dict(zip(VARIANTS, pool.map(partial(catch, known=known), VARIANTS), strict=True))
+
+
+def run(size: Size, *, num_jobs: int = 2, verbose: bool = False) -> Row:
+    """Run the campaign: seeds of the real protocol, then every broken variant."""
+    began = time.monotonic()
+    tally = sweep(0, NUM_SEEDS[size], num_jobs, verbose=verbose)
+    seconds = time.monotonic() - began
+    shown = catch_all(num_jobs, known=size == "fast")
+    return row_of(tally, shown, seconds)
+
+
+def row_of(tally: Tally, shown: dict[str, str], seconds: float) -> Row:
+    """Return what came of seeds and variants."""
+    return Row(
+        campaign="simulator",
+        unit="seeds",
+        cases=tally.num_seeds,
+        violations=tuple(tally.violations),
+        caught=tuple(name for name, command in shown.items() if command),
+        missed=tuple(name for name, command in shown.items() if not command),
+        seconds=seconds,
+        notes=_notes(tally) + tuple(command for command in shown.values() if command),
+    )
+
+
+def _notes(tally: Tally) -> tuple[str, ...]:
+    ends = ", ".join(f"{end} {count:,}" for end, count in tally.ends.most_common())
+    return (
+        f"{tally.num_verbs:,} storage verbs, {tally.num_commits:,} commits, "
+        f"{tally.num_claims:,} claims",
+        f"calls of participants: {ends}",
+        *(f"judged {count:,} times: {name}" for name, count in tally.checks.most_common()),
+    )
+
+
+def _show(seed: int, variant: str, *, trace: bool) -> int:
+    """Run one seed, as the command that a violation names."""
+    logging.disable(logging.CRITICAL)
+    lines: list[str] = []
+    with broken(variant) if variant else contextlib.nullcontext(Faults()) as faults:
+        outcome = simulate(seed, faults, lines)
+    if trace:
+        print("\n".join(lines))
+    for problem in outcome.problems:
+        print(f"BROKEN: {problem}")
+    num = len(outcome.problems)
+    print(f"seed {seed}: {num} broken promises, {sum(outcome.checks.values())} judged")
+    return 1 if num else 0
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size", choices=get_args(Size), default="fast")
+    parser.add_argument("--seed", type=int, help="run this one alone")
+    parser.add_argument("--variant", choices=VARIANTS, default="")
+    parser.add_argument("--trace", action="store_true", help="with --seed: print what happens")
+    parser.add_argument("--first-seed", type=int, help="run from here on, without variants")
+    parser.add_argument("--seeds", type=int, help="with --first-seed: how many")
+    parser.add_argument("--jobs", type=int, default=2)
+    asked = parser.parse_args()
+    if asked.seed is not None:
+        return _show(asked.seed, asked.variant, trace=asked.trace)
+    if asked.first_seed is None:
+        return report(run(asked.size, num_jobs=asked.jobs, verbose=True))
+    num_seeds = asked.seeds or NUM_SEEDS[asked.size]
+    tally = sweep(asked.first_seed, num_seeds, asked.jobs, verbose=True)
+    for line in (*_notes(tally), *tally.violations[:_SHOWN]):
+        print(line)
+    print(f"go on with --first-seed {asked.first_seed + num_seeds}")
+    return 1 if tally.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

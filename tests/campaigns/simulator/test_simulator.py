@@ -1,0 +1,113 @@
+"""Several lives of a job on one disk, storage verbs interleaved by a seed: every promise holds, and
+every broken variant of the protocol is seen."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from tests.campaigns.simulator._simulate import simulate
+from tests.campaigns.simulator._variants import VARIANTS
+from tests.campaigns.simulator._world import Faults
+from tests.campaigns.simulator.run import NUM_SEEDS, catch_all, row_of, run, sweep
+
+CALM = Faults(*[0.0] * 18)
+PROMISES = {
+    "a claim descends from what stands",
+    "a commit is whole, of one attempt",
+    "a commit names its own incarnation",
+    "a half restore taints",
+    "a replaced job deletes nothing",
+    "a sound step always remains",
+    "a step has a sound manifest",
+    "all participants hear alike",
+    "all restore alike",
+    "claims stay",
+    "commit after all prepared",
+    "committed and aborted exclude each other",
+    "committed is told after the commit",
+    "every call ends by its deadline",
+    "incarnations only grow",
+    "live staging stays",
+    "no abort of what is committed",
+    "no commit after an abort was told",
+    "no commit after its deadline",
+    "no silent fresh start",
+    "no wrong byte is loaded",
+    "nobody applies before all checked",
+    "nobody waits for ever",
+    "nothing is changed in place",
+    "nothing is overwritten",
+    "one manifest per incarnation and step",
+    "one word per call",
+    "readers never see a mixed step",
+    "readers see commits only",
+    "restore finds the newest",
+    "restore stays in the lineage",
+    "restored means applied",
+    "the newest step is not deleted",
+    "the newest step is not taken away",
+    "the root stays",
+    "what is staged keeps no start out",
+    "unknown only without a coordinator",
+    "what is acknowledged survives power loss",
+    "what is leased is not deleted",
+    "what left the lineage has its grace",
+    "what is owed is not deleted",
+    "what is pinned is not deleted",
+    "what stands is whole",
+    "what stands was committed",
+    "what was acknowledged is kept",
+    "what was acknowledged stays whole",
+    "what was committed is never deleted",
+    "what was resumed from is not deleted",
+    "who saw a newer claim commits nothing",
+    "a zombie never enters the lineage",
+}
+"""Each must be judged, or nothing is said about it."""
+
+
+def test_calm_jobs_commit_every_step() -> None:
+    outcome = simulate(0, CALM)
+    assert outcome.problems == []
+    assert set(outcome.ends) == {"committed"}
+    assert outcome.num_claims >= 2
+
+
+def test_same_seed_does_the_same() -> None:
+    first: list[str] = []
+    again: list[str] = []
+    assert simulate(7, trace=first) == simulate(7, trace=again)
+    assert [line.split("sha256")[0] for line in first] == [x.split("sha256")[0] for x in again]
+
+
+@pytest.mark.serial
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_promise_is_judged_and_holds_and_every_variant_is_seen(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    began = time.monotonic()
+    tally = sweep(0, NUM_SEEDS["fast"], 2)
+    seconds = time.monotonic() - began
+    row = row_of(tally, catch_all(2, known=True), seconds)
+    with capsys.disabled():
+        print(f"\n{row.text()}")
+    assert row.good, (row.violations[:5], row.missed)
+    assert row.cases >= 3_000
+    assert row.caught == tuple(VARIANTS)
+    assert not PROMISES - tally.checks.keys()
+    ends = tally.ends
+    assert ends["committed"] > 500
+    assert ends["unknown"] > 10
+    for kind in ("participant_failed", "commit_timeout", "coordinator_lost", "not_current"):
+        assert ends[f"failed: {kind}"] > 10, kind
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_every_promise_holds_at_length(capsys: pytest.CaptureFixture[str]) -> None:
+    row = run("nightly")
+    with capsys.disabled():
+        print(f"\n{row.text()}")
+    assert row.good, (row.violations[:5], row.missed)

@@ -1,0 +1,62 @@
+"""Broken protocols for the soak, with the troubles in which they show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tests.campaigns.kill._variants import VARIANTS, replace
+
+from stepseal.retention._rules import Latest
+from stepseal.steps import _owned, _publish, _removal, _retire
+from stepseal.steps._guards import Guards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.campaigns.soak._round import Trouble
+
+__all__ = ["SOAKED", "Soaked"]
+
+
+@dataclass(frozen=True)
+class Soaked:
+    """A protocol to run instead of the real one."""
+
+    patch: Callable[[], None]
+    troubles: tuple[Trouble, ...]
+    told: str
+    """What a problem must say: on a slow machine a round may fail for other reasons."""
+
+
+def _no_incarnations() -> None:
+    """Whoever has a step commits it, whoever owns the root by now."""
+    for module in (_owned, _publish):
+        replace(module, "check_current", lambda _storage, _incarnation: None)
+
+
+def _ignore_guards() -> None:
+    """Pruning goes by the keep rule alone, and looks at no pin and no lease."""
+    for module in (_removal, _retire):
+        replace(module, "read_guards", lambda _storage, _now_s: Guards())
+
+
+def _keep_too_few() -> None:
+    """The rule counts one step too many as kept."""
+    replace(
+        Latest,
+        "choose",
+        lambda _self, steps: {facts.step: "the newest" for facts in steps[-1:]},
+    )
+
+
+SOAKED = {
+    "acknowledged-before-commit": Soaked(
+        VARIANTS["acknowledged-before-commit"].patch, ("kill", "kill-all"), "was acknowledged"
+    ),
+    "no-incarnation-check": Soaked(_no_incarnations, ("zombies", "twins"), "owned the root"),
+    "prune-ignores-guards": Soaked(_ignore_guards, ("none", "pause"), "although it is pinned"),
+    "prune-keeps-too-few": Soaked(
+        _keep_too_few, ("none", "kill-all"), "was acknowledged and is gone"
+    ),
+}
