@@ -29,6 +29,8 @@ class FakeCalls(Syscalls):
         self.rename_errors: list[OSError] = []
         self.link_error: OSError | None = None
         self.num_fsyncs = 0
+        self.uncached_error: OSError | None = None
+        self.num_uncached = 0
         self.closed: list[int] = []
 
     @staticmethod
@@ -40,6 +42,12 @@ class FakeCalls(Syscalls):
         if isinstance(result, OSError):
             raise result
         return super().pwrite(fd, memoryview(data)[:result], offset) if result else 0
+
+    def pwrite_uncached(self, fd: int, data: Buffer, offset: int) -> int:
+        if self.uncached_error:
+            raise self.uncached_error
+        self.num_uncached += 1
+        return super().pwrite_uncached(fd, data, offset)
 
     def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         result = self.read_results.pop(0) if self.read_results else len(buffer)

@@ -47,6 +47,48 @@ def test_a_write_that_accepts_nothing_is_an_error_not_a_loop(
         create_durable(faked, "a", b"0123456789")
 
 
+LARGE = bytes(range(256)) * 8192
+
+
+def test_large_writes_pass_the_page_cache_and_small_ones_do_not(
+    faked: LocalStorage, calls: FakeCalls
+) -> None:
+    with faked.create_file("a") as handle:
+        handle.write(LARGE[:100], 0)
+        assert calls.num_uncached == 0
+        handle.write(LARGE, 100)
+    assert calls.num_uncached == 1
+    assert read_bytes(faked, "a", 1 << 22) == LARGE[:100] + LARGE
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM])
+def test_a_file_system_without_the_flag_is_asked_once(
+    faked: LocalStorage, calls: FakeCalls, number: int
+) -> None:
+    calls.uncached_error = calls.error(number)
+    create_durable(faked, "a", LARGE)
+    calls.uncached_error = None
+    create_durable(faked, "b", LARGE)
+    assert calls.num_uncached == 0
+    assert read_bytes(faked, "a", 1 << 22) == read_bytes(faked, "b", 1 << 22) == LARGE
+
+
+def test_a_refusal_that_is_not_about_the_flag_is_reported_and_not_remembered(
+    faked: LocalStorage, calls: FakeCalls
+) -> None:
+    calls.uncached_error = calls.error(errno.ENOSPC)
+    with pytest.raises(StorageUnavailable) as caught:
+        create_durable(faked, "a", LARGE)
+    assert caught.value.errno == errno.ENOSPC
+    calls.uncached_error = calls.error(errno.EPERM)
+    calls.write_results = [calls.error(errno.EPERM)]  # it is not the flag
+    with pytest.raises(StorageUnavailable):
+        create_durable(faked, "b", LARGE)
+    calls.uncached_error = None
+    create_durable(faked, "c", LARGE)
+    assert calls.num_uncached == 1
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
 def test_a_refused_write_names_errno_key_and_root(
     faked: LocalStorage, calls: FakeCalls, root: Path, number: int

@@ -24,7 +24,7 @@ from stepseal.storage._access import (
     writable_problem,
 )
 from stepseal.storage._keys import check_key, check_pair, split_key
-from stepseal.storage._local_files import LocalReader, LocalWriter
+from stepseal.storage._local_files import LocalReader, LocalWriter, Uncached
 from stepseal.storage._local_listing import entry_of, list_at_once
 from stepseal.storage._local_renames import Renames
 from stepseal.storage._local_root import NO_DIR_SYNC, check_root, make_root, open_root, root_path
@@ -75,6 +75,7 @@ class LocalStorage:
         self._release = weakref.finalize(self, os.close, self._root_fd)
         self._calls = calls or Syscalls()
         self._renames = Renames(self._calls)
+        self._uncached = Uncached(self._calls)
         self._access = access
         self._sync: SyncReport | None = None
 
@@ -222,7 +223,7 @@ class LocalStorage:
                 with suppress(OSError):  # the first error is the one to tell
                     os.unlink(name, dir_fd=parent_fd)
                 raise
-        return LocalWriter(fd, key, self._root, self._calls)
+        return LocalWriter(fd, key, self._root, self._calls, self._uncached)
 
     def make_dir(self, key: str) -> None:
         """Create a directory that nobody had, with mode 0700 unless configured."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RENAME_EXCHANGE", "RENAME_NOREPLACE", "Syscalls"]
 
+_RWF_DONTCACHE = 0x80
+"""Flag of pwritev2, Linux 6.14 or newer: start writing back at once, and drop the pages then."""
+
 RENAME_NOREPLACE = 1
 """Flag of renameat2: fail where the target is taken."""
 RENAME_EXCHANGE = 2
@@ -45,6 +48,13 @@ class Syscalls:
     def pwrite(self, fd: int, data: Buffer, offset: int) -> int:
         """Make the call pwrite."""
         return os.pwrite(fd, data, offset)
+
+    def pwrite_uncached(self, fd: int, data: Buffer, offset: int) -> int:
+        """Make the call pwritev2 with RWF_DONTCACHE; ENOSYS where the C library lacks it."""
+        try:
+            return os.pwritev(fd, [data], offset, _RWF_DONTCACHE)
+        except NotImplementedError:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
 
     def fsync(self, fd: int) -> None:
         """Make the call fsync on a file."""

@@ -18,7 +18,7 @@ from tests.campaigns.harness._lives import Life
 from tests.campaigns.harness._log import Event, Kind, Log
 from tests.campaigns.harness._recovery import resume_and_save, survey_storage
 from tests.campaigns.harness._states import Replica, digest_of, expected_step, names
-from tests.campaigns.harness._strike import Strike
+from tests.campaigns.harness._strike import Strike, write_all_uncached
 
 import stepseal as ss
 from stepseal import errors
@@ -122,6 +122,7 @@ class Trial:
         self._strike = Strike(at, sticky=sticky)
         self._where = where
         self._calls_made = FaultyCalls()
+        write_all_uncached()
         self._wrap = wrap
         self._deadline_s = deadline_s
         self._log = _Events()

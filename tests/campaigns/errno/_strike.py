@@ -29,7 +29,7 @@ KINDS: dict[str, Kind] = {
     "torn-write": Tear(0.5, Fail(errno.ENOSPC)),
     "lost-answer": Lose(errno.EIO),
 }
-_INTERRUPTED = frozenset({"pwrite", "pread", "close", "renameat2"})
+_INTERRUPTED = frozenset({"pwrite", "pwritev2", "pread", "close", "renameat2"})
 """Calls of which Python or stepseal must not let an EINTR through; Python retries the others."""
 
 
@@ -74,6 +74,14 @@ class FaultyCalls(Syscalls):
             return super().pwrite(fd, data, offset)
         if isinstance(self._kind, Tear):
             super().pwrite(fd, memoryview(data)[: memoryview(data).nbytes // 2], offset)
+        raise self._error()
+
+    def pwrite_uncached(self, fd: int, data: Buffer, offset: int) -> int:
+        """Make or refuse the call, or write a part and then be full."""
+        if not self._strikes("pwritev2", ""):
+            return super().pwrite_uncached(fd, data, offset)
+        if isinstance(self._kind, Tear):
+            super().pwrite_uncached(fd, memoryview(data)[: memoryview(data).nbytes // 2], offset)
         raise self._error()
 
     def fsync(self, fd: int) -> None:

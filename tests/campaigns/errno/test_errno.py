@@ -141,6 +141,11 @@ class _OneByOne(Syscalls):
         self._interrupt()
         return super().pwrite(fd, memoryview(data)[:3], offset)
 
+    def pwrite_uncached(self, fd: int, data: Buffer, offset: int) -> int:
+        """Write at most 3 bytes."""
+        self._interrupt()
+        return super().pwrite_uncached(fd, memoryview(data)[:3], offset)
+
     def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         """Read at most 3 bytes."""
         self._interrupt()

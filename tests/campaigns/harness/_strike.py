@@ -8,7 +8,9 @@ import re
 import threading
 from collections import Counter
 
-__all__ = ["Strike", "pattern_of"]
+from stepseal.storage import _local_files
+
+__all__ = ["Strike", "pattern_of", "write_all_uncached"]
 
 _RANDOM_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{16})?|\.[0-9a-f]{8}\.[0-9a-f]{16}")
 
@@ -60,3 +62,8 @@ class Strike:
         """Let everything succeed from now on."""
         with self._lock:
             self._lifted = True
+
+
+def write_all_uncached() -> None:
+    """Let this process write small files past the page cache, too, as large ones are."""
+    _local_files._UNCACHED_FROM_BYTES = 1

@@ -45,6 +45,8 @@ _KIND = {
     "remove_dir": "unlinkat",
 }
 _CREATES = re.compile("O_CREAT|O_TRUNC|O_WRONLY|O_RDWR")
+_REFUSED_FLAG = re.compile(r"= -1 (EINVAL|ENOSYS|EOPNOTSUPP|EPERM)\b")
+"""A write past the page cache that this file system cannot do, and that is made again without."""
 _LINE = re.compile(r"\d+ +([a-z0-9_]+)\((.*)")
 
 
@@ -76,6 +78,8 @@ def _kind(call: str, arguments: str, root: str) -> str:
         return ""
     if call == "mmap" and not ("MAP_SHARED" in arguments and "PROT_WRITE" in arguments):
         return ""
+    if call == "pwritev2":
+        return "" if _REFUSED_FLAG.search(arguments) else "pwrite64"
     return "rename" if call in ("renameat", "renameat2") else call
 
 

@@ -34,6 +34,7 @@ from tests.campaigns.harness._lives import Life
 from tests.campaigns.harness._log import Log, OpenLog
 from tests.campaigns.harness._recovery import Violation, recover
 from tests.campaigns.harness._sizes import Row, Size, main
+from tests.campaigns.harness._strike import write_all_uncached
 from tests.campaigns.strace._calls import (
     CHANGING,
     Kinds,
@@ -60,8 +61,8 @@ __all__ = ["CALLS", "KILL", "Trial", "differences", "run"]
 
 _MODULE = "tests.campaigns.strace.run"
 CALLS = (
-    "openat", "pwrite64", "fsync", "close", "mkdir", "mkdirat", "renameat2", "renameat", "linkat",
-    "unlinkat",
+    "openat", "pwrite64", "pwritev2", "fsync", "close", "mkdir", "mkdirat", "renameat2",
+    "renameat", "linkat", "unlinkat",
 )  # fmt: skip
 """What changes a root, as strace shows it."""
 KILL = "signal=KILL"
@@ -190,6 +191,7 @@ class Trial:
     def _job(self, log: Log) -> dict[str, Any]:
         variant = VARIANTS[self.variant]
         variant.patch()
+        write_all_uncached()
         count = ThreadCount()
         root = self.folder / "root"
         storage = OneThread(lambda: FaultyStorage(LocalStorage.create(root), count=count))
@@ -286,7 +288,7 @@ def _most(call: str, trace: str) -> int:
 
 
 def _places(most: int, per_call: int | None) -> list[int]:
-    if per_call is None:
+    if per_call is None or not most:
         return list(range(1, most + 1))
     return sorted({1 + number * (most - 1) // max(1, per_call - 1) for number in range(per_call)})
 
