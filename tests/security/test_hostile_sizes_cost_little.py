@@ -210,7 +210,7 @@ def test_a_sparse_tree_segment_says_so_too(tmp_path: Path) -> None:
 
 
 def burn() -> None:
-    for _ in range(70):
+    for _ in range(3 * int(MAX_WORK)):
         yardstick_s()
 
 
