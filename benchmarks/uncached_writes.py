@@ -62,10 +62,8 @@ def main() -> None:
                 if repetition:  # the first round warms memory, and is not counted
                     rows[name].append(seconds)
     ratios = sorted(a / b for a, b in zip(rows["cached"], rows["uncached"], strict=True))
-    for name, seconds in rows.items():
-        print(
-            f"{name:10} {statistics.median(seconds):7.3f} s  {min(seconds):.3f}-{max(seconds):.3f}"
-        )
+    for name, all_s in rows.items():
+        print(f"{name:10} {statistics.median(seconds):7.3f} s  {min(all_s):.3f}-{max(all_s):.3f}")
     print(f"ratio      {statistics.median(ratios):7.2f} x  {ratios[0]:.2f}-{ratios[-1]:.2f}")
 
 

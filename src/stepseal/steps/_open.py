@@ -26,7 +26,11 @@ def locate_root(root: str | os.PathLike[str], what: str = "root") -> str:
         InvalidInput: a URI of a scheme that no step store serves, a shell variable that nobody
             expanded, or no path at all.
     """
-    text = os.fspath(root) if isinstance(root, (str, os.PathLike)) else root
+    try:
+        text: object = os.fspath(root)
+    except TypeError as error:
+        found = type(root).__name__
+        raise InvalidInput(f"{what} {root!r}: expected a path, found {found}") from error
     if isinstance(text, str):
         scheme, variable = _SCHEME.match(text), _VARIABLE.match(text)
         if scheme is not None:
