@@ -63,7 +63,8 @@ def main() -> None:
                     rows[name].append(seconds)
     ratios = sorted(a / b for a, b in zip(rows["cached"], rows["uncached"], strict=True))
     for name, all_s in rows.items():
-        print(f"{name:10} {statistics.median(seconds):7.3f} s  {min(all_s):.3f}-{max(all_s):.3f}")
+        low, high = min(all_s), max(all_s)
+        print(f"{name:10} {statistics.median(all_s):7.3f} s  {low:.3f}-{high:.3f}")
     print(f"ratio      {statistics.median(ratios):7.2f} x  {ratios[0]:.2f}-{ratios[-1]:.2f}")
 
 
