@@ -10,7 +10,7 @@ CheckpointError
 ├── look elsewhere
 │   ├── RootNotFound          also FileNotFoundError  no such root
 │   ├── StepNotFound          also FileNotFoundError  no committed step of that number
-│   └── NoResumableStep       also FileNotFoundError  commits, but none to resume; `.reasons`
+│   └── NoResumableStep       also FileNotFoundError  no commit can be resumed; `.reasons`
 ├── give way
 │   ├── StepExists            also FileExistsError    already committed, or a foreign folder there
 │   └── NotCurrent                                    a newer incarnation of the job owns the root
@@ -20,7 +20,7 @@ CheckpointError
 │   ├── ParticipantFailed                             `.failures` maps participant to cause
 │   │   └── CommitTimeout     also TimeoutError       some did not answer by the deadline
 │   ├── CoordinatorLost       also ConnectionError    the coordinator is gone; not committed
-│   └── OutcomeUnknown        also TimeoutError       cannot be told yet; nothing was deleted
+│   └── OutcomeUnknown        also TimeoutError       not known yet if saved; nothing was deleted
 ├── stop and investigate
 │   ├── Corrupt                                       bytes break digest or format; `.problems`
 │   └── IncompatibleFormat                            written by a newer format version
@@ -63,12 +63,12 @@ class CheckpointError(Exception):
     Args:
         message: what failed, where, what was expected and found, and the next step, in one or two
             lines.
-        context: any of the attributes below. Absent ones are None; `problems` is then empty, as are
-            `reasons` and `failures`, and `tainted` is False.
+        context: any of the attributes below. Without a value, `problems`, `reasons` and `failures`
+            are empty, `tainted` is False, and all others are None.
 
     The attributes `step`, `component`, `participant`, `path`, `expected`, `found`, `errno`,
-    `problems`, `reasons`, `failures` and `tainted` (live state was changed) carry the same facts
-    for programs.
+    `problems`, `reasons`, `failures` and `tainted` (live state was changed) give programs the
+    facts of the message.
     """
 
     kind: ClassVar[str] = "checkpoint_error"
@@ -103,7 +103,7 @@ class CheckpointError(Exception):
         self.tainted = bool(context.get("tainted", False))
 
     def __str__(self) -> str:
-        """Return the message alone, also where a builtin base class would format it differently."""
+        """Return the message; builtin base classes such as OSError would format it differently."""
         return self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -142,20 +142,20 @@ class NotRestored(InvalidInput):
 
 
 class Tainted(CheckpointError):
-    """A restore failed after it began to change live state; only one that succeeds clears this."""
+    """A restore failed after it began to change live state; another, successful one clears this."""
 
     kind = "tainted"
 
 
 class RootNotFound(CheckpointError, FileNotFoundError):
-    """There is no stepseal root at this place."""
+    """The path is not a stepseal root."""
 
     kind = "root_not_found"
     exit_code = 10
 
 
 class StepNotFound(CheckpointError, FileNotFoundError):
-    """No committed step of that number; not raised for a damaged one (that is `Corrupt`)."""
+    """The root has no committed step with that number; a damaged step raises `Corrupt` instead."""
 
     kind = "step_not_found"
     exit_code = 4
@@ -180,19 +180,19 @@ class NotCurrent(CheckpointError):
 
 
 class StorageUnavailable(CheckpointError, OSError):
-    """The storage refused an operation; `errno` and `path` say which and how. Retrying may help."""
+    """The storage refused an operation on `path`; `errno` has the reason. Retrying may help."""
 
     kind = "storage_unavailable"
 
 
 class ParticipantFailed(CheckpointError):
-    """At least one participant failed; `failures` maps each to its cause. Nothing was committed."""
+    """At least one participant failed; `failures` maps it to its cause. Nothing was committed."""
 
     kind = "participant_failed"
 
 
 class CommitTimeout(ParticipantFailed, TimeoutError):
-    """Participants in `failures` did not answer by the deadline. Nothing was committed."""
+    """The participants in `failures` missed the deadline. Nothing was committed."""
 
     kind = "commit_timeout"
 
@@ -204,7 +204,7 @@ class CoordinatorLost(CheckpointError, ConnectionError):
 
 
 class OutcomeUnknown(CheckpointError, TimeoutError):
-    """Committed or not cannot be told yet; nothing was deleted. Read the root again later."""
+    """It is not known yet whether the step was committed. Nothing was deleted; look again later."""
 
     kind = "outcome_unknown"
 

@@ -100,7 +100,7 @@ def test_a_job_that_claims_the_root_meanwhile_stops_a_prune(
     monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: faulty)
     done = CliRunner().invoke(main, ["prune", str(root), "--keep-latest", "1"])
     assert done.exit_code == 1
-    assert "Run it again" in done.stderr
+    assert "Run the command again" in done.stderr
     assert steps_of(root) == before
 
 
@@ -276,5 +276,5 @@ def test_what_was_moved_but_not_deleted_is_called_that(
     found = json.loads(run("prune", young, "--keep-latest", 1, "--json", code=1))
     assert [step["action"] for step in found["steps"]] == ["moved to trash", "keep"]
     assert "not deleted" in found["steps"][0]["reasons"][-1]
-    assert "Look after the disk" in found["failures"][0]
+    assert "Check the disk" in found["failures"][0]
     assert in_trash(young) == ["step-1", "step-2"]

@@ -59,7 +59,7 @@ def test_each_ability_is_needed_by_a_promise() -> None:
         (Mount("tmpfs", "/t", "tmpfs", ("rw",)), ("in memory",), "does not hold"),
         (Mount("overlay", "/", "overlay", ("volatile",)), ("left out",), "does not hold"),
         (Mount("ext4", "/", "/dev/sda1", ("nobarrier",)), ("not flushed",), "best effort"),
-        (Mount("fuse.x", "/", "x", ("rw",)), ("a program decides",), "best effort"),
+        (Mount("fuse.x", "/", "x", ("rw",)), ("which decides",), "best effort"),
     ],
 )
 def test_the_mount_decides_what_a_sync_is_worth(

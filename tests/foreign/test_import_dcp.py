@@ -290,7 +290,7 @@ def test_foreign_folders_are_restored_only_on_request(
     before = snapshot(other.state())
     with caplog.at_level(logging.WARNING, "stepseal"):
         assert restore(tmp_path, other) is None
-    assert "a fresh start beside step-300" in caplog.text
+    assert "did not write: step-300" in caplog.text
     with pytest.raises(ss.errors.StepNotFound, match="foreign"):
         restore(tmp_path, other, 300)
     assert_identical(before, other.state())
@@ -354,7 +354,7 @@ def test_a_dcp_folder_is_no_root_and_nothing_is_made_in_it(
 ) -> None:
     save(trained().titan(), tmp_path / "step-300")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ss.errors.InvalidInput, match="folder above"):
+    with pytest.raises(ss.errors.InvalidInput, match="its parent folder"):
         restore(tmp_path / "step-300", Job(2), unverified=unverified)
     assert sorted(tmp_path.rglob("*")) == before
 

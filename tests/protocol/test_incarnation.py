@@ -471,7 +471,7 @@ def test_a_lease_that_cannot_be_ended_is_logged(caplog: pytest.LogCaptureFixture
     selected = life.select()
     assert isinstance(selected, actions.Selected)
     assert isinstance(life.claim(selected.ref), actions.Claimed)
-    assert "ends by itself" in caplog.text
+    assert "will expire" in caplog.text
 
 
 def test_housekeeping_is_told_run_and_incarnation() -> None:

@@ -58,7 +58,7 @@ def test_participant_that_is_refused_hears_why_at_once() -> None:
     hub = SocketHub("127.0.0.1", ("a",), "token", PATIENT)
     hub.start(lambda *_: None)
     wrong = Address(hub.address.host, hub.address.port, "guess")
-    with pytest.raises(errors.CoordinatorLost, match="was not let in"):
+    with pytest.raises(errors.CoordinatorLost, match="did not accept"):
         ParticipantDriver("a", SocketLink(wrong, "a", PATIENT, "0"), PATIENT)
     hub.close()
 

@@ -222,7 +222,7 @@ def test_after_a_failed_sync_a_job_removes_nothing_more_and_the_next_start_goes_
     keep(root.run_id, root.number, False)
     assert steps_of(inner) == ["step-20", "step-30"]
     assert len(inner.list_dir(TRASH)) == 1
-    assert caplog.text.count("removes nothing more") == 1
+    assert caplog.text.count("removes no more steps") == 1
     assert caplog.text.count("sync of .stepseal/trash") == 1
     keeper(inner, keep=1)(root.run_id, root.number, True)
     assert steps_of(inner) == ["step-30"]

@@ -58,14 +58,14 @@ def test_a_step_outside_the_lineage_goes_only_after_its_grace() -> None:
     ]
 
 
-LEFT = "outside the lineage: a later start of the job left it behind"
+LEFT = "outside the lineage: a later start of the job resumed from another step"
 
 
 @pytest.mark.parametrize(
     ("outside_s", "why"),
     [
         (30.0, f"{LEFT} 0 min ago; such steps are kept for 2 min"),
-        (None, f"{LEFT}, and no record tells when"),
+        (None, f"{LEFT}; it is not known when"),
     ],
 )
 def test_a_step_outside_the_lineage_says_why_it_stays(outside_s: float | None, why: str) -> None:

@@ -176,7 +176,7 @@ def test_another_release_is_refused_by_name_on_both_sides() -> None:
 def test_the_wrong_token_of_a_real_participant_is_a_typed_error() -> None:
     with hub_of() as (hub, inbox):
         address = Address(hub.address.host, hub.address.port, "0" * 32)
-        with pytest.raises(errors.CoordinatorLost, match="not let in"):
+        with pytest.raises(errors.CoordinatorLost, match="did not accept"):
             ParticipantDriver("b", SocketLink(address, "b", PATIENT, VERSION), PATIENT)
         still_serves(hub, inbox)
 

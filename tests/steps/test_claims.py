@@ -134,7 +134,7 @@ def test_check_current(storage: Storage) -> None:
     with pytest.raises(errors.NotCurrent, match="another start of the job") as caught:
         check_current(storage, 1)
     assert (caught.value.expected, caught.value.found) == (1, 2)
-    with pytest.raises(errors.NotCurrent, match="somebody removed it"):
+    with pytest.raises(errors.NotCurrent, match="its file was removed"):
         check_current(storage, 3)
 
 

@@ -58,7 +58,7 @@ def test_where_nothing_is_found_the_request_fails_and_names_what_is_there(
 def test_a_root_that_is_a_dcp_folder_itself_is_refused(storage: Storage) -> None:
     create_durable(storage, ".metadata", INDEX)
     for refuses in (offer, initialise_root):
-        with pytest.raises(errors.InvalidInput, match="folder above"):
+        with pytest.raises(errors.InvalidInput, match="its parent folder"):
             refuses(storage)
     assert [entry.name for entry in storage.list_dir("")] == [".metadata"]
 
@@ -75,8 +75,8 @@ def test_a_fresh_start_names_the_folders_beside_it(
     put(storage, "checkpoint-5")
     warn_of_foreign(storage)
     (told,) = caplog.messages
-    assert "beside checkpoint-5, step-0, step-1, " in told
-    assert " and 3 more, " in told
+    assert "write: checkpoint-5, step-0, step-1, " in told
+    assert " and 3 more. " in told
     assert "unverified=True" in told
     assert "stepseal import --from dcp" in told
 

@@ -97,7 +97,7 @@ def test_a_lease_that_cannot_be_released_is_logged(
     plan = [Fault(lambda verb, _: verb == "remove_file", Fail(errno.EIO))]
     with Reading(FaultyStorage(storage, plan), manifest):
         pass
-    assert "until it expires" in caplog.text
+    assert "will expire" in caplog.text
 
 
 def test_a_lease_that_is_gone_when_it_is_renewed_is_reported(

@@ -229,7 +229,7 @@ def test_step_that_was_asked_for_is_never_replaced(root: Root) -> None:
     with pytest.raises(errors.StepNotFound):
         choose(root, step=11)
     damage(root.storage, 100)
-    with pytest.raises(errors.Corrupt, match="never replaced") as caught:
+    with pytest.raises(errors.Corrupt, match="never restores another") as caught:
         choose(root, step=100)
     assert caught.value.problems
     root.storage.remove_file("step-10/parts/trainer/0.json")

@@ -82,6 +82,6 @@ def test_a_directory_that_never_stays_as_it_is_is_an_error(root: Path) -> None:
         found = next(root.iterdir())
         found.rename(root / f"{int(found.name) + 1}")
 
-    with pytest.raises(StorageUnavailable, match="kept changing") as caught:
+    with pytest.raises(StorageUnavailable, match="found changes") as caught:
         listing(root, rename)
     assert caught.value.path == ""

@@ -46,7 +46,7 @@ def _hang(rank: int) -> None:
 
 
 def test_death_and_hanging_are_told_apart() -> None:
-    with pytest.raises(RanksFailed, match="died without a word"):
+    with pytest.raises(RanksFailed, match="died without a report"):
         run_ranks(1, _die)
     with pytest.raises(RanksFailed, match=r"(?s)still running after 6 s.*in _hang"):
         run_ranks(1, _hang, timeout_s=6)

@@ -1,6 +1,6 @@
-"""The command line: `stepseal ls`, `show`, `verify`, `doctor`.
+"""The command line: `ls`, `show`, `verify`, `doctor`, `prune`, `pin`, `unpin`, `import`.
 
-Reads metadata without torch; data on stdout, progress on stderr.
+Only `import` loads torch. Data goes to stdout, progress and errors to stderr.
 """
 
 from stepseal.cli._main import main

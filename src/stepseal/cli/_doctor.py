@@ -34,16 +34,16 @@ def examine(
 
     Args:
         path: a root, or the directory where one will be made.
-        meeting: name under which all hosts meet there, or None for this host alone.
-        num_participants: how many meet.
-        timeout_s: how long to wait for them.
-        allow_shared: also where other users can write.
+        meeting: name of a meeting of several hosts; None examines this host alone.
+        num_participants: number of hosts in the meeting.
+        timeout_s: seconds to wait for the other hosts.
+        allow_shared: accept a directory that other users can write to.
 
     Raises:
-        RootNotFound: nothing is there.
-        InvalidInput: it is no directory, or one that others can change; or the meeting's name is
-            no name, or was used before.
-        StorageUnavailable: nothing can be made in it.
+        RootNotFound: the path does not exist.
+        InvalidInput: the path is not a directory, or other users can change it; or the meeting's
+            name is not valid, or was used before.
+        StorageUnavailable: no file or folder can be created in the directory.
     """
     absolute = root_path(path)
     if meeting is not None and not _NAME.fullmatch(meeting):
@@ -72,7 +72,7 @@ def examine(
 
 @contextmanager
 def _ended_politely() -> Iterator[None]:
-    """Let SIGTERM, which schedulers send, remove what was made before it ends this process."""
+    """Clean up on SIGTERM, which schedulers send, before the process ends."""
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
@@ -81,10 +81,10 @@ def _ended_politely() -> Iterator[None]:
 
 
 def print_judgements(found: dict[str, Any]) -> None:
-    """Print the file system, a line per promise, and what was not honoured."""
+    """Print the file system, one line per promise, and each ability that is missing."""
     mount = found["mount"]
     if mount is None:
-        print_line("file system  not known: /proc does not tell")
+        print_line("file system  not known: /proc does not list it")
     else:
         print_line(f"file system  {mount['fs_type']} at {mount['point']} from {mount['source']}")
         print_line(f"options      {','.join(mount['options'])}")
@@ -98,5 +98,5 @@ def print_judgements(found: dict[str, Any]) -> None:
     for ability, detail in found["missing"].items():
         print_line(f"missing: {ABILITIES[ability]}: {detail}")
     for peer in (found["meeting"] or {}).get("peers", ()):
-        sight = "it saw all, too" if peer["answered"] else "it did not answer"
+        sight = "it saw all participants" if peer["answered"] else "it did not answer"
         print_line(f"met {peer['name']}: {sight}")

@@ -1,4 +1,4 @@
-"""`stepseal import`: a foreign checkpoint as a step; the one verb that loads torch."""
+"""`stepseal import`: stores a foreign checkpoint as a step; the only command that loads torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def import_folder(
 
 
 def print_imported(found: dict[str, Any]) -> None:
-    """Print what was made, and what was left out."""
+    """Print the step that was created, and the values that were left out."""
     print_line(f"step {found['step']}: {found['path']}")
     for name, text in sorted(found["components"].items()):
         print_line(f"  {name}: {text}")

@@ -17,21 +17,21 @@ from stepseal.errors import CheckpointError
 
 __all__ = ["main"]
 
-# readable=False: whether a path can be read is for the storage to say, and no question of usage
+# readable=False: an unreadable path is a storage error, not a usage error
 _root = click.argument("root", type=click.Path(readable=False))
 _allow_shared = click.option(
-    "--allow-shared", is_flag=True, help="Also where other users can write."
+    "--allow-shared", is_flag=True, help="Accept a root that other users can write to."
 )
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
 class _Group(click.Group):
-    """Turns errors into one message on stderr and the exit code of their class."""
+    """Prints each error as one message on stderr, and exits with the code of its class."""
 
     def main(self, *args: Any, **extra: Any) -> Any:  # noqa: ANN401 - click's signature
         try:
             return super().main(*args, **extra)
-        except OSError as error:  # of the help texts, or of the process's own surroundings
+        except OSError as error:  # from printing a help text, or from the process's environment
             say(str(error))
             abandon_stdout()
             sys.exit(1)
@@ -47,14 +47,14 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="stepseal")
 def main() -> None:
-    """Look after checkpoints: what a root holds, whether it is whole, and which steps stay."""
+    """Inspect, verify and prune checkpoints."""
 
 
 @main.command()
 @_root
 @_json
 def ls(root: str, *, as_json: bool) -> None:
-    """List the steps of ROOT with their state; foreign folders are only named."""
+    """List the steps of ROOT with their state; foreign folders are listed by name only."""
     from stepseal.cli._listing import list_root, print_listing
 
     found = list_root(root)
@@ -67,7 +67,7 @@ def ls(root: str, *, as_json: bool) -> None:
 @click.option("--tensors", is_flag=True, help="List every tensor with dtype, shape and boxes.")
 @_json
 def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
-    """Show what STEP of ROOT holds (default: the newest of the lineage)."""
+    """Show the contents of STEP of ROOT (default: the newest step of the lineage)."""
     from stepseal.cli._showing import describe_step, print_step
 
     found = describe_step(root, step, tensors=tensors)
@@ -79,7 +79,10 @@ def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
 @click.argument("steps", type=str, nargs=-1)
 @_json
 def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
-    """Check every byte of STEPS of ROOT (default: all) against its digest; exit code 3: damage."""
+    """Check every byte of STEPS of ROOT (default: all) against its digest.
+
+    Exit code 3: a step is damaged.
+    """
     from stepseal.cli._verifying import print_report, verify_root
 
     found = verify_root(root, steps)
@@ -89,11 +92,11 @@ def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
 
 
 @main.command("import")
-@click.option("--from", "kind", type=click.Choice(["dcp"]), required=True, help="What SOURCE is.")
+@click.option("--from", "kind", type=click.Choice(["dcp"]), required=True, help="Format of SOURCE.")
 @click.argument("source", type=click.Path(readable=False))
 @_root
 @click.option("--step", type=int, required=True, help="Number of the new step.")
-@click.option("--skip-bytes", is_flag=True, help="Leave out values of more than plain types.")
+@click.option("--skip-bytes", is_flag=True, help="Leave out values that are not of plain types.")
 @_allow_shared
 @_json
 def import_(
@@ -106,7 +109,7 @@ def import_(
     allow_shared: bool,
     as_json: bool,
 ) -> None:
-    """Store SOURCE as the first step of ROOT; needs torch, unpickles nothing."""
+    """Store SOURCE as the first step of ROOT; needs torch, never unpickles."""
     from stepseal.cli._importing import import_folder, print_imported
 
     found = import_folder(
@@ -130,21 +133,21 @@ def import_(
     default=24.0,
     metavar="H",
     show_default=True,
-    help="Leave superseded steps, and those outside the lineage, alone for H hours.",
+    help="Keep superseded steps, and steps outside the lineage, for H hours.",
 )
 @click.option(
     "--trash-grace-h",
     type=click.FloatRange(min=0),
     metavar="H",
-    help="Leave whole steps in the trash alone for H hours.  [default: 0 for those moved there now,"
-    " 24 for those that lie there already]",
+    help="Keep whole steps in the trash for H hours.  [default: 0 for steps that this prune moves"
+    " there, 24 for steps that are there already]",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed, and why.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed, and why.")
 @click.option(
     "--verify/--no-verify",
     default=True,
     show_default=True,
-    help="Read every byte of the newest step before anything is judged, with --dry-run, too.",
+    help="Read every byte of the newest step first; applies to --dry-run, too.",
 )
 @_allow_shared
 @_json
@@ -159,7 +162,7 @@ def prune(
     allow_shared: bool,
     as_json: bool,
 ) -> None:
-    """Remove old steps of ROOT; steps that are pinned or in use, and the last good one, stay."""
+    """Remove old steps of ROOT; keep the last good step, and steps that are pinned or in use."""
     from stepseal.cli._pruning import print_pruned, prune_root
 
     found = prune_root(
@@ -177,7 +180,7 @@ def prune(
 @main.command()
 @_root
 @click.argument("step", type=str)
-@click.option("--reason", default="", help="For people; stands in the pin.")
+@click.option("--reason", default="", help="Note for people, stored in the pin.")
 @_allow_shared
 def pin(root: str, step: str, *, reason: str, allow_shared: bool) -> None:
     """Keep STEP of ROOT until it is unpinned, whatever the keep rules say."""
@@ -190,7 +193,10 @@ def pin(root: str, step: str, *, reason: str, allow_shared: bool) -> None:
 @_root
 @click.argument("step", type=str)
 def unpin(root: str, step: str) -> None:
-    """Leave STEP of ROOT to the keep rules again; exit code 4 if it was not pinned."""
+    """Remove the pin of STEP of ROOT, so that the keep rules apply to it again.
+
+    Exit code 4: the step was not pinned.
+    """
     from stepseal.cli._pruning import unpin_step
 
     was_pinned, text = unpin_step(root, step)
@@ -199,8 +205,10 @@ def unpin(root: str, step: str) -> None:
 
 @main.command()
 @_root
-@click.option("--meet", metavar="NAME", help="Meet the other hosts under a name never used yet.")
-@click.option("--participants", type=click.IntRange(2, 10_000), help="How many meet.  [default: 2]")
+@click.option("--meet", metavar="NAME", help="Meet the other hosts under a name never used.")
+@click.option(
+    "--participants", type=click.IntRange(2, 10_000), help="How many hosts.  [default: 2]"
+)
 @click.option("--timeout-s", type=click.FloatRange(0, min_open=True), default=60, show_default=True)
 @_allow_shared
 @_json
@@ -213,10 +221,10 @@ def doctor(
     allow_shared: bool,
     as_json: bool,
 ) -> None:
-    """Say which promises hold on the file system of ROOT, a run or the place for one.
+    """Test which promises hold on the file system of ROOT, a root or a directory for a new one.
 
-    Looks at what calls really do, in a folder of its own that it removes. With --meet, run it on
-    each host at once. Exit code 1: a promise does not hold.
+    Tries file system calls in a temporary folder, and removes the folder. With --meet, run it on
+    all hosts at the same time. Exit code 1: a promise does not hold.
     """
     from stepseal.cli._doctor import examine, print_judgements
 

@@ -23,10 +23,10 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 def finish(
     found: T, show: Callable[[T], None], *, as_json: bool = False, code: int = 0
 ) -> NoReturn:
-    """Print what was found and end with `code`, which nobody's reading or not reading changes.
+    """Print the result and exit with `code`.
 
-    A reader that goes away early (`| head`) or a closed stdout is no failure; any other refusal of
-    what is printed is one, unless the code is graver already.
+    A reader that stops early (`| head`) or a closed stdout does not change the code. Any other
+    error while printing changes code 0 to a failure.
     """
     try:
         if as_json:
@@ -43,7 +43,7 @@ def finish(
 
 
 def abandon_stdout() -> None:
-    """Let what stdout did not take go nowhere, or the end of the process would try it again."""
+    """Discard unwritten output; otherwise Python would write it again when the process ends."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -59,7 +59,7 @@ def _write(text: str) -> None:
 
 
 def _print_json(value: object) -> None:
-    """Print one JSON document on stdout; NaN and Inf stand as strings, as in a manifest."""
+    """Print one JSON document on stdout; NaN and Inf are strings, as in a manifest."""
     _write(json.dumps(_finite(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
@@ -74,7 +74,7 @@ def _finite(value: object) -> object:
 
 
 def print_line(text: str) -> None:
-    """Print one line on stdout; what could drive a terminal or is no text stands escaped."""
+    """Print one line on stdout; control characters and undecodable bytes are escaped."""
     _write(f"{_printable(text)}\n")
 
 
@@ -85,7 +85,7 @@ def _printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print a message on stderr; there is nobody to tell if that fails."""
+    """Print a message on stderr; ignore a failure to print it."""
     lines = "\n".join(_printable(line) for line in text.splitlines())
     with suppress(OSError):
         if sys.stderr is not None:

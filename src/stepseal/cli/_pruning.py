@@ -1,4 +1,4 @@
-"""`stepseal prune`, `pin` and `unpin`: which steps stay, by hand."""
+"""`stepseal prune`, `pin` and `unpin`: remove and protect steps by hand."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def prune_root(
     verify: bool,
     allow_shared: bool,
 ) -> dict[str, Any]:
-    """Prune a root, or say what would be pruned; return JSON-able judgements.
+    """Prune a root, or report what would be pruned; return JSON-able judgements.
 
     Args:
         path: of the root.
-        keep_latest: how many of the newest good steps stay.
-        superseded_grace_s: how long superseded steps stay.
-        trash_grace_s: how long a whole step stays in the trash; None frees at once what is moved
-            there now, and leaves alone for a day what a prune has moved there before, which may be
-            that of a job that keeps it there on purpose.
-        dry_run: only say it, judged in the same way.
-        verify: read every byte of the newest steps until one is whole, before anything is judged.
-        allow_shared: also where other users can write.
+        keep_latest: number of the newest good steps to keep.
+        superseded_grace_s: seconds to keep superseded steps.
+        trash_grace_s: seconds to keep a whole step in the trash. None deletes at once the steps
+            that this call moves there. Steps that an earlier prune moved there then stay for a
+            day, because a job may keep them there on purpose.
+        dry_run: only report, with the same judgements.
+        verify: first read every byte of the newest steps until one of them is whole.
+        allow_shared: accept a root that other users can write to.
     """
     root = open_root(path, allow_shared=allow_shared)
     retention = Retention(latest(keep_latest), superseded_grace_s, trash_grace_s or 0.0)
@@ -68,9 +68,9 @@ def _carry_out(root: OpenRoot, plan: Plan, retention: Retention) -> PruneReport:
         return prune(root.steps.removal(), plan, retention)
     except NotCurrent as error:
         raise NotCurrent(
-            f"prune of {root.path}: a start of the job claimed the root meanwhile (incarnation "
-            f"{error.found} after {plan.incarnation}), so that another choice may be right now. "
-            "What was not removed yet stays. Run it again.",
+            f"prune of {root.path}: a start of the job claimed the root during the prune "
+            f"(incarnation {error.found} after {plan.incarnation}), so the judgements may be "
+            "outdated. Steps that were not removed yet stay. Run the command again.",
             path=root.path,
             expected=plan.incarnation,
             found=error.found,
@@ -78,7 +78,7 @@ def _carry_out(root: OpenRoot, plan: Plan, retention: Retention) -> PruneReport:
 
 
 class _Inspection:
-    """Looks at files and sizes; of the newest steps at every byte, until one is whole."""
+    """Checks files and sizes; checks every byte of the newest steps until one is whole."""
 
     def __init__(self, root: OpenRoot, *, deeply: bool) -> None:
         self._root = root
@@ -117,7 +117,7 @@ def _planned(path: str, plan: Plan, retention: Retention) -> dict[str, Any]:
 
 
 def _done(path: str, plan: Plan, report: PruneReport) -> dict[str, Any]:
-    """Return what a prune did, and what it meant to do and did not."""
+    """Return what a prune did, and what it planned but did not do."""
     return {
         "root": path,
         "steps": [_step_done(judgement, report) for judgement in plan.steps],
@@ -159,7 +159,7 @@ def _row(name: str, action: str, reason: str) -> dict[str, Any]:
 
 
 def print_pruned(found: dict[str, Any]) -> None:
-    """Print one line per step and per folder put aside, with the reasons."""
+    """Print one line per step, superseded folder and folder in the trash, with the reasons."""
     rows = [(f"step {s['step']}", s["action"], "; ".join(s["reasons"])) for s in found["steps"]]
     for area in ("superseded", "trash"):
         rows += [(f"{area}/{s['name']}", s["action"], "; ".join(s["reasons"])) for s in found[area]]
@@ -170,7 +170,7 @@ def print_pruned(found: dict[str, Any]) -> None:
 
 
 def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> str:
-    """Pin one step; return a line that says so."""
+    """Pin one step; return a line to print."""
     root = open_root(path, allow_shared=allow_shared)
     number = parse_step(step)
     is_new = root.steps.pins.add(number, root.run_id, reason=reason)
@@ -182,7 +182,7 @@ def pin_step(path: str, step: str, reason: str, *, allow_shared: bool) -> str:
 
 
 def unpin_step(path: str, step: str) -> tuple[bool, str]:
-    """Unpin one step; return whether it was pinned, and a line that says so."""
+    """Unpin one step; return whether it was pinned, and a line to print."""
     root = open_root(path)
     number = parse_step(step)
     was_pinned = root.steps.pins.remove(number)

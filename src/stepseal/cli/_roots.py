@@ -21,18 +21,18 @@ __all__ = ["OpenRoot", "StepSize", "find_step", "measure_step", "open_root", "pa
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """How large a committed step is, and what looking at its parts told besides."""
+    """The size of a committed step, and the state that its parts show."""
 
     size_bytes: int | None
-    """None where `problem` says why it is not known."""
+    """None if the size is not known; `problem` says why."""
     state: Literal["committed", "damaged"]
-    """`damaged`: a part document is not what the manifest names."""
+    """`damaged`: a part document differs from its digest in the manifest."""
     problem: str
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRoot:
-    """A root that was opened for reading."""
+    """A root, opened for reading."""
 
     path: str
     steps: StepStore
@@ -40,16 +40,16 @@ class OpenRoot:
 
 
 def open_root(path: str, *, allow_shared: bool = False) -> OpenRoot:
-    """Open a root; RootNotFound when it is none.
+    """Open a root; raise RootNotFound if the path is not a root.
 
     Args:
         path: of the root.
-        allow_shared: also make names in it where other users can write.
+        allow_shared: also create files in a root that other users can write to.
     """
     absolute = locate_root(path)
     steps = open_store(absolute, access=Access(allow_shared=allow_shared))
     if problem := steps.writable_problem():
-        warn(f"{absolute} is {problem}: what is read here may be another the next time")
+        warn(f"{absolute} is {problem}: the files read here may be replaced at any time")
     return OpenRoot(absolute, steps, steps.run_id())
 
 
@@ -57,8 +57,8 @@ def find_step(root: OpenRoot, wanted: str) -> StepEntry:
     """Return a step by number, by folder name, or `latest` (newest of the lineage).
 
     Raises:
-        InvalidInput: `wanted` is none of these.
-        StepNotFound: there is no such step, or it is foreign.
+        InvalidInput: `wanted` has none of these forms.
+        StepNotFound: the step does not exist, or the folder is foreign.
         IncompatibleFormat: a newer release wrote it.
     """
     if wanted == "latest":
@@ -68,8 +68,8 @@ def find_step(root: OpenRoot, wanted: str) -> StepEntry:
     refuse_newer(entry)
     if entry.state == "foreign":
         raise StepNotFound(
-            f"{entry.name} is no step of this run: {entry.problem}. `stepseal ls` shows the steps "
-            "that are there.",
+            f"{entry.name} is not a step of this run: {entry.problem}. `stepseal ls` lists the "
+            "steps of the root.",
             step=step,
             path=entry.name,
         )
@@ -80,7 +80,7 @@ def parse_step(text: str, expected: str = "a number such as 200, or step-200") -
     """Return the step that an argument names by its number or its folder.
 
     Raises:
-        InvalidInput: it is not what is expected.
+        InvalidInput: the text is neither.
     """
     step = parse_step_name(text if text.startswith("step-") else f"step-{text}")
     if step is None:
@@ -97,17 +97,17 @@ def _latest(root: OpenRoot) -> StepEntry:
         if in_lineage(limits, manifest.incarnation, entry.step):
             return entry
     raise StepNotFound(
-        f"{root.path}: no sound step in the lineage. `stepseal ls` shows what is there."
+        f"{root.path}: no sound step in the lineage. `stepseal ls` lists the contents of the root."
     )
 
 
 def measure_step(root: OpenRoot, entry: StepEntry, manifest: Manifest) -> StepSize:
-    """Return the bytes of all files of a committed step, as its part documents say.
+    """Return the total size of all files of a committed step, from its part documents.
 
     Args:
-        root: where it was found.
-        entry: what was found, committed.
-        manifest: of the entry.
+        root: the root of the step.
+        entry: the committed step.
+        manifest: the step's manifest.
     """
     reader = StepReader(root.steps.storage, entry.name, manifest)
     total = sum(file.size_bytes for file in manifest.files)
@@ -122,7 +122,7 @@ def measure_step(root: OpenRoot, entry: StepEntry, manifest: Manifest) -> StepSi
 
 
 def _look_again(root: OpenRoot, entry: StepEntry, error: CheckpointError) -> StepSize:
-    """Tell damage from a step that went away meanwhile, and both from what cannot be read."""
+    """Find out whether the step is damaged, was removed meanwhile, or cannot be read."""
     if not isinstance(error, Corrupt):
         return StepSize(None, "committed", f"size not known: {error}")
     try:
@@ -132,5 +132,5 @@ def _look_again(root: OpenRoot, entry: StepEntry, error: CheckpointError) -> Ste
     except CheckpointError as refusal:
         return StepSize(None, "committed", f"size not known: {refusal}")
     if stands is None or stands.manifest_sha256 != entry.manifest_sha256:
-        return StepSize(None, "committed", "pruned or superseded while it was looked at")
+        return StepSize(None, "committed", "pruned or superseded during this command")
     return StepSize(None, "damaged", str(error))

@@ -21,7 +21,7 @@ def describe_step(path: str, wanted: str, *, tensors: bool) -> dict[str, Any]:
     """Return what a step holds, as JSON-able values.
 
     Raises:
-        StepNotFound: there is no such step, or somebody else wrote it.
+        StepNotFound: the step does not exist, or the folder is foreign.
         Corrupt: its manifest or an index is damaged.
     """
     root = open_root(path)

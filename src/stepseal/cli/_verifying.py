@@ -49,7 +49,7 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
     if entry.manifest is None or entry.state != "committed":
         finding = {"severity": "damage", "path": MANIFEST, "message": entry.problem}
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
-    size = measure_step(root, entry, entry.manifest)  # what is wrong with it is found again below
+    size = measure_step(root, entry, entry.manifest)  # a problem here is found again below
     with progress_bar(entry.step, size.size_bytes) as advance:
         found, done_bytes = _verify_leased(root, entry.name, entry.manifest, advance)
     return {
@@ -63,7 +63,7 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
 def _verify_leased(
     root: OpenRoot, name: str, manifest: Manifest, advance: Callable[[int], None]
 ) -> tuple[tuple[Finding, ...], int]:
-    """Return what was found, and how many bytes were read."""
+    """Return the findings, and the number of bytes read."""
     done_bytes = 0
 
     def count(num_bytes: int) -> None:
@@ -81,7 +81,7 @@ def _verify_leased(
 
 @contextmanager
 def progress_bar(step: int, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
-    """Yield what counts verified bytes, and shows them where stderr is a terminal."""
+    """Yield a function that counts verified bytes; show a bar if stderr is a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -1,7 +1,7 @@
-"""Which promises hold on a file system: what it really does, and what that means; for `doctor`.
+"""Which promises hold on a file system; used by `stepseal doctor` only.
 
-A probe tries each ability in a folder of its own, a meeting shows what several hosts see of each
-other, and a judgement says what follows for a promise. Saves and restores need none of this.
+A probe tries each ability of the file system in a temporary folder. A meeting shows what several
+hosts see of each other. A judgement says what follows for each promise.
 """
 
 from stepseal.doctor._checks import ABILITIES

@@ -1,7 +1,7 @@
-"""One function per ability: does the thing, then looks whether it happened.
+"""One function per ability: makes the call, then checks its effect.
 
-An answer of success proves nothing: file systems ignore flags that they do not know. So every
-check compares what is there afterwards. Each raises `NotHonoured`, or the kernel's `OSError`.
+A call that returns success proves nothing, because file systems ignore flags that they do not
+know. So every check looks at the result. Each raises `NotHonoured`, or the kernel's `OSError`.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ ABILITIES = {
     "exchange": "RENAME_EXCHANGE",
     "modes": "modes 0600 and 0700 are kept",
 }
-"""What is tried, each in words. Syncs of directories are asked of the storage itself."""
+"""The abilities that are tried, with a description. The storage itself tests directory syncs."""
 _RACERS = 4
 _ROUNDS = 8
 
 
 class NotHonoured(Exception):
-    """The call answered success and did something else; the text says what."""
+    """The call returned success but did something else; the text says what."""
 
 
 def require(condition: object, detail: str) -> None:
-    """Raise `NotHonoured` unless what was looked at is as it must be."""
+    """Raise `NotHonoured` with `detail` unless the condition is true."""
     if not condition:
         raise NotHonoured(detail)
 
 
 class Place:
-    """An empty directory of the probe's own."""
+    """A new, empty directory for one check."""
 
     def __init__(self, storage: LocalStorage, key: str, calls: Syscalls) -> None:
         self.storage = storage
@@ -57,12 +57,12 @@ class Place:
         self.calls = calls
 
     def create(self, name: str, data: bytes = b"") -> None:
-        """Make a file, or fail as the storage does; does not sync."""
+        """Create a file without syncing it; fails like the storage."""
         with self.storage.create_file(f"{self.key}/{name}") as handle:
             handle.write(data, 0)
 
     def make_dir(self, name: str, *files: str) -> None:
-        """Make a directory with files that hold their own name."""
+        """Make a directory with files; each file holds its own name."""
         self.storage.make_dir(f"{self.key}/{name}")
         for file in files:
             self.create(f"{name}/{file}", file.encode())
@@ -83,7 +83,7 @@ class Place:
         self.storage.rename(f"{self.key}/{source}", f"{self.key}/{target}", replace=True)
 
     def rename_with(self, flag: int, source: str, target: str) -> None:
-        """Rename with a flag; absolute paths, so that no descriptor is looked at."""
+        """Rename with a flag; uses absolute paths, so that directory descriptors play no role."""
         self.calls.renameat2(self.path(source), -1, self.path(target), -1, flag)
 
     def path(self, name: str) -> str:
@@ -112,7 +112,7 @@ def _link(place: Place) -> None:
 
 
 def _require_one_winner(call: str, attempt: Callable[[int, int], None]) -> None:
-    """Let threads make the same name at once, again and again: exactly one may each time."""
+    """Let threads create the same name at once, repeatedly; exactly one may succeed each time."""
 
     def wins(turn: int, racer: int) -> bool:
         try:
@@ -145,7 +145,7 @@ def _rename_dir(place: Place) -> None:
 
 
 def _first_sight(path: str, renamed: threading.Event) -> list[str]:
-    """Return what a directory holds when it is first seen; nothing if it is not seen at once."""
+    """Return the contents of a directory when it first appears; empty if it appears too late."""
     while True:
         is_last = renamed.is_set()
         with suppress(FileNotFoundError):
@@ -157,7 +157,7 @@ def _first_sight(path: str, renamed: threading.Event) -> list[str]:
 def _rename_keeps_full_dir(place: Place) -> None:
     place.make_dir("a", "new")
     place.make_dir("b", "old")
-    with suppress(OSError):  # whatever the number: what counts is what stands afterwards
+    with suppress(OSError):  # any error is fine: the check looks at the result
         place.rename("a", "b")
     require(place.read("b/old") == b"old", "a directory with entries was replaced")
     require(place.read("a/new") == b"new", "the source left its name")

@@ -1,4 +1,4 @@
-"""Where the doctor is at work: a folder that no run looks into."""
+"""The temporary folder that the doctor works in; runs never read it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["work_folder"]
 
 @contextmanager
 def work_folder(storage: LocalStorage, name: str) -> Iterator[str]:
-    """Make or find a folder, and yield its key; whoever leaves it empty removes it.
+    """Make or find a folder, and yield its key; remove it on exit if it is empty.
 
-    In a root it is in the folder that holds all but the steps, elsewhere it is a hidden one.
+    In a root, the folder is inside the control folder; elsewhere, it is a hidden folder.
     """
     key = f"{CONTROL}/doctor-{name}" if exists(storage, CONTROL) else f"{CONTROL}-doctor-{name}"
     try:
@@ -29,5 +29,5 @@ def work_folder(storage: LocalStorage, name: str) -> Iterator[str]:
             storage.make_dir(key)
         yield key
     finally:
-        with suppress(StorageUnavailable):  # somebody else is at work in it
+        with suppress(StorageUnavailable):  # another participant still uses it
             storage.remove_dir(key)

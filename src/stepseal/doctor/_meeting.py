@@ -1,11 +1,13 @@
-"""Several hosts meet in one directory: who sees whose files, how late, and by which clock.
+"""A meeting of several hosts in one directory: which files each sees, how late, and clock offsets.
 
-Each participant puts a token. Who sees the tokens of all says so with an answer that holds its
-clock, and stays until it sees the answers of all. By our clock, an answer was written after our
-token and before we saw it; a clock that says otherwise is off by at least the difference.
+Each participant creates a token file. A participant that sees all tokens writes an answer with the
+time of its clock, and stays until it sees all answers. By our clock, a peer wrote its answer after
+our token and before we saw the answer; if the answer's time is outside this range, the peer's clock
+is off by at least the difference.
 
-All names of one meeting lie in one folder. A participant removes its token when it leaves, and its
-answer only if it gives up: answers stay until the last token is gone, so that nobody misses one.
+All files of one meeting are in one folder. A participant removes its token when it leaves. It
+removes its answer only if it gives up: answers stay until the last token is gone, so that every
+participant can read them.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ class Peer:
     name: str
     """Host and process."""
     answered: bool
-    """It saw all, as far as we see."""
+    """We saw its answer, so it saw all participants."""
     clock_off_s: float
-    """How far its clock is off ours at least; 0 if its times fit, or none is known."""
+    """Smallest possible offset of its clock from ours; 0 if its times fit or are not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,13 @@ class Meeting:
     me: str
     num_expected: int
     peers: tuple[Peer, ...]
-    """Those whose token was seen, sorted by name."""
+    """Participants whose token we saw, sorted by name."""
     delay_s: float | None
-    """From when all were seen here until all had been seen to say the same; None: not all did."""
+    """Seconds between seeing all tokens and seeing all answers; None if an answer is missing."""
 
 
 class _Visit:
-    """One participant at work."""
+    """State of this participant during a meeting."""
 
     def __init__(self, storage: LocalStorage, folder: str, clock: Callable[[], float]) -> None:
         self._storage = storage
@@ -67,18 +69,18 @@ class _Visit:
         self._id = secrets.token_hex(8)
         self.me = f"{socket.gethostname()}:{os.getpid()}"
         self.tokens: dict[str, str] = {}
-        """Identity of each participant, this one too, to its name."""
+        """Identity of each participant, including this one, to its name."""
         self.answers: dict[str, float] = {}
-        """Identity to how far its clock is off."""
+        """Identity to the smallest possible offset of its clock."""
         self._came_at = clock()
 
     def put(self, kind: str) -> None:
-        """Make a file that holds our name and clock, whole at once."""
+        """Create a file with our name and clock atomically."""
         data = json.dumps({"name": self.me, "clock": self._clock()}).encode()
         replace_durable(self._storage, f"{self._folder}/{kind}{self._id}", data)
 
     def look(self) -> None:
-        """Read what is new."""
+        """Read new files."""
         for entry in self._storage.list_dir(self._folder):
             kind, _, identity = entry.name.partition("-")
             known = self.tokens if f"{kind}-" == _TOKEN else self.answers
@@ -96,12 +98,12 @@ class _Visit:
                 self.answers[identity] = at - min(max(at, self._came_at), self._clock())
 
     def leave(self, *, gives_up: bool) -> None:
-        """Remove our token, and all answers if nobody is left to read them."""
+        """Remove our token, and all answers if no token is left."""
         self._remove(f"{_TOKEN}{self._id}")
         if gives_up:
             self._remove(f"{_ANSWER}{self._id}")
         names: list[str] = []
-        with suppress(StorageUnavailable):  # whoever left last has removed the folder
+        with suppress(StorageUnavailable):  # the last participant has removed the folder
             names = [entry.name for entry in self._storage.list_dir(self._folder)]
         if not any(name.startswith(_TOKEN) for name in names):
             for name in names:
@@ -112,7 +114,7 @@ class _Visit:
             self._storage.remove_file(f"{self._folder}/{name}")
 
     def peers(self) -> tuple[Peer, ...]:
-        """Return what is known of the others."""
+        """Return the other participants that were seen."""
         found = [
             Peer(name, other in self.answers, self.answers.get(other, 0.0))
             for other, name in self.tokens.items()
@@ -132,21 +134,21 @@ def meet(
 ) -> Meeting:
     """Wait until all participants have seen each other, at most `timeout_s`.
 
-    Every participant, each with the same arguments. Blocks.
+    Every participant calls it with the same arguments. Blocks.
 
     Args:
-        path: the directory that all should see, existing.
-        name: of this meeting, used once.
-        num_participants: how many take part, this one too.
+        path: an existing directory that all participants should see.
+        name: name of the meeting, never used before.
+        num_participants: number of participants, including this one.
         timeout_s: seconds to wait for the others.
-        access: whether it may be a directory in which others can change names.
+        access: whether other users may be able to change names in the directory.
         clock: this host's wall clock.
 
     Raises:
-        RootNotFound: nothing is at `path`.
-        InvalidInput: more participants than expected were met: the name was used before; or
+        RootNotFound: `path` does not exist.
+        InvalidInput: there are more participants than expected, so the name was used before; or
             `access` refuses the directory.
-        StorageUnavailable: refused.
+        StorageUnavailable: the storage refused an operation.
     """
     deadline = time.monotonic() + timeout_s
     with (

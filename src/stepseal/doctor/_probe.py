@@ -1,7 +1,7 @@
-"""Finds out what the file system of a directory really honours, without touching a run in it.
+"""Finds out what the file system of a directory really does, without touching a run in it.
 
-Everything happens in a folder of its own with a random name. It is removed whatever happens, short
-of the death of the process.
+Everything happens in a temporary folder with a random name. The folder is removed unless the
+process is killed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Probe:
     """What a directory's file system really does."""
 
     missing: dict[str, str]
-    """Each of `ABILITIES` that is not there, to what was seen instead."""
+    """Each of `ABILITIES` that is missing, to what happened instead."""
     mount: Mount | None
     sync_doubts: tuple[str, ...]
-    """Why syncs may not survive power loss, as the manifests of a run here would have it."""
+    """Why synced data may not survive power loss; manifests of a run here would record the same."""
     free_bytes: int
     clock_off_s: float
     """Time stamps of the file system minus this host's clock."""
@@ -50,18 +50,18 @@ def probe(
     calls: Syscalls | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Probe:
-    """Look at what a directory's file system really does; well below a second on a local disk.
+    """Test what a directory's file system really does; takes well below a second on a local disk.
 
     Args:
         path: an existing directory.
-        access: whether it may be one in which others can change names.
-        calls: answers for the kernel; tests pass their own.
+        access: whether other users may be able to change names in the directory.
+        calls: the system calls; tests pass their own.
         clock: this host's wall clock.
 
     Raises:
-        RootNotFound: nothing is there.
-        InvalidInput: it is no directory, or `access` refuses it.
-        StorageUnavailable: nothing can be made in it, or there is no room to try.
+        RootNotFound: the path does not exist.
+        InvalidInput: the path is not a directory, or `access` refuses it.
+        StorageUnavailable: no file or folder can be created in it, or the disk is full.
     """
     calls = calls or Syscalls()
     with (
@@ -86,7 +86,7 @@ def probe(
 
 
 def _missing(storage: LocalStorage, key: str, calls: Syscalls) -> dict[str, str]:
-    """Try each ability in a directory of its own; return what is not there, and why."""
+    """Try each ability in its own directory; return the missing ones, and why."""
     missing = {}
     for ability, check in CHECKS.items():
         storage.make_dir(f"{key}/{ability}")

@@ -20,17 +20,17 @@ _MAX_CLOCK_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class PromiseJudgement:
-    """What becomes of one promise."""
+    """Whether one promise holds."""
 
     promise: str
     state: Literal["holds", "best effort", "does not hold", "not tested"]
     why: str
     advice: str = ""
-    """What to do; empty where nothing is."""
+    """What to do; empty if nothing is needed."""
 
 
 def judge_promises(probe: Probe, meeting: Meeting | None = None) -> tuple[PromiseJudgement, ...]:
-    """Return a judgement on each promise that depends on the file system, and on the clocks."""
+    """Return one judgement per promise that depends on the file system or on the clocks."""
     return (
         _needing(
             "atomic", probe, "fsync", "rename_dir",
@@ -42,7 +42,7 @@ def judge_promises(probe: Probe, meeting: Meeting | None = None) -> tuple[Promis
         _never_strands(probe),
         _needing(
             "concurrent jobs", probe, "exclusive_create", "link",
-            why="of several that create or link a name at once exactly one does",
+            why="if several create or link one name at once, exactly one succeeds",
             advice=f"{_OTHER_PLACE}: two jobs on this root could both claim it.",
         ),
         _one_view(meeting),
@@ -56,14 +56,14 @@ def judge_promises(probe: Probe, meeting: Meeting | None = None) -> tuple[Promis
 
 
 def _faults(probe: Probe, *abilities: str) -> list[str]:
-    """Return what is missing among these, in words."""
+    """Return a text for each of these abilities that is missing."""
     return [f"{ABILITIES[a]}: {probe.missing[a]}" for a in abilities if a in probe.missing]
 
 
 def _needing(
     promise: str, probe: Probe, *abilities: str, why: str, advice: str
 ) -> PromiseJudgement:
-    """Return the judgement on a promise that needs all of these."""
+    """Return the judgement on a promise that needs all of these abilities."""
     missing = _faults(probe, *abilities)
     if missing:
         return PromiseJudgement(promise, "does not hold", "; ".join(missing), advice)
@@ -102,7 +102,7 @@ def _never_strands(probe: Probe) -> PromiseJudgement:
     if "exchange" in probe.missing:
         effects.append("no exchange: superseding takes two moves")
     if "noreplace" in probe.missing:
-        effects.append("no RENAME_NOREPLACE: an empty folder may give way, and nothing else")
+        effects.append("no RENAME_NOREPLACE: a rename may replace an empty folder, nothing else")
     advice = "Nothing: no step of the lineage is ever replaced."
     return PromiseJudgement(promise, "best effort", "; ".join(effects), advice)
 
@@ -111,7 +111,7 @@ def _one_view(meeting: Meeting | None) -> PromiseJudgement:
     promise = "one view, all hosts"
     if meeting is None:
         advice = "Run `stepseal doctor ROOT --meet NAME --participants N` on each host."
-        return PromiseJudgement(promise, "not tested", "this host alone was asked", advice)
+        return PromiseJudgement(promise, "not tested", "only this host was tested", advice)
     if meeting.delay_s is None:
         seen = ", ".join(peer.name for peer in meeting.peers) or "nobody"
         silent = ", ".join(peer.name for peer in meeting.peers if not peer.answered)
@@ -120,7 +120,7 @@ def _one_view(meeting: Meeting | None) -> PromiseJudgement:
         why += f"; no answer from {silent}" if silent else ""
         advice = "Check that these hosts mount the same directory, and were started in time."
         return PromiseJudgement(promise, "does not hold", why, advice)
-    why = f"all {meeting.num_expected} see each other, {meeting.delay_s:.2f} s after the last came"
+    why = f"all {meeting.num_expected} see each other, {meeting.delay_s:.2f} s after the last join"
     return PromiseJudgement(promise, "holds", why)
 
 

@@ -1,7 +1,7 @@
-"""Checkpoint folders that somebody else wrote, as components: today those of stock DCP.
+"""Reads checkpoint folders of other libraries as components; today those of stock DCP.
 
-Everything here is hostile until it is checked; nothing is unpickled, and memory is in proportion
-to the bytes that are read. It knows no commit and no live state.
+All input counts as hostile until it is checked. Nothing is unpickled, and memory use is
+proportional to the bytes read. Knows neither commits nor live state.
 """
 
 from stepseal.foreign._components import ForeignComponent, ImportedComponent

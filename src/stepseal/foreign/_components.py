@@ -1,6 +1,6 @@
-"""A foreign state dict as components, laid out as stepseal's own would have stored it.
+"""Turns a foreign state dict into components, in the layout that stepseal itself would store.
 
-Entries of a top-level dict become a component of its name; bare tensors are the component `model`.
+Each top-level dict becomes a component of that name; bare tensors form the component `model`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ForeignComponent:
     """Key to its path below the component."""
 
     def nested(self, leaves: Mapping[str, object]) -> dict[str | int, Any]:
-        """Return the nested state that leaves by key belong to.
+        """Put leaves, given by key, into the nested state that they came from.
 
         Raises:
             UnsupportedState: two paths contradict each other.
@@ -58,11 +58,11 @@ class ForeignComponent:
 
 
 class _Node(dict[str | int, Any]):
-    """An entry that has entries of its own; no leaf is of this class."""
+    """An entry with entries below it; a leaf never has this class."""
 
 
 def _plain(child: object) -> object:
-    """Return an entry as it was saved; what counts from 0 was a list."""
+    """Return an entry as it was saved; an entry with the keys 0, 1, 2, ... was a list."""
     if type(child) is not _Node:
         return child
     entries = {key: _plain(below) for key, below in child.items()}
@@ -70,15 +70,15 @@ def _plain(child: object) -> object:
 
 
 def components_of(index: ForeignIndex) -> dict[str, ForeignComponent]:
-    """Return the components that a foreign checkpoint amounts to, by name.
+    """Return the components of a foreign checkpoint, by name.
 
-    A nested entry belongs to the component of its top-level key. A bare tensor, and a module's
-    `_extra_state`, belong to `model`; if there is a nested `model`, or it is another value, to
-    `extra`.
+    A nested entry belongs to the component named by its top-level key. A bare tensor and a
+    module's `_extra_state` belong to `model`, or to `extra` if a nested `model` exists. Other bare
+    values belong to `extra`.
 
     Raises:
         InvalidInput: a top-level key cannot name a component.
-        UnsupportedState: two entries of a component have one key.
+        UnsupportedState: two entries of a component have the same key.
     """
     found: dict[str, ForeignComponent] = {}
     nested = {path[0] for path in index.paths.values() if len(path) > 1}
@@ -90,8 +90,8 @@ def components_of(index: ForeignIndex) -> dict[str, ForeignComponent]:
             check_component_name(name)
         except InvalidInput as error:
             raise InvalidInput(
-                f"top-level key of the foreign checkpoint: {error} Save it with dcp.save under "
-                "another one.",
+                f"top-level key of the foreign checkpoint: {error} Save the checkpoint again with "
+                "dcp.save under another key.",
                 component=str(name),
             ) from error
         component = found.setdefault(str(name), ForeignComponent(str(name)))
@@ -110,16 +110,16 @@ def components_of(index: ForeignIndex) -> dict[str, ForeignComponent]:
 def optimizer_tree(
     component: ForeignComponent, values: Mapping[str, object], model: ForeignComponent
 ) -> dict[str, Any] | None:
-    """Return groups and state as an optimizer component stores them, None if this is no such state.
+    """Return groups and state as an optimizer component stores them; None for other state.
 
-    Understands what `get_optimizer_state_dict` makes, flattened (`state.<fqn>.exp_avg`,
-    `param_groups.<fqn>.lr`) or not (`param_groups` is a list with FQNs). In the flattened form
-    groups are not told: parameters with equal options form one group, in order of appearance.
+    Reads the output of `get_optimizer_state_dict`, flattened (`state.<fqn>.exp_avg`,
+    `param_groups.<fqn>.lr`) or not (`param_groups` is a list with FQNs). The flattened form does
+    not store groups: parameters with equal options form one group, in order of appearance.
 
     Args:
         component: tensors and values by key.
         values: the values themselves, by key.
-        model: whose parameters the optimizer has.
+        model: the component whose parameters the optimizer updates.
     """
     shapes = {key: tensor.shape for key, tensor in model.tensors.items()}
     state: dict[str, dict[str, Any]] = {}
@@ -180,13 +180,13 @@ def _equal(options: Mapping[str, dict[str, Any]]) -> _Groups:
 
 
 class ImportedComponent(TreeComponent):
-    """Stores what a folder held as the component's own class would have done; never restored into.
+    """Stores a component of a foreign folder like the matching live component; cannot be restored.
 
     Args:
         name: name of the component.
-        tensors: by key; without any, the component is a tree.
-        values: by key, as stock readers shall find them.
-        tree: what the component's tree holds; None with tensors for the values themselves.
+        tensors: tensors by key; if empty, the component is a tree.
+        values: values by key, as stock DCP readers see them.
+        tree: content of the component's tree; with tensors, None stands for `values`.
     """
 
     def __init__(

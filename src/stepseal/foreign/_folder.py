@@ -1,6 +1,6 @@
 """A foreign DCP folder on storage: its index, and its tensors and values, read by exact ranges.
 
-No byte of it is unpickled, and nothing is known of its integrity: DCP writes no digests.
+Nothing is unpickled. Integrity cannot be checked, because DCP writes no digests.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class DcpFolder:
     """One foreign folder.
 
     Args:
-        storage: where.
+        storage: the storage that holds the folder.
         key: the folder; empty for the storage's own root.
-        shown: what messages put before the key.
+        shown: text that messages put before the key.
 
     Raises:
         StepNotFound: there is no `.metadata`.
@@ -67,7 +67,7 @@ class DcpFolder:
         self.components = components_of(self._index)
 
     def boxes(self, tensor: ForeignTensor, wanted: Box) -> Iterator[tuple[Box, torch.Tensor]]:
-        """Yield the boxes of a tensor that a box meets, contiguous, one after the other.
+        """Yield each stored box of a tensor that overlaps `wanted`, with its contiguous data.
 
         Raises:
             UnsupportedState, Corrupt: a record is refused.
@@ -79,7 +79,7 @@ class DcpFolder:
                 yield box, found
 
     def check(self, tensor: ForeignTensor, wanted: Box) -> None:
-        """Check the records of the boxes that a box meets, without reading their elements.
+        """Check the records of all stored boxes that overlap `wanted`, without reading elements.
 
         Raises:
             UnsupportedState, Corrupt: a record is refused.
@@ -90,11 +90,11 @@ class DcpFolder:
                     place_of(record, tensor.dtype, box.sizes)
 
     def imported(self, name: str, skipped: dict[str, str] | None) -> ImportedComponent | None:
-        """Return a component to store, read whole; None where all of it was left out.
+        """Read a whole component for storing; None if all of it was left out.
 
         Args:
-            name: of the component.
-            skipped: takes the FQN of each value that is refused, and why; None raises instead.
+            name: name of the component.
+            skipped: receives the FQN of each refused value, and why; None raises instead.
 
         Raises:
             UnsupportedState, Corrupt: a record is refused.
@@ -117,7 +117,7 @@ class DcpFolder:
         return ImportedComponent(name, {}, copies, nested) if values else None
 
     def saved(self, name: str, kind: str) -> SavedComponent:
-        """Return a component as a step would have held it for a live one of this kind.
+        """Return a component in the form in which a step would hold it for a live one of this kind.
 
         Raises:
             UnsupportedState, Corrupt: a record is refused.
@@ -144,7 +144,7 @@ class DcpFolder:
         return target
 
     def _optimizer(self, name: str, values: Mapping[str, object]) -> object:
-        """Return the tree of a component that is the optimizer of the model, else None."""
+        """Return the tree of the component if it is the model's optimizer, else None."""
         model = self.components.get("model")
         if name == "model" or model is None:
             return None
@@ -164,7 +164,7 @@ class DcpFolder:
         return found
 
     def _value(self, fqn: str) -> object:
-        """Return a value; a record that several share is read once, and paid for by each."""
+        """Return a value; a shared record is read once, and charged to the budget for each use."""
         item = self._index.values[fqn]
         place = f"{item.offset}+{item.length} {item.path}"
         known = self._known.get(place)
@@ -198,7 +198,7 @@ class DcpFolder:
         try:
             return self._storage.open_read(path)
         except KeyNotFound as error:
-            text = f"{self._shown}{file}: expected a payload file, found nothing."
+            text = f"{self._shown}{file}: expected a payload file, found no such file."
             raise Corrupt(text, path=path) from error
 
     def _check_files(self) -> None:

@@ -1,7 +1,7 @@
-"""The `.metadata` of a foreign DCP folder, as checked values of our own.
+"""Reads the `.metadata` of a foreign DCP folder into checked values of our own.
 
-It is a pickle, and is read as inert nodes: whatever it says, nothing is imported or called. Every
-field is checked before it means anything: exact types, bounds, safe paths, boxes that tile.
+The file is a pickle. It is parsed into inert nodes; nothing is ever imported or called. Every
+field is checked before it is used: exact types, bounds, safe paths, boxes that tile.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class ForeignItem:
 
 @dataclass(frozen=True, slots=True)
 class ForeignTensor:
-    """A tensor of a foreign checkpoint; its boxes hold each element exactly once, none is empty."""
+    """A tensor of a foreign checkpoint; its non-empty boxes hold each element exactly once."""
 
     fqn: str
     dtype: str
@@ -70,14 +70,14 @@ class ForeignTensor:
 
 @dataclass(frozen=True, slots=True)
 class ForeignIndex:
-    """What a foreign DCP folder holds, by FQN."""
+    """The contents of a foreign DCP folder, by FQN."""
 
     tensors: dict[str, ForeignTensor]
     values: dict[str, ForeignItem]
     paths: dict[str, tuple[str | int, ...]]
     """FQN to its path in the nested state dict; all tensors and values have one."""
     sizes: dict[str, int]
-    """Payload file to the bytes that it has at least."""
+    """Payload file to its minimum size in bytes."""
 
 
 def read_metadata(data: bytes, what: str) -> ForeignIndex:
@@ -88,9 +88,9 @@ def read_metadata(data: bytes, what: str) -> ForeignIndex:
         what: the file's name, for messages.
 
     Raises:
-        UnsupportedState: it names something else than DCP's own classes, a tensor that is not
-            dense, or records that are encoded.
-        Corrupt: it is not what DCP writes: types, bounds, paths or coverage are wrong.
+        UnsupportedState: the file names a class that is not DCP's own, a tensor that is not dense,
+            or encoded records.
+        Corrupt: DCP never writes such a file: types, bounds, paths or coverage are wrong.
     """
     if len(data) > MAX_DCP_INDEX_BYTES:
         problem = f"expected at most {MAX_DCP_INDEX_BYTES} bytes, found {len(data)}"
@@ -104,7 +104,7 @@ class _Reader:
         self._boxes_left = _MAX_ITEMS
         self._files: set[str] = set()
         self._places: dict[tuple[str, str], ForeignItem] = {}
-        """Records by FQN and offsets as text: the hash of numbers has no secret."""
+        """Records by FQN and offsets as text; attackers can make hashes of ints collide."""
 
     def index(self, root: Node) -> ForeignIndex:
         fields = ("storage_data", "state_dict_metadata", "planner_data")
@@ -185,9 +185,9 @@ class _Reader:
         return self._places[fqn, repr(offsets)]
 
     def _check_ranges(self, index: ForeignIndex) -> None:
-        """Refuse paths out of the folder, and records that share bytes, but whole ones of values.
+        """Refuse paths outside the folder, and records that overlap.
 
-        Fills in the sizes of files.
+        Values may share one whole record. Fills in the sizes of files.
         """
         problems = [problem for path in sorted(self._files) if (problem := path_problem(path))]
         problems = problems or path_set_problems(sorted(self._files))
@@ -200,13 +200,13 @@ class _Reader:
         for one, other in pairwise(records):
             if one[:3] == other[:3]:
                 alone = not one[3] and not other[3]
-                self._expect(alone, "a record of its own for each box", "one record for two")
+                self._expect(alone, "a separate record for each box", "one record for two")
             else:
                 apart = one[0] != other[0] or other[1] >= one[1] + one[2]
                 self._expect(apart, f"records that do not overlap in {one[0]}", other[1])
 
     def _fields(self, node: Node, kind: str, *names: str) -> list[Node]:
-        """Return fields of an object of one of DCP's dataclasses, None where it has none."""
+        """Return the named fields of a node of a DCP dataclass; None for a missing field."""
         good = isinstance(node, Call) and node.callee == kind and not node.args
         self._expect(good, kind.rpartition(".")[2], node)
         found = list(self._pairs(node.state)) if node.state is not None else []
@@ -234,7 +234,7 @@ class _Reader:
 
 
 def is_size(node: Node) -> bool:
-    """Say whether a node is a tuple of few sizes, with a product that is no attack."""
+    """Return whether a node is a short tuple of sizes with a product below the limit."""
     return (
         type(node) is tuple
         and len(node) <= _MAX_DIMS

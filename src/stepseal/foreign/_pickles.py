@@ -1,8 +1,8 @@
 """Parses pickles into inert nodes: nothing is unpickled, imported, called, hashed or compared.
 
 It knows the opcodes that DCP and `torch.save` write. A class stays a `Name`, a call stays a `Call`;
-whoever reads the nodes decides what they may mean. Names must be on the caller's list, and memory
-is in proportion to the input.
+the reader of the nodes decides what to make of them. Names must be on the caller's list, and memory
+use is proportional to the input.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["Call", "Name", "Node", "Pairs", "Reference", "corrupt", "parse_pickl
 Node = Any
 """A plain value, a list or tuple of nodes, or one of the classes below; hostile until checked."""
 _SPARE_BYTES, _PER_BYTE = 8 << 20, 24
-"""What nodes may take: real indexes take 18 bytes per byte of pickle."""
+"""Memory limit for nodes; indexes that DCP writes take 18 bytes per byte of pickle."""
 _MEMO_BYTES = 40
-"""Price of a node that may be referred to again and again; its place takes less."""
+"""Memory charged for a node that can be referred to many times; a reference costs less."""
 _PLACE_BYTES = sys.getsizeof((None,)) - sys.getsizeof(())
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _SMALL = frozenset({"BININT", "BININT1", "BININT2"})
@@ -37,13 +37,13 @@ _MAX_PROTOCOL = 5
 
 
 class Name(str):
-    """A class or function that the pickle names, with its module; only a name."""
+    """Qualified name of a class or function in the pickle; never resolved."""
 
     __slots__ = ()
 
 
 class Pairs(list[Node]):
-    """A dict as it was written, as a flat list: keys are not hashed here, and may repeat."""
+    """A dict as a flat list of keys and values; keys are not hashed, and may repeat."""
 
     __slots__ = ()
 
@@ -54,12 +54,12 @@ class Pairs(list[Node]):
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """An object that the pickle wants made by calling a name; it never is."""
+    """A call in the pickle, such as a constructor; it is never carried out."""
 
     callee: Name
     args: tuple[Node, ...]
     pairs: Pairs
-    """Items that would be set on the new object."""
+    """Items that unpickling would set on the new object."""
     state: Node = None
 
 
@@ -71,7 +71,7 @@ class Reference:
 
 
 def corrupt(what: str, problem: str) -> Corrupt:
-    """Return the error for a foreign file or record that is not what its writers write."""
+    """Return the error for a foreign file or record that is malformed."""
     return Corrupt(f"{what}: {problem}. It is not loaded.", path=what, problems=(problem,))
 
 
@@ -80,13 +80,13 @@ def parse_pickle(data: bytes, allowed: Collection[str], what: str) -> Node:
 
     Args:
         data: the bytes; the caller bounds their number.
-        allowed: every name that may occur, with its module.
-        what: the thing that is read, for messages.
+        allowed: qualified names that may occur.
+        what: name of the file or record, for messages.
 
     Raises:
         UnsupportedState: a name that is not allowed.
-        Corrupt: the bytes are no whole pickle, or none of these writers, or stand for more than
-            fits their number.
+        Corrupt: the bytes are not a whole pickle, use an opcode that these writers do not write,
+            or expand to more memory than their number allows.
     """
     parser = _Parser(allowed, what, _SPARE_BYTES + _PER_BYTE * len(data))
     try:
@@ -115,7 +115,7 @@ class _Parser:
         return root
 
     def take(self, opcode: str, argument: Node, at: int) -> None:
-        """Do what one opcode says, the frequent ones first."""
+        """Carry out one opcode; the frequent ones come first."""
         stack = self._stack
         if opcode in ("BINGET", "LONG_BINGET"):
             self._push(self._memo[argument])
@@ -166,18 +166,18 @@ class _Parser:
             raise corrupt(self._what, "expected objects in proportion to its bytes, found more")
 
     def _push(self, node: Node) -> None:
-        """Push what is there already, or costs nothing but its place."""
+        """Push an existing node, or one that costs only its place on the stack."""
         self._spend(_PLACE_BYTES)
         self._stack.append(node)
 
     def _make(self, node: Node) -> None:
-        """Push a node that costs memory."""
+        """Push a new node and charge its memory."""
         self._spend(sys.getsizeof(node))
         self._push(node)
 
     def _remember(self, place: int) -> None:
         if place > len(self._memo):
-            raise ValueError("a place out of order")
+            raise ValueError("a memo index out of order")
         self._spend(_MEMO_BYTES)
         self._memo[place : place + 1] = [self._stack[-1]]
 
@@ -189,19 +189,19 @@ class _Parser:
         target, kind = self._stack[-1], list if opcode == "APPENDS" else Pairs
         target = target.pairs if type(target) is Call and kind is Pairs else target
         if type(target) is not kind or (kind is Pairs and len(items) % 2):
-            raise ValueError("items for something that has none")
+            raise ValueError("items for an object that takes none")
         self._spend(_PLACE_BYTES * len(items))
         target.extend(items)
 
     def _name(self, module: Node, name: Node) -> None:
         if type(module) is not str or type(name) is not str:
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not a string")
         full = f"{module}.{name}"
         if full not in self._allowed:
             shown = full[:120]
             raise UnsupportedState(
-                f"{self._what}: names {shown!r}, which is not among what stepseal takes from a "
-                "foreign checkpoint. Nothing of that name was imported or called.",
+                f"{self._what}: names {shown!r}, which stepseal does not accept from a foreign "
+                "checkpoint. It was neither imported nor called.",
                 path=self._what,
                 found=shown,
             )
@@ -209,12 +209,12 @@ class _Parser:
 
     def _call(self, args: Node, callee: Node) -> None:
         if type(args) is not tuple or type(callee) is not Name:
-            raise ValueError("a call of something that is no name")
+            raise ValueError("a call whose target is not a name")
         pairs = Pairs()
         self._spend(sys.getsizeof(pairs))
         self._make(Call(callee, args, pairs))
 
     def _build(self, state: Node, target: Node) -> None:
         if type(target) is not Call or target.state is not None:
-            raise ValueError("state for something that has none")
+            raise ValueError("state for an object that takes none")
         target.state = state

@@ -1,7 +1,7 @@
 """One `torch.save` record: a zip archive of stored members, read by exact ranges.
 
-`zipfile` reads the directory alone. Nothing is unpacked: a member is a range of the record, and all
-members lie inside it.
+`zipfile` reads only the archive's directory. Nothing is unpacked: a member is a range of bytes
+inside the record.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Record:
 
     Args:
         handle: the file.
-        item: where the record lies in it.
+        item: range of the record in the file.
         what: the record's name, for messages.
 
     Raises:
-        Corrupt: it is no archive that `torch.save` wrote, or a member is compressed.
+        Corrupt: `torch.save` never writes such an archive, or a member is compressed.
     """
 
     def __init__(self, handle: ReadHandle, item: ForeignItem, what: str) -> None:
@@ -52,7 +52,7 @@ class Record:
             raise corrupt(what, "expected little-endian data")
 
     def __contains__(self, name: str) -> bool:
-        """Say whether there is a member of this name."""
+        """Return whether the archive has a member of this name."""
         return f"{self._root}/{name}" in self._members
 
     def root_node(self, allowed: Collection[str], max_bytes: int) -> Any:  # noqa: ANN401 - a node
@@ -60,17 +60,17 @@ class Record:
         return parse_pickle(bytes(self._member("data.pkl", max_bytes)), allowed, self.what)
 
     def storage_size(self, key: str) -> int:
-        """Return the bytes of a storage.
+        """Return the size of a storage in bytes.
 
         Raises:
-            Corrupt: there is no such storage.
+            Corrupt: the record has no such storage.
         """
         if f"data/{key}" not in self:
             raise corrupt(self.what, f"expected the storage {key[:40]!r}, found none")
         return self._members[f"{self._root}/data/{key}"].file_size
 
     def storage(self, key: str) -> memoryview:
-        """Return the bytes of a storage in memory of their own."""
+        """Return a new copy of the bytes of a storage."""
         return self._member(f"data/{key}", self._ranges.size)
 
     def _directory(self) -> dict[str, zipfile.ZipInfo]:
@@ -87,7 +87,7 @@ class Record:
             raise corrupt(self.what, "expected a zip archive, found none") from error
         members = {info.filename: info for info in found}
         if len(members) != len(found):
-            raise corrupt(self.what, "expected distinct members, found twins")
+            raise corrupt(self.what, "expected distinct members, found a name twice")
         for name, info in members.items():
             if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
                 raise corrupt(self.what, f"expected stored members, found {name[:80]!r} compressed")
@@ -122,7 +122,7 @@ class _Ranges:
             self._whole = self.fresh(0, size)
 
     def fresh(self, offset: int, size: int) -> memoryview:
-        """Return a range in memory of its own; ValueError where it is not inside the record."""
+        """Return a copy of a range; raise ValueError if it is not inside the record."""
         if offset < 0 or size < 0 or offset + size > self.size:
             raise ValueError(f"bytes {offset} to {offset + size} of {self.size}")
         if self._whole is not None:

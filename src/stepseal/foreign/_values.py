@@ -1,6 +1,6 @@
-"""What records of a foreign checkpoint hold: tensors, and values of plain types.
+"""Reads tensors and values of plain types from the records of a foreign checkpoint.
 
-Tensors come from their raw storages, values from inert nodes; nothing is unpickled.
+Tensors are made from their raw storages, values from inert nodes; nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _STORAGES = {
 }  # fmt: skip
 _UNTYPED = "torch.storage.UntypedStorage"
 _TENSORS = {"torch._utils._rebuild_tensor_v2": 6, "torch._utils._rebuild_tensor_v3": 7}
-"""Name to the arguments it always has."""
+"""Name of an allowed call to the arguments that it always has."""
 _PARAMETER = "torch._utils._rebuild_parameter"
 _ODICT, _COUNTER, _SIZE = "collections.OrderedDict", "collections.Counter", "torch.Size"
 _SET, _COMPLEX, _ENCODE = "__builtin__.set", "__builtin__.complex", "_codecs.encode"
@@ -45,7 +45,7 @@ _LAZY = {
     "conj": _COMPLEX_DTYPES,
     "neg": _COMPLEX_DTYPES | {"float16", "bfloat16", "float32", "float64"},
 }
-"""Lazy bit of a tensor to the dtypes that torch sets it for, and can carry out."""
+"""Lazy bit of a tensor to the dtypes on which torch sets and resolves it."""
 _MAX_TENSOR_PICKLE, _MAX_VALUE_PICKLE = 64 << 10, 16 << 20
 _MAX_NODES = 1_000_000
 _MAX_DEPTH = 64
@@ -54,10 +54,11 @@ _SPARE, _PER_BYTE = 4 << 20, 8
 
 
 class Budget:
-    """What the values of one folder may grow to where they are shared, in bytes.
+    """Memory budget for the values of one folder, in bytes.
 
-    Records refer to each other and to themselves, so that few bytes can stand for many. Every
-    reference costs what it stands for; each record that is read gives room for some times as much.
+    Values can refer to each other, so a few bytes can expand to many. Every reference is charged
+    with the size of its target. Each record that is read raises the budget by a multiple of its
+    size.
     """
 
     def __init__(self) -> None:
@@ -65,14 +66,14 @@ class Budget:
         self._room = _SPARE
 
     def allow(self, size: int) -> None:
-        """Give room for what a record of `size` bytes may hold."""
+        """Raise the budget for a record of `size` bytes."""
         self._room += _PER_BYTE * size
 
     def spend(self, size: int, what: str) -> None:
-        """Take room.
+        """Charge `size` bytes.
 
         Raises:
-            Corrupt: there is not so much.
+            Corrupt: the budget is exceeded.
         """
         self.spent += size
         if self.spent > self._room:
@@ -81,16 +82,16 @@ class Budget:
 
 
 def place_of(record: Record, dtype: str, shape: tuple[int, ...]) -> Place:
-    """Return where the elements of the tensor of one record lie, after checking all but them.
+    """Return where the elements of a record's tensor lie; checks everything except the elements.
 
     Args:
-        record: which.
-        dtype: what the tensor must be.
-        shape: what its shape must be.
+        record: the record.
+        dtype: expected dtype.
+        shape: expected shape.
 
     Raises:
-        UnsupportedState: the record names something else than a plain tensor.
-        Corrupt: it is no record of such a tensor.
+        UnsupportedState: the record names a class that a plain tensor does not need.
+        Corrupt: the record does not hold such a tensor.
     """
     place = _place(record, record.root_node(_TENSOR_NAMES, _MAX_TENSOR_PICKLE))
     if (place.dtype, place.shape) != (dtype, shape):
@@ -100,11 +101,11 @@ def place_of(record: Record, dtype: str, shape: tuple[int, ...]) -> Place:
 
 
 def read_value(record: Record, budget: Budget) -> object:
-    """Return the value of one record, of plain types and tensors.
+    """Return the value of one record, made of plain types and tensors.
 
     Raises:
-        UnsupportedState: the record names a class that is not among the plain ones.
-        Corrupt: it is no such record, or it is deeper or larger than fits its bytes.
+        UnsupportedState: the record names a class that is not one of the plain types.
+        Corrupt: the record is malformed, or its value is too deep or too large for its bytes.
     """
     return _Builder(record, budget).value(record.root_node(_VALUE_NAMES, _MAX_VALUE_PICKLE), 0)
 
@@ -124,7 +125,7 @@ class Place:
     flags: frozenset[str]
 
     def tensor(self, record: Record) -> torch.Tensor:
-        """Return the tensor, contiguous, over memory of its own."""
+        """Return a contiguous copy of the tensor."""
         flat = tensor_over(record.storage(self.key), getattr(torch, self.dtype))
         tensor = flat.as_strided(self.shape, self.steps, self.first)
         tensor = torch.conj(tensor) if "conj" in self.flags else tensor
@@ -222,7 +223,7 @@ class _Builder:
         return self._made(node, depth)
 
     def _made(self, node: Call, depth: int) -> Any:  # noqa: ANN401 - any plain value
-        """Return what a call of one of the few known names stands for."""
+        """Return the value of a call of one of the few known names."""
         match node.callee, *node.args:
             case (str(callee),) if callee == _ODICT:
                 return collections.OrderedDict(self._dict(node.pairs.pairs(), depth))
@@ -261,7 +262,7 @@ def _own_bytes(node: Node) -> int:
 
 
 def _is_call(node: Node, callee: str | None = None) -> bool:
-    """Say whether a node is a call that nothing was added to."""
+    """Return whether a node is a call without items or state set afterwards."""
     plain = isinstance(node, Call) and node.state is None and not node.pairs
     return plain and callee in (None, node.callee)
 

@@ -1,6 +1,6 @@
 """What the bytes mean: names, boxes, digests, the manifest, part documents and part indexes.
 
-Pure values and functions over them; no I/O and no torch. What is read here is hostile until it is
+Pure values and functions over them; no I/O and no torch. All input counts as hostile until it is
 checked: decoders return a sound value, or raise `Corrupt` or `IncompatibleFormat`, in bounded time.
 """
 # ruff: noqa: I001 - names side by side keep the face on one page

@@ -1,4 +1,4 @@
-"""Boxes: rectangular pieces of arrays, and the arithmetic that reading and resharding needs.
+"""Boxes: rectangular parts of arrays, and the arithmetic that reading and resharding need.
 
 Pure integer arithmetic over C-order (row-major) arrays; all ranges are half-open and count
 elements. Costs grow with the number of boxes and dims, never with the number of elements.
@@ -33,7 +33,7 @@ _PRIME = 2**127 - 1
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangular piece of an array; a box without dims is a scalar and has one element."""
+    """A rectangular part of an array; a box without dims is a scalar and has one element."""
 
     offsets: tuple[int, ...]
     """First element per dim, inside the array."""
@@ -41,7 +41,7 @@ class Box:
     """Number of elements per dim."""
 
     def __hash__(self) -> int:
-        """Hash the text: that of numbers has no secret, and these come from documents."""
+        """Hash the box as text: hostile documents cannot make text hashes collide."""
         return hash(",".join(map(str, (*self.offsets, *self.sizes))))
 
     @property
@@ -82,11 +82,11 @@ def linear_range(sizes: Sequence[int], box: Box) -> tuple[int, int]:
 
 
 def hull(stored: Box, wanted: Box) -> tuple[int, int] | None:
-    """Return the smallest C-order element range of `stored` that contains what `wanted` shares.
+    """Return the smallest C-order element range of `stored` that holds its overlap with `wanted`.
 
     Returns:
-        Half-open range counted from the first element of `stored`, or None if the boxes share
-        nothing.
+        Half-open range counted from the first element of `stored`, or None if the boxes do not
+        overlap.
     """
     shared = intersect(stored, wanted)
     if shared is None:
@@ -145,13 +145,13 @@ def _append_range(
 
 
 def coverage_problems(shape: Sequence[int], boxes: Sequence[Box]) -> list[str]:
-    """Say why `boxes` do not hold each element of an array exactly once; empty when they do.
+    """Return where `boxes` do not hold each element of an array exactly once; empty if they do.
 
-    Boxes that are equal count once (replicas), boxes without elements not at all.
+    Equal boxes are replicas and count once. Boxes without elements are ignored.
 
     Returns:
-        Boxes outside the array; else places that no box or more than one box holds. At most eight,
-        so that the list stays short for any input.
+        Boxes outside the array; if there are none, the places that no box or more than one box
+        holds. At most eight findings.
     """
     if outside := [box for box in boxes if not _is_inside(box, shape)]:
         return [
@@ -169,7 +169,7 @@ def _is_inside(box: Box, shape: Sequence[int]) -> bool:
 
 
 def _defects(array: Box, boxes: list[Box]) -> list[str]:
-    """Return where boxes fail to tile an array, by halving every place that they do not tile."""
+    """Return where boxes fail to tile an array; repeatedly halves each place that is not tiled."""
     problems: list[str] = []
     budget = _MIN_BUDGET + 6 * len(boxes)
     pending = [(array, boxes)]
@@ -193,7 +193,7 @@ def _defects(array: Box, boxes: list[Box]) -> list[str]:
 
 
 def _halves(place: Box, pieces: Sequence[Box]) -> tuple[Box, Box] | None:
-    """Cut a place at the middle one of the pieces' borders; None when no border lies inside it."""
+    """Cut a place at the middle border of the pieces; None if no border is inside the place."""
     best: list[int] = []
     best_dim = 0
     for dim, (start, size) in enumerate(zip(place.offsets, place.sizes, strict=True)):
@@ -220,13 +220,13 @@ def _with(values: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
 
 
 def _is_tiling(place: Box, pieces: Sequence[Box]) -> bool:
-    """Return whether pieces of a place partition it, in time linear in their number.
+    """Return whether pieces partition a place, in time linear in their number.
 
-    Gives every coordinate of every dim a random weight, an element the product of its coordinates'
-    weights, and compares the sum over all pieces with the sum over the place. Only running sums at
-    the borders are needed. The two differ for any wrong partition but for a chance of ndim in
-    2**127 (Schwartz-Zippel). The weights come from a hash of the pieces themselves, so that nobody
-    can choose pieces to fit the weights.
+    Every coordinate of every dim gets a random weight. The weight of an element is the product of
+    its coordinates' weights. The function compares the sum over all pieces with the sum over the
+    place; this needs only running sums at the borders. For a wrong partition, the sums are equal
+    with probability ndim / 2**127 (Schwartz-Zippel). The weights come from a hash of the pieces, so
+    an attacker cannot choose pieces that fit the weights.
     """
     if sum(piece.num_elements for piece in pieces) != place.num_elements:
         return False

@@ -1,7 +1,7 @@
-"""The header of a safetensors file: what its arrays are called, how they look and where they lie.
+"""The header of a safetensors file: names, dtypes, shapes and offsets of its arrays.
 
 Only headers; the caller reads and writes the data. Arrays follow each other without gaps and fill
-the file, and names are only names, never paths.
+the file. Array names are never used as paths.
 Source: https://github.com/huggingface/safetensors#format
 """
 
@@ -59,7 +59,7 @@ class ContainerEntry:
 
 @dataclass(frozen=True, slots=True)
 class ContainerHeader:
-    """All that a container says about itself."""
+    """The parsed header of a container."""
 
     entries: tuple[ContainerEntry, ...]
     """In the order of their data."""
@@ -69,7 +69,7 @@ class ContainerHeader:
 
 
 def shape_problem(shape: Sequence[object], itemsize: int) -> str | None:
-    """Say why no array can have this shape, or None; a size of 0 does not hide the other sizes."""
+    """Return why no array can have this shape, or None; checks all sizes even if one is 0."""
     if len(shape) > MAX_NDIM:
         return f"expected at most {MAX_NDIM} dims, found {len(shape)}"
     if not all(type(size) is int and 0 <= size <= MAX_INT for size in shape):
@@ -92,7 +92,7 @@ def build_header(
         A multiple of 64 bytes, padded with spaces.
 
     Raises:
-        InvalidInput: an array that the format cannot hold, a name used twice, or a header too
+        InvalidInput: the format cannot hold an array, a name is used twice, or the header is too
             large.
     """
     header: dict[str, object] = {_METADATA: dict(metadata)} if metadata else {}
@@ -138,7 +138,7 @@ def header_size(prefix: Buffer, *, what: str, file_size: int) -> int:
         file_size: size of the whole file in bytes.
 
     Raises:
-        Corrupt: no container begins like this.
+        Corrupt: the bytes are not the start of a container.
     """
     length = int.from_bytes(bytes(prefix[:_LENGTH_BYTES]), "little")
     limit = min(MAX_HEADER_BYTES, file_size - _LENGTH_BYTES)
@@ -148,7 +148,7 @@ def header_size(prefix: Buffer, *, what: str, file_size: int) -> int:
 
 
 def parse_header(prefix: Buffer, *, what: str, file_size: int) -> ContainerHeader:
-    """Return what the header of a container says, after checking all of it; safe on hostile bytes.
+    """Return the checked header of a container; safe on hostile bytes.
 
     Args:
         prefix: the file's first bytes, at least `header_size` of them.
@@ -156,7 +156,7 @@ def parse_header(prefix: Buffer, *, what: str, file_size: int) -> ContainerHeade
         file_size: size of the whole file in bytes.
 
     Raises:
-        Corrupt: not a container, or its arrays do not fill the file exactly; `.problems` says why.
+        Corrupt: the file is not a container, or its arrays do not fill it exactly; see `.problems`.
     """
     size_bytes = header_size(prefix, what=what, file_size=file_size)
     if len(prefix) < size_bytes:
@@ -205,7 +205,7 @@ def _decode(text: bytes, what: str) -> dict[str, object]:
 
 
 def _parse_entry(name: str, value: object, base: int) -> ContainerEntry | str:
-    """Return the entry, or what is wrong with it."""
+    """Return the entry, or a text that says what is wrong with it."""
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         return "expected exactly the keys `dtype`, `shape` and `data_offsets`"
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]

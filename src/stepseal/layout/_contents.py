@@ -1,9 +1,9 @@
-"""What one participant contributes to a step: facts about each item, and a way to its bytes.
+"""What one participant contributes to a step: a description of each item, and a data source.
 
-`components` makes these from live state, `transfer` plans and stores them, and neither knows the
-other. Facts are complete before a byte is touched; the bytes are copied out later, at any time
-before thaw. No I/O and no torch: a buffer is anything that `memoryview` accepts, contiguous and of
-bytes.
+`components` makes these values from live state, and `transfer` plans and stores them; neither
+imports the other. Descriptions are complete before any byte is read; the bytes are copied later,
+at any time before thaw. No I/O and no torch: a buffer is any contiguous object that `memoryview`
+accepts.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ class Frame:
 
 
 class DataSource(Protocol):
-    """The bytes of one item; asked at any time between freeze and thaw, by one thread at a time."""
+    """The bytes of one item; used between freeze and thaw, by one thread at a time."""
 
     @property
     def size_bytes(self) -> int:
-        """Number of bytes; known without touching them."""
+        """Number of bytes; known without reading them."""
         ...
 
     def view(self) -> memoryview | None:
-        """Return all bytes in place, format `B`; None where they do not lie so in memory."""
+        """Return a view of all bytes in place, format `B`; None if they are not in memory."""
         ...
 
     def fill(self, target: memoryview, start: int = 0) -> None:
-        """Copy bytes out; returns when they have landed.
+        """Copy bytes into `target`; returns when the copy is complete.
 
         Args:
-            target: writable, format `B`; as many bytes are copied as it has.
+            target: writable, format `B`; its length is the number of bytes to copy.
             start: first byte to copy.
         """
         ...
 
 
 class BufferData:
-    """Bytes that lie in memory, private or live; see `DataSource`.
+    """Bytes in private or live memory; see `DataSource`.
 
     Args:
-        buffer: not viewed before it is asked for, so that a live bytearray may grow until then.
+        buffer: the bytes; viewed only on demand, so that a live bytearray may grow until then.
     """
 
     __slots__ = ("_buffer", "size_bytes")
@@ -96,7 +96,7 @@ class TensorSource:
     shape: tuple[int, ...]
     """Global shape, in elements."""
     box: Box
-    """Where the data lies inside the global tensor, in elements."""
+    """Position of the data inside the global tensor, in elements."""
     data: DataSource
     """The box's elements in C order."""
     frame: Frame
@@ -142,12 +142,12 @@ class TreeContents:
     document: object
     """The JSON value that was saved."""
     arrays: Mapping[str, tuple[str, tuple[int, ...], memoryview]]
-    """Leaf name to (dtype, shape, verified bytes); the memory belongs to the receiver."""
+    """Leaf name to (dtype, shape, verified bytes); the receiver owns the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartContents:
-    """All that one participant writes into one step."""
+    """Everything that one participant writes into one step."""
 
     tensors: tuple[TensorSource, ...]
     bytes_copies: tuple[BytesSource, ...]
@@ -155,10 +155,10 @@ class PartContents:
 
 
 class TensorSink(Protocol):
-    """Takes verified bytes of stored boxes into one live local tensor.
+    """Copies verified bytes of stored boxes into one live local tensor.
 
-    Called by one thread at a time; every element of `wanted` arrives exactly once when the restore
-    succeeds.
+    Called by one thread at a time. In a successful restore, every element of `wanted` arrives
+    exactly once.
     """
 
     @property

@@ -1,8 +1,8 @@
-"""Digests: which bytes are summed up, and by which algorithm.
+"""Digests: which bytes each digest covers, and which algorithm is used.
 
-xxh3-128 finds damage, not forgery. Chunks have a fixed size and restart at each item, so that
-reading a range of an item verifies it without reading what lies around it. SHA-256 chains the
-documents that hold digests.
+xxh3-128 finds damage, not forgery. Chunks have a fixed size and restart at each item, so a range
+of an item can be verified without reading the bytes around it. SHA-256 chains the documents that
+hold digests.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def chunk_digests(buffer: Buffer) -> bytes:
 
 
 def hex_digests(digests: bytes) -> tuple[str, ...]:
-    """Return digests that lie one after the other as hex, one text each, as documents list them."""
+    """Split concatenated digests into hex strings, as documents list them."""
     starts = range(0, len(digests), DIGEST_BYTES)
     return tuple(digests[start : start + DIGEST_BYTES].hex() for start in starts)
 

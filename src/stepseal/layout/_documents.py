@@ -1,8 +1,8 @@
 """JSON documents with exactly one spelling, and documents that carry their own digest.
 
 A value has one canonical form: sorted keys, one value per line, shortest numbers, UTF-8, a newline
-at the end. Anything else is refused on reading, and with it duplicate keys, NaN, odd escapes and
-changed whitespace. Size, nesting and the number of values are bounded before a value is built.
+at the end. Readers refuse any other form, such as duplicate keys, NaN, odd escapes and changed
+whitespace. Size, nesting and the number of values are checked before a value is built.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _DEPTH_STEP = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
 
 @dataclass(frozen=True, slots=True)
 class DocumentLimits:
-    """What a document may hold; writers and readers of one kind of document use the same limits."""
+    """Limits of a document; writers and readers of one kind of document use the same limits."""
 
     max_depth: int = 64
     """Deepest nesting of lists and dicts; a scalar has depth 0."""
@@ -63,7 +63,7 @@ DEFAULT_LIMITS = DocumentLimits()
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What a scan of JSON text found without building values; the text may still be malformed."""
+    """Counts from a scan of JSON text that builds no values; the text may still be malformed."""
 
     num_values: int
     """Number of values and keys, with empty lists and dicts counted twice."""
@@ -74,7 +74,7 @@ class Outline:
 
 
 def outline(text: bytes, limits: DocumentLimits) -> Outline:
-    """Count what JSON text would build, in bounded memory; stops soon after a limit is passed."""
+    """Count the values in JSON text, in bounded memory; stops soon after a limit is exceeded."""
     # A quote that is not a delimiter is always escaped, so without escapes every quote is one.
     text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     num_values, num_pairs, depth, deepest, in_string = 1, 0, 0, 0, 0
@@ -91,23 +91,23 @@ def outline(text: bytes, limits: DocumentLimits) -> Outline:
         depths = list(accumulate(steps, initial=depth))
         depth = depths[-1]
         deepest = max(deepest, *depths)
-        # Below zero the text is malformed, which the decoder says better.
+        # Below zero the text is malformed; the decoder has the better message.
         if deepest > limits.max_depth or min(depths) < 0:
             break
     return Outline(num_values, num_pairs, deepest)
 
 
 def encode_document(value: object, limits: DocumentLimits = DEFAULT_LIMITS) -> bytes:
-    """Return the canonical JSON of a value, which `decode_document` with the same limits accepts.
+    """Return the canonical JSON of a value; `decode_document` with the same limits accepts it.
 
     Args:
         value: None, bool, int, finite float, str, and lists, tuples (written as lists) and
-            str-keyed dicts of these; subclasses are refused, because reading would not give them
-            back.
-        limits: what the document may hold.
+            str-keyed dicts of these; subclasses are refused, because JSON does not preserve their
+            type.
+        limits: limits of the document.
 
     Raises:
-        InvalidInput: a value that JSON cannot hold exactly, or beyond a limit; `.problems` says
+        InvalidInput: JSON cannot hold the value exactly, or a limit is exceeded; `.problems` says
             where.
     """
     problem = _value_problem(value, limits)
@@ -135,12 +135,12 @@ def decode_document(
 
     Args:
         data: the whole document.
-        what: names the document in errors, usually by its path.
+        what: name of the document in errors, usually its path.
         max_bytes: largest size; checked before anything else.
-        limits: what the document may hold.
+        limits: limits of the document.
 
     Raises:
-        Corrupt: not the canonical JSON of an allowed value; `.problems` says why.
+        Corrupt: the bytes are not the canonical JSON of an allowed value; `.problems` says why.
     """
     num_bytes = memoryview(data).nbytes
     if num_bytes > max_bytes:
@@ -166,7 +166,7 @@ def seal(body: object, limits: DocumentLimits = DEFAULT_LIMITS) -> bytes:
     """Return a document that holds `body` and the SHA-256 of the canonical JSON of `body`.
 
     Raises:
-        InvalidInput: `body` is not writable, see `encode_document`.
+        InvalidInput: `body` cannot be written; see `encode_document`.
     """
     digest = sha256_hex(encode_document(body, limits))
     return encode_document({"body": body, "sha256": digest}, _sealed(limits))
@@ -179,10 +179,10 @@ def unseal(
     max_bytes: int = MAX_DOCUMENT_BYTES,
     limits: DocumentLimits = DEFAULT_LIMITS,
 ) -> object:
-    """Return the body of a document that `seal` made, after its digest matched.
+    """Check the digest of a document that `seal` made, and return its body.
 
     Raises:
-        Corrupt: not a canonical sealed document, or the body differs from its digest.
+        Corrupt: the bytes are not a canonical sealed document, or the body differs from its digest.
     """
     document = decode_document(data, what=what, max_bytes=max_bytes, limits=_sealed(limits))
     if not isinstance(document, dict) or document.keys() != {"body", "sha256"}:
@@ -195,7 +195,7 @@ def unseal(
 
 
 def body_digest(body: object) -> str:
-    """Return the SHA-256 of the canonical JSON of a body, which may also be a dataclass."""
+    """Return the SHA-256 of the canonical JSON of a body; dataclasses are accepted, too."""
     return sha256_hex(_canonical(body))
 
 
@@ -230,7 +230,7 @@ def _lines(value: object) -> bytes:
 
 
 def _value_problem(value: object, limits: DocumentLimits, depth: int = 0) -> str | None:
-    """Return what JSON does not allow in a value, after the path to it, or None."""
+    """Return the first problem that keeps a value from being JSON, with its path, or None."""
     if value is None or type(value) in (str, bool):
         return None
     if type(value) is int:

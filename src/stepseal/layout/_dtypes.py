@@ -1,7 +1,7 @@
-"""Names and sizes of element types as torch has them, and their names in safetensors files.
+"""Names and sizes of torch dtypes, and their names in safetensors files.
 
-Tables only; nothing here imports torch. Quantized types are absent: their tensors carry a quantizer
-that raw bytes do not hold.
+Tables only; nothing here imports torch. Quantized types are absent, because raw bytes do not hold
+the quantizer of a tensor.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ ITEMSIZE: Mapping[str, int] = MappingProxyType({name: size for name, (size, _) i
 TO_SAFETENSORS: Mapping[str, str | None] = MappingProxyType(
     {name: other for name, (_, other) in _TABLE.items()}
 )
-"""Name in a safetensors header by torch dtype name; None where the format has no such type."""
+"""Torch dtype name to its name in a safetensors header; None if the format lacks the type."""
 
 FROM_SAFETENSORS: Mapping[str, str] = MappingProxyType(
     {other: name for name, (_, other) in _TABLE.items() if other is not None}
 )
-"""Torch dtype name by name in a safetensors header."""
+"""Name in a safetensors header to the torch dtype name."""

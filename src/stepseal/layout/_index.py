@@ -1,8 +1,7 @@
 """The part index on disk: the items of a part as columns in a safetensors container.
 
-One row per item, tensors first; texts are stored once, in a string table. Any safetensors reader
-can load the columns. The same index always gives the same bytes, and no other bytes are accepted
-for it.
+One row per item, tensors first; strings are stored once, in a string table. Any safetensors reader
+can load the columns. An index has exactly one encoding, and readers refuse any other.
 """
 
 from __future__ import annotations
@@ -68,10 +67,10 @@ _CODES = {"int64": ("q", 8), "uint32": ("I", 4)}
 
 
 def encode_index(index: PartIndex) -> bytes:
-    """Return the bytes of an index file, which `decode_index` accepts.
+    """Return the bytes of an index file; `decode_index` accepts them.
 
     Raises:
-        InvalidInput: the index is not sound or too large; `.problems` lists why.
+        InvalidInput: the index is not sound or is too large; `.problems` lists the reasons.
     """
     problems = index_problems(index)
     num_items = len(index.tensors) + len(index.bytes_items)
@@ -133,9 +132,9 @@ def _pack_column(dtype: str, values: Sequence[int] | bytes) -> bytes:
 
 
 def decode_index(data: Buffer, *, what: str = "part index") -> PartIndex:
-    """Return the index that a file holds, after all of it was checked; safe on hostile bytes.
+    """Return the checked index of a file; safe on hostile bytes.
 
-    Only the payload files' sizes remain to be compared, with `payload_sizes`.
+    The caller still has to compare the sizes of the payload files with `payload_sizes`.
 
     Args:
         data: all bytes of the file.
@@ -157,7 +156,7 @@ def decode_index(data: Buffer, *, what: str = "part index") -> PartIndex:
 
 
 class _Columns:
-    """The columns of one index file; each is measured against the others before it is unpacked."""
+    """The columns of one index file; their lengths are compared before any is unpacked."""
 
     def __init__(self, view: memoryview, what: str) -> None:
         self._what = what
@@ -170,7 +169,7 @@ class _Columns:
         self._length = {entry.name: entry.shape[0] for entry in header.entries}
 
     def read(self) -> PartIndex:
-        """Build the index; Corrupt when the columns do not fit each other."""
+        """Build the index; raise Corrupt if the columns contradict each other."""
         num_tensors, num_items = self._check_lengths()
         texts = self._texts()
         rows = self._rows()

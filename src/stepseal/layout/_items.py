@@ -1,4 +1,4 @@
-"""Items: what lies where in a participant's payload files, and when a set of items is sound.
+"""Items: the layout of a participant's payload files, and the checks of a set of items.
 
 The items of a payload file follow each other without gaps, so that every byte of the file belongs
 to one item and is covered by that item's digests:
@@ -51,13 +51,13 @@ class StoredTensor:
     shape: tuple[int, ...]
     """Global shape, in elements."""
     box: Box
-    """Where the data lies inside the global tensor, in elements."""
+    """Position of the data inside the global tensor, in elements."""
     file: int
     """Position in the index's `payloads`."""
     item_offset: int
     item_size: int
     record_offset: int
-    """First byte of the record, behind the padding."""
+    """First byte of the record, after the padding."""
     record_size: int
     data_offset: int
     """First byte of the box's elements, which lie in C order."""
@@ -79,7 +79,7 @@ class StoredBytes:
     item_offset: int
     item_size: int
     record_offset: int
-    """First byte of the record, behind the padding."""
+    """First byte of the record, after the padding."""
     record_size: int
     data_offset: int
     data_size: int
@@ -90,7 +90,7 @@ class StoredBytes:
 
 
 StoredItem: TypeAlias = StoredTensor | StoredBytes
-"""Anything that lies in a payload file."""
+"""Any item of a payload file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class PartIndex:
 
 
 def payload_sizes(index: PartIndex) -> dict[str, int]:
-    """Return the size in bytes that each payload file must have, by path, for a sound index."""
+    """Return the size in bytes that a sound index requires of each payload file, by path."""
     ends = dict.fromkeys(index.payloads, 0)
     for item in chain[StoredItem](index.tensors, index.bytes_items):
         path = index.payloads[item.file]
@@ -113,12 +113,12 @@ def payload_sizes(index: PartIndex) -> dict[str, int]:
 
 
 def index_problems(index: PartIndex) -> list[str]:
-    """Say why an index is not sound; empty when its items agree with themselves and tile the files.
+    """Return why an index is not sound; empty if its items are consistent and tile the files.
 
-    Whether the files have the sizes that follow, `payload_sizes`, is for those who see them.
+    The caller compares the actual file sizes with `payload_sizes`.
 
     Args:
-        index: as decoded, or as it will be written.
+        index: a decoded index, or one to be written.
 
     Returns:
         At most a hundred findings, each with its path.
@@ -194,7 +194,7 @@ def _check_item(path: str, item: StoredItem, num_payloads: int, problems: Proble
 
 
 def _check_tiling(index: PartIndex, problems: Problems) -> None:
-    """Add where items, each sound by itself, leave a gap or overlap."""
+    """Report gaps and overlaps between items that are sound by themselves."""
     spans: list[list[tuple[int, int]]] = [[] for _ in index.payloads]
     for item in chain[StoredItem](index.tensors, index.bytes_items):
         spans[item.file].append((item.item_offset, item.item_size))

@@ -1,7 +1,7 @@
-"""The manifest: the document that commits a step, and the only one that says a step exists.
+"""The manifest: the document that commits a step. A step exists only if its manifest does.
 
-Small: it lists participants, components and parts, never tensors. Its values are immutable, and
-reading one checks everything that can be checked without another file.
+A manifest is small: it lists participants, components and parts, never tensors. Its values are
+immutable. Decoding checks everything that can be checked without another file.
 """
 
 from __future__ import annotations
@@ -60,16 +60,16 @@ __all__ = [
 MAX_MANIFEST_BYTES = 64 << 20
 """Largest manifest."""
 MAX_PARTICIPANTS = 70_000
-"""Most participants of a step; fewer fit with many components, see docs/format.md."""
+"""Most participants of a step; with many components fewer fit, see docs/format.md."""
 
 ComponentKind: TypeAlias = Literal["tensors", "tree", "external"]
-"""Where a component's state lies: in payload, in `components/`, or in a foreign engine's folder."""
+"""Where a component's state is stored: in payload files, `components/` or `external/`."""
 SharingName: TypeAlias = Literal[
     "global", "replicated", "sharded", "per_rank", "per_group", "per_node"
 ]
 """How a component's state relates across participants."""
 StepKind: TypeAlias = Literal["full", "weights"]
-"""Whether a step holds all that a job needs, or weights for readers only."""
+"""Whether a step holds everything that a job needs, or only weights for readers."""
 Durability: TypeAlias = Literal["fsync", "best-effort"]
 """Whether the file system honoured every sync."""
 
@@ -111,14 +111,14 @@ class ComponentEntry:
     payloads: dict[str, str]
     """Participant to the participant that owns its payload."""
     required: bool
-    """Whether the step was only allowed to commit with this component."""
+    """Whether the step could only be committed together with this component."""
     options: dict[str, object]
-    """What else the component's kind needs to read it back; JSON."""
+    """More data that the component's kind needs for reading; JSON."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """All that makes a set of files a step."""
+    """The contents of a manifest."""
 
     format_version: FormatVersion = FORMAT_VERSION
     run_id: Hex32
@@ -155,18 +155,18 @@ class Manifest:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the bytes of `manifest.json`, which `decode_manifest` accepts.
+    """Return the bytes of `manifest.json`; `decode_manifest` accepts them.
 
     Raises:
-        InvalidInput: the manifest would be refused on reading; `.problems` lists every reason with
-            its path.
+        InvalidInput: a reader would refuse the manifest; `.problems` lists every reason with its
+            path.
     """
     stored = replace(manifest, metrics={k: _metric(v) for k, v in manifest.metrics.items()})
     return encode_sealed(stored, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
 
 
 def decode_manifest(data: Buffer) -> Manifest:
-    """Return the manifest that a file holds, after all of it was checked; safe on hostile bytes.
+    """Return the checked manifest of a file; safe on hostile bytes.
 
     Args:
         data: all bytes of the file.
@@ -180,18 +180,18 @@ def decode_manifest(data: Buffer) -> Manifest:
 
 
 def manifest_digest(data: Buffer) -> str:
-    """Return the SHA-256 of a manifest file's bytes in hex, the name of exactly this commit."""
+    """Return the SHA-256 of a manifest file in hex; it identifies exactly one commit."""
     return sha256_hex(data)
 
 
 def _metric(value: float) -> _Metric:
-    """Return a metric as JSON can hold it; ints of any kind become floats."""
+    """Return a metric in a form that JSON can hold; all integer types become floats."""
     number = float(value)
     return number if math.isfinite(number) else str(number)  # type: ignore[return-value]
 
 
 def _check(manifest: Manifest, problems: Problems) -> None:
-    """Add what is wrong between the fields of a manifest whose fields are right."""
+    """Report contradictions between the fields of a manifest; each field is valid by itself."""
     problems.extend("created_at", filter(None, [time_problem(manifest.created_at)]))
     problems.extend("participants", filter(None, map(participant_problem, manifest.participants)))
     problems.extend(
@@ -245,7 +245,7 @@ def _check_parts(manifest: Manifest, participants: frozenset[str], problems: Pro
 
 
 def _twice(names: Iterable[str]) -> Iterator[str]:
-    """Name everything that occurs twice, upper and lower case not told apart."""
+    """Return every name that occurs twice, ignoring case."""
     seen: dict[str, str] = {}
     for name in names:
         folded = name.casefold()

@@ -1,7 +1,7 @@
 """Names and paths inside a step: how they are spelled, and which ones are refused.
 
-Pure string rules. A path is relative to the step folder, its segments are joined by `/`, and no
-rule here depends on the platform that runs it. Nothing here touches storage.
+Pure string rules, equal on all platforms; no I/O. A path is relative to the step folder, and its
+segments are joined by `/`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MANIFEST = "manifest.json"
 DCP_INDEX = ".metadata"
 """The index that stock DCP readers expect, in the step folder."""
 MAX_DCP_INDEX_BYTES = 64 << 20
-"""Largest one that is read; only those of foreign folders are."""
+"""Largest `.metadata` that is read; only foreign folders have one that is read."""
 MARKER = "stepseal.json"
 """The format marker, in the root."""
 CONTROL = ".stepseal"
@@ -86,26 +86,26 @@ def check_step(step: object) -> int:
 
 
 def step_name(step: int) -> str:
-    """Return the folder name of a step, `step-200`; InvalidInput when `step` is not one."""
+    """Return the folder name of a step, such as `step-200`; raise InvalidInput for a bad number."""
     return f"step-{check_step(step)}"
 
 
 def parse_step_name(name: str) -> int | None:
-    """Return the step that a folder name stands for, or None if it is no step's canonical name."""
+    """Return the step of a canonical folder name, or None for any other name."""
     match = _STEP.fullmatch(name)
     step = int(match[1]) if match else -1
     return step if 0 <= step <= MAX_STEP else None
 
 
 def component_problem(name: object) -> str | None:
-    """Say why `name` cannot name a component, or None."""
+    """Return why `name` is not a valid component name, or None."""
     if isinstance(name, str) and _COMPONENT.fullmatch(name) and not name.endswith("."):
         return None
     return f"expected a component name such as `model`, found {show(name)}"
 
 
 def participant_problem(participant: object) -> str | None:
-    """Say why `participant` cannot name a participant, or None."""
+    """Return why `participant` is not a valid participant id, or None."""
     segments = participant.split("/", _MAX_PARTICIPANT_SEGMENTS) if _is_str(participant) else []
     if 1 <= len(segments) <= _MAX_PARTICIPANT_SEGMENTS and all(
         _PARTICIPANT_SEGMENT.fullmatch(segment) for segment in segments
@@ -115,9 +115,10 @@ def participant_problem(participant: object) -> str | None:
 
 
 def check_component_name(name: object) -> str:
-    """Return `name` if it can name a component.
+    """Return `name` if it is a valid component name.
 
-    It has 1 to 64 of `A-Z a-z 0-9 _ . -`, does not begin with `.` or `-`, nor end with `.`.
+    A component name has 1 to 64 of `A-Z a-z 0-9 _ . -`. It does not begin with `.` or `-`, and
+    does not end with `.`.
 
     Raises:
         InvalidInput: anything else.
@@ -132,10 +133,10 @@ def check_component_name(name: object) -> str:
 
 
 def check_participant(participant: object) -> str:
-    """Return `participant` if it is one: 1 to 3 segments joined by `/`.
+    """Return `participant` if it is a valid id: 1 to 3 segments joined by `/`.
 
-    A segment has 1 to 64 of `A-Z a-z 0-9 _ -` and does not begin with `-`. It has no dot, so that
-    no two participants can claim one path.
+    A segment has 1 to 64 of `A-Z a-z 0-9 _ -` and does not begin with `-`. Dots are not allowed,
+    so that two participants never share a path.
 
     Raises:
         InvalidInput: anything else.
@@ -150,11 +151,11 @@ def check_participant(participant: object) -> str:
 
 
 def path_problem(path: object) -> str | None:
-    """Say why `path` is not a safe path inside a step, or None.
+    """Return why `path` is not a safe path inside a step, or None.
 
-    Safe is relative, at most 1024 bytes, with segments of at most 255 of `A-Z a-z 0-9 . _ -`. A
-    segment never ends with a dot, and begins with one only in `.metadata`, at the top or as the
-    last segment below `external/<component>/`.
+    A safe path is relative, has at most 1024 bytes, and segments of at most 255 of
+    `A-Z a-z 0-9 . _ -`. A segment never ends with a dot. It begins with one only in `.metadata`, at
+    the top or as the last segment below `external/<component>/`.
     """
     if not isinstance(path, str):
         return f"expected a path, found {show(path)}"
@@ -176,7 +177,7 @@ def path_problem(path: object) -> str | None:
 
 
 def path_set_problems(paths: Iterable[str]) -> list[str]:
-    """Name every two paths that cannot both exist: equal after case-fold, or a file as a folder."""
+    """Return the pairs of paths that cannot coexist: equal except for case, or a file as folder."""
     problems: list[str] = []
     # With `/` sorted before everything else, a folder is followed by what it holds.
     ordered = sorted((path.casefold().replace("/", "\0"), path) for path in paths)
@@ -189,7 +190,7 @@ def path_set_problems(paths: Iterable[str]) -> list[str]:
 
 
 def dcp_fqn(component: str, key: str) -> str:
-    """Return the name under which stock DCP readers find a tensor: model keys stand bare."""
+    """Return the FQN of a tensor for stock DCP readers; keys of the model have no prefix."""
     return key if component == "model" else f"{component}.{key}"
 
 
@@ -209,7 +210,7 @@ def payload_path(ordinal: int, number: int = 0) -> str:
 
 
 def parse_payload_path(path: str) -> tuple[int, int] | None:
-    """Return `(ordinal, number)` of a payload file, or None if `path` is not that of one."""
+    """Return `(ordinal, number)` of a payload file, or None for any other path."""
     match = _PAYLOAD.fullmatch(path)
     return (int(match[1]), int(match[2])) if match else None
 

@@ -1,10 +1,10 @@
-"""Who writes and who reads what, and what must agree: one table, a row per sharing.
+"""One table with a row per sharing: who writes what, who reads what, and what must agree.
 
 A *coordinate* names one payload of a component's non-tensor state. Participants with the same
 coordinate share that payload, and exactly one of them writes it. Each participant reports its
-coordinate and whether it writes; the coordinator puts the map of all owners together.
+coordinate and whether it writes; the coordinator builds the map of all owners from the reports.
 
-A new sharing is a new row, and a coordinate that participants report; nothing else changes.
+A new sharing needs a new row, and participants that report its coordinate; nothing else changes.
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ class SharingRule:
     """One row of the table."""
 
     coordinate: Callable[[str], str] | None
-    """Participant to the coordinate of the payload that it reads; None where only it knows that."""
+    """Maps a participant to the coordinate of its payload; None if only that participant knows."""
     agrees: bool
     """Whether keys, shapes and dtypes must be equal on all participants."""
     tensors_are_global: bool
-    """Whether tensors are boxes of global tensors; else each participant's lie in its tree."""
+    """Whether tensors are boxes of global tensors; otherwise they are stored in trees."""
     is_for_trees: bool
-    """Whether a component of kind `tree` can have it."""
+    """Whether a component of kind `tree` can have this sharing."""
     reads: frozenset[Sharing]
-    """Saved sharings that a live component with this one can read."""
+    """Saved sharings that a live component with this sharing can read."""
     any_world: bool
-    """Whether another number of participants than wrote it can read it."""
+    """Whether a job with another number of participants can read the component."""
 
 
 def _of_job(_participant: str) -> str:
@@ -110,7 +110,7 @@ def rule_of(sharing: Sharing) -> SharingRule:
 
 
 def must_agree(sharing: str) -> bool:
-    """Return whether keys, shapes and dtypes must be equal; true for a sharing nobody knows."""
+    """Return whether keys, shapes and dtypes must be equal; true for an unknown sharing."""
     rule = _TABLE.get(sharing)
     return rule is None or rule.agrees
 
@@ -121,12 +121,12 @@ def can_read(live: Sharing, saved: Sharing, kind: str) -> bool:
 
 
 def payload_report(sharing: Sharing, rank: int, participants: Sequence[str]) -> PayloadReport:
-    """Return which payload a participant reads; the first with its coordinate writes.
+    """Return a participant's report; the first participant with a coordinate writes its payload.
 
     Args:
-        sharing: of the component.
+        sharing: sharing of the component.
         rank: position of the participant in `participants`.
-        participants: all, in ordinal order.
+        participants: all participants, in ordinal order.
     """
     coordinate_of = rule_of(sharing).coordinate
     assert coordinate_of is not None, "a participant that alone knows its coordinate reports it"
@@ -139,8 +139,8 @@ def payload_problems(sharing: str, reports: Mapping[str, PayloadReport | None]) 
     """Return, per participant, what is wrong with its report; empty if each payload has one owner.
 
     Args:
-        sharing: of the component.
-        reports: every participant's; None reads no payload.
+        sharing: sharing of the component.
+        reports: report of every participant; None means that it reads no payload.
     """
     rule = _TABLE.get(sharing)
     if rule is None:
@@ -169,21 +169,21 @@ def payload_problems(sharing: str, reports: Mapping[str, PayloadReport | None]) 
 
 
 def payload_owners(reports: Mapping[str, PayloadReport | None]) -> dict[str, str]:
-    """Return participant to the owner of the payload it reads, of reports without problems."""
+    """Map each participant to the owner of the payload that it reads; needs valid reports."""
     held = [(one, report) for one, report in reports.items() if report is not None]
     owners = {report.coordinate: one for one, report in held if report.writes}
     return {one: owners[report.coordinate] for one, report in held}
 
 
 def payload_owner(sharing: Sharing, payloads: Mapping[str, str], participant: str) -> str | None:
-    """Return whose saved payload a participant reads, None if there is none for it.
+    """Return the owner of the saved payload that a participant reads; None if there is none.
 
     A participant that did not take part in the save reads the payload of the whole job.
 
     Args:
-        sharing: of the saved component.
+        sharing: sharing of the saved component.
         payloads: participant of the save to the owner of its payload.
-        participant: who reads now.
+        participant: the participant that reads now.
     """
     owner = payloads.get(participant)
     if owner is None and rule_of(sharing).any_world:
@@ -192,22 +192,22 @@ def payload_owner(sharing: Sharing, payloads: Mapping[str, str], participant: st
 
 
 def writes_plain(rank: int, lowest: int = 0) -> bool:
-    """Return whether a rank writes tensors that are no boxes of a mesh: the lowest rank does.
+    """Return whether a rank writes plain (non-DTensor) tensors; the lowest rank writes them.
 
     Args:
-        rank: who asks.
-        lowest: of all ranks that hold the tensors alike.
+        rank: own rank.
+        lowest: lowest rank that holds the same tensors.
     """
     return rank == lowest
 
 
 def writes_replica(key: str, coordinates: Sequence[int], sizes: Sequence[int]) -> bool:
-    """Return whether a rank writes a box that ranks hold alike; exactly one of them does.
+    """Return whether a rank writes a replicated box; exactly one of the replicas does.
 
     Args:
-        key: of the tensor; a stable hash of it spreads the keys over the replicas.
-        coordinates: of the rank, on each mesh axis along which the box is replicated.
-        sizes: of these axes.
+        key: key of the tensor; a stable hash of it spreads the work over the replicas.
+        coordinates: coordinates of the rank on each mesh axis along which the box is replicated.
+        sizes: sizes of these axes.
     """
     index, count = 0, 1
     for coordinate, size in zip(coordinates, sizes, strict=True):

@@ -1,7 +1,7 @@
-"""The part document: what one participant wrote into a step, file by file.
+"""The part document: the files that one participant wrote into a step.
 
-Written by the participant, named and digested by the manifest. Per-tensor facts are in the part's
-index.
+The participant writes it; the manifest records its path and digest. Details of each tensor are in
+the part's index.
 """
 
 from __future__ import annotations
@@ -47,24 +47,23 @@ class Part:
     """Attempt of the manifest that this part belongs to."""
     participant: str
     files: tuple[FileEntry, ...]
-    """Every file of the part but this document and the index."""
+    """Every file of the part except this document and the index."""
     index: DocumentRef | None
-    """The columnar index; None when there is no payload."""
+    """The columnar index; None if there is no payload."""
 
 
 def encode_part(part: Part) -> bytes:
-    """Return the bytes of a part document, which `decode_part` accepts.
+    """Return the bytes of a part document; `decode_part` accepts them.
 
     Raises:
-        InvalidInput: the part would be refused on reading; `.problems` lists every reason with its
-            path.
+        InvalidInput: a reader would refuse the part; `.problems` lists every reason with its path.
     """
     what = f"part of {show(part.participant)}"
     return encode_sealed(part, _check, what=what, max_bytes=MAX_PART_BYTES)
 
 
 def decode_part(data: Buffer, *, what: str = "part document") -> Part:
-    """Return the part that a file holds, after all of it was checked; safe on hostile bytes.
+    """Return the checked part of a file; safe on hostile bytes.
 
     Args:
         data: all bytes of the file.
@@ -78,7 +77,7 @@ def decode_part(data: Buffer, *, what: str = "part document") -> Part:
 
 
 def _check(part: Part, problems: Problems) -> None:
-    """Add what is wrong between the fields of a part whose fields are right."""
+    """Report contradictions between the fields of a part; each field is valid by itself."""
     problems.extend("participant", filter(None, [participant_problem(part.participant)]))
     problems.extend("files", path_set_problems(entry.path for entry in part.files))
     ordinals: set[int] = set()

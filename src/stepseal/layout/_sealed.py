@@ -1,7 +1,7 @@
 """What the manifest and the part documents share: file entries, references, and their envelope.
 
-Each is a sealed JSON document that holds one dataclass. What is to be written is read back first,
-so nothing is written that would be refused later.
+Each is a sealed JSON document that holds one dataclass. The encoder decodes its own output, so a
+document that readers would refuse is never written.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 FORMAT_VERSION = 1
 """Newest format version that this release writes and reads."""
 LIMITS = DocumentLimits(max_depth=16, max_values=900_000)
-"""What a manifest or part document may hold."""
+"""Limits of manifests and part documents."""
 
 _T = TypeVar("_T")
 
@@ -57,7 +57,7 @@ Role: TypeAlias = Literal["payload", "tree", "index", "dcp-index", "external"]
 
 @dataclass(frozen=True, slots=True)
 class DocumentRef:
-    """A document of the step and the digest that its bytes must have."""
+    """A document of the step and the expected digest of its bytes."""
 
     path: str
     """Relative to the step folder."""
@@ -68,19 +68,19 @@ class DocumentRef:
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file of the step and the digests that its bytes must have."""
+    """A file of the step and the expected digests of its bytes."""
 
     path: str
     """Relative to the step folder."""
     size_bytes: Size
     role: Role
-    """What the file is for; it decides where the path may lead."""
+    """Purpose of the file; it decides which paths are allowed."""
     digests: tuple[Hex32, ...]
     """xxh3-128 of each MiB from the file's start; none for payload, which the part index covers."""
 
 
 def file_problem(entry: FileEntry) -> str | None:
-    """Say why an entry is not sound, or None."""
+    """Return why an entry is not sound, or None."""
     if problem := path_problem(entry.path):
         return problem
     segments = entry.path.split("/")
@@ -102,7 +102,7 @@ def file_problem(entry: FileEntry) -> str | None:
 
 
 def refuse_newer_format(version: int, what: str) -> None:
-    """Raise IncompatibleFormat where a newer release wrote a document."""
+    """Raise IncompatibleFormat if a newer release wrote the document."""
     if version > FORMAT_VERSION:
         raise IncompatibleFormat(
             f"{what} is too new: expected format version {FORMAT_VERSION}, found {version}. "
@@ -119,13 +119,13 @@ def encode_sealed(
     """Return a dataclass as a sealed document.
 
     Args:
-        value: what `decode_sealed` is to return.
-        check: as there.
-        what: names the document in errors.
+        value: the dataclass.
+        check: see `decode_sealed`.
+        what: name of the document in errors.
         max_bytes: largest document.
 
     Raises:
-        InvalidInput: it would be refused on reading; `.problems` says why.
+        InvalidInput: a reader would refuse the document; `.problems` says why.
     """
     data = seal(msgspec.to_builtins(value), LIMITS)
     try:
@@ -148,16 +148,16 @@ def decode_sealed(
     """Return the dataclass that a sealed document holds, or refuse it; safe on hostile bytes.
 
     Args:
-        cls: what it holds; it has a field `format_version`.
+        cls: the dataclass; it has a field `format_version`.
         data: the whole document.
-        check: adds what is wrong beyond types and bounds; called when those are right.
-        what: names the document in errors.
+        check: reports further problems; called when all types and bounds are right.
+        what: name of the document in errors.
         max_bytes: largest document.
 
     Raises:
         IncompatibleFormat: a newer release wrote it.
-        Corrupt: anything else is wrong; `.problems` has the first value of a wrong type, or else
-            every finding.
+        Corrupt: anything else is wrong; `.problems` has the first value of a wrong type, or
+            otherwise every finding.
     """
     body = unseal(data, what=what, max_bytes=max_bytes, limits=LIMITS)
     version = body.get("format_version") if isinstance(body, dict) else None

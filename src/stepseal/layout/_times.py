@@ -15,15 +15,16 @@ _TIME = re.compile(
 
 
 def utc_text(unix_s: float) -> str:
-    """Return Unix time as documents say it."""
+    """Return Unix time in the format of documents."""
     return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="microseconds")
 
 
 def unix_time(text: str) -> float:
-    """Return the Unix time that a document says.
+    """Return the Unix time of a text in a document.
 
     Raises:
-        ValueError: it is not `YYYY-MM-DDTHH:MM:SS`, with up to six decimals, and `Z` or `+00:00`.
+        ValueError: the text is not `YYYY-MM-DDTHH:MM:SS`, with up to six decimals, and `Z` or
+            `+00:00`.
     """
     match = _TIME.fullmatch(text)
     if match is None:
@@ -43,7 +44,7 @@ def time_problem(value: str) -> str | None:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a time for people, in minutes, hours or days."""
+    """Return a readable duration, in minutes, hours or days."""
     hours = seconds / 3600
     if hours < 1:
         return f"{seconds / 60:.0f} min"

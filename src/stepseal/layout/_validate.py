@@ -1,4 +1,4 @@
-"""Findings about values: short texts for error messages, and a list that stays short."""
+"""Findings about values: short texts for error messages, and a list of bounded length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_SHOWN = 80
 
 @dataclass(slots=True)
 class Problems:
-    """A list of findings that stays short, however many there are."""
+    """A list of findings with a bounded length."""
 
     listed: list[str] = field(default_factory=list)
     """The first hundred findings, each with its path."""
@@ -36,12 +36,12 @@ class Problems:
             self.add(path, text)
 
     def all(self) -> list[str]:
-        """Return the findings, and how many more there are."""
+        """Return the listed findings, and one line with the number of others."""
         return [*self.listed, f"and {self.num_more} more"] if self.num_more else list(self.listed)
 
 
 def show(value: object) -> str:
-    """Return a short form of any value for an error message; never fails and never grows."""
+    """Return a short form of any value for an error message; never fails, never gets long."""
     if isinstance(value, (dict, list, tuple)):
         return f"{type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) >= 1 << 256:
@@ -51,6 +51,6 @@ def show(value: object) -> str:
 
 
 def show_key(key: str) -> str:
-    """Return a short form of a key for the path to a value, quoted where it is not plain text."""
+    """Return a short form of a key for the path to a value; quoted if it is not plain text."""
     start = key[:_MAX_SHOWN]
     return start if start.isprintable() else show(key)

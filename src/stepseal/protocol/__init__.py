@@ -1,7 +1,7 @@
 """When a step exists: two-phase commit between named participants and one coordinator.
 
-Decisions are sans-IO (`Coordinator`, `Participant`: events in, actions out); drivers run them on
-threads, and hubs and links carry messages. Reaches no storage: what it needs of one is
+Decisions are sans-IO (`Coordinator`, `Participant`: events in, actions out). Drivers run them on
+threads; hubs and links carry messages. The protocol never accesses storage: it calls
 `CoordinatorSteps` and `ResolveAttempt`, which `steps` implements. Knows neither torch nor ranks.
 """
 # ruff: noqa: I001 - names side by side keep the face on one page

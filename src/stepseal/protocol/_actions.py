@@ -1,4 +1,4 @@
-"""What the coordinator's protocol asks its driver to do, and what the driver answers.
+"""Actions that the coordinator's protocol asks its driver for, and the driver's answers.
 
 The protocol itself does no I/O: events go in, actions come out. A driver (threads and storage, or a
 simulator) performs the actions and feeds the answers back.
@@ -66,7 +66,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Remove the staging folder of an aborted attempt; no answer, failures are only reported."""
+    """Remove the staging folder of an aborted attempt; no answer, a failure is only logged."""
 
     staging: str
 
@@ -79,7 +79,7 @@ class Select:
     step: int | None
     exclude: tuple[int, ...]
     unverified: bool = False
-    """A foreign DCP folder will do."""
+    """Also accept a foreign DCP folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Selected:
     has_commits: bool
     """The root holds at least one committed step, resumable or not."""
     reasons: Mapping[str, str] = field(default_factory=dict)
-    """Step name to why it was passed over."""
+    """Step name to the reason why the step was not chosen."""
     unverified: bool = False
     """The step is a foreign DCP folder; `ref` holds the SHA-256 of its `.metadata`."""
 

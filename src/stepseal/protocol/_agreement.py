@@ -1,4 +1,4 @@
-"""Decisions of the protocol as pure functions over values: who disagrees, which error it is."""
+"""Pure decisions of the protocol: which participants disagree, and which error is raised."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["disagreements", "kind_of", "payload_reports", "summary", "told_once"]
 
 _NUM_NAMED = 4
-"""Participants that a message names before it counts the others."""
+"""Number of participants that a message names; it only counts the others."""
 
 
 def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
     """Return, per participant, how it differs from the majority; empty if all captured one cut.
 
-    Compared are the step, the cut, the component names, and per component kind, sharing and
-    fingerprint. Each payload must have one participant that writes it.
+    Compares the step, the cut, the component names, and each component's kind, sharing and
+    fingerprint. Exactly one participant must write each payload.
 
     Args:
         captured: reports of all participants, in ordinal order.
@@ -54,7 +54,7 @@ def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
 def payload_reports(
     captured: Mapping[str, Captured],
 ) -> dict[str, dict[str, PayloadReport | None]]:
-    """Return, per component, which payload each participant said that it reads."""
+    """Return, per component, the payload report of each participant."""
     found: dict[str, dict[str, PayloadReport | None]] = {}
     for participant, message in captured.items():
         for facts in message.components:
@@ -70,7 +70,7 @@ def _comparable(facts: ComponentReport) -> str:
 def _compare(
     found: dict[str, Failure], values: Mapping[str, str], what: str, component: str | None = None
 ) -> None:
-    """Add a cause for each participant whose value is not the usual one; the first wins a tie."""
+    """Add a cause for each participant that differs from the majority; the first wins a tie."""
     if len(set(values.values())) <= 1:
         return
     usual, _ = Counter(values.values()).most_common(1)[0]
@@ -95,7 +95,7 @@ def kind_of(failures: Iterable[Failure]) -> str:
 
 
 def summary(what: str, failures: Mapping[str, Failure], next_step: str) -> str:
-    """Return one message that names every failed participant with its cause; equal causes once."""
+    """Return one message with all failed participants and causes; equal causes appear once."""
     groups: dict[str, list[str]] = {}
     for participant, cause in sorted(failures.items()):
         groups.setdefault(cause.message.rstrip(". "), []).append(participant)

@@ -1,10 +1,11 @@
-"""The coordinator's protocol without I/O: messages, losses, time and driver answers to actions.
+"""The coordinator's protocol without I/O: turns messages, losses, time and answers into actions.
 
-One instance per incarnation. It dispatches to one round per call and remembers who is lost and what
-was decided. The same code runs under threads, actors and a simulator. Invariants: a participant
-that was lost stays lost, because a restarted one does not know the calls; each call has exactly one
-round, and messages for a decided call change nothing; a participant that connects late receives
-the earlier decisions.
+One instance per incarnation. It dispatches to one round per call, and remembers lost participants
+and past decisions. The same code runs under threads, actors and a simulator. Invariants:
+
+- A lost participant stays lost, because a restarted one does not know the calls.
+- Each call has exactly one round, and messages for a decided call change nothing.
+- A participant that connects late receives the earlier decisions.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ __all__ = ["Coordinator"]
 
 
 class Coordinator:
-    """Decides, for every call, whether the step is committed or the candidate restored.
+    """Decides the outcome of every `save` and `restore` call.
 
     Args:
-        participants: everyone, in ordinal order.
+        participants: all participants, in ordinal order.
         deadlines: limits per phase.
         new_attempt: returns a fresh 128-bit random id in hex at every call.
     """
@@ -52,7 +53,7 @@ class Coordinator:
 
     @property
     def everybody_left(self) -> bool:
-        """True when each participant said goodbye or is lost."""
+        """True once every participant has said goodbye or is lost."""
         return len(self._gone | self._lost.keys()) >= len(self.participants)
 
     @property
@@ -61,20 +62,20 @@ class Coordinator:
         return bool(self._rounds)
 
     def next_deadline(self) -> float:
-        """Return the monotonic time at which `on_time` must be called at the latest."""
+        """Return the monotonic time by which `on_time` must be called."""
         return min((r.deadline for r in self._rounds.values()), default=float("inf"))
 
     def on_message(
         self, participant: str, message: messages.FromParticipant, now: float
     ) -> list[actions.Action]:
-        """Take a message; one from somebody unknown or lost changes nothing."""
+        """Handle a message; ignore one from an unknown or lost participant."""
         if participant not in self._known or participant in self._lost:
             return []
         todo = self._dispatch(participant, message, now)
         return self._keep(todo + self._settle())
 
     def _keep(self, todo: list[actions.Action]) -> list[actions.Action]:
-        """Keep what participants are told who have not said Hello: no line may carry it yet."""
+        """Keep messages to participants that have not connected yet; `Hello` delivers them."""
         for action in todo:
             if isinstance(action, actions.Send) and action.to in self._kept:
                 self._kept[action.to].append(action)
@@ -148,14 +149,14 @@ class Coordinator:
         return found.on_called(participant, message, now)
 
     def _kind(self, call: int) -> Literal["save", "restore"] | None:
-        """Return what kind of call this number is, if anybody made it before."""
+        """Return the kind of a call that a participant has already made, else None."""
         found = self._rounds.get(call)
         if found is None:
             return self._decided.get(call)
         return "save" if isinstance(found, SaveRound) else "restore"
 
     def _mix_up(self, call: int, participant: str, cause: messages.Failure) -> list[actions.Action]:
-        """Fail the round that waits for somebody who made another call instead."""
+        """Fail a round because one participant called save where others called restore."""
         found = self._rounds.get(call)
         if found is None or participant not in found.missing():
             return []
@@ -175,13 +176,13 @@ class Coordinator:
         return restore.on_vote(participant, message, now)
 
     def on_lost(self, participant: str, cause: messages.Failure) -> list[actions.Action]:
-        """Take the end of a connection, or silence, that came without a goodbye."""
+        """Handle a connection that ended or went silent without a goodbye."""
         if participant not in self._gone:
             self._lost.setdefault(participant, cause)
         return self._keep(self._settle())
 
     def on_driver(self, event: actions.DriverEvent, now: float) -> list[actions.Action]:
-        """Take the driver's answer to an earlier action; one that nobody waits for is dropped."""
+        """Handle the driver's answer to an action; ignore it if its round has ended."""
         found = self._rounds.get(event.call)
         todo: list[actions.Action] = []
         match event:
@@ -204,7 +205,7 @@ class Coordinator:
         return self._keep(todo + self._settle())
 
     def on_time(self, now: float) -> list[actions.Action]:
-        """Judge deadlines; call after all messages that already arrived were taken."""
+        """Check deadlines; call it after all messages that have arrived were handled."""
         todo: list[actions.Action] = []
         for found in list(self._rounds.values()):
             if now >= found.deadline:
@@ -212,7 +213,7 @@ class Coordinator:
         return self._keep(todo + self._settle())
 
     def _settle(self) -> list[actions.Action]:
-        """Fail rounds that wait for someone who cannot answer; forget rounds that are done."""
+        """Fail rounds that wait for a participant that is gone; forget rounds that are done."""
         todo: list[actions.Action] = []
         for call, found in list(self._rounds.items()):
             absent = self._absent(found)
@@ -224,7 +225,7 @@ class Coordinator:
         return todo
 
     def _absent(self, found: SaveRound | RestoreRound) -> dict[str, messages.Failure]:
-        """Return who owes this round a report and cannot give it any more."""
+        """Return the participants that this round waits for and that are gone."""
         if not self._lost and not self._gone:
             return {}
         kind = errors.ParticipantFailed.kind

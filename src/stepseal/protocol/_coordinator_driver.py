@@ -1,9 +1,13 @@
-"""The coordinator on threads: for messages and time, for work on storage, and for housekeeping.
+"""Runs the coordinator on three threads: messages and time, storage work, and housekeeping.
 
-Invariants: one driver per incarnation; the protocol's thread never waits for storage, so that
-messages, losses and deadlines are judged while a step is being published; whatever deletes does so
-on the housekeeping thread, and a save waits two seconds at most for the room that aborted ones
-took; if it ends by a defect, all lines are closed, so that nobody waits for it.
+Invariants:
+
+- There is one driver per incarnation.
+- The protocol's thread never waits for storage, so it handles messages, losses and deadlines while
+  a step is being published.
+- All deletions run on the housekeeping thread. A save waits at most two seconds for the deletion of
+  aborted attempts.
+- If the driver ends because of a defect, it closes all connections, so that no participant waits.
 """
 
 from __future__ import annotations
@@ -39,21 +43,21 @@ __all__ = ["CoordinatorDriver"]
 
 _log = logging.getLogger("stepseal")
 _JOIN_S = 2.0
-"""How long `close` waits for a thread that has nothing left to do."""
+"""Seconds that `close` waits for a thread that has nothing left to do."""
 _ROOM_S = 2.0
-"""How long a save waits at most for the room that aborted ones took."""
+"""Seconds that a save waits at most for the deletion of aborted attempts."""
 
 
 class CoordinatorDriver:
     """Runs one `Coordinator` on a thread, its storage work on another, and deletes on a third.
 
     Args:
-        steps: the root, in the hands of this coordinator.
-        participants: everyone, in ordinal order.
-        hub: lines to them; started and closed here.
+        steps: the step store of the root.
+        participants: all participants, in ordinal order.
+        hub: connections to them; started and closed here.
         deadlines: limits per phase.
-        job: what goes into each manifest.
-        housekeep: sweeps after the claim and prunes after each commit, on a thread of its own.
+        job: facts for each manifest.
+        housekeep: sweeps after the claim and prunes after each commit, on its own thread.
 
     """
 
@@ -91,7 +95,7 @@ class CoordinatorDriver:
         self._keeper.start()
 
     def close(self) -> None:
-        """Linger until all said goodbye or are lost, at most `close_s`; then stop. Idempotent."""
+        """Wait up to `close_s` until all participants are done or lost; then stop. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -117,7 +121,7 @@ class CoordinatorDriver:
             self._left.set()
 
     def _take_all(self) -> bool:
-        """Wait for something or the next deadline, and take all that arrived; False to stop."""
+        """Wait for an event or the next deadline, and handle all events; False to stop."""
         deadline = self._protocol.next_deadline()
         timeout_s = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
         try:
@@ -126,7 +130,7 @@ class CoordinatorDriver:
                 self._take(found)
                 found = self._inbox.get_nowait()
         except queue.Empty:
-            return True  # time may be judged now
+            return True  # deadlines may be checked now
         return False
 
     def _take(self, found: Input) -> None:
@@ -168,13 +172,13 @@ class CoordinatorDriver:
         self._incarnation.close()
 
     def _wait_for_room(self) -> None:
-        """Let what was aborted be deleted first, if that is quick: it may have filled the disk."""
+        """Wait shortly for the deletion of aborted attempts, which may have filled the disk."""
         with self._discarded:
             limit_s = min(_ROOM_S, self._deadlines.commit_s / 2)
             self._discarded.wait_for(lambda: self._num_discards == 0, limit_s)
 
     def _keep_house(self) -> None:
-        """Delete what was aborted; sweep and prune once for all that happened since last time."""
+        """Delete aborted attempts; sweep and prune once for all commits since the last time."""
         going_on = True
         while going_on:
             chores = [self._chores.get()]

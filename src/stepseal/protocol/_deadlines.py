@@ -1,4 +1,4 @@
-"""Every time limit of the protocol in one value; seconds on a monotonic clock."""
+"""Every time limit of the protocol, in one value; seconds on a monotonic clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_S = 1e8
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """How long anybody waits for anybody.
+    """Time limits for every wait between participants and the coordinator.
 
     Raises:
         InvalidInput: a limit is not a positive number up to `MAX_S`, or `lost_s` is below two
@@ -22,22 +22,22 @@ class Deadlines:
     """
 
     connect_s: float = 120.0
-    """Until all participants reached the coordinator."""
+    """Until all participants have connected to the coordinator."""
     capture_s: float = 120.0
     """From the first participant that captured to the last."""
     write_s: float = 1800.0
     """From the order to write to the last participant that prepared."""
     commit_s: float = 300.0
-    """For the coordinator's own work: before the parts, staging; after them, index, manifest and
-    commit; in a restore, the claim."""
+    """For the coordinator's own work: staging before the parts are written; index, manifest and
+    commit after them; the claim in a restore."""
     check_s: float = 300.0
     """For reading and checking everything but tensor bytes in a restore."""
     apply_s: float = 1800.0
     """For streaming tensors in a restore."""
     close_s: float = 30.0
-    """How long `close` waits for the goodbye of the others."""
+    """For `close` to wait until the others have said goodbye."""
     heartbeat_s: float = 5.0
-    """Between two signs of life."""
+    """Between two heartbeats."""
     lost_s: float = 30.0
     """Silence after which a participant or the coordinator counts as lost."""
 
@@ -64,7 +64,7 @@ class Deadlines:
     def save_s(self) -> float:
         """Longest time from one participant's capture to the outcome.
 
-        The coordinator's own work comes twice: it stages before the parts, and publishes after.
+        `commit_s` counts twice: the coordinator stages before the parts, and publishes after them.
         """
         return self.capture_s + self.commit_s + self.write_s + self.commit_s
 

@@ -1,4 +1,4 @@
-"""The manifest of an attempt, put together from what the participants reported."""
+"""Builds the manifest of an attempt from the participants' reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["JobInfo", "Origin", "draft_manifest"]
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """What is the same for every step of one incarnation; goes into each manifest."""
+    """Facts that are the same for every step of one incarnation; part of each manifest."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
     """Library name to version."""
@@ -38,7 +38,7 @@ class JobInfo:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an attempt comes from: whose it is, and what it descends from."""
+    """Where an attempt comes from: run, incarnation, participants and parent."""
 
     run_id: str
     incarnation: int
@@ -47,20 +47,20 @@ class Origin:
     participants: tuple[str, ...]
     """In ordinal order."""
     durability: Durability
-    """What its root allows to say."""
+    """The durability that the root offers."""
 
 
 def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: float) -> Manifest:
-    """Return the manifest of an attempt, still without the coordinator's own files.
+    """Return the manifest of an attempt, without the coordinator's own files.
 
-    Who owns which payload is put together from what each participant reported of its own. What is
-    one for all (cut, metrics, tags, kinds of components) is taken from the first
-    participant; that they agree was checked when they captured.
+    The owners of payloads come from the reports of all participants. Facts that are equal on all
+    participants (cut, metrics, tags, kinds of components) come from the first one; their equality
+    was checked after the capture.
 
     Args:
-        publish: what the participants reported.
-        origin: whose attempt it is.
-        job: what is the same for every step of the incarnation.
+        publish: the reports of the participants.
+        origin: run, incarnation, participants and parent of the attempt.
+        job: facts that are the same for every step of the incarnation.
         now_s: Unix time.
     """
     first = publish.captured[origin.participants[0]]

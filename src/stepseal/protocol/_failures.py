@@ -1,7 +1,6 @@
-"""Why something failed, in a form that crosses processes, and errors made from it.
+"""Failures: causes in a form that crosses processes, and the errors made from them.
 
-Texts are cut to a bounded length and made encodable where they enter (`failure_of`), so that a
-failure can always be told.
+`failure_of` shortens texts and makes them encodable, so that a failure can always be sent.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "failure_of", "details_of", "error_from", "messages_of", "shortened"]
 
 MAX_TEXT = 2000
-"""Characters of one cause that travel; the rest is in the log of the process it came from."""
+"""Characters of one cause that are sent; the log of the failed process has the rest."""
 MAX_FAILURES = 256
-"""Causes that travel in one answer; the text says how many there are."""
+"""Causes that are sent in one answer; the text gives the total number."""
 MAX_PROBLEMS = 100
-"""Findings of one cause that travel."""
+"""Findings of one cause that are sent."""
 
 _ERRORS: dict[str, type[errors.CheckpointError]] = {
     cls.kind: cls for cls in (getattr(errors, name) for name in errors.__all__)
@@ -45,12 +44,12 @@ class Failure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def failure_of(error: BaseException) -> Failure:
     """Describe any exception so that other participants can report it.
 
-    The kind of an error of stepseal is one that every receiver knows: a wing's own refinement, such
-    as a missing key, is told as the class of `stepseal.errors` that it refines. Any other exception
-    is told by the name of its class, of which `error_from` makes a `ParticipantFailed`.
+    For an error of stepseal, the kind is that of its class in `stepseal.errors`, which every
+    receiver knows; an internal subclass such as `KeyNotFound` uses the kind of its base class. For
+    any other exception, the kind is the class name; `error_from` turns it into `ParticipantFailed`.
     """
     if isinstance(error, errors.CheckpointError):
-        # The failure of one participant is told without what its own message puts around it.
+        # Take the failure of the one participant without the summary around it.
         message = next(iter(error.failures.values())) if len(error.failures) == 1 else str(error)
         return Failure(
             _public_kind(error),
@@ -72,7 +71,7 @@ def _public_kind(error: errors.CheckpointError) -> str:
 
 
 def _text(value: str) -> str:
-    """Return text that JSON can carry (a file name may hold bytes that are no text), cut short."""
+    """Return shortened text that JSON can hold; a file name may contain undecodable bytes."""
     plain = value.encode("utf-8", "backslashreplace").decode("utf-8")
     return plain if len(plain) <= MAX_TEXT else f"{plain[:MAX_TEXT]}... (cut)"
 
@@ -87,17 +86,17 @@ def error_from(kind: str, message: str, **context: object) -> errors.CheckpointE
 
 
 def messages_of(failures: Mapping[str, Failure]) -> dict[str, str]:
-    """Return participant to message, as errors carry it."""
+    """Return the message of each participant, in the form of `CheckpointError.failures`."""
     return {participant: cause.message for participant, cause in failures.items()}
 
 
 def shortened(failures: Mapping[str, Failure]) -> dict[str, Failure]:
-    """Return at most `MAX_FAILURES` of the failures, so that an answer stays small."""
+    """Return at most `MAX_FAILURES` of the failures, to keep an answer small."""
     return dict(sorted(failures.items())[:MAX_FAILURES])
 
 
 def details_of(cause: Failure | None, failures: Mapping[str, Failure]) -> dict[str, Any]:
-    """Return what an error carries besides its message: the first of each, and all problems."""
+    """Return the attributes of an error: the first value of each, and all problems."""
     causes = [*([] if cause is None else [cause]), *failures.values()]
     return {
         "component": next((c.component for c in causes if c.component), None),

@@ -1,8 +1,8 @@
-"""One life of the coordinator on its root: carries out what the protocol asks of the step store.
+"""Carries out the actions of the coordinator's protocol on the step store, for one incarnation.
 
-Invariants: whatever goes wrong becomes an event, so that every participant hears of it; removing
-leftovers and moving `latest` never fail a save. Runs on one thread, except for `housekeep` and
-`discard_aborted`: deleting may take long and has a thread of its own.
+Every error becomes an event, so that all participants receive it. A failure to remove leftovers or
+to move `latest` never fails a save. Runs on one thread, except for `housekeep` and
+`discard_aborted`: deletions may take long and have their own thread.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Housekeep", "Incarnation", "discard_aborted"]
 
 Housekeep = Callable[[str, int, bool], None]
-"""Called with run id, incarnation, and whether it has committed; after a claim and after each
-commit. Raises nothing."""
+"""Called after a claim and after each commit, with the run id, the incarnation, and whether it has
+committed. Never raises."""
 
 _log = logging.getLogger("stepseal")
 
@@ -35,8 +35,8 @@ class Incarnation:
 
     Args:
         steps: the root.
-        participants: everyone, in ordinal order.
-        job: goes into each manifest.
+        participants: all participants, in ordinal order.
+        job: facts for each manifest.
         housekeep: sweeps and prunes.
         clock: Unix time, for manifests.
     """
@@ -58,12 +58,12 @@ class Incarnation:
         self.number: int | None = None
         """None until the root is claimed."""
         self._head: StepRef | None = None
-        """The step that the next one names as its parent."""
+        """The parent of the next step."""
 
     def perform(
         self, action: actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
     ) -> actions.DriverEvent:
-        """Perform one action; whatever goes wrong becomes an event for all participants."""
+        """Perform one action; an error becomes an event for all participants."""
         try:
             match action:
                 case actions.BeginStaging():
@@ -82,7 +82,7 @@ class Incarnation:
             _log.exception("stepseal: defect in the coordinator")
             text = f"{type(error).__name__}: {error} (a defect; see the coordinator's log)"
             failure = failure_of(InternalError(text))
-            if isinstance(action, actions.Publish):  # where it stopped is not known
+            if isinstance(action, actions.Publish):  # it may have passed the commit point
                 return actions.PublishUnknown(action.call, failure)
             return actions.IoFailed(action.call, failure)
 
@@ -95,14 +95,14 @@ class Incarnation:
             _log.warning("stepseal: after the commit of step %d: %s", self._head.step, error)
 
     def housekeep(self) -> None:
-        """Sweep after a claim, and prune after a commit; may run beside everything else here."""
+        """Sweep after a claim, and prune after a commit; may run concurrently with other calls."""
         if self._housekeep is not None and self.number is not None:
             head = self._head
             committed = head is not None and head.incarnation == self.number
             self._housekeep(self._steps.run_id, self.number, committed)
 
     def close(self) -> None:
-        """End the protection of a candidate that was never claimed."""
+        """End the lease of a candidate that was never claimed."""
         self._steps.release()
 
     def _begin(self, action: actions.BeginStaging) -> actions.Staged:
@@ -143,8 +143,8 @@ class Incarnation:
 
 
 def discard_aborted(steps: DiscardAttempts, action: actions.Discard) -> None:
-    """Remove an aborted attempt, beside everything else; a failure is only logged."""
+    """Remove an aborted attempt, concurrently with other work; a failure is only logged."""
     try:
         steps.discard(action.staging)
     except (CheckpointError, OSError) as error:
-        _log.warning("stepseal: leftovers of an aborted save stay for the next sweep: %s", error)
+        _log.warning("stepseal: the next sweep will remove the aborted save: %s", error)

@@ -1,9 +1,8 @@
-"""What participants and the coordinator tell each other: small JSON messages, never pickle.
+"""The messages between participants and the coordinator: small JSON documents, never pickle.
 
-A call is one `save` or `restore`, numbered alike by every participant, because all make the same
-calls in the same order. Messages are hints: whether a step exists is decided by storage alone.
-Texts are cut to a bounded length and made encodable where they enter (`failure_of`), so that a
-failure can always be told.
+A call is one `save` or `restore`. All participants make the same calls in the same order, so they
+number them equally. Messages are hints: storage alone decides whether a step exists. `failure_of`
+shortens texts and makes them encodable, so that a failure can always be sent.
 """
 
 from __future__ import annotations
@@ -66,13 +65,13 @@ class ComponentReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sharing: str
     fingerprint: str
     payload: str | None = None
-    """Coordinate of the non-tensor payload that the participant reads, None for none."""
+    """Coordinate of the non-tensor payload that the participant reads; None if it reads none."""
     writes: bool = False
     """Whether the participant writes that payload."""
 
 
 class PartReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a participant's part document lies in the attempt, and its digest."""
+    """Path of a participant's part document in the attempt, and its digest."""
 
     path: str
     size_bytes: int
@@ -87,12 +86,12 @@ class Hello(_Message, frozen=True):
     version: str
 
     def __repr__(self) -> str:
-        """Return a text without the token, for logs and tracebacks."""
+        """Return a text without the secret token, for logs and tracebacks."""
         return f"Hello({self.participant!r}, version={self.version!r})"
 
 
 class Heartbeat(_Message, frozen=True):
-    """Nothing but a sign of life; both directions."""
+    """Shows that the sender is alive; sent in both directions."""
 
 
 class Captured(_Message, frozen=True):
@@ -103,7 +102,7 @@ class Captured(_Message, frozen=True):
     components: list[ComponentReport]
     cut: dict[str, str | int | float | bool | None]
     metrics: dict[str, float | Literal["nan", "inf", "-inf"]]
-    """Finite or not; JSON carries what is not finite as text."""
+    """May be NaN or infinite; JSON holds these as text."""
     tags: list[str]
 
 
@@ -116,7 +115,7 @@ class Prepared(_Message, frozen=True):
 
 
 class Failed(_Message, frozen=True):
-    """The participant cannot do its share of a save."""
+    """The participant cannot contribute to a save."""
 
     call: _Number
     step: _Number
@@ -132,11 +131,11 @@ class RestoreCalled(_Message, frozen=True):
     fresh: bool
     components: list[str]
     unverified: bool = False
-    """A foreign DCP folder will do where the root has no steps, or where one is asked for."""
+    """Also accept a foreign DCP folder, if the root has no steps or if the step is one."""
 
 
 class Checked(_Message, frozen=True):
-    """The candidate fits: everything but tensor bytes was verified, and nothing was touched."""
+    """The candidate fits: all but tensor bytes was verified, and live state is unchanged."""
 
     call: _Number
     round: _Number
@@ -160,22 +159,22 @@ class Rejected(_Message, frozen=True):
 
 
 class PollSave(_Message, frozen=True):
-    """Asks for the status of a save in flight, once per step; only the coordinator's own asks."""
+    """Asks for the status of a save in flight, once per step; only the coordinator's rank asks."""
 
     call: _Number
     step: _Number
 
 
 class Goodbye(_Message, frozen=True):
-    """The participant is done; it answers nothing after this."""
+    """The participant is done; it does not answer any more."""
 
 
 class Welcome(_Message, frozen=True):
-    """The coordinator knows this participant; also the answer to a goodbye."""
+    """The coordinator accepts this participant; also the answer to a goodbye."""
 
 
 class Refused(_Message, frozen=True):
-    """The coordinator knows this participant and will not work with it; the line ends."""
+    """The coordinator refuses this participant and closes the connection."""
 
     kind: str
     message: str
@@ -209,11 +208,11 @@ class Aborted(_Message, frozen=True):
     message: str
     failures: dict[str, Failure]
     cause: Failure | None = None
-    """What failed at the coordinator, when no participant did."""
+    """The coordinator's own failure, if no participant failed."""
 
 
 class Unresolved(_Message, frozen=True):
-    """The coordinator itself cannot tell whether the step is durable; storage will."""
+    """The coordinator does not know whether the step is durable; storage shows it later."""
 
     call: _Number
     attempt: str
@@ -222,27 +221,27 @@ class Unresolved(_Message, frozen=True):
 
 
 class Candidate(_Message, frozen=True):
-    """Check this committed step against your live state; touch nothing yet."""
+    """Check this committed step against your live state; change nothing yet."""
 
     call: _Number
     round: _Number
     step: _Number
     attempt: str
     manifest_sha256: str
-    """SHA-256 of the manifest; of `.metadata` where the candidate is `unverified`."""
+    """SHA-256 of the manifest; for an `unverified` candidate, of its `.metadata`."""
     unverified: bool = False
     """A foreign DCP folder, whose bytes no digest covers."""
 
 
 class Apply(_Message, frozen=True):
-    """Every participant checked the candidate: stream it into live state now."""
+    """Every participant has checked the candidate: stream it into live state now."""
 
     call: _Number
     round: _Number
 
 
 class Restored(_Message, frozen=True):
-    """Every participant applied the candidate; the incarnation is claimed."""
+    """Every participant has applied the candidate, and the incarnation is claimed."""
 
     call: _Number
     step: _Number
@@ -252,14 +251,14 @@ class Restored(_Message, frozen=True):
 
 
 class Fresh(_Message, frozen=True):
-    """There is nothing to restore (or a fresh start was asked for); the incarnation is claimed."""
+    """Nothing was restored: the root is empty, or fresh=True. The incarnation is claimed."""
 
     call: _Number
     incarnation: _Number
 
 
 class RestoreFailed(_Message, frozen=True):
-    """No participant may go on with this restore."""
+    """The restore failed; no participant continues it."""
 
     call: _Number
     kind: str
@@ -268,7 +267,7 @@ class RestoreFailed(_Message, frozen=True):
     failures: dict[str, Failure]
     tainted: bool
     cause: Failure | None = None
-    """What failed at the coordinator, when no participant did."""
+    """The coordinator's own failure, if no participant failed."""
 
 
 class SaveStatus(_Message, frozen=True):
@@ -333,7 +332,7 @@ def decode_from_participant(data: bytes) -> FromParticipant:
     """Return the message a participant sent.
 
     Raises:
-        InvalidInput: the bytes are no message of this protocol.
+        InvalidInput: the bytes are not a message of this protocol.
     """
     message: FromParticipant = _decode(_participant_decoder, data)
     return message
@@ -343,7 +342,7 @@ def decode_from_coordinator(data: bytes) -> FromCoordinator:
     """Return the message the coordinator sent.
 
     Raises:
-        InvalidInput: the bytes are no message of this protocol.
+        InvalidInput: the bytes are not a message of this protocol.
     """
     message: FromCoordinator = _decode(_coordinator_decoder, data)
     return message
@@ -353,5 +352,5 @@ def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:  # noqa: AN
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        message = f"control plane: {len(data)} bytes are no message of this protocol: {error}"
+        message = f"control plane: {len(data)} bytes are not a message of this protocol: {error}"
         raise errors.InvalidInput(message) from error

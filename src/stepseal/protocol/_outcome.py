@@ -1,7 +1,7 @@
-"""What came of a save, as one participant can know it: the coordinator's word, else storage's.
+"""Finds the outcome of a save for one participant: from the coordinator, or else from storage.
 
-Where neither tells, the outcome is UNKNOWN, which is an error of its own and never a failure: the
-step may exist.
+If neither knows, the outcome is UNKNOWN. This is a separate error, not a failed save: the step may
+exist.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ __all__ = ["resolve_save"]
 
 
 def resolve_save(state: SaveState, step: int, steps: ResolveAttempt) -> messages.Committed:
-    """Return the commit of a settled save, or raise what prevented it.
+    """Return the commit of a settled save, or raise the error that prevented it.
 
     Args:
         state: a settled state.
         step: step number.
-        steps: the root, asked when the coordinator cannot be asked any more.
+        steps: the step store; used if the coordinator is gone.
 
     Raises:
-        ParticipantFailed: and every other error of the tree, as the coordinator named it.
+        ParticipantFailed: a participant failed; any other error of `stepseal.errors` is raised if
+            the coordinator reported it.
         CoordinatorLost: the coordinator is gone and the step was not committed.
         CommitTimeout: the coordinator did not decide in time, and this participant had not
             prepared.
-        OutcomeUnknown: the coordinator is gone and storage does not tell yet, or the coordinator
-            could not confirm the commit itself.
+        OutcomeUnknown: the coordinator is gone and storage does not show the outcome yet, or the
+            coordinator could not confirm the commit.
     """
     if isinstance(state.outcome, messages.Committed):
         return state.outcome
@@ -67,7 +68,7 @@ def _aborted(outcome: messages.Aborted) -> errors.CheckpointError:
 def _from_storage(
     write: messages.Write, lost: messages.Failure, step: int, steps: ResolveAttempt
 ) -> messages.Committed:
-    """Return the commit that storage shows, or raise."""
+    """Return the commit if storage shows it, or raise."""
     text = f"save of step {step}: {lost.message}"
     try:
         found = steps.resolve(step, write.attempt, write.staging)

@@ -1,8 +1,9 @@
 """A participant's protocol without I/O: what it knows of each call, and what it must send.
 
-Outcomes of a save are COMMITTED and ABORTED (both only when the coordinator said so), NOT COMMITTED
-(we never prepared, so nobody can have committed) and UNKNOWN (we prepared and heard nothing:
-storage decides). The first outcome of a call counts; repeated and late messages change nothing.
+A save has four outcomes. COMMITTED and ABORTED come from the coordinator. NOT COMMITTED means that
+this participant never prepared, so the step cannot have been committed. UNKNOWN means that it
+prepared and received no decision; storage shows the outcome. The first outcome of a call counts;
+repeated and late messages change nothing.
 """
 
 from __future__ import annotations
@@ -23,41 +24,41 @@ RestoreAnswer = messages.Restored | messages.Fresh | messages.RestoreFailed
 
 @dataclass(slots=True)
 class SaveState:
-    """What a participant knows of one save call."""
+    """What a participant knows about one save call."""
 
     call: int
     deadline: float = float("inf")
     """Monotonic time after which this participant stops waiting."""
     write: messages.Write | None = None
-    """The order to write, once it came."""
+    """The order to write, once it has arrived."""
     prepared: bool = False
-    """We reported our part: from now on the step may exist."""
+    """True once we have reported our part; from then on the step may exist."""
     outcome: messages.Decided | None = None
-    """What the coordinator decided."""
+    """The coordinator's decision."""
     lost: messages.Failure | None = None
-    """Why we will not hear from the coordinator any more."""
+    """Why the coordinator is gone."""
 
     @property
     def settled(self) -> bool:
-        """True when waiting longer would tell nothing new."""
+        """True when there is nothing left to wait for."""
         return self.outcome is not None or self.lost is not None
 
 
 @dataclass(slots=True)
 class RestoreState:
-    """What a participant knows of one restore call."""
+    """What a participant knows about one restore call."""
 
     call: int
     inbox: list[messages.Candidate | messages.Apply] = field(default_factory=list)
-    """Orders that were not taken yet, oldest first."""
+    """Orders that were not fetched yet, oldest first."""
     ordered: set[tuple[str, int]] = field(default_factory=set)
-    """Orders that came, by type and round, so that a repeated one is not carried out twice."""
+    """Orders that have arrived, by type and round, so that none is carried out twice."""
     answer: RestoreAnswer | None = None
     lost: messages.Failure | None = None
 
     @property
     def has_news(self) -> bool:
-        """True when there is an order, an answer, or a loss to take."""
+        """True when there is an order, an answer or a loss to handle."""
         return bool(self.inbox) or self.answer is not None or self.lost is not None
 
 
@@ -79,7 +80,7 @@ class Participant:
         self.lost: messages.Failure | None = None
 
     def new_call(self) -> int:
-        """Return the number of the next call, which is equal on all that make the same calls."""
+        """Return the number of the next call; participants that make the same calls agree on it."""
         self._num_calls += 1
         return self._num_calls
 
@@ -92,7 +93,7 @@ class Participant:
         return self._restores.setdefault(call, RestoreState(call, lost=self.lost))
 
     def forget(self, call: int) -> None:
-        """Drop a call whose outcome was taken; messages for it are dropped from now on."""
+        """Drop a call after its outcome was read; later messages for it are ignored."""
         self._forgotten.add(call)
         self._saves.pop(call, None)
         self._restores.pop(call, None)
@@ -104,14 +105,14 @@ class Participant:
         return self._statuses.pop((call, step), None)
 
     def captured(self, call: int, now: float) -> None:
-        """Start the clock of a save: from here on every wait ends."""
+        """Start the deadline of a save."""
         self.save(call).deadline = now + self._deadlines.save_s
 
     def prepare(self, call: int, now: float) -> bool:
-        """Pass the point of no return of this participant, unless the save ended before.
+        """Pass this participant's point of no return, unless the save has already ended.
 
         Returns:
-            True when the part may be reported; from then on only the coordinator or storage know
+            True if the part may be reported; from then on only the coordinator or storage knows
             the outcome.
         """
         self.on_time(now)
@@ -122,7 +123,7 @@ class Participant:
         return True
 
     def on_message(self, message: messages.FromCoordinator) -> None:
-        """Take a message; orders and outcomes for calls not made yet are kept for them."""
+        """Handle a message; keep orders and outcomes of calls that were not made yet."""
         match message:
             case messages.Heartbeat():
                 pass

@@ -1,4 +1,4 @@
-"""A participant's protocol under threads: sends, waits with deadlines, and tells what came of it.
+"""Runs a participant's protocol on threads: sends messages, waits with deadlines, reports outcomes.
 
 Every wait ends: with an answer, with the loss of the coordinator, or at the participant's own
 deadline.
@@ -28,15 +28,15 @@ _TICK_S = 0.25
 
 
 class ParticipantDriver:
-    """One participant's line to the coordinator, for the threads of its process.
+    """One participant's view of the coordinator, shared by the threads of its process.
 
     Args:
         participant: own id.
-        link: line to the coordinator; started here.
+        link: connection to the coordinator; started here.
         deadlines: limits per phase.
 
     Raises:
-        CoordinatorLost: the coordinator did not let this participant in, or did not answer within
+        CoordinatorLost: the coordinator refused this participant, or did not answer within
             `connect_s`; the link is closed.
         InvalidInput: the coordinator runs another release.
     """
@@ -57,7 +57,7 @@ class ParticipantDriver:
                 raise error_from(lost.kind, lost.message, participant=participant)
             why = f"no answer within {deadlines.connect_s:g} s" if lost is None else lost.message
             raise errors.CoordinatorLost(
-                f"control plane: {participant} was not let in by the coordinator: {why}. Do all "
+                f"control plane: the coordinator did not accept {participant}: {why}. Do all "
                 "participants belong to the same start of the job?",
                 participant=participant,
             )
@@ -76,22 +76,22 @@ class ParticipantDriver:
             return self._protocol.new_call()
 
     def send_captured(self, message: messages.Captured) -> None:
-        """Report a capture, and start the clock of the save."""
+        """Report a capture, and start the deadline of the save."""
         with self._changed:
             self._protocol.captured(message.call, time.monotonic())
         self._link.send(message)
 
     def send_failed(self, call: int, step: int, phase: str, error: BaseException) -> None:
-        """Report that this participant cannot do its share."""
+        """Report that this participant cannot contribute to the save."""
         with self._changed:
             self._protocol.captured(call, time.monotonic())
         self._link.send(messages.Failed(call, step, phase, failure_of(error)))
 
     def send_prepared(self, call: int, attempt: str, part: messages.PartReport) -> bool:
-        """Report the part, unless the save was given up meanwhile.
+        """Report the part, unless the save has ended meanwhile.
 
         Returns:
-            True when it was sent: from now on the step may exist.
+            True if the report was sent; from then on the step may exist.
         """
         with self._changed:
             if not self._protocol.prepare(call, time.monotonic()):
@@ -100,7 +100,7 @@ class ParticipantDriver:
         return True
 
     def wait_write(self, call: int) -> messages.Write | None:
-        """Wait for the order to write; None when the save ended without one.
+        """Wait for the order to write; None if the save ended without one.
 
         Returns the order even if the save has failed since. Either all participants got an order or
         none did, so the same call then raises the failure on all of them.
@@ -110,13 +110,13 @@ class ParticipantDriver:
         return state.write
 
     def ended(self, call: int) -> bool:
-        """Tell whether waiting or writing further makes no sense; judges the deadline too."""
+        """Return whether the save has ended, so that writing can stop; also checks the deadline."""
         with self._changed:
             self._protocol.on_time(time.monotonic())
             return self._protocol.save(call).settled
 
     def wait_outcome(self, call: int, timeout_s: float | None) -> SaveState | None:
-        """Wait until the save is settled; None when `timeout_s` passed first."""
+        """Wait until the save is settled; None if `timeout_s` passes first."""
         state = self._save(call)
         return state if self._wait(lambda: state.settled, timeout_s) else None
 
@@ -132,12 +132,12 @@ class ParticipantDriver:
 
         Raises:
             CoordinatorLost: the coordinator is gone.
-            CommitTimeout: nothing came within `timeout_s`.
+            CommitTimeout: nothing arrived within `timeout_s`.
         """
         state = self._restore(call)
         self._wait(lambda: state.has_news, timeout_s)
         with self._changed:
-            if state.answer is not None:  # whatever was ordered before is void
+            if state.answer is not None:  # earlier orders are void
                 return state.answer
             if state.inbox:
                 return state.inbox.pop(0)
@@ -152,7 +152,7 @@ class ParticipantDriver:
         )
 
     def restore_ended(self, call: int) -> bool:
-        """Tell whether going on with an order makes no sense: the restore failed, or is alone."""
+        """Return whether the restore has failed or the coordinator is gone, so work can stop."""
         state = self._restore(call)
         with self._changed:
             return state.answer is not None or state.lost is not None
@@ -162,15 +162,15 @@ class ParticipantDriver:
         self._link.send(message)
 
     def poll_save(self, call: int, step: int) -> None:
-        """Ask for the status of `call`, for all participants; only the coordinator's own asks."""
+        """Ask for the status of `call` for all participants; only the coordinator's rank asks."""
         self._link.send(messages.PollSave(call, step))
 
     def wait_status(self, call: int, step: int) -> bool:
         """Wait for the status of a save as of `step`.
 
         Returns:
-            Whether the save `call` was decided before `step`; True also when the coordinator is
-            gone or silent, because then this participant must look at the outcome.
+            Whether the save `call` was decided before `step`. Also True if the coordinator is gone
+            or silent, because this participant must then find out the outcome.
         """
         state = self._save(call)
         posted: list[bool] = []
@@ -185,12 +185,12 @@ class ParticipantDriver:
         return posted[0] if posted else True
 
     def forget(self, call: int) -> None:
-        """Drop a call whose outcome was taken."""
+        """Drop a call after its outcome was read."""
         with self._changed:
             self._protocol.forget(call)
 
     def close(self) -> None:
-        """Say goodbye, wait at most `close_s` for the answer, and close the line. Idempotent."""
+        """Say goodbye, wait at most `close_s` for the answer, and close the link. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -215,7 +215,7 @@ class ParticipantDriver:
             return self._protocol.restore(call)
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Wait until `condition` holds, judging deadlines of calls; False at the timeout."""
+        """Wait until `condition` holds, and check deadlines of calls; False at the timeout."""
         end = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             while not condition():

@@ -1,12 +1,12 @@
 """One restore as the coordinator sees it, without I/O: select, check, vote, apply, vote, claim.
 
 Invariants:
-- nobody applies before everybody checked the same candidate;
-- a damaged candidate sends all participants to the next older one together; one that storage
-  refused does so only when it was refused twice;
-- a candidate that does not fit the live state is an answer, not damage: the restore fails on all
-  participants, because an older step would not fit either and falling back would lose work;
-- once `Apply` was sent, every failure says that live state was changed.
+- No participant applies a candidate before all participants have checked it.
+- If a candidate is damaged, all participants fall back to the next older one together. If storage
+  refuses a candidate, they do so only after the second refusal.
+- If a candidate does not fit the live state, the restore fails on all participants: an older step
+  would not fit either, and falling back would lose work.
+- After `Apply` was sent, every failure reports that live state was changed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class RestoreRound:
 
     Args:
         call: number of the call, equal on all participants.
-        participants: everyone who must take part, in ordinal order.
+        participants: all participants, in ordinal order.
         deadlines: limits per phase.
         now: monotonic time of the first report.
     """
@@ -59,7 +59,7 @@ class RestoreRound:
         self._reasons: dict[str, str] = {}
         self._excluded: list[int] = []
         self._tried_again: set[int] = set()
-        """Candidates that storage refused once."""
+        """Candidates that storage has refused once."""
         self._tainted = False
         self._unverified = False
 
@@ -71,7 +71,7 @@ class RestoreRound:
     def on_called(
         self, participant: str, message: messages.RestoreCalled, now: float
     ) -> list[actions.Action]:
-        """Take a call; when all called alike, select a candidate (or claim, for a fresh start)."""
+        """Handle a call; when all have called alike, select a candidate (or claim, if fresh)."""
         if self.phase != "join" or participant in self._joined:
             return []
         self._joined[participant] = message
@@ -101,7 +101,7 @@ class RestoreRound:
         return found
 
     def on_selected(self, event: actions.Selected, now: float) -> list[actions.Action]:
-        """Offer the candidate to everyone, or end: fresh start on an empty root, else an error."""
+        """Propose the candidate to all; without one, start fresh on an empty root, else fail."""
         if self.phase != "select":
             return []
         self._reasons.update(event.reasons)
@@ -127,7 +127,7 @@ class RestoreRound:
     def on_vote(
         self, participant: str, message: messages.Checked | messages.Applied, now: float
     ) -> list[actions.Action]:
-        """Take a positive vote of the current phase and round."""
+        """Handle a positive vote of the current phase and round."""
         phase = "check" if isinstance(message, messages.Checked) else "apply"
         if phase != self.phase or message.round != self._round:
             return []
@@ -137,7 +137,7 @@ class RestoreRound:
     def on_rejected(
         self, participant: str, message: messages.Rejected, now: float
     ) -> list[actions.Action]:
-        """Take a negative vote; the others still vote, so that all fall back together."""
+        """Handle a negative vote; the others still vote, so that all fall back together."""
         if self.phase not in ("check", "apply") or message.round != self._round:
             return []
         self._tainted = self._tainted or message.touched
@@ -174,7 +174,7 @@ class RestoreRound:
         return self._select(now)
 
     def on_claimed(self, event: actions.Claimed) -> list[actions.Action]:
-        """Tell everyone what was restored: the root is ours."""
+        """Report the restored step to all; the root now belongs to this incarnation."""
         if self.phase != "claim":
             return []
         message: messages.Restored | messages.Fresh
@@ -191,17 +191,17 @@ class RestoreRound:
         return self._finish(message)
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
-        """Fail on all: the coordinator could not read or claim the root."""
+        """Fail on all participants: the coordinator could not read or claim the root."""
         text = told_once("restore", event.cause.message)
         return self._fail(event.cause.kind, text, {}, event.cause)
 
     def on_lost(self, absent: Mapping[str, messages.Failure]) -> list[actions.Action]:
-        """Fail on all, because some who still owe a report cannot give it any more."""
+        """Fail on all participants, because the `absent` ones are gone."""
         assert absent.keys() <= set(self.missing())
         return self._fail_with(f"restore, phase {self.phase}", absent)
 
     def missing(self) -> tuple[str, ...]:
-        """Return who still owes a report in this phase."""
+        """Return the participants whose report is missing in this phase."""
         if self.phase == "join":
             return tuple(p for p in self.participants if p not in self._joined)
         if self.phase in ("check", "apply"):
@@ -210,11 +210,11 @@ class RestoreRound:
         return ()
 
     def on_deadline(self) -> list[actions.Action]:
-        """Fail on all, because the phase took too long, naming everyone who is missing."""
+        """Fail on all participants, because the phase took too long; name the missing ones."""
         if self.phase in ("select", "claim"):
             text = (
                 f"restore: the coordinator's storage did not answer within {self._limit_s:g} s in "
-                f"phase {self.phase}. No participant goes on."
+                f"phase {self.phase}. The restore ends on all participants."
             )
             return self._fail(errors.StorageUnavailable.kind, text, {})
         text = f"did not answer within {self._limit_s:g} s in phase {self.phase} of restore"
@@ -236,7 +236,7 @@ class RestoreRound:
 
     def _claim(self, now: float) -> list[actions.Action]:
         self._enter("claim", self._deadlines.commit_s, now)
-        # a foreign folder has no manifest that a lineage could name
+        # a foreign folder has no manifest, so a claim cannot name it as parent
         return [actions.Claim(self.call, None if self._unverified else self.restored)]
 
     def _give_up(self) -> list[actions.Action]:
@@ -244,7 +244,7 @@ class RestoreRound:
         text = (
             f"restore: no step can be resumed: {reasons or 'no resumable step'}. "
             "Look at the steps with `stepseal verify`; restore(step=N) asks for one of them, "
-            "restore(fresh=True) starts anew."
+            "restore(fresh=True) starts from scratch."
         )
         return self._fail(errors.NoResumableStep.kind, text, {})
 

@@ -2,10 +2,9 @@
 
 Two-phase commit with presumed abort. Invariants:
 
-- `Publish` is asked for only when every participant of the call reported `Prepared` for this
-  attempt;
-- after an abort was sent for a call, nothing of that call is ever published;
-- a participant that prepared may vanish without harm: its bytes are durable.
+- The round orders `Publish` only after every participant has reported `Prepared` for this attempt.
+- After an abort was sent for a call, the call is never published.
+- A participant may be lost after it has prepared: its bytes are durable.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class SaveRound:
 
     Args:
         call: number of the call, equal on all participants.
-        participants: everyone whose part the step needs, in ordinal order.
+        participants: all participants, in ordinal order.
         attempt: 128-bit random id in hex, never used before.
         deadlines: limits per phase.
         now: monotonic time of the first report.
@@ -66,14 +65,14 @@ class SaveRound:
     def on_captured(
         self, participant: str, message: messages.Captured, now: float
     ) -> list[actions.Action]:
-        """Take a capture report; when it is the last one, compare all and begin staging."""
+        """Handle a capture report; after the last one, compare all and begin staging."""
         if self.phase != "capture" or participant in self._captured:
             return []
         self.step = max(self.step, message.step)
         self._captured[participant] = message
         if len(self._captured) < len(self.participants):
             return []
-        # in ordinal order, not in that of arrival: the same job names the same participants
+        # in ordinal order, not by arrival, so that messages are reproducible
         failures = disagreements({p: self._captured[p] for p in self.participants})
         if failures:
             return self._abort(failures, "participants disagree")
@@ -82,7 +81,7 @@ class SaveRound:
         return [actions.BeginStaging(self.call, self.step, self.attempt)]
 
     def on_staged(self, event: actions.Staged, now: float) -> list[actions.Action]:
-        """Order everyone to write."""
+        """Order all participants to write."""
         if self.phase != "staging":
             return []
         self._staging = event.staging
@@ -99,7 +98,7 @@ class SaveRound:
     def on_prepared(
         self, participant: str, message: messages.Prepared, now: float
     ) -> list[actions.Action]:
-        """Take a part report; when it is the last one, ask for publication."""
+        """Handle a part report; after the last one, order the publication."""
         current = self.phase == "write" and message.attempt == self.attempt
         if not current or participant in self._prepared:
             return []
@@ -124,19 +123,19 @@ class SaveRound:
         ]
 
     def on_failed(self, participant: str, message: messages.Failed) -> list[actions.Action]:
-        """Abort, unless everybody prepared: then a later failure of one does no harm."""
+        """Abort, unless all have prepared: then the failure of one participant does no harm."""
         self.step = max(self.step, message.step)
         if self.phase in ("publish", "done"):
             return []
         return self._abort({participant: message.cause}, f"phase {message.phase}")
 
     def on_lost(self, absent: Mapping[str, messages.Failure]) -> list[actions.Action]:
-        """Abort, because some who still owe a report of this phase cannot give it any more."""
+        """Abort, because the `absent` participants are gone."""
         assert absent.keys() <= set(self.missing())
         return self._abort(absent, f"phase {self.phase}")
 
     def missing(self) -> tuple[str, ...]:
-        """Return who still owes a report in this phase."""
+        """Return the participants whose report is missing in this phase."""
         reported: Mapping[str, object]
         if self.phase == "capture":
             reported = self._captured
@@ -147,10 +146,10 @@ class SaveRound:
         return tuple(p for p in self.participants if p not in reported)
 
     def on_deadline(self) -> list[actions.Action]:
-        """Abort a phase that took too long, naming everyone who is missing.
+        """Abort a phase that took too long; name the missing participants.
 
-        A publication under way is not interrupted, because it may have passed the commit point; it
-        checks its own deadline right before. Participants stop waiting at theirs.
+        A running publication is not interrupted, because it may have passed the commit point; it
+        checks its own deadline right before that point. Participants wait until their own deadline.
         """
         if self.phase == "staging":
             return self._staging_took_too_long()
@@ -171,7 +170,7 @@ class SaveRound:
         return self._finish(messages.Aborted(self.call, self.step, kind, text, {}))
 
     def on_published(self, event: actions.Published) -> list[actions.Action]:
-        """Tell everyone; only now does anybody hear of success."""
+        """Report the commit to all participants; success is never reported earlier."""
         if self.phase != "publish":
             return []
         return self._finish(
@@ -179,7 +178,7 @@ class SaveRound:
         )
 
     def on_unknown(self, event: actions.PublishUnknown) -> list[actions.Action]:
-        """Tell everyone that it is not known: the commit point may be passed, so delete nothing."""
+        """Report an unknown outcome to all; delete nothing, as the step may be committed."""
         if self.phase != "publish":
             return []
         text = told_once(f"save of step {self.step}", event.cause.message)

@@ -1,9 +1,10 @@
-"""The coordinator's end of the control plane over TCP; one thread serves all lines.
+"""The coordinator's end of the control plane over TCP; one thread serves all connections.
 
-A connection must say Hello with the right token in its first, short message, soon, or it is closed;
-only so many may wait to do so. Each participant has one line, the first. Nothing here waits for
-ever: sends never block, memory for a line that does not read is bounded, and a silent line is
-reported dead after `lost_s`.
+The first message on a connection must be a short Hello with the right token. Otherwise, or if it
+comes too late, the hub closes the connection. The number of connections without Hello is bounded.
+Each participant has one connection; a second one is refused. No call blocks forever: sends never
+block, memory for a peer that does not read is bounded, and a silent connection is reported dead
+after `lost_s`.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _BACKLOG = 64
 """Connections that the kernel keeps until they are accepted, besides one per participant."""
 _FLUSH_S = 2.0
 _PAUSE_S = 0.05
-"""Before the next accept after one that failed, so that a full process does not spin."""
+"""Seconds between a failed accept and the next, so that a process without descriptors is idle."""
 
 
 @dataclass(eq=False, slots=True)
@@ -58,26 +59,26 @@ class _Line:
     unsent: bytearray = field(default_factory=bytearray)
     participant: str | None = None
     stuck: bool = False
-    """More was to be sent than may wait; the line is to be dropped."""
+    """Too many bytes wait to be sent, so the connection must be dropped."""
 
     @property
     def is_open(self) -> bool:
-        """False once the line was dropped."""
+        """False once the connection was dropped."""
         return self.connection.fileno() >= 0
 
 
 class SocketHub:
-    """Lines to participants of other processes, and to those that live with the coordinator.
+    """Connections to participants in other processes and in the coordinator's own process.
 
     Args:
         host: interface to listen on.
         participants: ids that may connect.
-        token: secret that Hello must carry.
+        token: secret that Hello must contain.
         deadlines: heartbeat and loss limits.
         version: release that every participant must run; None accepts any.
 
     Raises:
-        OSError: the interface cannot be listened on.
+        OSError: the hub cannot listen on the interface.
     """
 
     def __init__(
@@ -115,19 +116,19 @@ class SocketHub:
         self.address = Address(host, int(self._listener.getsockname()[1]), token)
 
     def link(self, participant: str) -> InProcessLink:
-        """Return an in-process line for a participant that lives with the coordinator."""
+        """Return an in-process link for a participant in the coordinator's process."""
         self._local_names.add(participant)
         return self._local.link(participant)
 
     def start(self, on_message: FromLinks) -> None:
-        """Begin to accept and deliver."""
+        """Begin to accept connections and to deliver messages."""
         self._on_message = on_message
         self._local.start(on_message)
         self._thread = threading.Thread(target=self._serve, name="stepseal-hub", daemon=True)
         self._thread.start()
 
     def send(self, participant: str, message: messages.FromCoordinator) -> None:
-        """Queue a message; a participant that is not connected does not get it."""
+        """Queue a message; drop it if the participant is not connected."""
         if participant in self._local_names:
             self._local.send(participant, message)
             return
@@ -139,7 +140,7 @@ class SocketHub:
         self._wake()
 
     def close(self) -> None:
-        """Flush for at most two seconds, then end every line. Idempotent."""
+        """Flush for at most two seconds, then close every connection. Idempotent."""
         already = self._closing.is_set()
         self._closing.set()
         if self._thread is not None:
@@ -157,7 +158,7 @@ class SocketHub:
         try:
             self._serve_until_closed()
         except Exception:
-            _log.exception("stepseal: defect in the control plane; all lines are closed")
+            _log.exception("stepseal: defect in the control plane; all connections are closed")
             for line in self._all():
                 self._drop(line, "the coordinator's control plane failed")
         finally:
@@ -260,13 +261,13 @@ class SocketHub:
         self._on_message(line.participant, message)
 
     def _admit(self, line: _Line, message: messages.FromParticipant) -> bool:
-        """Give a stranger its line, or raise; False when its line was ended at once."""
+        """Accept a Hello, or raise; False if the connection was closed at once."""
         if not isinstance(message, messages.Hello) or not self._knows(message):
             raise errors.InvalidInput("control plane: expected Hello with the token of this job")
         name = message.participant
         if name in self._known or name in self._local_names:
-            _log.warning("stepseal: %s connected twice; the second line was refused", name)
-            raise errors.InvalidInput(f"control plane: {name} has, or had, a line already")
+            _log.warning("stepseal: %s connected twice; the second connection was refused", name)
+            raise errors.InvalidInput(f"control plane: {name} has already connected")
         self._known.add(name)
         del self._strangers[line]
         line.participant = name
@@ -279,13 +280,13 @@ class SocketHub:
         return False
 
     def _refuse(self, line: _Line, name: str, version: str) -> None:
-        """End the line of a participant of another release, and tell it and the others why."""
+        """Close the connection of a participant with another release, and report why to all."""
         text = (
             f"control plane: {name} runs stepseal {version!r:.80}: expected {self._version!r}, as "
             "the coordinator does. Install the same release everywhere."
         )
         refused = messages.Refused(errors.InvalidInput.kind, text)
-        with suppress(OSError):  # the first bytes on this line always fit
+        with suppress(OSError):  # the first bytes on this connection always fit
             line.connection.send(pack_message(messages.encode_message(refused)))
         self._drop(line, text, errors.InvalidInput.kind)
 

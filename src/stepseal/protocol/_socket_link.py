@@ -1,7 +1,7 @@
-"""A participant's end of the control plane over TCP: one thread receives, one sends signs of life.
+"""A participant's end of the control plane over TCP: one thread receives, one sends heartbeats.
 
-Nothing here waits for ever: connecting, sending and receiving have limits, and a silent coordinator
-is reported dead after `lost_s`.
+No call blocks forever: connecting, sending and receiving have limits, and a silent coordinator is
+reported dead after `lost_s`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _JOIN_S = 2.0
 
 
 class SocketLink:
-    """A participant's line to a coordinator in another process.
+    """A participant's connection to a coordinator in another process.
 
     Args:
         address: where the coordinator listens.
         participant: own id.
         deadlines: connection, heartbeat and loss limits.
-        version: own library version, which must be the coordinator's.
+        version: own library version; the coordinator must run the same.
 
     Raises:
         CoordinatorLost: the coordinator cannot be reached within `connect_s`.
@@ -62,7 +62,7 @@ class SocketLink:
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def start(self, on_message: FromHub) -> None:
-        """Say Hello, and begin to deliver messages from a thread of this link."""
+        """Send Hello, and begin to deliver messages on a thread of this link."""
         self.send(self._hello)
         for target, arguments in ((self._serve, (on_message,)), (self._beat, ())):
             thread = threading.Thread(
@@ -72,10 +72,10 @@ class SocketLink:
             thread.start()
 
     def send(self, message: messages.FromParticipant) -> None:
-        """Send a message; a dead line is noticed and reported by the receiving side.
+        """Send a message; the receiving thread notices and reports a dead connection.
 
         Raises:
-            InvalidInput: the message is too long to be sent; the line stays up.
+            InvalidInput: the message is too long; the connection stays open.
         """
         data = pack_message(messages.encode_message(message))
         try:
@@ -106,7 +106,7 @@ class SocketLink:
             on_message(messages.Failure(errors.CoordinatorLost.kind, why))
 
     def _receive_all(self, on_message: FromHub) -> str:
-        """Deliver until the line ends; return why it did."""
+        """Deliver messages until the connection ends; return why it ended."""
         reader = MessageReader(MAX_MESSAGE_BYTES)
         while True:
             try:

@@ -1,8 +1,8 @@
-"""What the protocol asks of the step store, in its own verbs.
+"""The operations that the protocol needs from the step store.
 
-`steps` implements these Protocols; the protocol imports nothing of it, and so reaches no storage.
-Every verb may raise `StorageUnavailable`. What is said of durability holds where the storage
-honours sync.
+`steps` implements these Protocols. The protocol does not import `steps`, and so never accesses
+storage. Every operation may raise `StorageUnavailable`. Statements about durability hold if the
+storage honours sync.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class StartedAttempt(Protocol):
 
     @property
     def key(self) -> str:
-        """Where the attempt grows."""
+        """Key of the attempt's folder."""
         ...
 
     @property
     def nonce(self) -> str:
-        """What a participant must find there, to know that it sees the same root."""
+        """Random text in the folder; a participant that finds it sees the same root."""
         ...
 
 
 class Selection(Protocol):
-    """The step to restore, and why newer ones were passed over."""
+    """The step to restore, and why newer steps were not chosen."""
 
     @property
     def ref(self) -> StepRef | None:
@@ -53,12 +53,12 @@ class Selection(Protocol):
 
     @property
     def has_commits(self) -> bool:
-        """At least one step was committed here, whatever became of it."""
+        """At least one step was committed on this root, even if it is damaged or removed now."""
         ...
 
     @property
     def reasons(self) -> Mapping[str, str]:
-        """Step name to why it was passed over."""
+        """Step name to the reason why the step was not chosen."""
         ...
 
     @property
@@ -68,10 +68,10 @@ class Selection(Protocol):
 
 
 class DiscardAttempts(Protocol):
-    """Removes what aborted saves left."""
+    """Removes aborted attempts."""
 
     def discard(self, attempt_key: str) -> None:
-        """Remove an aborted attempt. Idempotent; safe beside everything else."""
+        """Remove an aborted attempt. Idempotent; may run concurrently with all other operations."""
         ...
 
 
@@ -83,12 +83,12 @@ class CoordinatorSteps(DiscardAttempts, Protocol):
 
     @property
     def run_id(self) -> str:
-        """Run that the root belongs to."""
+        """Id of the run that the root belongs to."""
         ...
 
     @property
     def durability(self) -> Durability:
-        """What a manifest may say about power loss on this root."""
+        """The durability on this root, for manifests."""
         ...
 
     def claim(self, parent: StepRef | None) -> int:
@@ -110,23 +110,23 @@ class CoordinatorSteps(DiscardAttempts, Protocol):
         ...
 
     def begin(self, step: int, incarnation: int, attempt: str) -> StartedAttempt:
-        """Make room for a new attempt.
+        """Create the folder of a new attempt.
 
         Raises:
             NotCurrent: a newer incarnation owns the root.
-            StepExists: the number is taken by a step that must stay.
+            StepExists: a step that must stay has this number.
         """
         ...
 
     def publish(
         self, attempt_key: str, draft: Manifest, *, deadline_passed: Callable[[], bool]
     ) -> str:
-        """Commit an attempt that everybody prepared; return the SHA-256 of its manifest.
+        """Commit an attempt that all participants have prepared; return its manifest's SHA-256.
 
         Args:
-            attempt_key: where the attempt grew.
+            attempt_key: key of the attempt's folder.
             draft: the manifest without the coordinator's own files.
-            deadline_passed: asked right before the commit point.
+            deadline_passed: called right before the commit point; True aborts the commit.
 
         Raises:
             OutcomeUnknown: the commit point may have been passed; nothing was deleted.
@@ -140,14 +140,14 @@ class CoordinatorSteps(DiscardAttempts, Protocol):
         """Choose the step to restore, and protect it until `claim` or `release`.
 
         Args:
-            step: exactly this one; None for the newest resumable step of the lineage.
+            step: number of the step; None for the newest resumable step of the lineage.
             exclude: steps that were tried and failed.
-            unverified: a foreign folder will do where there is no step.
+            unverified: also accept a foreign folder if there is no step.
         """
         ...
 
     def release(self) -> None:
-        """End the protection of a selected step that was not claimed. Raises nothing."""
+        """End the protection of a selected step that was not claimed. Never raises."""
         ...
 
     def point_latest(self, step: int) -> None:
@@ -156,26 +156,26 @@ class CoordinatorSteps(DiscardAttempts, Protocol):
 
 
 class Resolution(Protocol):
-    """What storage shows of an attempt."""
+    """The state of an attempt on storage."""
 
     @property
     def state(self) -> Literal["committed", "not committed", "unknown"]:
-        """Unknown where storage does not tell yet."""
+        """Unknown if storage does not show the outcome yet."""
         ...
 
     @property
     def manifest_sha256(self) -> str:
-        """Of the committed step; else empty."""
+        """SHA-256 of the committed manifest; empty if there is none."""
         ...
 
 
 class ResolveAttempt(Protocol):
-    """Tells what became of an attempt when the coordinator cannot be asked."""
+    """Finds out whether an attempt was committed, without the coordinator."""
 
     def resolve(self, step: int, attempt: str, attempt_key: str) -> Resolution:
-        """Look for an attempt whose outcome is not known.
+        """Find out whether an attempt was committed.
 
-        Durability: a step that is found is made durable, because the coordinator may have died
-        before it did so.
+        Durability: a committed step is synced again, because the coordinator may have died before
+        it synced it.
         """
         ...

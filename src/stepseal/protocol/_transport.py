@@ -1,4 +1,4 @@
-"""How messages travel: two small Protocols, and the hub for participants of one process."""
+"""Message transport: two small Protocols, and the hub for participants of one process."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from stepseal.protocol import _messages as messages
 __all__ = ["FromHub", "FromLinks", "Hub", "InProcessHub", "InProcessLink", "Link"]
 
 FromHub = Callable[[messages.FromCoordinator | messages.Failure], None]
-"""Takes what a link delivers; a Failure says that the line is dead."""
+"""Receives what a link delivers; a Failure means that the connection is dead."""
 FromLinks = Callable[[str, messages.FromParticipant | messages.Failure], None]
-"""Takes what a hub delivers, with the participant; a Failure says that its line is dead."""
+"""Receives a participant id and what it sent; a Failure means that its connection is dead."""
 
 
 class Link(Protocol):
-    """A participant's line to the coordinator."""
+    """A participant's connection to the coordinator."""
 
     def start(self, on_message: FromHub) -> None:
-        """Introduce the participant and begin to deliver messages, in order; once."""
+        """Send Hello and begin to deliver messages, in order. Called once."""
         ...
 
     def send(self, message: messages.FromParticipant) -> None:
-        """Hand a message over; a dead line is reported through `start`'s callback, not here."""
+        """Send a message; `start`'s callback, not this call, reports a dead connection."""
         ...
 
     def close(self) -> None:
@@ -34,23 +34,23 @@ class Link(Protocol):
 
 
 class Hub(Protocol):
-    """The coordinator's lines to all participants."""
+    """The coordinator's connections to all participants."""
 
     def start(self, on_message: FromLinks) -> None:
-        """Begin to deliver messages, in order per participant; once."""
+        """Begin to deliver messages, in order per participant. Called once."""
         ...
 
     def send(self, participant: str, message: messages.FromCoordinator) -> None:
-        """Hand a message over; never blocks; what cannot be delivered is dropped."""
+        """Send a message without blocking; a message that cannot be delivered is dropped."""
         ...
 
     def close(self) -> None:
-        """Flush what was handed over, for a short while, and end all lines; idempotent."""
+        """Flush sent messages for a short time, then close all connections. Idempotent."""
         ...
 
 
 class InProcessHub:
-    """Lines between a coordinator and participants of one process.
+    """Connections between a coordinator and participants of the same process.
 
     Callbacks run on the sender's thread. Participants may start before the coordinator.
     """
@@ -63,12 +63,12 @@ class InProcessHub:
         self._closed = False
 
     def link(self, participant: str) -> InProcessLink:
-        """Return the line of one participant."""
+        """Return the link of one participant."""
         with self._lock:
             return self._links.setdefault(participant, InProcessLink(self, participant))
 
     def start(self, on_message: FromLinks) -> None:
-        """Begin to deliver to the coordinator, first what came before."""
+        """Begin to deliver to the coordinator; earlier messages come first."""
         with self._lock:
             self._on_message = on_message
             for participant, message in self._early:
@@ -76,7 +76,7 @@ class InProcessHub:
             self._early.clear()
 
     def take(self, participant: str, message: messages.FromParticipant) -> None:
-        """Deliver a participant's message to the coordinator; dropped after `close`."""
+        """Deliver a participant's message to the coordinator; drop it after `close`."""
         with self._lock:
             if self._on_message is not None:
                 self._on_message(participant, message)
@@ -96,7 +96,7 @@ class InProcessHub:
         return self._closed
 
     def close(self) -> None:
-        """Stop delivering, and tell the participants that are still there."""
+        """Stop delivering, and report the loss to participants that are still connected."""
         with self._lock:
             already, self._closed = self._closed, True
             self._on_message = None
@@ -107,12 +107,12 @@ class InProcessHub:
 
 
 def closed_cause() -> messages.Failure:
-    """Return what a participant is told whose coordinator ended without waiting for it."""
+    """Return the failure for a participant whose coordinator closed without waiting for it."""
     return messages.Failure(errors.CoordinatorLost.kind, "the coordinator was closed")
 
 
 class InProcessLink:
-    """A participant's line to a coordinator in the same process."""
+    """A participant's connection to a coordinator in the same process."""
 
     def __init__(self, hub: InProcessHub, participant: str) -> None:
         self._hub = hub
@@ -120,20 +120,20 @@ class InProcessLink:
         self._on_message: FromHub | None = None
 
     def start(self, on_message: FromHub) -> None:
-        """Begin to deliver to the participant, and introduce it."""
+        """Begin to deliver to the participant, and send its Hello."""
         self._on_message = on_message
         if self._hub.closed:
             on_message(closed_cause())
         self.send(messages.Hello(self._participant, "", ""))
 
     def deliver(self, message: messages.FromCoordinator | messages.Failure) -> None:
-        """Hand a message to the participant; dropped before `start` and after `close`."""
+        """Deliver a message to the participant; drop it before `start` and after `close`."""
         on_message = self._on_message
         if on_message is not None:
             on_message(message)
 
     def send(self, message: messages.FromParticipant) -> None:
-        """Hand a message to the coordinator."""
+        """Send a message to the coordinator."""
         self._hub.take(self._participant, message)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Messages as bytes: a 4-byte big-endian length, and that many bytes of JSON."""
+"""Messages as bytes: a 4-byte big-endian length, followed by that many bytes of JSON."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from stepseal import errors
 __all__ = ["MAX_HELLO_BYTES", "MAX_MESSAGE_BYTES", "Address", "MessageReader", "pack_message"]
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Largest message of a participant that said Hello, and of the coordinator."""
+"""Largest message from the coordinator, or from a participant after its Hello."""
 MAX_HELLO_BYTES = 4096
-"""Largest message of anybody else."""
+"""Largest first message on a connection."""
 _LENGTH = struct.Struct(">I")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the coordinator listens, and the secret that lets a participant in."""
+    """Where the coordinator listens, and the secret that participants must send."""
 
     host: str
     port: int
@@ -26,17 +26,17 @@ class Address:
 
 
 def pack_message(data: bytes) -> bytes:
-    """Return `data` with its length before it.
+    """Return `data` with its length in front.
 
     Raises:
-        InvalidInput: the other side would refuse so long a message.
+        InvalidInput: the message is too long for the receiver.
     """
     _check_size(len(data), MAX_MESSAGE_BYTES)
     return _LENGTH.pack(len(data)) + data
 
 
 class MessageReader:
-    """Cuts a byte stream into messages; holds at most one and what was received with its end.
+    """Splits a byte stream into messages; buffers at most one message and the bytes after it.
 
     Args:
         max_bytes: largest message; may be raised between two messages.
@@ -54,7 +54,7 @@ class MessageReader:
         """Return the next message if it is complete, else None.
 
         Raises:
-            InvalidInput: a message announces more than `max_bytes`.
+            InvalidInput: a message is longer than `max_bytes`.
         """
         if len(self._buffer) < _LENGTH.size:
             return None

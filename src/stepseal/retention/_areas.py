@@ -1,4 +1,4 @@
-"""What becomes of folders in `superseded/` and `trash/`: a judgement with a reason for each."""
+"""Decides which folders in `superseded/` and `trash/` are deleted; gives a reason for each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["AsideJudgement", "Terms", "TrashJudgement", "judge_superseded", "jud
 
 @dataclass(frozen=True, slots=True)
 class AsideJudgement:
-    """Stay or go, for one folder of the superseded area."""
+    """Whether one folder of the superseded area stays."""
 
     name: str
     keep: bool
@@ -29,7 +29,7 @@ class AsideJudgement:
 
 @dataclass(frozen=True, slots=True)
 class TrashJudgement:
-    """What becomes of one folder that lies in the trash already."""
+    """What happens to one folder that is in the trash already."""
 
     name: str
     action: Literal["keep", "put back", "delete"]
@@ -38,12 +38,12 @@ class TrashJudgement:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What these judgements depend on beside the folders."""
+    """What these judgements depend on, besides the folders."""
 
     guards: Guards
     doubt: Doubt | None
     has_good: bool
-    """Some step in its place is known to be good to resume from."""
+    """The root has at least one step that is known to be good to resume from."""
     now_s: float
     """Unix time."""
 
@@ -51,7 +51,7 @@ class Terms:
 def judge_superseded(
     names: Sequence[str], terms: Terms, grace_s: float
 ) -> tuple[AsideJudgement, ...]:
-    """Judge all that commits and prunes put aside; it goes after its grace."""
+    """Judge the folders that commits and prunes superseded; each is deleted after its grace."""
     return tuple(_judge_aside(name, terms, grace_s) for name in names)
 
 
@@ -72,13 +72,13 @@ def _judge_aside(name: str, terms: Terms, grace_s: float) -> AsideJudgement:
 def judge_trash(
     removal: RemoveSteps, names: Sequence[str], terms: Terms, grace_s: float
 ) -> tuple[TrashJudgement, ...]:
-    """Judge what prunes have put into the trash before now.
+    """Judge the folders that earlier prunes moved to the trash.
 
     Args:
-        removal: the root.
-        names: of all folders in the trash.
-        terms: as of the same look.
-        grace_s: seconds for which a whole folder is left alone after it was moved.
+        removal: the step store.
+        names: names of all folders in the trash.
+        terms: facts that were read together with the names.
+        grace_s: seconds to keep a whole folder after it was moved.
     """
     return tuple(_judge_trashed(removal, name, terms, grace_s) for name in names)
 

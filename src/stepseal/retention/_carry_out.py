@@ -1,12 +1,12 @@
-"""A plan carried out on the steps of a root: the oldest step first, one after another."""
+"""Carries out a plan on a root, one step after another, the oldest first."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from stepseal.retention._keep_rules import Retention
     from stepseal.retention._plan import Plan
-    from stepseal.retention._rules import Retention
     from stepseal.steps import PruneReport, RemoveSteps
 
 __all__ = ["prune"]
@@ -15,16 +15,18 @@ __all__ = ["prune"]
 def prune(removal: RemoveSteps, plan: Plan, retention: Retention) -> PruneReport:
     """Carry out a plan.
 
-    Safe to interrupt at any instant and to run beside readers, pins, and another start of the job.
+    Safe to interrupt at any time, and to run concurrently with readers, pins, and another start of
+    the job.
 
     Args:
-        removal: the root.
-        plan: of this root; void when another incarnation has claimed the root since. What lies in
-            the trash goes by its judgements, what is moved there now by the retention's grace.
-        retention: by which it was made.
+        removal: the step store.
+        plan: plan for this root; void if another incarnation has claimed the root since. Its
+            judgements decide about folders that are already in the trash; for steps that this call
+            moves there, the retention's grace applies.
+        retention: the retention that the plan was made with.
 
     Raises:
-        NotCurrent: a newer incarnation owns the root; what was done so far stays done.
+        NotCurrent: a newer incarnation owns the root; completed removals are not undone.
 
     Durability: a step that is reported as removed stays removed after power loss.
     """

@@ -1,6 +1,6 @@
-"""What a coordinator does after its commits, off the path of the next save: sweep and prune.
+"""Sweeps and prunes after the coordinator's commits, without delaying the next save.
 
-Nothing of it ever fails a training job: a refusal is logged, and the next commit tries again.
+An error here never fails a training job: it is logged, and the next commit tries again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from stepseal.errors import CheckpointError
 from stepseal.retention._carry_out import prune
+from stepseal.retention._keep_rules import Retention, latest
 from stepseal.retention._plan import plan_prune
-from stepseal.retention._rules import Retention, latest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,9 +31,9 @@ class Housekeeper:
     """Sweeps once per incarnation, and prunes after each commit. Used by one thread.
 
     Args:
-        removal: the root.
+        removal: the step store.
         retention: what to keep; None keeps every step.
-        inspect: returns what is missing of a committed step, one line each.
+        inspect: returns the problems of a committed step, one line each.
     """
 
     def __init__(
@@ -47,23 +47,23 @@ class Housekeeper:
         self._inspect_files = inspect
         self._swept: int | None = None
         self._stopped = False
-        """A sync failed: what was moved may not be durable, whatever a later one says."""
+        """A sync failed, so moves may not be durable, even if a later sync succeeds."""
         self._doubt = ""
-        """The claim record that was last warned of."""
+        """The claim record of the last warning."""
         self._sound: set[str] = set()
-        """Attempts whose files were found to be all there."""
+        """Attempts whose files were found complete."""
 
     def __call__(self, run_id: str, incarnation: int, committed: bool) -> None:
-        """Sweep, and prune where something was committed, as the coordinator of an incarnation.
+        """Sweep, and prune if a step was committed; called by the coordinator of an incarnation.
 
-        The sweep does not wait for a commit: what an earlier start left in staging may be what
-        keeps this one from having the room for one. Nothing is removed after a failed sync.
+        The sweep does not wait for a commit, because leftovers in staging may fill the disk and
+        prevent one. Nothing is removed after a failed sync.
         """
         if self._stopped:
             return
         if self._swept != incarnation:
             self._attempt(lambda: self._sweep(run_id, incarnation))
-        if committed and self._retention is not None:  # also where something cannot be swept
+        if committed and self._retention is not None:  # even if the sweep failed
             retention = self._retention
             self._attempt(lambda: self._report(self._prune(run_id, incarnation, retention)))
 
@@ -71,7 +71,7 @@ class Housekeeper:
         try:
             chore()
         except (CheckpointError, OSError) as error:
-            _log.warning("stepseal: housekeeping goes on after the next commit: %s", error)
+            _log.warning("stepseal: housekeeping failed; next try after the next commit: %s", error)
         except Exception:
             _log.exception("stepseal: defect in housekeeping; steps stay where they are")
 
@@ -82,7 +82,7 @@ class Housekeeper:
         self._swept = incarnation
 
     def _finish(self, run_id: str, incarnation: int) -> PruneReport | None:
-        """Finish what prunes began when there was a rule, or by hand; every step stays."""
+        """Without a keep rule, only finish earlier prunes; every step stays."""
         plan = self._plan(run_id, incarnation, _FINISHING)
         if plan is None:
             return None
@@ -103,11 +103,11 @@ class Housekeeper:
         return prune(self._removal, plan, retention)
 
     def _warn_of(self, doubt: str) -> None:
-        """Say once for which claim record steps stay."""
+        """Warn once per claim record that steps stay because of it."""
         if doubt and doubt != self._doubt:
             _log.warning(
-                "stepseal: prune: %s, so which older steps count is not known, and they stay. "
-                "`stepseal prune --dry-run` names them; remove by hand what is not needed.",
+                "stepseal: prune: %s, so it is not known which older steps are in the lineage, and "
+                "they stay. `stepseal prune --dry-run` lists them; remove unneeded ones by hand.",
                 doubt,
             )
         self._doubt = doubt
@@ -119,7 +119,7 @@ class Housekeeper:
             _log.warning("stepseal: prune: %s", failure)
         if done.sync_failed:
             self._stopped = True
-            _log.warning("stepseal: this job removes nothing more; the next start of it goes on")
+            _log.warning("stepseal: this job removes no more steps; its next start will")
         if done.removed:
             _log.info("stepseal: pruned steps %s", ", ".join(map(str, done.removed)))
 

@@ -1,4 +1,4 @@
-"""Which steps stay: a pure function over what a root holds, with a reason for each."""
+"""Decides which steps stay: a pure function over the steps of a root, with a reason for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from stepseal.layout import duration_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stepseal.retention._rules import KeepRule, StepInfo
+    from stepseal.retention._keep_rules import KeepRule, StepInfo
     from stepseal.steps import Guards
 
 __all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "StepCase", "StepJudgement", "judge"]
@@ -21,22 +21,21 @@ NOT_KNOWN = "whether this step counts is not known"
 
 @dataclass(frozen=True, slots=True)
 class StepCase:
-    """One folder with a step's name, as far as retention cares."""
+    """One folder with a step's name, with the facts that retention needs."""
 
     facts: StepInfo
     standing: Literal["good", "not resumable", "outside the lineage", "untouchable"]
-    """`good`: committed by this run's lineage, resumable, and its files are all there.
-    `untouchable`: anything but a sound commit of this run, or one of which nobody can tell whether
-    it is in the lineage; never removed."""
+    """`good`: in the lineage of this run, resumable, and all its files exist.
+    `untouchable`: not a sound commit of this run, or in doubt about its lineage; never removed."""
     why: str = ""
-    """What makes it untouchable."""
+    """Why it is untouchable."""
     outside_s: float | None = 0.0
-    """Seconds since it left the lineage, or was saved outside it; None where no record tells."""
+    """Seconds since it left the lineage, or was saved outside it; None if not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepJudgement:
-    """Stay or go, and why."""
+    """Whether a step stays, and why."""
 
     step: int
     keep: bool
@@ -52,15 +51,15 @@ def judge(
 ) -> tuple[StepJudgement, ...]:
     """Return a judgement for every step, in the order given.
 
-    Kept are what the rule chooses, what a guard protects, the newest good step, all that is not a
-    good step of this lineage (steps outside it for a time only), and everything when there is no
-    good step at all.
+    Kept are: the steps that the rule chooses, steps that a guard protects, the newest good step,
+    and every step that is not a good step of this lineage (steps outside the lineage only for a
+    time). If no step is good, all are kept.
 
     Args:
         cases: all steps, ascending.
-        rule: chooses among the good ones.
-        guards: pins, leases, the step that was resumed from.
-        orphan_grace_s: seconds that steps outside the lineage are left alone.
+        rule: chooses among the good steps.
+        guards: pins, leases, and the step that the job resumed from.
+        orphan_grace_s: seconds to keep steps outside the lineage.
     """
     good = [case.facts for case in cases if case.standing == "good"]
     chosen = rule.choose(good)
@@ -91,7 +90,7 @@ def _judgement(
     if case.standing == "untouchable":
         reasons.append(case.why)
     elif case.standing == "not resumable":
-        reasons.append("cannot be resumed from, so that keep rules do not judge it")
+        reasons.append("cannot be resumed from, so keep rules do not apply to it")
     elif case.standing == "outside the lineage":
         why = _left_behind(case.outside_s, orphan_grace_s)
         if case.outside_s is None or case.outside_s < orphan_grace_s:
@@ -102,9 +101,9 @@ def _judgement(
 
 
 def _left_behind(outside_s: float | None, grace_s: float) -> str:
-    left = "outside the lineage: a later start of the job left it behind"
+    left = "outside the lineage: a later start of the job resumed from another step"
     if outside_s is None:
-        return f"{left}, and no record tells when"
+        return f"{left}; it is not known when"
     return (
         f"{left} {duration_text(outside_s)} ago; such steps are kept for {duration_text(grace_s)}"
     )

@@ -1,4 +1,4 @@
-"""What a prune would do to a root, without doing it: a judgement and a reason for everything."""
+"""Plans a prune without carrying it out: a judgement with a reason for every folder."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stepseal.layout import unix_time
 from stepseal.retention._areas import Terms, judge_superseded, judge_trash
 from stepseal.retention._judge import NOT_KNOWN, StepCase, StepJudgement, judge
-from stepseal.retention._rules import StepInfo
+from stepseal.retention._keep_rules import StepInfo
 from stepseal.steps import in_lineage, left_lineage_at, lineage_doubt, lineage_limits, parse_folder
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from stepseal.layout import Manifest
     from stepseal.retention._areas import AsideJudgement, TrashJudgement
-    from stepseal.retention._rules import Retention
+    from stepseal.retention._keep_rules import Retention
     from stepseal.steps import ClaimRecord, Doubt, RemoveSteps, StepEntry
 
     Inspect = Callable[[StepEntry, Manifest], Sequence[str]]
@@ -27,18 +27,18 @@ __all__ = ["Plan", "plan_prune"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What stays and what goes, as of one look."""
+    """Which folders stay and which are removed, at one point in time."""
 
     incarnation: int
-    """The newest one at that time, zero for no claim at all. Any other one voids the plan."""
+    """The newest incarnation at that time, 0 if there was none. A newer one voids the plan."""
     steps: tuple[StepJudgement, ...]
     """Every folder with a step's name, ascending."""
     entries: Mapping[int, StepEntry]
     superseded: tuple[AsideJudgement, ...]
     trash: tuple[TrashJudgement, ...]
-    """Every folder that lay in the trash already."""
+    """Every folder that was in the trash already."""
     doubt: str = ""
-    """The claim record for want of which steps stay; empty when every step's lineage is known."""
+    """The missing or damaged claim record because of which steps stay; empty if there is none."""
 
 
 def plan_prune(
@@ -52,21 +52,21 @@ def plan_prune(
     """Judge everything in a root; changes nothing.
 
     Args:
-        removal: the root.
-        run_id: of the root.
+        removal: the step store.
+        run_id: run id of the root.
         retention: what to keep.
-        inspect: returns what is wrong with a committed step, one line each; asked from the newest
-            step on, once per step.
-        trash_grace_s: seconds for which whole folders that lie in the trash already are left alone;
-            None takes the retention's.
+        inspect: returns the problems of a committed step, one line each; called once per step,
+            newest first.
+        trash_grace_s: seconds to keep whole folders that are in the trash already; None uses the
+            retention's value.
 
     Raises:
-        StorageUnavailable: the root cannot be listed or read; then nothing is known.
+        StorageUnavailable: the root cannot be listed or read.
     """
     now_s = removal.now_s()
     trashed = removal.trash()
     entries = {entry.step: entry for entry in removal.entries(run_id)}
-    claims = removal.claims()  # after the steps, each of which was claimed before
+    claims = removal.claims()  # after the steps: every claim comes before its steps
     doubt = _doubt(claims, [*_incarnations(entries.values()), *_pruned_incarnations(trashed)])
     limits = lineage_limits(claims)
     left_at = functools.partial(left_lineage_at, claims)
@@ -102,11 +102,11 @@ def _pruned_incarnations(trashed: Sequence[str]) -> list[int]:
 
 
 def _doubt(claims: Sequence[ClaimRecord], numbers: Sequence[int]) -> Doubt | None:
-    """Return what is not certain of the lineage, None where it concerns no step.
+    """Return the doubt about the lineage, None if it concerns no step.
 
     Args:
-        claims: all of them.
-        numbers: incarnations of what was committed.
+        claims: all claims.
+        numbers: incarnations of all committed steps.
     """
     doubt = lineage_doubt(claims, max(numbers, default=0))
     return doubt if doubt is not None and any(map(doubt.covers, numbers)) else None
@@ -127,7 +127,9 @@ def _case(
     if doubt is not None and doubt.covers(manifest.incarnation):
         return StepCase(facts, "untouchable", f"{doubt.why}: {NOT_KNOWN}")
     if not in_lineage(limits, manifest.incarnation, entry.step):
-        left_s = left_at(manifest.incarnation, entry.step)  # an old step perhaps just now
+        left_s = left_at(
+            manifest.incarnation, entry.step
+        )  # maybe just now, even if the step is old
         since_s = None if left_s is None else max(left_s, unix_time(manifest.created_at))
         outside_s = None if since_s is None else now_s - since_s
         return StepCase(facts, "outside the lineage", outside_s=outside_s)

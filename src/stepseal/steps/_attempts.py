@@ -1,8 +1,8 @@
-"""Folders of attempts: made for a new one, removed after an abort, swept after a crash.
+"""Folders of attempts: created for a save, removed after an abort, swept after a crash.
 
-Nothing that was committed is deleted here. What a commit put out of its step's place lies, for an
-instant, under the attempt's own staging name; so before anything is deleted it is first moved out
-of sight and then looked at: what does not belong to the attempt goes to the superseded area.
+This module never deletes a committed step. A commit by exchange leaves the superseded step, for an
+instant, under the attempt's staging name. So a folder is first moved to the trash and then
+inspected: a folder that does not belong to the attempt goes to the superseded area.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 NONCE = ".nonce"
-"""File in a staging folder by which participants know that they see the coordinator's root."""
+"""File in a staging folder; a participant that can read it sees the coordinator's root."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,15 @@ class AttemptFolder:
 
     key: str
     nonce: str
-    """What a participant must find in it, to know that it sees the same root."""
+    """Content of the nonce file; a participant that reads it sees the same root."""
 
 
 def begin(storage: Storage, step: int, incarnation: int, attempt: str) -> AttemptFolder:
-    """Make an attempt's staging folder with a nonce by which participants recognise the same root.
+    """Make an attempt's staging folder, with a nonce that participants use to recognise the root.
 
     Raises:
-        StorageUnavailable: refused; what was made is discarded, or swept by the next incarnation.
+        StorageUnavailable: the storage refused; the folder is discarded, or swept by the next
+            incarnation.
 
     Durability: the folder's name is durable; the nonce need not be.
     """
@@ -57,17 +58,17 @@ def begin(storage: Storage, step: int, incarnation: int, attempt: str) -> Attemp
     except KeyExists:
         raise  # not made here
     except StorageUnavailable:
-        with suppress(StorageUnavailable):  # the first refusal is the one to tell
+        with suppress(StorageUnavailable):  # the first error is the one to report
             discard(storage, key)
         raise
     return AttemptFolder(key, nonce)
 
 
 def attempt_at(storage: Storage, key: str) -> str | None:
-    """Return the attempt of the manifest in a folder, or None where there is no sound one.
+    """Return the attempt that the manifest in a folder names, or None without a sound manifest.
 
     Raises:
-        StorageUnavailable: it cannot be told.
+        StorageUnavailable: the folder cannot be read.
     """
     try:
         data = read_bytes(storage, f"{key}/{MANIFEST}", MAX_MANIFEST_BYTES)
@@ -77,15 +78,15 @@ def attempt_at(storage: Storage, key: str) -> str | None:
 
 
 def aside_key(staging: str) -> str:
-    """Return a new key, never taken, for what an attempt supersedes."""
+    """Return a new, unique key for the step that an attempt supersedes."""
     return f"{SUPERSEDED}/{_moved(staging)}"
 
 
 def put_aside(storage: Storage, staging: str) -> None:
-    """Move what a commit put out of a step's place from staging to the superseded area.
+    """Move a superseded step from staging to the superseded area.
 
     Raises:
-        StorageUnavailable: refused; `sweep` does it later.
+        StorageUnavailable: the storage refused; `sweep` does it later.
     """
     storage.rename(staging, aside_key(staging))
     storage.sync_dir(SUPERSEDED)
@@ -93,11 +94,11 @@ def put_aside(storage: Storage, staging: str) -> None:
 
 
 def to_trash(storage: Storage, staging: str) -> str:
-    """Take a staging folder out of reach of everybody who knows its name; return its new key.
+    """Move a staging folder to the trash, under a name that no participant knows; return its key.
 
     Raises:
-        KeyNotFound: there is none.
-        StorageUnavailable: refused.
+        KeyNotFound: the folder does not exist.
+        StorageUnavailable: the storage refused.
     """
     trash = f"{TRASH}/{_moved(staging)}"
     storage.rename(staging, trash)
@@ -105,10 +106,10 @@ def to_trash(storage: Storage, staging: str) -> str:
 
 
 def discard(storage: Storage, staging: str) -> None:
-    """Remove an aborted attempt's folder: first out of sight, then for good. Idempotent.
+    """Remove an aborted attempt's folder: move it to the trash, then delete it. Idempotent.
 
     Raises:
-        StorageUnavailable: something could not be removed; it lies in the trash or in staging,
+        StorageUnavailable: something could not be removed; it stays in the trash or in staging,
             harmless, until it is swept.
     """
     try:
@@ -119,16 +120,16 @@ def discard(storage: Storage, staging: str) -> None:
 
 
 def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
-    """Remove what older incarnations left in staging, and what is left in the trash.
+    """Remove the attempts of older incarnations from staging, and leftovers from the trash.
 
-    Coordinator only, once it has claimed; safe beside what it discards itself. Names that stepseal
-    did not give are left alone, and so are newer incarnations.
+    Coordinator only, after its claim; may run concurrently with its own discards. Names that
+    stepseal did not give and attempts of newer incarnations are left alone.
 
     Returns:
-        Names of what was taken out of staging.
+        Names of the folders that were removed from staging.
 
     Raises:
-        StorageUnavailable: something could not be listed or removed; all the rest was.
+        StorageUnavailable: something could not be listed or removed; everything else was removed.
     """
     failures: list[StorageUnavailable] = []
     removed = []
@@ -157,7 +158,7 @@ def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
 
 
 def _delete(storage: Storage, trash: str) -> None:
-    """Delete what lies in the trash, unless it is what the attempt of that name superseded."""
+    """Delete a folder in the trash, unless it is a step that the named attempt superseded."""
     name = parse_folder(trash)
     assert name is not None
     held = attempt_at(storage, trash)
@@ -169,7 +170,7 @@ def _delete(storage: Storage, trash: str) -> None:
         storage.rename(trash, f"{SUPERSEDED}/{name}")
         storage.sync_dir(SUPERSEDED)
         return
-    with suppress(KeyNotFound):  # somebody else finished it
+    with suppress(KeyNotFound):  # another process has already removed it
         remove_tree(storage, trash)
 
 

@@ -1,7 +1,7 @@
-"""What a root holds: its format marker, its steps and what is wrong with them; creates nothing.
+"""Reads the contents of a root: its format marker and its steps, with their problems; read-only.
 
-Discovery looks at canonical step names and at manifests. Nothing else makes a step: not a folder,
-not an index file, not `latest`.
+Discovery uses only canonical step names and manifests. A folder without a manifest, an index file
+or `latest` does not make a step.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class StepEntry:
     step: int
     state: Literal["committed", "damaged", "newer", "foreign"]
     """`damaged`: stepseal wrote it, but its manifest is missing, unreadable or not its own.
-    `newer`: a newer format version wrote it; nothing more is known here.
-    `foreign`: somebody else wrote it, or another run did (then the manifest is there)."""
+    `newer`: a newer format version wrote it; nothing more is known.
+    `foreign`: another library or another run wrote it (for another run, `manifest` is set)."""
     problem: str = ""
     """Why it is not `committed`."""
     manifest: Manifest | None = None
@@ -73,7 +73,7 @@ class StepEntry:
 
     @property
     def is_commit(self) -> bool:
-        """True for what stepseal committed, of whatever run and in whatever state now."""
+        """True if stepseal committed it, in any run; it may be damaged now."""
         return self.state != "foreign" or self.manifest is not None
 
     @property
@@ -82,7 +82,7 @@ class StepEntry:
         return step_name(self.step)
 
     def ref(self) -> StepRef:
-        """Return the reference by which a later step names this one as its parent."""
+        """Return the reference that a later step uses to name this one as its parent."""
         assert self.manifest is not None
         return StepRef(self.step, self.manifest_sha256, self.manifest.incarnation)
 
@@ -95,14 +95,14 @@ def read_marker(storage: Storage, root: str = "root") -> str:
         root: its path, for messages.
 
     Raises:
-        RootNotFound: there is no format marker, and no step.
+        RootNotFound: there is neither a format marker nor a step.
         IncompatibleFormat: the root was made by a newer format version.
         Corrupt: the marker is damaged, or missing although there are steps.
     """
     data = _marker_bytes(storage)
     if data is None:
         commits = [entry for entry in list_steps(storage) if entry.is_commit]
-        # a job may have begun here since the first look
+        # a job may have started on this root since the first read
         data = _marker_bytes(storage) if commits else None
         if data is None:
             raise _unmarked(root, commits)
@@ -150,7 +150,7 @@ def _marker_bytes(storage: Storage) -> bytes | None:
 
 
 def _unmarked(root: str, commits: Sequence[StepEntry]) -> CheckpointError:
-    """Return the error for a root without a marker: a new run id would make its steps foreign."""
+    """Return the error for a root without a marker; a new run id would make its steps foreign."""
     if not commits:
         return RootNotFound(
             f"{root} has no {MARKER}: expected a stepseal root. Nothing was ever saved here, or "
@@ -168,7 +168,7 @@ def _unmarked(root: str, commits: Sequence[StepEntry]) -> CheckpointError:
 
 
 def read_step(storage: Storage, step: int, run_id: str | None) -> StepEntry:
-    """Say what the folder of a step holds; damage is an answer, not an error.
+    """Return what the folder of a step holds; damage is reported in the entry, not raised.
 
     Args:
         storage: the root.
@@ -177,22 +177,22 @@ def read_step(storage: Storage, step: int, run_id: str | None) -> StepEntry:
 
     Raises:
         StepNotFound: there is no folder of that name.
-        StorageUnavailable: the storage refused for a reason other than absence.
+        StorageUnavailable: the storage refused to read it.
     """
     name = step_name(step)
     try:
         return read_folder(storage, name, step, run_id)
     except KeyNotFound as error:
         raise StepNotFound(
-            f"step {step}: expected {name} in this root, found nothing of this name. "
-            "`stepseal ls` shows the steps that are there.",
+            f"step {step}: expected {name} in this root, found no such entry. "
+            "`stepseal ls` lists the steps of the root.",
             step=step,
             path=name,
         ) from error
 
 
 def read_folder(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
-    """Say what a folder holds that stands, or stood, in the place of a step.
+    """Return what a folder holds that is, or was, at the final name of a step.
 
     Args:
         storage: the root.
@@ -202,7 +202,7 @@ def read_folder(storage: Storage, key: str, step: int, run_id: str | None) -> St
 
     Raises:
         KeyNotFound: there is no folder of that name.
-        StorageUnavailable: the storage refused for a reason other than absence.
+        StorageUnavailable: the storage refused to read it.
     """
     entry = storage.stat(key)
     if entry.kind != "directory":
@@ -223,13 +223,13 @@ def _without_manifest(storage: Storage, key: str, step: int, run_id: str | None)
         return StepEntry(step, "foreign", str(error))
     if not ours:
         return StepEntry(step, "foreign", "not written by stepseal (no manifest, no parts)")
-    with suppress(KeyNotFound):  # a prune may have taken the folder away, and put it back by now
+    with suppress(KeyNotFound):  # a prune may have moved the folder away and back meanwhile
         return _judge_file(storage, key, step, run_id)
     return StepEntry(step, "damaged", f"{MANIFEST} is missing")
 
 
 def _judge_file(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
-    """Judge a folder by its manifest; KeyNotFound if it has none."""
+    """Judge a folder by its manifest; raise KeyNotFound if it has none."""
     try:
         data = read_bytes(storage, f"{key}/{MANIFEST}", MAX_MANIFEST_BYTES)
     except Corrupt as error:
@@ -255,14 +255,14 @@ def _judge(step: int, data: bytes, run_id: str | None) -> StepEntry:
 
 
 def refuse_newer(entry: StepEntry) -> None:
-    """Raise if a newer release wrote this step: it may be good, so it is never passed over.
+    """Raise if a newer release wrote this step; it may be good, so it is never skipped.
 
     Raises:
         IncompatibleFormat: the step's format version is newer than this release.
     """
     if entry.state == "newer":
         raise IncompatibleFormat(
-            f"{entry.name}: {entry.problem} Older steps can be asked for by their number.",
+            f"{entry.name}: {entry.problem} To use an older step, pass its number.",
             step=entry.step,
             path=entry.name,
         )
@@ -277,27 +277,27 @@ def step_numbers(storage: Storage) -> list[int]:
 def list_steps(storage: Storage, run_id: str | None = None) -> tuple[StepEntry, ...]:
     """Return every entry with a canonical step name, in step order.
 
-    A step that is pruned meanwhile makes it look again, because it was pruned for a newer one that
-    the first listing may not show yet: a root with steps is never seen as an empty one.
+    If a listed step vanishes, the root is listed again: a prune removed it because of a newer step,
+    which the first listing may lack. So a root with steps never looks empty.
 
     Args:
         storage: the root.
         run_id: run that the manifests must name; None accepts any.
 
     Raises:
-        StorageUnavailable: the storage refused to list or read, or steps kept vanishing.
+        StorageUnavailable: the storage refused to list or read, or steps vanished on each try.
     """
     for _ in range(_LOOKS):
         with suppress(StepNotFound):  # removed between the listing and the look
             return tuple(read_step(storage, step, run_id) for step in step_numbers(storage))
     raise StorageUnavailable(
-        f"root: in {_LOOKS} looks a step vanished between its listing and its reading. Is "
-        "somebody moving step folders away? Wait for it, and try again."
+        f"root: in each of {_LOOKS} tries, a step vanished after it was listed. Is another process "
+        "moving step folders away? Wait until it ends, and try again."
     )
 
 
 def list_foreign(storage: Storage) -> tuple[Entry, ...]:
-    """Return what looks like checkpoints of somebody else; never touched, never resumed."""
+    """Return entries that look like checkpoints of other libraries; never changed or resumed."""
     return tuple(
         entry
         for entry in storage.list_dir("")

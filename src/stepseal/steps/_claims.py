@@ -1,8 +1,8 @@
-"""Incarnations: who owns a root now, and which steps descend from it.
+"""Incarnations: which start of the job owns a root, and which steps are in its lineage.
 
-An incarnation is claimed once per life of a job by an exclusive `link`; numbers only grow. Its
-record names the step it resumed from. Together the records give the lineage: how far each older
-incarnation's steps count.
+A job claims one incarnation per life, by an exclusive `link`; numbers only grow. The claim's record
+names the step that the job resumed from. Together, the records define the lineage: for each older
+incarnation, the last step that counts.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ class ClaimRecord:
     parent: StepRef | None
     """Step it resumed from; None for a fresh start."""
     damaged: bool = False
-    """The record exists but cannot be read; what it descends from is not known."""
+    """The record exists but is damaged, so its parent is not known."""
     claimed_at_s: float | None = field(default=None, compare=False)
-    """Unix time by the claimant's clock; None where the record does not tell."""
+    """Unix time by the claimant's clock; None if the record is damaged."""
 
 
 def read_claims(storage: Storage) -> tuple[ClaimRecord, ...]:
-    """Return all claims, oldest first; empty when nobody ever claimed."""
+    """Return all claims, oldest first; empty if there are none."""
     return tuple(_read_claim(storage, number) for number in _numbers(storage))
 
 
 def newest_claim(storage: Storage) -> ClaimRecord | None:
-    """Return the claim that owns the root, None when nobody ever claimed; reads one record."""
+    """Return the claim that owns the root, None if there is none; reads one record."""
     numbers = _numbers(storage)
     return _read_claim(storage, numbers[-1]) if numbers else None
 
 
 def _numbers(storage: Storage) -> list[int]:
-    """Return every claimed number, ascending, whatever its record says; other names are skipped."""
+    """Return every claimed number, ascending, also of damaged records; skips other names."""
     try:
         entries = storage.list_dir(INCARNATIONS)
     except KeyNotFound:
@@ -96,7 +96,7 @@ def _claimed_at(body: object) -> float | None:
 
 
 def _parent_of(body: object, number: int) -> StepRef | None:
-    """Return what a claim's record descends from; Corrupt unless it is exactly such a record."""
+    """Return the parent in a claim's record; raise Corrupt if the record is not valid."""
     match body:
         case {
             "incarnation": found,
@@ -133,12 +133,13 @@ def claim(storage: Storage, parent: StepRef | None, *, now_s: float, above: int 
     Args:
         storage: the root, with its control folders made.
         parent: step that this incarnation resumes from; None for a fresh start.
-        now_s: Unix time; the grace of what this claim leaves behind begins with it.
-        above: incarnation of a step that is left behind, whose claim may be lost, too.
+        now_s: Unix time; the grace of steps that this claim excludes begins now.
+        above: highest incarnation of the steps that this claim excludes; its claim may be lost,
+            too.
 
     Raises:
         NotCurrent: other jobs kept claiming at the same time.
-        StorageUnavailable: refused; a record may have been left, which harms nothing.
+        StorageUnavailable: the storage refused; a harmless record may be left.
 
     Durability: on return the claim survives power loss.
     """
@@ -148,7 +149,7 @@ def claim(storage: Storage, parent: StepRef | None, *, now_s: float, above: int 
         if put_if_absent(storage, f"{INCARNATIONS}/{number}.json", _record(number, parent, now_s)):
             return number
     raise NotCurrent(
-        f"claim: {_ATTEMPTS} incarnations up to {number} were taken by others meanwhile. "
+        f"claim: other jobs took {_ATTEMPTS} incarnations up to {number} at the same time. "
         "Are several jobs started on one root? Stop all but one.",
         found=number,
     )
@@ -185,10 +186,10 @@ def check_current(storage: Storage, incarnation: int) -> None:
     if highest > incarnation:
         why = f"incarnation {highest} claimed this root after ours: another start of the job runs"
     else:
-        why = f"our claim is gone, the highest is {highest}: somebody removed it"
+        why = f"our claim is gone, the highest is {highest}: its file was removed"
     raise NotCurrent(
         f"expected incarnation {incarnation} to own this root, but {why}. "
-        "This job must stop: it commits and removes nothing more.",
+        "This job must stop; it can no longer commit or remove steps.",
         expected=incarnation,
         found=highest,
     )
@@ -197,9 +198,9 @@ def check_current(storage: Storage, incarnation: int) -> None:
 def lineage_limits(claims: Iterable[ClaimRecord]) -> dict[int, int | None]:
     """Return, per incarnation in the newest one's ancestry, the last step that counts (None: all).
 
-    Walks from the newest claim to its parent's incarnation and so on. A damaged record hides what
-    its incarnation resumed from: all older incarnations then count, because losing them would
-    strand the job.
+    Walks from the newest claim to its parent's incarnation and so on. If a record is damaged, the
+    parent of its incarnation is not known. Then all older incarnations count, because excluding
+    them could leave the job without a step to resume from.
     """
     by_number = {record.incarnation: record for record in claims}
     if not by_number:
@@ -219,10 +220,10 @@ def lineage_limits(claims: Iterable[ClaimRecord]) -> dict[int, int | None]:
 
 
 def in_lineage(limits: Mapping[int, int | None], incarnation: int, step: int) -> bool:
-    """Tell whether a step that `incarnation` committed descends to the newest claim.
+    """Return whether a step that `incarnation` committed is in the lineage of the newest claim.
 
-    Claims come before commits, so that a step of an incarnation above all claims says that its
-    claim is lost; it counts, because losing it, too, could strand the job.
+    Claims come before commits. So if the step's incarnation is above all claims, its claim is lost.
+    The step counts, because excluding it could leave the job without a step to resume from.
     """
     if not limits or incarnation > max(limits):
         return True
@@ -234,29 +235,29 @@ def in_lineage(limits: Mapping[int, int | None], incarnation: int, step: int) ->
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Of which incarnations nobody can tell for certain which of their steps count."""
+    """Incarnations for which it is not certain which of their steps are in the lineage."""
 
     below: int
-    """Of all incarnations below this number."""
+    """The doubt covers all incarnations below this number."""
     why: str
-    """The record that does not tell, such as `incarnations/2.json is damaged`."""
+    """The record at fault, such as `incarnations/2.json is damaged`."""
 
     def covers(self, incarnation: int) -> bool:
-        """Tell whether the steps of an incarnation may be in the lineage or not."""
+        """Return whether the doubt concerns the steps of an incarnation."""
         return incarnation < self.below
 
 
 def lineage_doubt(claims: Iterable[ClaimRecord], highest: int) -> Doubt | None:
-    """Return of which incarnations the records do not tell for certain which steps count.
+    """Return the incarnations for which the records do not show for certain which steps count.
 
-    Where that is not known, `lineage_limits` and `in_lineage` say that they count: right for a
-    resume, which would be stranded otherwise. Whoever removes steps must be certain.
+    In doubt, `lineage_limits` and `in_lineage` count a step, so that a job can always resume. A
+    prune must not remove a step that is in doubt.
 
     Args:
-        claims: all of them.
-        highest: incarnation among the steps that were committed, zero for none. Claims come before
-            commits: one above all claims says that the newest claim is lost, and with it what the
-            newest incarnation resumed from. Steps must be listed before the claims are read.
+        claims: all claims.
+        highest: highest incarnation among the committed steps, zero for none. Claims come before
+            commits: if it is above all claims, the newest claim is lost, and the step that it
+            resumed from is not known. Steps must be listed before the claims are read.
     """
     by_number = {record.incarnation: record for record in claims}
     number = max(by_number, default=0)
@@ -276,9 +277,9 @@ def lineage_doubt(claims: Iterable[ClaimRecord], highest: int) -> Doubt | None:
 
 
 def left_lineage_at(claims: Iterable[ClaimRecord], incarnation: int, step: int) -> float | None:
-    """Return when a step that is outside the lineage now left it, for the last time.
+    """Return when a step that is now outside the lineage last left it.
 
-    That was done by the last claim before which it counted. Unix time; None where no record tells.
+    A claim excluded it then. Unix time; None if the record of that claim is missing or damaged.
     """
     records = sorted(claims, key=lambda record: record.incarnation)
     leaver = next(

@@ -1,7 +1,7 @@
-"""What a manifest may say about durability on this root, and the one warning where that is less.
+"""The durability on a root, for manifests, and one warning if it is only best-effort.
 
-Judged once, when the coordinator starts. Missing links or renames are no part of it: without links
-the first claim fails, and renames have substitutes that lose nothing.
+Judged once, when the coordinator starts. Missing links or renames do not matter here: without
+links the first claim fails, and renames have substitutes that are as durable.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _log = logging.getLogger("stepseal")
 
 
 def durability_of(storage: Storage) -> Durability:
-    """Return what manifests say of this root; warns with the reasons where it is `best-effort`.
+    """Return the durability on a root, for manifests; warn with the reasons if it is `best-effort`.
 
-    Coordinator only, once per life: one sync of the root, and a look at its mount.
+    Coordinator only, once per life: syncs the root once, and reads its mount options.
 
     Raises:
-        StorageUnavailable: the root cannot be synced, and not because it never can.
+        StorageUnavailable: a sync of the root failed, although the file system supports it.
     """
     facts = storage.sync_support()
     if facts.doubts:
         _log.warning(
             "stepseal: steps of this root may not survive power loss (durability: best-effort): "
-            "%s. `stepseal doctor` on the root says what holds.",
+            "%s. `stepseal doctor` on the root shows which promises hold.",
             "; ".join(facts.doubts),
         )
     return facts.durability

@@ -1,7 +1,7 @@
-"""Names of folders in `staging/`, `superseded/` and `trash/`: made here, and read here.
+"""Builds and parses names of folders in `staging/`, `superseded/` and `trash/`.
 
-A name says whose folder it is and, once it was moved, when. Names that do not parse were not given
-by stepseal, and are left alone.
+A name holds step, incarnation and attempt, and the time of the move if the folder was moved.
+stepseal never gives names that do not parse; folders with such names are left alone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from stepseal.layout import step_name
 __all__ = ["FolderName", "Fate", "parse_folder"]
 
 Fate = Literal["", ".pruned", ".deleting"]
-"""What becomes of a folder in the trash. `.pruned`: a whole step that may come back. `.deleting`:
-its files are being removed, it never comes back. Anything else has none."""
+"""What happens to a folder in the trash. `.pruned`: a whole step that may be put back. `.deleting`:
+its files are being removed, so it is never put back. Other folders have no fate."""
 _NAME = re.compile(
     r"step-(0|[1-9][0-9]{0,15})\.([1-9][0-9]{0,15})\.([0-9a-f]{32})"
     r"(?:\.([0-9a-f]{8})([0-9a-f]{8})(\.pruned|\.deleting|))?"
@@ -26,15 +26,15 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class FolderName:
-    """One name, taken apart."""
+    """One parsed name."""
 
     step: int
     incarnation: int
     attempt: str
     moved_at_s: int | None = None
-    """Unix time of the move out of its place; None for an attempt that grows in staging."""
+    """Unix time of the move; None for an attempt in staging."""
     random: str = ""
-    """Eight hex digits that keep two moves of one second apart."""
+    """Eight random hex digits; they make two moves in the same second distinct."""
     fate: Fate = ""
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class FolderName:
         return f"{name}.{self.moved_at_s:08x}{self.random}{self.fate}"
 
     def moved(self, now_s: float, fate: Fate = "") -> FolderName:
-        """Return the name under which a folder is moved out of its place now."""
+        """Return the folder's name after a move at `now_s`."""
         random = secrets.token_hex(4)
         return FolderName(self.step, self.incarnation, self.attempt, int(now_s), random, fate)
 
@@ -57,7 +57,7 @@ class FolderName:
 
 
 def parse_folder(key: str) -> FolderName | None:
-    """Return what the last segment of a key says, or None if stepseal never gives such a name."""
+    """Parse the last segment of a key; None if stepseal never gives such a name."""
     match = _NAME.fullmatch(key.rpartition("/")[2])
     if match is None:
         return None

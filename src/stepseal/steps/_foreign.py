@@ -1,8 +1,8 @@
-"""A foreign DCP folder as the candidate of a restore that asked for unverified ones.
+"""A foreign DCP folder as the candidate of a restore with `unverified=True`.
 
-Steps of stepseal always come first: such a folder is offered where its number was asked for, or
-where the root holds no step at all. It is chosen by its name and by `.metadata` being there; what
-is in it, nobody vouches for.
+Steps of stepseal come first: a foreign folder is chosen only if the caller gives its number, or if
+the root has no step. The folder needs a step's name and a `.metadata` file; its contents are not
+verified.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _MAX_NAMED = 8
 
 
 def offer_foreign(storage: Storage, step: int | None, exclude: Collection[int]) -> StepRef | None:
-    """Return the foreign folder to restore from; None where the ordinary rules must choose.
+    """Return the foreign folder to restore from; None if the ordinary rules must choose.
 
     Args:
         storage: the root.
-        step: exactly this one; None for the newest.
+        step: number of the step; None for the newest.
         exclude: steps that were tried and failed.
 
     Raises:
-        StepNotFound: the step that was asked for is not there, or nothing at all is.
+        StepNotFound: the given step does not exist, or the root is empty.
         InvalidInput: the root is a DCP folder itself.
-        Corrupt: its `.metadata` is no readable file.
+        Corrupt: its `.metadata` is not a readable file.
         StorageUnavailable: the root cannot be read.
     """
     if step is not None:
@@ -57,38 +57,38 @@ def offer_foreign(storage: Storage, step: int | None, exclude: Collection[int]) 
         refuse_dcp_root(storage)
         raise StepNotFound(
             f"restore(unverified=True): expected a folder step-N with {DCP_INDEX} in this root, "
-            f"found {_named(_foreign_folders(storage))}. Look at the path; rename a DCP folder to "
+            f"found {_named(_foreign_folders(storage))}. Check the path; rename a DCP folder to "
             "step-N, or `stepseal import --from dcp` it. Without the flag this is a fresh start."
         )
     return None
 
 
 def refuse_dcp_root(storage: Storage) -> None:
-    """Refuse a root that is a DCP folder itself: it would be taken for an empty one.
+    """Refuse a root that is a DCP folder itself; otherwise it would look like an empty root.
 
     Raises:
-        InvalidInput: `.metadata` lies in the root.
+        InvalidInput: the root contains `.metadata`.
     """
     try:
         storage.stat(DCP_INDEX)
     except KeyNotFound:
         return
     raise InvalidInput(
-        f"{DCP_INDEX} lies in the root itself: expected a folder of steps, found one DCP "
-        "checkpoint. The root is the folder above it, where it is named step-N. Nothing was made "
-        "in it.",
+        f"{DCP_INDEX} is in the root itself: expected a folder of steps, found one DCP "
+        "checkpoint. Use its parent folder as root, and rename the checkpoint to step-N. Nothing "
+        "was created in it.",
         path=DCP_INDEX,
     )
 
 
 def warn_of_foreign(storage: Storage) -> None:
-    """Say once that a fresh start leaves checkpoints of somebody else as they are."""
+    """Warn once that a fresh start ignores checkpoints of other libraries."""
     found = _foreign_folders(storage)
     if found:
         _log.warning(
-            "stepseal: a fresh start beside %s, which stepseal did not write: left alone. If "
-            "they hold DCP checkpoints, restore(unverified=True) takes over the newest step-N, "
-            "and `stepseal import --from dcp` makes a step of one in a new root.",
+            "stepseal: fresh start; ignored folders that stepseal did not write: %s. If they hold "
+            "DCP checkpoints, restore(unverified=True) resumes from the newest step-N, and "
+            "`stepseal import --from dcp` turns one into a step of a new root.",
             _named(found),
         )
 
@@ -110,7 +110,7 @@ def _named(names: list[str]) -> str:
 
 
 def _index_digest(storage: Storage, entry: StepEntry) -> str | None:
-    """Return the SHA-256 of the folder's `.metadata`, None where there is no such file."""
+    """Return the SHA-256 of the folder's `.metadata`, None if there is no such file."""
     try:
         if storage.stat(entry.name).kind != "directory":
             return None

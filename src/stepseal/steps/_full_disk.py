@@ -1,7 +1,7 @@
-"""Room for the few bytes by which a start takes its place, on a disk that older starts filled.
+"""Frees space for a lease and a claim on a disk that earlier starts of the job filled.
 
-What a killed save left in staging is swept after the claim; but a lease and a claim need a block
-each. Where none is free, the sweep comes first.
+Leftovers of killed saves are normally swept after the claim. But a lease and a claim need a disk
+block each. If the disk is full, the sweep runs first.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def retry_after_sweep(storage: Storage, write: Callable[[], T]) -> T:
-    """Return what `write` returns; on a full disk, sweep what older starts staged, and try again.
+    """Call `write`; on a full disk, sweep the staging folders of older starts and call it again.
 
-    Coordinator only, for the lease and the claim of a start. It is about to supersede every claim
-    that there is, so that staging of all of them goes: a save of an older start that still runs is
+    Coordinator only, for the lease and the claim of a start. The new claim replaces all existing
+    ones, so all their staging folders may be removed. A save of an older start that still runs is
     aborted, never half committed.
 
     Args:
@@ -40,7 +40,8 @@ def retry_after_sweep(storage: Storage, write: Callable[[], T]) -> T:
         write: writes a few bytes; may be called twice.
 
     Raises:
-        StorageUnavailable: refused; on a disk that is still full it says what to remove.
+        StorageUnavailable: the storage refused; if the disk is still full, the message says what
+            to remove.
     """
     try:
         return write()
@@ -48,8 +49,8 @@ def retry_after_sweep(storage: Storage, write: Callable[[], T]) -> T:
         if error.errno not in _FULL:
             raise
         _log.warning(
-            "stepseal: no room to take over this root, so what earlier starts left in %s is "
-            "removed now: %s",
+            "stepseal: the disk is full; removing leftovers of earlier starts in %s to claim this "
+            "root: %s",
             STAGING,
             error,
         )
@@ -60,9 +61,9 @@ def retry_after_sweep(storage: Storage, write: Callable[[], T]) -> T:
         if error.errno not in _FULL:
             raise
         raise StorageUnavailable(
-            f"start of the job: expected room for one lease and one claim, found none, also after "
+            f"start of the job: expected space for one lease and one claim, found none, even after "
             f"a sweep of {STAGING}: {error} Remove steps that you do not need "
-            f"(`stepseal prune`), what lies in {SUPERSEDED}, or other files of this disk; then "
+            f"(`stepseal prune`), folders in {SUPERSEDED}, or other files on this disk; then "
             "start again.",
             path=error.path,
             errno=error.errno,
@@ -74,5 +75,5 @@ def _sweep_all(storage: Storage) -> None:
     try:
         newest = newest_claim(storage)
         sweep(storage, 1 if newest is None else newest.incarnation + 1)
-    except StorageUnavailable as error:  # what could be removed was, and that may be enough
+    except StorageUnavailable as error:  # the rest was removed, and that may be enough
         _log.warning("stepseal: not all of %s could be removed: %s", STAGING, error)

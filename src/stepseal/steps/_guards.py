@@ -1,4 +1,4 @@
-"""What forbids removing a step, whatever the keep rules say: pins, leases, a resumed job."""
+"""Guards, which protect a step from any keep rule: pins, leases, and the newest claim's parent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Guards", "read_guards"]
 
 @dataclass(frozen=True, slots=True)
 class Guards:
-    """Steps that must stay, as seen in one look."""
+    """Steps that must stay, at one point in time."""
 
     pinned: frozenset[int] = frozenset()
     leased: Mapping[int, int] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Guards:
     """Step that the newest incarnation resumed from."""
 
     def reasons(self, step: int) -> tuple[str, ...]:
-        """Return why a step must stay; empty when nothing forbids its removal."""
+        """Return why a step must stay; empty if it may be removed."""
         found = []
         if step in self.pinned:
             found.append("pinned")
@@ -40,17 +40,17 @@ class Guards:
 
 
 def read_guards(storage: Storage, now_s: float) -> Guards:
-    """Look at all that protects steps now.
+    """Read everything that protects steps now.
 
-    Claims come last: a restore leases its step until the claim names it, so that one of the two is
-    seen whatever happens between the readings.
+    Claims are read last. A restore holds a lease on its step until its claim names the step, so
+    this function always sees one of the two.
 
     Args:
         storage: the root.
-        now_s: Unix time, against which leases expire.
+        now_s: Unix time; leases that expired before are ignored.
 
     Raises:
-        StorageUnavailable: it cannot be told; then nothing may be removed.
+        StorageUnavailable: the guards cannot be read; then nothing may be removed.
     """
     leased = read_leases(storage, now_s)
     pinned = read_pins(storage)

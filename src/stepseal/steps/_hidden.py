@@ -1,7 +1,8 @@
-"""Whole steps that are out of their place: put aside by a commit, or moved by a prune.
+"""Whole steps that were moved away from their final name, by a commit or by a prune.
 
-A prune moves first and looks second; until it has looked, `.pruned` in the trash is a whole step
-that may come back. So may what a commit put aside, if that commit never came.
+A prune moves a step first and checks its protection second. Until the check, a `.pruned` folder in
+the trash is a whole step that may be put back. A step that a commit superseded may be put back,
+too, if the commit never completed.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ __all__ = ["hidden_commits", "find_pruned", "put_back_pruned", "put_back_resumab
 
 
 def find_pruned(storage: Storage, step: int, attempt: str) -> str | None:
-    """Return where a prune put an attempt, whole, or None.
+    """Return the key of a whole attempt that a prune moved to the trash, or None.
 
-    The folder may be named after another attempt: that which the prune meant to move.
+    The folder may have the name of another attempt: the one that the prune intended to move.
 
     Raises:
-        StorageUnavailable: it cannot be told.
+        StorageUnavailable: the trash cannot be read.
     """
     for name in _pruned(storage):
         key = f"{TRASH}/{name}"
@@ -54,34 +55,34 @@ def find_pruned(storage: Storage, step: int, attempt: str) -> str | None:
 
 
 def hidden_commits(storage: Storage) -> dict[str, str]:
-    """Return what stepseal committed here and moved out of its place, with the reason.
+    """Return committed steps that stepseal moved away from their final name, with the reason.
 
-    So a root is not taken for an empty one between the two moves by which a step is superseded.
+    With them, a root does not look empty between the two moves that supersede a step.
 
     Raises:
-        StorageUnavailable: it cannot be told.
+        StorageUnavailable: the root cannot be read.
     """
     found = {}
     for name in _names(storage, SUPERSEDED):
         if _is_commit(storage, f"{SUPERSEDED}/{name}", name.step):
-            found[f"{SUPERSEDED}/{name}"] = "superseded, by a commit that may never have come"
+            found[f"{SUPERSEDED}/{name}"] = "superseded by a commit that may not have completed"
     for name in _pruned(storage):
         if _is_commit(storage, f"{TRASH}/{name}", name.step):
-            found[f"{TRASH}/{name}"] = "pruned, and not whole or outside the lineage"
+            found[f"{TRASH}/{name}"] = "pruned, and incomplete or outside the lineage"
     return found
 
 
 def put_back_pruned(storage: Storage, now_s: float) -> None:
-    """Put back what a prune left in the trash when it died, and would have put back itself.
+    """Put back protected steps that a killed prune left in the trash.
 
-    A prune moves first and looks second. So it may have moved the step that the newest claim
-    descends from, without which the lineage could be stranded, one that was pinned or leased
-    meanwhile, or a step that was committed in the place of the one that it meant. Beside a prune
-    that lives this is harmless: it finds the step back already.
+    A prune moves a step first and checks its protection second. So it may have moved the parent of
+    the newest claim, a step that was pinned or leased meanwhile, or a step that was committed in
+    place of the intended one. If the prune is still running, this is harmless: it finds the step
+    at its final name.
 
     Args:
         storage: the root.
-        now_s: Unix time, against which leases expire.
+        now_s: Unix time; leases that expired before are ignored.
 
     Raises:
         StorageUnavailable: the root cannot be read or written.
@@ -90,7 +91,7 @@ def put_back_pruned(storage: Storage, now_s: float) -> None:
     parent = None if claim is None else claim.parent
     protected = read_pins(storage) | read_leases(storage, now_s).keys()
     for name in _pruned(storage):
-        # the prune was quicker; or nobody could resume from it
+        # the prune has already put it back, or the step is damaged
         with suppress(KeyNotFound, Corrupt, IncompatibleFormat):
             data = read_bytes(storage, f"{TRASH}/{name}/{MANIFEST}", MAX_MANIFEST_BYTES)
             found = decode_manifest(data)
@@ -108,16 +109,16 @@ def put_back_resumable(
     exclude: Collection[int],
     inspect: Inspect,
 ) -> bool:
-    """Put back the newest whole step in the trash that could be resumed from; False if none is.
+    """Put back the newest whole, resumable step in the trash; return False if there is none.
 
-    Asked when nothing that stands in its place can be resumed from.
+    Called if no other step of the root can be resumed.
 
     Args:
         storage: the root.
         run_id: run that the step must belong to.
-        step: only this one, whatever its lineage; None for any of the lineage.
+        step: number of the step, in any lineage; None for any step of the lineage.
         exclude: steps that were tried and failed.
-        inspect: level-1 check of a step's files.
+        inspect: check of a step's files (types, sizes).
 
     Raises:
         StorageUnavailable: the root cannot be read or written.
@@ -136,9 +137,9 @@ def put_back_resumable(
 
 
 def _whole(storage: Storage, name: FolderName, run_id: str, inspect: Inspect) -> Manifest | None:
-    """Return the manifest of a step of this run in the trash, unless something of it is missing."""
+    """Return the manifest of a step of this run in the trash; None if the step is not whole."""
     key = f"{TRASH}/{name}"
-    with suppress(Corrupt, StorageUnavailable):  # passed over, like one that stands in its place
+    with suppress(Corrupt, StorageUnavailable):  # skipped, like any damaged step
         found = read_folder(storage, key, name.step, run_id)
         if found.state == "committed" and found.manifest is not None:
             return None if inspect(storage, key, found.manifest) else found.manifest
@@ -146,7 +147,7 @@ def _whole(storage: Storage, name: FolderName, run_id: str, inspect: Inspect) ->
 
 
 def _put_back(storage: Storage, name: FolderName) -> bool:
-    """Put a step back in its place; False if it has left, or the number is taken again."""
+    """Put a step back; False if it has left the trash, or its number is taken again."""
     try:
         storage.rename(f"{TRASH}/{name}", step_name(name.step))
     except (KeyNotFound, KeyExists):
@@ -161,7 +162,7 @@ def _pruned(storage: Storage) -> list[FolderName]:
 
 
 def _names(storage: Storage, area: str) -> list[FolderName]:
-    """Return the names in an area that stepseal gave to what it moved there."""
+    """Return the names of the folders that stepseal moved to an area."""
     try:
         entries = storage.list_dir(area)
     except KeyNotFound:

@@ -1,9 +1,9 @@
-"""Leases: steps that somebody reads right now, so that pruning leaves them in place.
+"""Leases: they protect steps from pruning while they are being read.
 
-A lease is a file whose name says everything: step, expiry, holder. Whoever reads takes the lease
-first and looks at the step second; pruning moves the step first and looks at the leases second. So
-one of the two always notices the other, without any clock. Clocks only end the lease of a reader
-that died; `SKEW_S` is what they may differ.
+A lease is a file; its name holds the step, the expiry and the holder. A reader takes the lease
+first and checks that the step is there second. A prune moves the step first and reads the leases
+second. So one of the two always notices the other, independent of clocks. Clocks matter only for
+leases of killed readers; clocks may differ by `SKEW_S`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["LEASES", "SKEW_S", "Lease", "drop_expired", "read_leases", "release_
 LEASES = f"{CONTROL}/leases"
 """One file per reader."""
 SKEW_S = 60
-"""A lease protects this long past its expiry, because clocks differ."""
+"""Seconds for which a lease protects a step after its expiry, because clocks differ."""
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,15})\.([0-9a-f]{8})\.([0-9a-f]{16})\.json")
 
 
@@ -44,24 +44,24 @@ class Lease:
 
     @property
     def key(self) -> str:
-        """Where it stands."""
+        """Key of the lease file."""
         return f"{LEASES}/{step_name(self.step)}.{self.expires_at_s:08x}.{self.holder}.json"
 
 
 def take_lease(storage: Storage, step: int, *, ttl_s: float, now_s: float) -> Lease:
-    """Keep a step in place while it is read; afterwards look whether it still stands there.
+    """Protect a step while it is being read; the caller must then check that the step is there.
 
     Args:
         storage: the root.
         step: number of the step.
-        ttl_s: seconds after which it ends by itself.
+        ttl_s: seconds after which the lease expires.
         now_s: Unix time.
 
     Raises:
         KeyNotFound: the root has no folder for leases.
-        StorageUnavailable: refused, for example on a read-only root; nothing is left.
+        StorageUnavailable: the storage refused, for example a read-only root; no file is left.
 
-    Durability: none: readers die with their hosts, and a lost lease is renewed.
+    Durability: none; a reader does not survive a power loss of its host either.
     """
     lease = Lease(step, int(now_s + ttl_s) + 1, secrets.token_hex(8))
     body = {"step": step, "host": socket.gethostname(), "pid": os.getpid()}
@@ -70,7 +70,7 @@ def take_lease(storage: Storage, step: int, *, ttl_s: float, now_s: float) -> Le
         with handle:
             handle.write(seal(body), 0)
     except StorageUnavailable:
-        # its name alone holds the step: nobody would end it before its expiry
+        # the file's name alone protects the step until its expiry
         try:
             release_lease(storage, lease)
         except StorageUnavailable:
@@ -83,8 +83,8 @@ def renew_lease(storage: Storage, lease: Lease, *, ttl_s: float, now_s: float) -
     """Return the lease with a later expiry.
 
     Raises:
-        KeyNotFound: it expired and was dropped.
-        StorageUnavailable: refused.
+        KeyNotFound: the lease expired and was removed.
+        StorageUnavailable: the storage refused.
     """
     renewed = Lease(lease.step, int(now_s + ttl_s) + 1, lease.holder)
     if renewed != lease:
@@ -93,10 +93,10 @@ def renew_lease(storage: Storage, lease: Lease, *, ttl_s: float, now_s: float) -
 
 
 def release_lease(storage: Storage, lease: Lease) -> None:
-    """End a lease; one that was dropped meanwhile is none.
+    """End a lease; does nothing if it was removed meanwhile.
 
     Raises:
-        StorageUnavailable: refused; it ends by itself.
+        StorageUnavailable: the storage refused; the lease will expire.
     """
     try:
         storage.remove_file(lease.key)
@@ -114,10 +114,10 @@ def read_leases(storage: Storage, now_s: float) -> dict[int, int]:
 
 
 def drop_expired(storage: Storage, now_s: float) -> None:
-    """Remove the leases of readers that died.
+    """Remove expired leases of readers that were killed.
 
     Raises:
-        StorageUnavailable: refused.
+        StorageUnavailable: the storage refused.
     """
     for lease in _leases(storage):
         if lease.expires_at_s + SKEW_S < now_s:

@@ -1,4 +1,4 @@
-"""Which step store serves a root: decided here, by its path or URI."""
+"""Chooses the step store for a root, by its path or URI."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def locate_root(root: str | os.PathLike[str], what: str = "root") -> str:
         what: name of the argument, for messages.
 
     Raises:
-        InvalidInput: a URI of a scheme that no step store serves, a shell variable that nobody
-            expanded, or no path at all.
+        InvalidInput: the root is not a path, is a URI with an unsupported scheme, or contains a
+            shell variable.
     """
     try:
         text: object = os.fspath(root)
@@ -58,13 +58,13 @@ def open_store(
 
     Args:
         root: path of the root.
-        access: modes of what is made, and whether shared directories are accepted.
-        create: make the directory if it is missing.
+        access: modes of new files, and whether shared directories are accepted.
+        create: create the directory if it is missing.
 
     Raises:
-        InvalidInput: `root` is no path, or a URI of an unknown scheme.
-        RootNotFound: there is no such directory, and `create` was not asked for.
-        StorageUnavailable: it cannot be opened or made.
+        InvalidInput: `root` is not a path, or is a URI with an unknown scheme.
+        RootNotFound: the directory does not exist, and `create` is false.
+        StorageUnavailable: the directory cannot be opened or created.
     """
     path = locate_root(root)
     opened = LocalStorage.create if create else LocalStorage.open

@@ -1,6 +1,6 @@
-"""A root in the hands of a coordinator: the one that claims, begins, publishes and discards.
+"""The step store for the coordinator, which claims, begins, publishes and discards.
 
-Implements what the protocol asks of a step store (`protocol.CoordinatorSteps`) on POSIX storage.
+Implements `protocol.CoordinatorSteps` on POSIX storage.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SELECTIONS = 8
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The step to restore, and why newer ones were passed over."""
+    """The step to restore, and why newer steps were not chosen."""
 
     ref: StepRef | None
     attempt: str
@@ -87,13 +87,13 @@ class OwnedSteps:
         """Claim the next incarnation; see `CoordinatorSteps`.
 
         Raises:
-            StorageUnavailable: the parent was superseded while it was restored, or storage refused.
+            StorageUnavailable: the parent was superseded during the restore, or storage refused.
         """
         if parent is not None:
             self._require_standing(parent)
         above = highest_incarnation(self._storage, self.run_id, parent)
         number = self._claim_next(parent, above)
-        self.release()  # as the parent of a claim it is protected without a lease
+        self.release()  # the claim now protects its parent
         return number
 
     def claim_unrestored(self) -> int:
@@ -104,7 +104,7 @@ class OwnedSteps:
             raise NotRestored(
                 f"the root already holds steps up to {names[-1]} ({len(names)} in all), and "
                 "restore() was not called. Call restore() before training, or restore(fresh=True) "
-                "to start anew beside them.",
+                "to start from scratch and keep them.",
                 step=commits[-1].step if commits else None,
                 path=names[-1],
             )
@@ -117,19 +117,19 @@ class OwnedSteps:
         return retry_after_sweep(self._storage, write)
 
     def _require_standing(self, parent: StepRef) -> None:
-        """Refuse to descend from a step that another start of the job superseded meanwhile."""
+        """Raise if another start of the job has superseded the parent meanwhile."""
         entry = read_step(self._storage, parent.step, self.run_id)
         if entry.manifest_sha256 != parent.manifest_sha256:
             raise StorageUnavailable(
-                f"restore: {entry.name} was superseded, or damaged, while it was restored. Is "
-                "another start of the job at work on this root? Stop it, and restore again.",
+                f"restore: {entry.name} was superseded or damaged during the restore. Is another "
+                "start of the job running on this root? Stop it, and restore again.",
                 step=parent.step,
                 path=entry.name,
             )
 
     def begin(self, step: int, incarnation: int, attempt: str) -> AttemptFolder:
         """Make the folder of a new attempt; see `CoordinatorSteps`."""
-        # Both are checked again at the commit; here they spare a write that would be for nothing.
+        # Both are checked again at the commit; checking here avoids a useless write.
         check_current(self._storage, incarnation)
         check_place(self._storage, step, self.run_id)
         return begin(self._storage, step, incarnation, attempt)
@@ -167,7 +167,7 @@ class OwnedSteps:
         return Chosen(entry.ref(), entry.manifest.attempt, found.has_commits, found.reasons)
 
     def _select_leased(self, step: int | None, exclude: Collection[int]) -> Selection:
-        """Select, lease what was selected, and look whether it still stands: else select again."""
+        """Select a step, lease it, and check that it is still there; otherwise select again."""
         put_back_pruned(self._storage, self._clock())
         for _ in range(_SELECTIONS):
             self.release()
@@ -188,18 +188,18 @@ class OwnedSteps:
         self.release()
         raise StorageUnavailable(
             f"restore: {_SELECTIONS} selected steps in a row were pruned before they could be "
-            "leased. Is another job or `stepseal prune` at work on this root? Stop it."
+            "leased. Is another job or `stepseal prune` running on this root? Stop it."
         )
 
     def _take_lease(self, step: int) -> Lease:
         return take_lease(self._storage, step, ttl_s=self._lease_s, now_s=self._clock())
 
     def release(self) -> None:
-        """End the lease on a candidate; a failure is only logged, as the lease ends by itself."""
+        """End the lease on a candidate; a failure is only logged, because the lease expires."""
         lease, self._lease = self._lease, None
         if lease is None:
             return
         try:
             release_lease(self._storage, lease)
         except (CheckpointError, OSError) as error:
-            _log.warning("stepseal: the lease on a step ends by itself: %s", error)
+            _log.warning("stepseal: a lease was not released and will expire: %s", error)

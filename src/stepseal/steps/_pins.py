@@ -1,7 +1,7 @@
-"""Pins: steps that somebody wants kept, whatever the rules say.
+"""Pins: they keep a step by hand, whatever the keep rules choose.
 
-A pin is a file named after its step; that the name is there is all that counts. Its content is for
-people. A pin protects the number: whatever stands at `step-<N>`, and what was superseded there.
+A pin is a file named after its step. Its existence protects the step; its content is for people. A
+pin protects a number: any step at `step-<N>`, and steps that were superseded there.
 """
 
 from __future__ import annotations
@@ -48,28 +48,28 @@ class Pins:
         return read_pins(self._storage)
 
     def reason(self, step: int) -> str | None:
-        """Return why a step is pinned; None where the pin does not tell."""
+        """Return why a step is pinned; None if the pin has no readable reason."""
         return read_pin_reason(self._storage, step)
 
 
 def pin(storage: Storage, step: int, run_id: str, *, reason: str = "") -> bool:
     """Keep a committed step until it is unpinned; return False if it was pinned already.
 
-    Safe beside a coordinator that prunes: the pin is written first and the step looked at second,
-    while pruning moves first and looks at the pins second. So either the pin is seen, or the step
-    is found missing here. A pin that was made stays even then: somebody else may have been told
-    meanwhile that the step is pinned already, and a prune that sees it puts the step back.
+    Safe to run concurrently with a prune. This function writes the pin first and checks the step
+    second; a prune moves the step first and reads the pins second. So either the prune sees the
+    pin, or this function finds the step missing. The pin stays even then: another caller may rely
+    on it already, and a prune that sees it puts the step back.
 
     Args:
         storage: the root.
         step: number of a committed step of this run.
-        run_id: of the root.
-        reason: for people.
+        run_id: run id of the root.
+        reason: note for people.
 
     Raises:
-        StepNotFound: there is no committed step of that number. The message says whether the pin
-            stays: it does if the step went while it was pinned.
-        StorageUnavailable: refused.
+        StepNotFound: there is no committed step of that number. If the step vanished during the
+            call, the pin stays, and the message says so.
+        StorageUnavailable: the storage refused.
 
     Durability: on return the pin survives power loss.
     """
@@ -84,10 +84,10 @@ def pin(storage: Storage, step: int, run_id: str, *, reason: str = "") -> bool:
 
 
 def unpin(storage: Storage, step: int) -> bool:
-    """Leave a step to the rules again; return False if it was not pinned.
+    """Remove the pin of a step; return False if it was not pinned.
 
     Raises:
-        StorageUnavailable: refused.
+        StorageUnavailable: the storage refused.
     """
     try:
         storage.remove_file(_key(step))
@@ -108,7 +108,7 @@ def read_pins(storage: Storage) -> frozenset[int]:
 
 
 def read_pin_reason(storage: Storage, step: int) -> str | None:
-    """Return why a step is pinned, as it was said then; None where the pin does not tell."""
+    """Return the reason stored in a pin; None if the pin has no readable reason."""
     key = _key(step)
     try:
         body = unseal(read_bytes(storage, key, _MAX_BYTES), what=key, max_bytes=_MAX_BYTES)
@@ -127,14 +127,14 @@ def _require_committed(storage: Storage, step: int, run_id: str, outcome: str) -
     try:
         entry = read_step(storage, step, run_id)
     except StepNotFound:
-        found = "nothing of this name"
+        found = "no such entry"
     else:
         if entry.state == "committed":
             return
         found = f"{name} {entry.state}: {entry.problem.rstrip('.')}"
     raise StepNotFound(
         f"pin of step {step}: expected {name} to be a committed step of this run, found {found}. "
-        f"{outcome}. `stepseal ls` shows the steps that are there.",
+        f"{outcome}. `stepseal ls` lists the steps of the root.",
         step=step,
         path=name,
     )

@@ -30,12 +30,12 @@ _MAX_NONCE_BYTES = 256
 
 
 class PosixSteps:
-    """Implements `StepStore` on a directory; creates nothing until somebody asks for it.
+    """Implements `StepStore` on a directory; creates nothing by itself.
 
     Args:
         storage: the root.
         root: its path, for messages.
-        writable_problem: see the method of this name.
+        writable_problem: result of the method of this name.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class PosixSteps:
         self._root = root
 
     def writable_problem(self) -> str | None:
-        """Return who else can change names in the root; see `StepStore`."""
+        """Return which other users can change names in the root; see `StepStore`."""
         return self._writable_problem()
 
     def run_id(self) -> str:
-        """Return the run that the root belongs to; see `StepStore`."""
+        """Return the id of the run that the root belongs to; see `StepStore`."""
         return read_marker(self.storage, self._root)
 
     def entries(self, run_id: str | None = None) -> tuple[StepEntry, ...]:
@@ -63,11 +63,11 @@ class PosixSteps:
         return list_steps(self.storage, run_id)
 
     def entry(self, step: int, run_id: str | None = None) -> StepEntry:
-        """Return what stands in the place of one step; see `StepStore`."""
+        """Return the entry of one step; see `StepStore`."""
         return read_step(self.storage, step, run_id)
 
     def foreign(self) -> tuple[str, ...]:
-        """Return names that look like checkpoints of somebody else; see `StepStore`."""
+        """Return names that look like checkpoints of other libraries; see `StepStore`."""
         return tuple(entry.name for entry in list_foreign(self.storage))
 
     def lineage_limits(self) -> dict[int, int | None]:
@@ -75,11 +75,11 @@ class PosixSteps:
         return lineage_limits(read_claims(self.storage))
 
     def reading(self, manifest: Manifest) -> Reading:
-        """Return what keeps a step in place while it is read; see `StepStore`."""
+        """Return a context manager that protects a step while it is read; see `StepStore`."""
         return Reading(self.storage, manifest)
 
     def find_nonce(self, attempt_key: str) -> str | None:
-        """Return the nonce of an attempt, None where there is none; see `StepStore`."""
+        """Return the nonce of an attempt, None if there is none; see `StepStore`."""
         try:
             found = read_bytes(self.storage, f"{attempt_key}/{NONCE}", _MAX_NONCE_BYTES)
         except KeyNotFound:
@@ -87,13 +87,13 @@ class PosixSteps:
         return found.decode("ascii", "replace")
 
     def resolve(self, step: int, attempt: str, attempt_key: str) -> Resolved:
-        """Look for an attempt whose outcome is not known; see `protocol.ResolveAttempt`."""
+        """Find out whether an attempt was committed; see `protocol.ResolveAttempt`."""
         return resolve_attempt(self.storage, step, attempt, attempt_key)
 
     def own(self, indexer: Indexer, *, lease_s: float) -> OwnedSteps:
-        """Return the root in the hands of a coordinator, initialised; see `StepStore`."""
+        """Initialise the root and return its coordinator's view; see `StepStore`."""
         return OwnedSteps(self.storage, indexer, lease_s=lease_s, clock=time.time)
 
     def removal(self) -> Removal:
-        """Return the root as whoever removes steps sees it; see `StepStore`."""
+        """Return the view for removing steps; see `StepStore`."""
         return Removal(self.storage)

@@ -1,12 +1,12 @@
-"""The commit of one attempt on POSIX storage, and what becomes of whatever stood in its place.
+"""Commits one attempt on POSIX storage, and supersedes an existing step of the same number.
 
-Order: all parts checked -> index and manifest written and synced -> staging synced -> still the
-current incarnation, deadline not passed -> rename (or exchange) -> root synced. The rename is the
-commit point. Where the file system has no exchange, what stands in the way is first moved to the
-superseded area: it is damaged or outside the lineage, so a crash before the rename loses nothing
-that counts. Nothing is overwritten in place and nothing that was committed is deleted here. An
-answer that is an error is never believed: storage is read, and where it does not tell, the outcome
-is unknown.
+Order: check all parts -> write and sync index and manifest -> sync staging -> check that the
+incarnation is current and the deadline not passed -> rename (or exchange) -> sync the root. The
+rename is the commit point. If the file system has no exchange, the existing step is first moved to
+the superseded area. That step is damaged or outside the lineage, so a crash before the rename
+loses no step of the lineage. This module never overwrites a file and never deletes a committed
+step. If a rename returns an error, the storage is read, because the rename may have happened
+anyway. If the storage does not show it, the outcome is unknown.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _REFUSALS = frozenset(
         errno.EXDEV,
     }
 )
-"""Answers that say that a rename was not carried out and never will be."""
+"""Errors after which a rename has not happened and never will."""
 
 
 class Indexer(Protocol):
-    """The part of a commit that knows what the bytes mean; wired in by the session."""
+    """The part of a commit that knows the format of the files; provided by the session."""
 
     def write_index(self, storage: Storage, staging: str, draft: Manifest) -> Manifest:
         """Write and sync the coordinator's own files, and return the manifest that lists them."""
@@ -64,14 +64,13 @@ class Indexer(Protocol):
     def inspect(
         self, storage: Storage, key: str, manifest: Manifest, *, exact: bool
     ) -> Sequence[str]:
-        """Return what is wrong with a step's files (sizes, kinds, coverage), one line each.
+        """Return the problems of a step's files (sizes, kinds, coverage), one line each.
 
         Args:
             storage: the root.
-            key: the step's folder, in staging or in its place.
-            manifest: what must be there.
-            exact: files that the manifest does not list are wrong, too (they are ignored by
-                readers).
+            key: the step's folder, in staging or at its final name.
+            manifest: lists the expected files.
+            exact: also report files that the manifest does not list (readers ignore them).
         """
         ...
 
@@ -93,30 +92,30 @@ def publish(
         staging: the attempt's folder, holding exactly the parts and the nonce.
         draft: the manifest without the coordinator's own files.
         indexer: writes the index and inspects the files.
-        deadline_passed: asked right before the commit point, rename or exchange.
+        deadline_passed: called right before the commit point; True aborts the commit.
 
     Raises:
-        Corrupt: files or coverage are not what the parts say.
+        Corrupt: files or coverage differ from the parts.
         StepExists: a good step of our lineage, or a foreign folder, has this number.
         NotCurrent: a newer incarnation owns the root.
         CommitTimeout: the deadline passed before the commit point.
-        OutcomeUnknown: the commit point may have been passed, but is not confirmed durable.
+        OutcomeUnknown: the commit may have happened, but is not confirmed to be durable.
         StorageUnavailable: the storage refused before the commit point.
 
-    Durability: on return the step survives power loss, where the storage honours sync.
+    Durability: on return the step survives power loss if the storage honours sync.
     """
-    check_current(storage, draft.incarnation)  # a newer one may have swept staging: say so first
+    check_current(storage, draft.incarnation)  # a newer one may have swept staging: report that
     storage.remove_file(f"{staging}/{NONCE}")
     try:
         manifest = indexer.write_index(storage, staging, draft)
         problems = tuple(indexer.inspect(storage, staging, manifest, exact=True))
     except (Corrupt, StorageUnavailable):
-        check_current(storage, draft.incarnation)  # then it was swept under us, which says more
+        check_current(storage, draft.incarnation)  # a newer one swept it: the better error
         raise
     if problems:
         check_current(storage, draft.incarnation)
         raise Corrupt(
-            f"save of step {draft.step}: the parts on storage are not what participants reported: "
+            f"save of step {draft.step}: the parts on storage differ from the reported ones: "
             f"{'; '.join(problems[:5])}. Nothing was committed.",
             step=draft.step,
             path=staging,
@@ -130,7 +129,7 @@ def publish(
         check_current(storage, draft.incarnation)
         if deadline_passed():
             raise CommitTimeout(
-                f"save of step {draft.step}: the coordinator's own work took past the deadline. "
+                f"save of step {draft.step}: the coordinator's own work missed the deadline. "
                 "Nothing was committed; raise Deadlines.commit_s if the storage is this slow.",
                 step=draft.step,
             )
@@ -140,18 +139,18 @@ def publish(
 
 
 def check_place(storage: Storage, step: int, run_id: str, *, key: str | None = None) -> None:
-    """Raise if what has the number of a new step must stay there.
+    """Raise if a new step must not supersede the existing entry with its number.
 
-    May be put aside: a step outside the lineage, or one of ours that is damaged.
+    It may supersede a step outside the lineage, and a damaged step of this run.
 
     Args:
         storage: the root.
         step: number of the new step.
         run_id: run of the new step.
-        key: look here instead, at what was just put out of that place.
+        key: check this folder instead, which was just moved away from the step's final name.
 
     Raises:
-        StepExists: a good step of our own lineage, or a folder that stepseal did not write.
+        StepExists: the entry is a good step of our lineage, or stepseal did not write it.
     """
     name = step_name(step)
     try:
@@ -160,7 +159,7 @@ def check_place(storage: Storage, step: int, run_id: str, *, key: str | None = N
         return
     if entry.state in ("foreign", "newer"):
         raise StepExists(
-            f"save of step {step}: {name} is in the way: {entry.problem}. It is left alone: move "
+            f"save of step {step}: {name} is in the way: {entry.problem}. It was not changed: move "
             "it away, or save into another root.",
             step=step,
             path=name,
@@ -179,7 +178,7 @@ def check_place(storage: Storage, step: int, run_id: str, *, key: str | None = N
 def _commit(
     storage: Storage, staging: str, manifest: Manifest, last_look: Callable[[], None]
 ) -> None:
-    """Pass the commit point; `last_look` raises if it must not be passed any more."""
+    """Commit; `last_look` raises if the commit is not allowed any more."""
     target = step_name(manifest.step)
     superseding = False
     last_look()
@@ -197,16 +196,16 @@ def _commit(
         storage.sync_dir("")
         storage.sync_dir(STAGING)
     except StorageUnavailable as error:
-        raise _unconfirmed(manifest, "it stands in its place, but the root", error) from error
+        raise _unconfirmed(manifest, "it was renamed, but the sync of the root", error) from error
     if superseding:
-        with contextlib.suppress(StorageUnavailable):  # then `sweep` does it
+        with contextlib.suppress(StorageUnavailable):  # otherwise `sweep` does it
             put_aside(storage, staging)
 
 
 def _take_place(
     storage: Storage, staging: str, manifest: Manifest, last_look: Callable[[], None]
 ) -> bool:
-    """Put our folder in the place of what may be superseded; True if that is now in staging."""
+    """Move our folder to the step's final name; True if a superseded step is now in staging."""
     target = step_name(manifest.step)
     try:
         storage.exchange(staging, target)
@@ -226,7 +225,7 @@ def _take_place(
 
 
 def _has_left(storage: Storage, staging: str, manifest: Manifest) -> bool:
-    """Tell whether nothing stands in the step's place any more, and ours is still in staging."""
+    """Return whether the step's final name is free now, and our folder still in staging."""
     try:
         free = not exists(storage, step_name(manifest.step))
         return free and attempt_at(storage, staging) == manifest.attempt
@@ -235,7 +234,7 @@ def _has_left(storage: Storage, staging: str, manifest: Manifest) -> bool:
 
 
 def _take_free_place(storage: Storage, staging: str, manifest: Manifest) -> None:
-    """Rename to a place that was just found, or made, free."""
+    """Rename our folder to the step's final name, which is known to be free."""
     try:
         storage.rename(staging, step_name(manifest.step))
     except KeyExists:
@@ -247,16 +246,17 @@ def _take_free_place(storage: Storage, staging: str, manifest: Manifest) -> None
 
 
 def _take_place_in_two_moves(storage: Storage, staging: str, manifest: Manifest) -> None:
-    """Move out what stands there, durably, look at it once more, and only then rename.
+    """Move the existing entry away, durably, check it once more, and only then rename ours.
 
-    A crash between the moves leaves no step of this number, which is what counted before, too.
+    A crash between the moves leaves no step of this number. That is safe, because the moved entry
+    is damaged or outside the lineage.
     """
     target = step_name(manifest.step)
     aside = aside_key(staging)
     try:
         storage.rename(target, aside)
     except KeyNotFound:
-        pass  # it has left meanwhile, or the answer is a retry's
+        pass  # it was moved meanwhile, or the error came from a retry after a success
     except StorageUnavailable:
         if not exists(storage, aside):
             raise
@@ -268,7 +268,7 @@ def _take_place_in_two_moves(storage: Storage, staging: str, manifest: Manifest)
 
 
 def _return_if_good(storage: Storage, aside: str, manifest: Manifest) -> None:
-    """Move back a good step, committed between the look and the move."""
+    """Move back a good step that was committed between the check and the move."""
     try:
         check_place(storage, manifest.step, manifest.run_id, key=aside)
     except StepExists:
@@ -282,7 +282,7 @@ def _return_if_good(storage: Storage, aside: str, manifest: Manifest) -> None:
 
 
 def _is_ours(storage: Storage, staging: str, manifest: Manifest) -> bool:
-    """Tell whether our attempt stands in its step's place: an answer may come from a retry."""
+    """Return whether our attempt is at the step's final name, even if the rename failed."""
     try:
         return attempt_at(storage, step_name(manifest.step)) == manifest.attempt
     except StorageUnavailable as error:
@@ -292,14 +292,14 @@ def _is_ours(storage: Storage, staging: str, manifest: Manifest) -> bool:
 def _require_happened(
     storage: Storage, staging: str, manifest: Manifest, error: StorageUnavailable
 ) -> None:
-    """Return if the rename or exchange did happen; raise its error if it never will.
+    """Return if the rename or exchange has happened; raise its error if it never will.
 
-    The server may still carry out a call that was given up. So where it has not happened, our
-    folder is first moved away from the name that the call knows.
+    A server may still carry out a call that has failed. So if it has not happened yet, our folder
+    is first moved to another name, where the call cannot find it.
 
     Raises:
-        OutcomeUnknown: storage does not tell.
-        StorageUnavailable: `error`; the folder still has its name only if that was a refusal.
+        OutcomeUnknown: storage does not show whether it happened.
+        StorageUnavailable: `error`; the folder keeps its name only if the call can never happen.
     """
     if _is_ours(storage, staging, manifest):
         return
@@ -312,7 +312,7 @@ def _require_happened(
         if _is_ours(storage, staging, manifest):
             return
         raise _unconfirmed(manifest, f"whether it left {staging}", refusal) from error
-    if held != manifest.attempt:  # exchanged meanwhile: this is what stood there before
+    if held != manifest.attempt:  # exchanged meanwhile: this is the superseded step
         raise _unconfirmed(manifest, f"what it was exchanged for, now {trash},", error) from error
     with contextlib.suppress(StorageUnavailable):
         remove_tree(storage, trash)
@@ -320,7 +320,7 @@ def _require_happened(
 
 
 def _check_displaced(storage: Storage, staging: str, manifest: Manifest) -> None:
-    """Undo an exchange that took out a good step, committed between the look and the exchange."""
+    """Undo an exchange that displaced a good step, committed between the check and the exchange."""
     try:
         check_place(storage, manifest.step, manifest.run_id, key=staging)
     except StepExists:
@@ -338,7 +338,7 @@ def _check_displaced(storage: Storage, staging: str, manifest: Manifest) -> None
 def _unconfirmed(manifest: Manifest, what: str, error: StorageUnavailable) -> OutcomeUnknown:
     return OutcomeUnknown(
         f"step {manifest.step}: {what} could not be confirmed: {error} The step may be visible; "
-        "whether it survives power loss is not known.",
+        "it is not known whether it survives power loss.",
         step=manifest.step,
         path=step_name(manifest.step),
         errno=error.errno,

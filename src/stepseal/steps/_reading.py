@@ -1,4 +1,4 @@
-"""Reading a committed step offline, safe beside a coordinator that prunes."""
+"""Protects a committed step while it is read offline, concurrently with a prune."""
 
 from __future__ import annotations
 
@@ -37,26 +37,26 @@ _log = logging.getLogger("stepseal")
 _TTL_S = 900.0
 _NUM_WAITS = 100
 _WAIT_S = 0.1
-"""Between two looks for a step that a prune has yet to put back."""
+"""Seconds between two checks for a step that a prune should put back."""
 
 T = TypeVar("T")
 
 
 class Reading:
-    """Keeps one committed step in place while it is read; a context manager.
+    """Protects one committed step while it is read; a context manager.
 
-    A root that cannot be written, or that others can change, is read without a lease. A step that
-    was pruned or superseded before or meanwhile is `StepNotFound`, never half a step.
+    Takes no lease if the root cannot be written or if other users can change it. If the step was
+    pruned or superseded, the reader gets `StepNotFound`, never a part of a step.
 
     Args:
         storage: the root.
-        manifest: of the step, as it was found.
+        manifest: manifest of the step.
         clock: Unix time.
         sleep: waits; tests pass their own.
 
     Raises:
-        StepNotFound: on entering: another attempt, or nothing, stands there now; on leaving: what
-            failed inside failed because the step was taken away.
+        StepNotFound: on entry: the step is gone, or another attempt has replaced it; on exit: the
+            block failed because the step was removed.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Reading:
 
     def _go_unleased(self, error: CheckpointError) -> None:
         name = step_name(self._manifest.step)
-        _log.info("stepseal: %s is read without a lease, pruning may take it: %s", name, error)
+        _log.info("stepseal: reading %s without a lease, so a prune may remove it: %s", name, error)
 
     def tick(self, *_: object) -> None:
-        """Renew the lease when it is time; called now and then while reading, by any thread."""
+        """Renew the lease if it is due; called regularly while reading, by any thread."""
         now_s = self._clock()
         if now_s < self._renew_at_s:
             return
@@ -109,19 +109,20 @@ class Reading:
         is_damaged: Callable[[T], bool] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> T:
-        """Look at the step, and if it seems damaged look once more, while it certainly stands.
+        """Read the step; if it seems damaged, make sure that it is in place and read it again.
 
-        A prune that began before the lease takes the step out of its place until it sees the lease.
+        A prune that began before the lease moves the step away until it sees the lease.
 
         Args:
-            look: reads; told what to call with the number of bytes read since it last called it.
-            is_damaged: judges what `look` returned; without it only what it raises counts.
-            progress: told the same numbers, but those of the second look only from where the first
-                one ended.
+            look: reads the step; receives a callback for the number of bytes read since the last
+                call.
+            is_damaged: checks the result of `look`; without it, only an error counts as damage.
+            progress: receives the same numbers; in the second read only those beyond the end of
+                the first one.
 
         Raises:
             StepNotFound: the step was pruned or superseded.
-            StorageUnavailable: whether it was cannot be told.
+            StorageUnavailable: it is not known whether the step was pruned or superseded.
         """
         seen_bytes = 0
 
@@ -152,14 +153,14 @@ class Reading:
         return found
 
     def require_standing(self) -> None:
-        """Raise if the step does not stand in its place any more.
+        """Raise if the step is not at its final name any more.
 
-        While it is leased and a prune has moved it, wait, for ten seconds at most: the prune looks
-        at the leases after the move, and puts it back.
+        If the step is leased and a prune has moved it, wait for at most ten seconds: the prune
+        reads the leases after the move, and puts the step back.
 
         Raises:
-            StepNotFound: it was pruned or superseded, or is not put back.
-            StorageUnavailable: it cannot be told.
+            StepNotFound: the step was pruned or superseded, or was not put back.
+            StorageUnavailable: the root cannot be read.
         """
         why = "it was pruned or superseded"
         for _ in range(_NUM_WAITS):
@@ -168,19 +169,19 @@ class Reading:
             if self._lease is None:
                 break
             if find_pruned(self._storage, self._manifest.step, self._manifest.attempt) is None:
-                if self._stands():  # it was put back between the two looks
+                if self._stands():  # it was put back between the two checks
                     return
                 break
             self._sleep(_WAIT_S)
         else:
             why = (
-                f"it was pruned, lies in the trash, and was not put back within "
+                f"it was pruned, is in the trash, and was not put back within "
                 f"{_NUM_WAITS * _WAIT_S:g} s; restore(step={self._manifest.step}) may find it there"
             )
         name = step_name(self._manifest.step)
         raise StepNotFound(
-            f"step {self._manifest.step}: attempt {self._manifest.attempt} does not stand in "
-            f"{name} any more: {why}. Look at the steps again.",
+            f"step {self._manifest.step}: attempt {self._manifest.attempt} is no longer in "
+            f"{name}: {why}. List the steps again.",
             step=self._manifest.step,
             path=name,
         )
@@ -219,4 +220,4 @@ class Reading:
         try:
             release_lease(self._storage, lease)
         except StorageUnavailable as error:
-            _log.warning("stepseal: a lease stays until it expires: %s", error)
+            _log.warning("stepseal: a lease was not released and will expire: %s", error)

@@ -1,4 +1,4 @@
-"""A root seen by whoever removes steps: what is there, what protects it, and how it goes."""
+"""The step store for prunes and sweeps: lists steps, reads guards, and removes steps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Removal"]
 
 
 class Removal:
-    """Everything that a prune and a sweep need of a root; implements `RemoveSteps`.
+    """All operations that a prune and a sweep need; implements `RemoveSteps`.
 
     Args:
         storage: the root.
@@ -52,15 +52,15 @@ class Removal:
         return read_claims(self._storage)
 
     def guards(self) -> Guards:
-        """Return what protects steps now."""
+        """Return the current guards."""
         return read_guards(self._storage, self._clock())
 
     def superseded(self) -> tuple[str, ...]:
-        """Return the names of what commits and prunes put aside."""
+        """Return the names of superseded folders."""
         return self._names(SUPERSEDED)
 
     def trash(self) -> tuple[str, ...]:
-        """Return the names of what lies in the trash."""
+        """Return the names of folders in the trash."""
         return self._names(TRASH)
 
     def _names(self, area: str) -> tuple[str, ...]:
@@ -70,13 +70,13 @@ class Removal:
             return ()
 
     def reasons_to_go_back(self, folder: FolderName, guards: Guards) -> str:
-        """Return why a whole folder in the trash must not be deleted; empty when it may be."""
+        """Return why a whole folder in the trash must be put back; empty if it may be deleted."""
         return reasons_to_go_back(self._storage, folder, guards)
 
     def retirement(
         self, incarnation: int, *, trash_grace_s: float, trashed: Collection[str]
     ) -> Retirement:
-        """Return what removes steps as this incarnation."""
+        """Return a `Retirement`, which removes steps for this incarnation."""
         return Retirement(
             self._storage,
             incarnation,
@@ -86,7 +86,7 @@ class Removal:
         )
 
     def sweep(self, incarnation: int) -> None:
-        """Remove what crashes left: staging of earlier incarnations, leases, temporaries.
+        """Remove leftovers of crashes: staging of earlier incarnations, leases, temporaries.
 
         Raises:
             StorageUnavailable: something could not be removed; a later sweep tries again.

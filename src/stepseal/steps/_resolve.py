@@ -1,4 +1,4 @@
-"""What became of an attempt, as a root shows it to a participant that lost its coordinator."""
+"""Finds out whether an attempt was committed, for a participant that lost its coordinator."""
 
 from __future__ import annotations
 
@@ -20,31 +20,32 @@ __all__ = ["Resolved", "resolve_attempt"]
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What storage shows of an attempt."""
+    """The state of an attempt on storage."""
 
     state: Literal["committed", "not committed", "unknown"]
     manifest_sha256: str = ""
-    """Of the committed step."""
+    """SHA-256 of the committed manifest; empty if there is none."""
 
 
 _UNKNOWN = Resolved("unknown")
 
 
 def resolve_attempt(storage: Storage, step: int, attempt: str, staging: str) -> Resolved:
-    """Look at staging between two looks at the step's place.
+    """Find out whether an attempt was committed: check the step, then staging, then the step again.
 
-    A commit moves the one to the other, and the coordinator may be doing so right now: only if
-    staging is gone, and the step still does not stand in its place, it was not committed. Nor is
-    that known while the step lies in the trash: a prune that moved it may put it back.
+    A commit moves the folder from staging to the step's final name, maybe right now. So the attempt
+    is known to be not committed only if staging is gone and the step is still missing. While the
+    step is in the trash, the outcome is unknown, because the prune may put it back.
 
-    What stands in its place may still leave it if staging is there, too, and a newer incarnation:
-    a coordinator that was replaced takes back an exchange that put out a step of the newer one.
+    A step at its final name can still be taken back if its staging folder exists, too, and a newer
+    incarnation has claimed the root: the replaced coordinator undoes an exchange that displaced a
+    step of the newer incarnation. Then the outcome is unknown.
 
     Raises:
-        StorageUnavailable: it cannot be told, also because the step in the place is damaged.
+        StorageUnavailable: the storage refused, or the step is damaged.
 
-    Durability: a step that is found is synced here too, because the coordinator may have died
-    before it did.
+    Durability: a committed step is synced again, because the coordinator may have died before it
+    synced it.
     """
     found = _look(storage, step, attempt, staging)
     if found.state == "committed":
@@ -67,7 +68,7 @@ def _look(storage: Storage, step: int, attempt: str, staging: str) -> Resolved:
 
 
 def _is_replaced(storage: Storage, staging: str) -> bool:
-    """Tell whether a newer incarnation than that of an attempt has claimed the root."""
+    """Return whether an incarnation newer than the attempt's has claimed the root."""
     name, claim = parse_folder(staging), newest_claim(storage)
     return name is None or (claim is not None and claim.incarnation > name.incarnation)
 
@@ -77,7 +78,7 @@ def _find(storage: Storage, step: int, attempt: str) -> Resolved | None:
         entry = read_step(storage, step, None)
     except StepNotFound:
         return None
-    if entry.state == "damaged":  # whose it was cannot be told: perhaps ours
+    if entry.state == "damaged":  # it may be our attempt
         raise StorageUnavailable(f"{entry.name}: {entry.problem}", step=step)
     if entry.manifest is None or entry.manifest.attempt != attempt:
         return None

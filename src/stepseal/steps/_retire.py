@@ -1,11 +1,14 @@
-"""Steps taken out of sight first, looked at again second, deleted last.
+"""Removes steps: moves them to the trash first, checks them again second, deletes them last.
 
-Invariants: a step leaves its place whole, by one rename, and its absence is durable before a byte
-of it is deleted. What is found protected, or not what was judged, after the move goes back. A
-folder in the trash is put back or deleted by its name alone: `.pruned` is whole, `.deleting` is
-not, and is never put back. Once a sync failed nothing more is moved or deleted: what it was for may
-be lost, and another sync that succeeds would not say otherwise. Names that stepseal did not give
-are left alone; symlinks and mounts are never entered.
+Invariants:
+
+- One rename moves a whole step to the trash, and the move is durable before any byte is deleted.
+- A step is put back if the second check finds it protected, or finds another step than was judged.
+- The name decides about a folder in the trash: `.pruned` is a whole step; `.deleting` is partly
+  deleted, and is never put back.
+- After a failed sync, nothing more is moved or deleted: earlier changes may be lost, and a later
+  successful sync does not prove the opposite.
+- Names that stepseal did not give are left alone; symlinks and mounts are never entered.
 """
 
 from __future__ import annotations
@@ -35,31 +38,31 @@ __all__ = ["PruneReport", "Retirement", "reasons_to_go_back"]
 
 @dataclass(slots=True)
 class PruneReport:
-    """What was done."""
+    """What a prune did."""
 
     removed: list[int] = field(default_factory=list)
-    """Steps that are gone from their place, durably."""
+    """Steps that were removed, durably."""
     in_trash: dict[int, str] = field(default_factory=dict)
-    """Steps that were moved into the trash and whose files still lie there, with the reason."""
+    """Steps that were moved to the trash and not deleted yet, with the reason."""
     put_back: dict[int, str] = field(default_factory=dict)
-    """Steps that had to stay after all, with the reason."""
+    """Steps that stay although the plan removed them, with the reason."""
     removed_superseded: list[str] = field(default_factory=list)
     removed_trash: list[str] = field(default_factory=list)
-    """Folders that lay in the trash already."""
+    """Names of folders that were in the trash already and were deleted."""
     put_back_trash: dict[str, str] = field(default_factory=dict)
-    """Folders of the trash that went back, with the reason."""
+    """Folders that were put back from the trash, with the reason."""
     failures: list[str] = field(default_factory=list)
-    """What could not be done, and why; all the rest was, unless a sync failed."""
+    """Failed actions and their reasons; all other actions were done, unless a sync failed."""
     sync_failed: bool = False
-    """A directory could not be synced; nothing was deleted after that. Who prunes again in the same
-    process must not take a sync that succeeds then for this one."""
+    """A directory could not be synced; nothing was deleted after that. If a later prune in the same
+    process syncs successfully, this does not repair the failed sync."""
 
 
 def reasons_to_go_back(storage: Storage, folder: FolderName, guards: Guards) -> str:
-    """Return why a whole folder in the trash must not be deleted; empty when it may be.
+    """Return why a whole folder in the trash must be put back; empty if it may be deleted.
 
     Raises:
-        StorageUnavailable: it cannot be told.
+        StorageUnavailable: the folder cannot be read.
     """
     held = attempt_at(storage, f"{TRASH}/{folder}")
     if held is None:
@@ -72,13 +75,14 @@ def reasons_to_go_back(storage: Storage, folder: FolderName, guards: Guards) -> 
 class Retirement:
     """Removes steps of one root, one after another, as one incarnation.
 
-    Safe to interrupt at any instant and to run beside readers, pins, and another start of the job.
+    Safe to interrupt at any time, and to run concurrently with readers, pins, and another start of
+    the job.
 
     Args:
         storage: the root.
-        incarnation: that was the newest when the steps were judged.
-        trash_grace_s: seconds that a step which is hidden now stays in the trash.
-        trashed: names of what lay in the trash before.
+        incarnation: the newest incarnation when the steps were judged.
+        trash_grace_s: seconds to keep a step in the trash after its move.
+        trashed: names of folders that were in the trash before.
         clock: Unix time.
     """
 
@@ -99,10 +103,10 @@ class Retirement:
         self._clock = clock
 
     def attempt(self, action: Callable[..., None], *arguments: object) -> None:
-        """Do one thing; a failure is noted, and stops the others only if a sync failed.
+        """Run one action and note a failure; only a failed sync stops later actions.
 
         Raises:
-            NotCurrent: a newer incarnation owns the root; what was done so far stays done.
+            NotCurrent: a newer incarnation owns the root; completed removals are not undone.
         """
         if self.report.sync_failed:
             return
@@ -114,7 +118,7 @@ class Retirement:
             self.report.failures.append(str(error))
 
     def confirm_commits(self) -> None:
-        """Make durable what is visible: newer steps, for which older ones are removed."""
+        """Sync the root, so that newer steps are durable before older ones are removed."""
         self._sync("")
 
     def _sync(self, area: str) -> None:
@@ -124,29 +128,29 @@ class Retirement:
         except StorageUnavailable as error:
             self.report.sync_failed = True
             raise StorageUnavailable(
-                f"sync of {area or 'the root'}: {error} What was moved may come back after a "
-                "power loss, and another sync would not prove otherwise, so nothing more is "
-                "removed. Look after the disk, then start again.",
+                f"sync of {area or 'the root'}: {error} Moved folders may reappear after a power "
+                "loss, and a later sync cannot rule this out, so nothing more is removed. Check "
+                "the disk, then start again.",
                 errno=error.errno,
                 path=area,
             ) from error
 
     def remove_step(self, manifest: Manifest) -> None:
-        """Take one step out of its place, and delete it unless it turns out to be protected."""
+        """Move one step to the trash, and delete it unless it turns out to be protected."""
         self._check_current()
         whose = FolderName(manifest.step, manifest.incarnation, manifest.attempt)
         name = whose.moved(self._clock(), ".pruned")
         try:
             self._storage.rename(step_name(manifest.step), f"{TRASH}/{name}")
         except KeyNotFound:
-            return  # somebody else took it
+            return  # another process has moved it
         self.report.in_trash[name.step] = "moved into the trash, but not deleted yet"
         self._sync("")
         self._sync(TRASH)
         self._finish(name)
 
     def _finish(self, name: FolderName) -> None:
-        """Settle what this prune has moved, and report it."""
+        """Delete or put back a step that this prune has moved, and report it."""
         grace_s = self._trash_grace_s
         with suppress(KeyNotFound):  # another prune finished it, and reports it
             if self._settle(name, delete=not grace_s):
@@ -154,8 +158,8 @@ class Retirement:
         self.report.in_trash.pop(name.step, None)
         if grace_s and name.step in self.report.removed:
             self.report.in_trash[name.step] = (
-                f"kept in the trash for {duration_text(grace_s)}, by this prune; a job on this "
-                "root goes by its own grace"
+                f"this prune keeps it in the trash for {duration_text(grace_s)}; a job on this "
+                "root uses its own grace"
             )
 
     def remove_superseded(self, name: str) -> None:
@@ -173,14 +177,14 @@ class Retirement:
         self.report.removed_superseded.append(name)
 
     def settle_trashed(self, trashed: str, delete: bool) -> None:
-        """Finish what an earlier prune began with one folder: put it back, or delete it."""
+        """Finish an earlier prune of one folder: put it back, or delete it."""
         name = parse_folder(trashed)
         assert name is not None
         if name.fate == ".deleting":
-            self._sync(TRASH)  # who gave it this name may have died before it did so
+            self._sync(TRASH)  # the process that renamed it may have died before its sync
             self._delete(f"{TRASH}/{name}")
         else:
-            self._sync("")  # who moved it may have died, or failed, before it did so
+            self._sync("")  # the process that moved it may have died before its sync
             try:
                 delete = self._settle(name, delete=delete) and delete
             except KeyNotFound:  # another prune finished it
@@ -189,10 +193,10 @@ class Retirement:
             self.report.removed_trash.append(trashed)
 
     def _settle(self, name: FolderName, *, delete: bool) -> bool:
-        """Look again at a whole folder in the trash: put it back, or delete it where that is asked.
+        """Check a whole folder in the trash again: put it back, or delete it if `delete` is true.
 
         Returns:
-            True if it stays out of its place.
+            True if it was not put back.
         """
         try:
             reasons = self._reasons_to_stay(name)
@@ -207,7 +211,7 @@ class Retirement:
             return True
         dying = f"{TRASH}/{name.with_fate('.deleting')}"
         self._storage.rename(f"{TRASH}/{name}", dying)
-        self._sync(TRASH)  # a half-deleted folder never bears the name of a whole one
+        self._sync(TRASH)  # a partly deleted folder never has the name of a whole one
         self._delete(dying)
         return True
 
@@ -229,7 +233,7 @@ class Retirement:
         trash, area = f"{TRASH}/{name}", ""
         try:
             self._storage.rename(trash, step_name(name.step))
-        except KeyExists:  # the number was saved again: beside it, this one is superseded
+        except KeyExists:  # the number was saved again, so this step is superseded
             area = SUPERSEDED
             self._storage.rename(trash, f"{area}/{name.with_fate('')}")
         if str(name) in self._trashed:
@@ -244,4 +248,4 @@ class Retirement:
         try:
             remove_tree(self._storage, key)
         except KeyNotFound:
-            return  # somebody else finished it
+            return  # another process has removed it

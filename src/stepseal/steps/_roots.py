@@ -1,4 +1,4 @@
-"""A root's own folders and its marker: made by the first coordinator, found by all others."""
+"""The control folders and the marker of a root; the first coordinator creates them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["STAGING", "SUPERSEDED", "TRASH", "initialise_root"]
 
 STAGING = f"{CONTROL}/staging"
-"""Where attempts grow."""
+"""Folder of attempts that are being written."""
 SUPERSEDED = f"{CONTROL}/superseded"
-"""What stood in the place of a step that was committed."""
+"""Folder of steps that a commit has superseded."""
 TRASH = f"{CONTROL}/trash"
-"""Out of sight, on the way to deletion."""
+"""Folder of steps and attempts that wait for their deletion."""
 _FOLDERS = (INCARNATIONS, STAGING, SUPERSEDED, LEASES, PINS, TRASH)
 
 
 def initialise_root(storage: Storage) -> str:
-    """Make the control folders and the format marker where they are missing; return the run id.
+    """Create missing control folders and the format marker; return the run id.
 
     Coordinator only. Idempotent, and safe against another coordinator doing the same.
 

@@ -1,8 +1,8 @@
-"""Which step a job resumes from: chosen by the coordinator alone, newest first, with reasons.
+"""Selects the step that a job resumes from; only the coordinator does so, newest step first.
 
-Every step that is passed over is named with its reason. A step that cannot be read now is passed
-over like a damaged one; none of this ever deletes anything. Where nothing is left to choose, a
-whole step that a prune moved, and did not delete yet, comes back.
+For every skipped step, the result holds the reason. A step that cannot be read now is skipped like
+a damaged one. Selection never deletes anything. If no step is left, a whole step that a prune
+moved to the trash is put back.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _LOOKS = 8
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The candidate, and why others were not chosen."""
+    """The candidate, and why other steps were not chosen."""
 
     entry: StepEntry | None
     has_commits: bool
-    """At least one step was committed here by stepseal, by this run or another, sound or not, and
-    stands in its place or was moved out of it and not deleted."""
+    """The root holds at least one step that stepseal committed, of any run: sound or damaged, at
+    its final name or in the trash or superseded area."""
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -59,18 +59,18 @@ def select(
     Args:
         storage: the root.
         run_id: run that steps must belong to.
-        step: restore exactly this one, whatever its lineage; None for the newest resumable step of
-            the lineage.
+        step: number of the step, in any lineage; None for the newest resumable step of the
+            lineage.
         exclude: steps that were tried and failed.
-        inspect: level-1 check of a step's files (types, sizes).
+        inspect: check of a step's files (types, sizes).
 
     Raises:
-        StepNotFound: `step` was given and is not there.
-        NoResumableStep: `step` was given and is no resume point.
+        StepNotFound: `step` was given and does not exist.
+        NoResumableStep: `step` was given and cannot be resumed.
         Corrupt: `step` was given and is damaged.
         IncompatibleFormat: a newer release wrote `step`, or the newest step.
-        StorageUnavailable: the root cannot be listed, or `step` was given and cannot be read; or
-            steps kept vanishing while they were looked at.
+        StorageUnavailable: the root cannot be listed, `step` was given and cannot be read, or
+            steps vanished on each try.
     """
     place = functools.partial(
         put_back_resumable, storage, run_id, step=step, exclude=exclude, inspect=inspect
@@ -96,17 +96,17 @@ def _select(
         if found is not None:
             return found
     raise StorageUnavailable(
-        f"restore: in {_LOOKS} looks at the root a step vanished before it could be read. Is "
-        "another job or `stepseal prune` at work on this root? Stop it."
+        f"restore: in each of {_LOOKS} tries, a step vanished before it could be read. Is another "
+        "job or `stepseal prune` running on this root? Stop it."
     )
 
 
 def _newest(
     storage: Storage, run_id: str, exclude: Collection[int], inspect: Inspect
 ) -> Selection | None:
-    """Choose the newest; None if a step vanished since it was listed.
+    """Choose the newest step; None if a step vanished after it was listed.
 
-    What was pruned was pruned for a newer step, which the same listing may not show yet.
+    A vanished step was pruned because of a newer one, which the same listing may lack.
     """
     limits = lineage_limits(read_claims(storage))
     reasons: dict[str, str] = {}
@@ -125,7 +125,7 @@ def _newest(
         reasons[step_name(number)] = reason
     if not has_commits:
         reasons = hidden_commits(storage)
-        if step_numbers(storage) != numbers:  # one was put back between the two looks
+        if step_numbers(storage) != numbers:  # one was put back between the two listings
             return None
     return Selection(None, has_commits or bool(reasons), reasons)
 
@@ -137,13 +137,13 @@ def _look_at(
     limits: Mapping[int, int | None],
     inspect: Inspect,
 ) -> tuple[StepEntry | None, str | None]:
-    """Return what stands there, None if it cannot be read, and why it is no step to resume from.
+    """Return the entry, None if it cannot be read, and the reason why it cannot be resumed.
 
-    What was refused is looked at once more: a refusal may pass, and an older step costs work.
+    A refused read is tried once more: the refusal may be temporary, and an older step loses work.
 
     Raises:
-        StepNotFound: it went away.
-        IncompatibleFormat: a newer release wrote it.
+        StepNotFound: the step vanished.
+        IncompatibleFormat: a newer release wrote the step.
     """
 
     def look() -> tuple[StepEntry, str | None]:
@@ -160,10 +160,10 @@ def _look_at(
 
 
 def highest_incarnation(storage: Storage, run_id: str, parent: StepRef | None) -> int:
-    """Return the highest incarnation among the steps that a claim leaves behind, zero for none.
+    """Return the highest incarnation among the steps that a claim excludes, zero for none.
 
-    They are the steps above the parent, or all before a fresh start. Should their claim be lost,
-    a claim at or below that number would leave them in the lineage.
+    A claim excludes the steps above its parent, or all steps for a fresh start. If their own claim
+    is lost, a new claim with this number or a lower one would leave them in the lineage.
 
     Raises:
         StorageUnavailable: the root cannot be listed.
@@ -171,7 +171,7 @@ def highest_incarnation(storage: Storage, run_id: str, parent: StepRef | None) -
     found = 0
     for number in step_numbers(storage):
         if parent is None or number > parent.step:
-            # pruned meanwhile, or passed over because it cannot be read: no reason to fail
+            # pruned meanwhile, or not readable: no reason to fail
             with suppress(StepNotFound, Corrupt, StorageUnavailable):
                 manifest = read_step(storage, number, run_id).manifest
                 found = max(found, 0 if manifest is None else manifest.incarnation)
@@ -186,8 +186,8 @@ def _reason_against(
     manifest = entry.manifest
     if not in_lineage(limits, manifest.incarnation, entry.step):
         return (
-            f"outside the lineage: incarnation {manifest.incarnation} went on after a newer one "
-            "had resumed elsewhere"
+            f"outside the lineage: incarnation {manifest.incarnation} continued after a newer one "
+            "had resumed from another step"
         )
     if not manifest.resumable:
         return f"not resumable (kind {manifest.kind})"
@@ -210,7 +210,7 @@ def _exactly(storage: Storage, run_id: str, step: int, inspect: Inspect) -> Sele
         if not entry.manifest.resumable:
             reason = f"not resumable (kind {entry.manifest.kind})"
             raise NoResumableStep(
-                f"restore(step={step}): {entry.name} is {reason}: it holds no full state. "
+                f"restore(step={step}): {entry.name} is {reason}: it does not hold full state. "
                 "Restore a full step.",
                 step=step,
                 path=entry.name,
@@ -219,8 +219,8 @@ def _exactly(storage: Storage, run_id: str, step: int, inspect: Inspect) -> Sele
         problems = inspect(storage, entry.name, entry.manifest)
     if problems:
         raise Corrupt(
-            f"restore(step={step}): {'; '.join(problems[:5])}. A step that was asked for is never "
-            "replaced by another; restore() without a number falls back to an older one.",
+            f"restore(step={step}): {'; '.join(problems[:5])}. restore(step=N) never restores "
+            "another step; restore() without a number falls back to an older one.",
             step=step,
             path=entry.name,
             problems=tuple(problems),

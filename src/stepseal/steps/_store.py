@@ -1,7 +1,7 @@
-"""The step store: a root in domain verbs, which every kind of storage must be able to implement.
+"""The step store as Protocols: operations on the steps of a root, for any kind of storage.
 
-What coordinators ask is `protocol.CoordinatorSteps`. How an object store maps each verb is in
-docs/design/0009-step-store.md. Every verb may raise `StorageUnavailable`.
+The coordinator's operations are in `protocol.CoordinatorSteps`. docs/design/0009-step-store.md maps
+each operation to an object store. Every operation may raise `StorageUnavailable`.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class ReadSteps(Protocol):
 
     @property
     def storage(self) -> Storage:
-        """Where the files of steps and attempts lie."""
+        """The storage that holds the files of steps and attempts."""
         ...
 
     def writable_problem(self) -> str | None:
-        """Return who besides its owner can change names in the root; None for nobody."""
+        """Return which users besides the owner can change names in the root; None if none can."""
         ...
 
     @property
     def pins(self) -> Pins:
-        """Steps that are kept by hand."""
+        """The pins, which keep steps by hand."""
         ...
 
     def run_id(self) -> str:
-        """Return the run that the root belongs to.
+        """Return the id of the run that the root belongs to.
 
         Raises:
             RootNotFound: there is neither a format marker nor a step.
@@ -55,7 +55,7 @@ class ReadSteps(Protocol):
         ...
 
     def entries(self, run_id: str | None = None) -> tuple[StepEntry, ...]:
-        """Return everything with a step's name, ascending; a root with steps never looks empty.
+        """Return every entry with a step's name, ascending; a root with steps never looks empty.
 
         Args:
             run_id: run that the manifests must name; None accepts any.
@@ -63,43 +63,43 @@ class ReadSteps(Protocol):
         ...
 
     def entry(self, step: int, run_id: str | None = None) -> StepEntry:
-        """Return what stands in the place of one step; damage is an answer, not an error.
+        """Return the entry of one step; damage is reported in the entry, not raised.
 
         Raises:
-            StepNotFound: nothing has this name.
+            StepNotFound: the root has no entry of this name.
         """
         ...
 
     def foreign(self) -> tuple[str, ...]:
-        """Return names that look like checkpoints of somebody else."""
+        """Return names that look like checkpoints of other libraries."""
         ...
 
     def lineage_limits(self) -> dict[int, int | None]:
-        """Return, per incarnation of the newest claim's lineage, the last step that counts."""
+        """Return, per incarnation in the newest claim's lineage, the last step that counts."""
         ...
 
     def reading(self, manifest: Manifest) -> Reading:
-        """Return a context manager that keeps a step in place while it is read."""
+        """Return a context manager that protects a step while it is read."""
         ...
 
 
 class StepStore(ReadSteps, Protocol):
-    """The steps of a root, for participants and for what they start."""
+    """The steps of a root, for participants."""
 
     def find_nonce(self, attempt_key: str) -> str | None:
-        """Return the nonce of an attempt, by which a participant knows that it sees the same root.
+        """Return the nonce of an attempt; a participant that finds it sees the coordinator's root.
 
         Returns:
-            None where there is no such attempt.
+            None if there is no such attempt.
         """
         ...
 
     def resolve(self, step: int, attempt: str, attempt_key: str) -> Resolved:
-        """Look for an attempt whose outcome is not known; see `protocol.ResolveAttempt`."""
+        """Find out whether an attempt was committed; see `protocol.ResolveAttempt`."""
         ...
 
     def own(self, indexer: Indexer, *, lease_s: float) -> OwnedSteps:
-        """Make the root if it is missing, and return it for its coordinator.
+        """Initialise the root if needed, and return its coordinator's view.
 
         Args:
             indexer: writes the index and inspects files.
@@ -108,47 +108,47 @@ class StepStore(ReadSteps, Protocol):
         ...
 
     def removal(self) -> RemoveSteps:
-        """Return the root for whoever removes steps."""
+        """Return the view for removing steps."""
         ...
 
 
 class RemoveSteps(Protocol):
-    """The steps of a root, for whoever removes them."""
+    """The steps of a root, for prunes and sweeps."""
 
     def now_s(self) -> float:
-        """Return Unix time, against which graces and leases are judged."""
+        """Return the current Unix time, for graces and leases."""
         ...
 
     def entries(self, run_id: str) -> tuple[StepEntry, ...]:
-        """Return everything with a step's name, ascending."""
+        """Return every entry with a step's name, ascending."""
         ...
 
     def claims(self) -> tuple[ClaimRecord, ...]:
-        """Return all claims, oldest first; ask after `entries`."""
+        """Return all claims, oldest first; call it after `entries`."""
         ...
 
     def guards(self) -> Guards:
-        """Return what protects steps now."""
+        """Return the current guards."""
         ...
 
     def superseded(self) -> tuple[str, ...]:
-        """Return the names of what commits and prunes put aside."""
+        """Return the names of superseded folders."""
         ...
 
     def trash(self) -> tuple[str, ...]:
-        """Return the names of what is hidden and may be destroyed."""
+        """Return the names of hidden folders, which may be destroyed."""
         ...
 
     def reasons_to_go_back(self, folder: FolderName, guards: Guards) -> str:
-        """Return why something hidden must be shown again; empty when it may be destroyed."""
+        """Return why a hidden folder must be shown again; empty if it may be destroyed."""
         ...
 
     def retirement(
         self, incarnation: int, *, trash_grace_s: float, trashed: Collection[str]
     ) -> Retirement:
-        """Return what hides steps, looks again, and destroys or shows them."""
+        """Return a `Retirement`: it hides steps, checks them again, and destroys or shows them."""
         ...
 
     def sweep(self, incarnation: int) -> None:
-        """Remove what crashes of earlier incarnations left."""
+        """Remove leftovers of earlier incarnations."""
         ...

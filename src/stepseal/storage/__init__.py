@@ -1,9 +1,9 @@
 """Where bytes are: keys and bytes on one root, never steps or ranks.
 
-A key is a safe relative path such as `a/b/c`; `""` is the root directory itself. `Storage`
-has the verbs, so a wrapper sees every change. `LocalStorage` is a POSIX directory; the functions
-compose verbs into durable writes, conditional puts and tree walks. The checks of keys and buffers,
-and the texts of refusals, are here for whoever writes another backend.
+A key is a safe relative path such as `a/b/c`; `""` is the root directory itself. `Storage` has all
+operations that change a root, so a wrapper sees every change. `LocalStorage` is a POSIX directory.
+The functions combine these operations into durable writes, conditional puts and tree walks.
+Authors of other backends can use the checks of keys and buffers, and the error messages.
 """
 
 # ruff: noqa: I001 - isort would give each name a line, and a face stays under 40 lines

@@ -1,8 +1,8 @@
-"""Who may read and write what stepseal makes, and directories that others could change under us.
+"""Modes of the files that stepseal creates, and checks for directories that other users can change.
 
 Pure rules over mode words and owners, and the one call that sets a mode. A directory is *shared*
-when somebody other than this user and root can make, rename or remove names in it: no check of what
-it holds then means anything a moment later.
+if a user other than this one and root can create, rename or remove names in it. The result of any
+check in a shared directory can be outdated a moment later.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ __all__ = [
 
 _THEIRS = "a directory that belongs to user "
 _NO_MODES = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}
-"""How a file system answers that has no modes of its own, or not ours to set."""
+"""Errors of a file system without modes, or one whose modes we cannot set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Modes of what is made, whatever the umask, and whether shared directories are accepted.
+    """Modes of new files and directories, regardless of the umask; whether to accept shared ones.
 
     Group-readable checkpoints are `Access(file_mode=0o640, dir_mode=0o750)`.
 
     Args:
-        file_mode: of files, at least 0o600.
-        dir_mode: of directories, at least 0o700.
-        allow_shared: also write where other users can write, and below a root of another user.
+        file_mode: mode of files, at least 0o600.
+        dir_mode: mode of directories, at least 0o700.
+        allow_shared: also accept directories that other users can write to, and a root that belongs
+            to another user.
 
     Raises:
-        InvalidInput: a mode takes something from the owner, makes files executable, lets everybody
+        InvalidInput: a mode removes access from the owner, makes files executable, lets all users
             write, or lets the group write without `allow_shared`.
     """
 
@@ -70,27 +71,27 @@ def _check_mode(name: str, mode: object, *, least: int, most: int) -> None:
 
 
 DEFAULT_ACCESS = Access()
-"""Nobody else reads or writes."""
+"""Only the owner can read and write."""
 
 
 def shared_problem(status: os.stat_result) -> str | None:
-    """Say who else can change the names in a directory, or None."""
+    """Return which other user can change names in a directory, or None."""
     if status.st_uid not in {0, os.geteuid()}:
         return f"{_THEIRS}{status.st_uid}"
     return writable_problem(status)
 
 
 def writable_problem(status: os.stat_result) -> str | None:
-    """Say who besides its owner can change the names in a directory, or None.
+    """Return which users besides the owner can change names in a directory, or None.
 
-    The sticky bit protects names, so such directories pass. A group that holds only its owner (as
-    many distributions give each user) is nobody else.
+    The sticky bit protects names, so such directories are accepted. So are directories of a group
+    that has the owner as its only member; many distributions create one for each user.
     """
     mode = stat.S_IMODE(status.st_mode)
     if mode & stat.S_ISVTX:
         return None
     if mode & stat.S_IWOTH:
-        return f"a directory of mode {mode:#o}, in which everybody can write"
+        return f"a directory of mode {mode:#o}, in which all users can write"
     if mode & stat.S_IWGRP and not _is_private(status.st_gid, status.st_uid):
         return f"a directory of mode {mode:#o}, in which group {status.st_gid} can write"
     return None
@@ -98,7 +99,7 @@ def writable_problem(status: os.stat_result) -> str | None:
 
 @lru_cache(maxsize=64)
 def _is_private(gid: int, uid: int) -> bool:
-    """Return whether a group is a user's own: its primary one, of the same name, without others."""
+    """Return whether a group is a user's private group: primary, same name, no other members."""
     try:
         user, group = pwd.getpwuid(uid), grp.getgrgid(gid)
     except KeyError:
@@ -109,10 +110,10 @@ def _is_private(gid: int, uid: int) -> bool:
 
 
 def refuse_shared(what: str, path: str, problem: str) -> InvalidInput:
-    """Return the error for a directory in which nothing is made."""
+    """Return the error for a shared directory."""
     me = os.geteuid()
     advice = "Run `chmod go-w` on it, take another root, or"
-    whom = "whoever can write there"
+    whom = "the users who can write there"
     if problem.startswith(_THEIRS):
         advice = (
             f"Run `chown {me}` on it, or take another root. Where users are mapped (a container's "
@@ -129,10 +130,10 @@ def refuse_shared(what: str, path: str, problem: str) -> InvalidInput:
 
 
 def set_mode(fd: int, mode: int) -> None:
-    """Give what was just made its mode, whatever the umask took; keeps setgid and the like.
+    """Set the mode of a new file or directory, regardless of the umask; keep bits such as setgid.
 
     Raises:
-        OSError: refused for another reason than a file system without modes.
+        OSError: the call failed on a file system that has modes.
     """
     found = stat.S_IMODE(os.fstat(fd).st_mode)
     wanted = mode | (found & ~0o777)

@@ -1,8 +1,8 @@
-"""What several verbs make together: durable files, conditional puts, tree walks.
+"""Functions that combine storage operations: durable files, conditional puts, tree walks.
 
-Functions over the verbs, so that any backend and any wrapper gets them. Every change goes through
-a verb. Temporary names are `.tmp-`, eight hex digits of Unix time and 24 random ones; they
-stand in the directory of their target.
+They work with any backend and any wrapper, because every change goes through `Storage`. Temporary
+names are `.tmp-`, eight hex digits of Unix time and 24 random ones; temporaries are in the
+directory of their target.
 """
 
 from __future__ import annotations
@@ -39,27 +39,26 @@ __all__ = [
 _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})[0-9a-f]{24}")
 _DAY_S = 86_400.0
 _MAX_WALKED_BYTES = 1024
-"""Longest path of a directory that is walked into: no file of a step has a longer one."""
+"""Longest path of a directory that is walked; no file of a step has a longer path."""
 _MAX_LEVELS = 32
-"""Deepest level at which a tree is emptied in place; what is deeper is moved up first."""
+"""Deepest level at which a directory is emptied in place; deeper ones are moved up first."""
 
 
 def make_dirs(storage: Storage, key: str, *, base: str = "") -> None:
-    """Make a directory and its missing parents, durably; tolerates those that exist.
+    """Create a directory and its missing parents, durably; existing ones are fine.
 
-    Safe to call from every participant at once. Directories that exist are synced too: whoever made
-    them may have died before syncing.
+    All participants may call it at once. Existing directories are synced, too, because the process
+    that created them may have died before its sync.
 
     Args:
-        storage: where.
-        key: directory to have afterwards.
-        base: a directory above `key` that is known to be there and durable; nothing above it is
-            touched.
+        storage: the storage.
+        key: the directory to create.
+        base: a directory above `key` that exists and is durable; nothing above it is touched.
 
     Raises:
-        Corrupt: something that is not a directory is in the way.
+        Corrupt: an entry on the path exists and is not a directory.
 
-    Durability: `key` survives power loss on return, as far as `base` does.
+    Durability: on return `key` survives power loss if `base` does.
     """
     segments = split_key(key)
     start = len(split_key(base))
@@ -73,10 +72,10 @@ def make_dirs(storage: Storage, key: str, *, base: str = "") -> None:
 
 
 def read_bytes(storage: Storage, key: str, max_bytes: int) -> bytes:
-    """Return the whole of a small file, refusing a large one before any allocation.
+    """Return all bytes of a small file; refuse a large one before allocating memory.
 
     Raises:
-        KeyNotFound: nothing has this key.
+        KeyNotFound: the key does not exist.
         Corrupt: the file is larger than `max_bytes`, or not a regular file.
     """
     with storage.open_read(key) as handle:
@@ -98,10 +97,11 @@ def create_durable(storage: Storage, key: str, data: Buffer) -> None:
     """Create a file with these bytes: create, write, sync, close.
 
     Raises:
-        KeyExists: the key is taken; nothing was written.
-        StorageUnavailable: refused; the file may exist with a part of the bytes.
+        KeyExists: the key exists; nothing was written.
+        StorageUnavailable: the storage refused; the file may exist with a part of the bytes.
 
-    Durability: the bytes survive; the name does so once the caller has synced the directory.
+    Durability: the bytes survive power loss; the name survives once the caller has synced the
+    directory.
     """
     with storage.create_file(key) as handle:
         handle.write(data, 0)
@@ -109,10 +109,10 @@ def create_durable(storage: Storage, key: str, data: Buffer) -> None:
 
 
 def exists(storage: Storage, key: str) -> bool:
-    """Tell whether anything has this key; an answer for now, never a reason to put.
+    """Return whether the key exists now; use `put_if_absent`, not this, before creating it.
 
     Raises:
-        StorageUnavailable: it cannot be told.
+        StorageUnavailable: the storage refused.
     """
     try:
         storage.stat(key)
@@ -122,20 +122,19 @@ def exists(storage: Storage, key: str) -> bool:
 
 
 def put_if_absent(storage: Storage, key: str, data: Buffer) -> bool:
-    """Create a whole, durable file if nobody has the key; of concurrent callers exactly one wins.
+    """Create a complete, durable file if the key is free; exactly one of concurrent callers wins.
 
-    Readers see nothing or all of the bytes. Who won is decided by identity: the key and our own
-    temporary are the same file. So a lost answer of `link` does not mislead.
+    Readers see all of the bytes or no file. This caller has won if the key and its own temporary
+    are the same file (same inode). So a lost answer of `link` does no harm.
 
     Returns:
-        True if the key is ours, False if somebody else had it.
+        True if this call created the key, False if it existed already.
 
     Raises:
-        StorageUnavailable: refused. Unless the key then turns out to be absent or not ours, the
-            outcome is unknown: read the key.
+        StorageUnavailable: the storage refused. The key may have been created: read it.
 
-    Durability: on return the key, whoever put it, survives power loss. A temporary may be left
-    behind by a crash or a failing removal.
+    Durability: on return the key survives power loss, also if another caller created it. A crash or
+    a failed removal may leave a temporary.
     """
     directory = parent_key(key)
     temporary = _temporary_key(directory)
@@ -156,10 +155,10 @@ def put_if_absent(storage: Storage, key: str, data: Buffer) -> bool:
 
 
 def replace_durable(storage: Storage, key: str, data: Buffer) -> None:
-    """Give a key these bytes, whoever had it; readers see the old or the new ones, whole.
+    """Create or replace a file atomically; readers see either the old or the new bytes.
 
     Raises:
-        StorageUnavailable: refused; the key has the old bytes or the new ones.
+        StorageUnavailable: the storage refused; the key has either the old or the new bytes.
 
     Durability: on return the new bytes survive power loss.
     """
@@ -176,17 +175,17 @@ def replace_durable(storage: Storage, key: str, data: Buffer) -> None:
 
 
 def sweep_temporaries(storage: Storage, key: str, *, now_s: float) -> None:
-    """Remove the temporaries that crashes left in a directory; a missing directory has none.
+    """Remove leftover temporaries from a directory; does nothing if the directory is missing.
 
-    Only those are removed at which, after a day, nobody can be at work any more.
+    Removes only temporaries that are more than a day old, which no process uses any more.
 
     Args:
-        storage: where.
-        key: directory.
-        now_s: Unix time, by the clock of those who made them.
+        storage: the storage.
+        key: the directory.
+        now_s: Unix time, by the clock of the hosts that created the temporaries.
 
     Raises:
-        StorageUnavailable: refused.
+        StorageUnavailable: the storage refused.
     """
     try:
         entries = storage.list_dir(key)
@@ -200,17 +199,17 @@ def sweep_temporaries(storage: Storage, key: str, *, now_s: float) -> None:
 
 
 def remove_tree(storage: Storage, key: str) -> None:
-    """Remove an entry and all below it; a symlink is removed itself, never followed.
+    """Remove an entry and everything below it; symlinks are removed and never followed.
 
-    Tolerates entries that vanish meanwhile. Does not enter mounts, bind mounts included where the
-    backend can tell them. Time is in proportion to the number of entries, however deep they lie:
-    directories far down are first moved right below `key`.
+    Ignores entries that vanish meanwhile. Does not enter mounts, nor bind mounts if the backend can
+    detect them. Time is proportional to the number of entries at any depth: directories far down
+    are first moved directly below `key`.
 
     Raises:
         InvalidInput: the key is the root itself.
-        KeyNotFound: nothing has this key.
-        Corrupt: a directory was swapped for something else while being emptied.
-        StorageUnavailable: refused, or a mount is inside; what is left is left in place.
+        KeyNotFound: the key does not exist.
+        Corrupt: a directory was replaced by another kind of entry while it was emptied.
+        StorageUnavailable: the storage refused, or a mount is inside; the rest stays in place.
     """
     check_key(key)
     top = storage.stat(key)
@@ -232,19 +231,19 @@ def remove_tree(storage: Storage, key: str) -> None:
                     continue
                 with suppress(KeyNotFound):
                     raised = _temporary_key(key)
-                    storage.rename(path, raised)  # every verb walks from the root
+                    storage.rename(path, raised)  # every operation walks from the root
                     pending.append((raised, 1, False))
 
 
 def walk_files(storage: Storage, key: str) -> list[tuple[str, Entry]]:
-    """Return everything below a directory that is not a directory, sorted by relative path.
+    """Return all entries below a directory except directories, sorted by relative path.
 
-    Symlinks and special files are listed with their kind, so that a caller can refuse them. So is
-    a directory whose path is longer than any of a step; what is in it is not looked at.
+    Symlinks and special files are listed with their kind, so that a caller can refuse them. A
+    directory with a path that is too long for a step is listed, too, and not entered.
 
     Raises:
-        KeyNotFound: nothing has this key.
-        Corrupt: it is not a directory.
+        KeyNotFound: the key does not exist.
+        Corrupt: the key is not a directory.
     """
     found: list[tuple[str, Entry]] = []
     pending = [""]
@@ -261,7 +260,7 @@ def walk_files(storage: Storage, key: str) -> list[tuple[str, Entry]]:
 
 
 def _remove_leaves(storage: Storage, directory: str, top: Entry) -> list[str]:
-    """Remove what is not a directory; return the directories, still to be emptied."""
+    """Remove all entries except directories; return the directories, which are not empty yet."""
     directories: list[str] = []
     for entry in storage.list_dir(directory):
         path = _join(directory, entry.name)

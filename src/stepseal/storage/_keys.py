@@ -1,8 +1,8 @@
-"""What a key may be: a relative path whose every segment names an entry and leads nowhere else.
+"""Which keys are valid: relative paths without empty segments, `.` and `..`.
 
-As wide as Linux: whatever a listing returns can be looked at and removed, be it a backslash, a
-control character, or bytes that are no UTF-8. What stepseal itself names is much narrower; `layout`
-has those rules.
+All file names of Linux are valid, so every listed entry can be read and removed: names with
+backslashes, control characters or bytes that are not UTF-8. The names that stepseal itself gives
+follow much stricter rules; see `layout`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["check_key", "check_pair", "parent_key", "split_key"]
 
 
 def split_key(key: str) -> tuple[str, ...]:
-    """Return the segments of a key, none for the root.
+    """Return the segments of a key; empty for the root.
 
     Raises:
         InvalidInput: the key is not a safe relative path.
@@ -38,7 +38,7 @@ def split_key(key: str) -> tuple[str, ...]:
 
 
 def check_key(key: str) -> tuple[tuple[str, ...], str]:
-    """Return the directory's segments and the last segment of a key that names an entry.
+    """Return the segments of a key's directory, and the last segment.
 
     Raises:
         InvalidInput: the key is unsafe, or is the root.
@@ -54,17 +54,17 @@ def check_key(key: str) -> tuple[tuple[str, ...], str]:
 
 
 def check_pair(source: str, target: str) -> None:
-    """Check two keys that one verb moves or links.
+    """Check the two keys of a move or link.
 
     Raises:
-        InvalidInput: one is unsafe or the root, they are equal, or one holds the other.
+        InvalidInput: a key is unsafe or the root, they are equal, or one is inside the other.
     """
     check_key(source)
     check_key(target)
     if f"{target}/".startswith(f"{source}/") or f"{source}/".startswith(f"{target}/"):
         raise InvalidInput(
-            f"keys {source!r} and {target!r} refused: expected two of which neither holds the "
-            "other. Choose another target.",
+            f"keys {source!r} and {target!r} refused: expected two keys, neither inside the other. "
+            "Choose another target.",
             path=target,
         )
 
@@ -84,5 +84,5 @@ def _segment_problem(segment: str) -> str | None:
     try:
         segment.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return "text that no file name has"
+        return "text that is not valid in a file name"
     return None

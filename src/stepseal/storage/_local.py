@@ -1,8 +1,8 @@
 """A POSIX directory as storage.
 
-The root is opened once and pinned by its descriptor. Every key is walked from there, one segment
-at a time, with `O_NOFOLLOW`, so no symlink and no rename of the root's path can lead a verb
-elsewhere. Nothing here knows steps. Linux only: renames are those of renameat2(2), where it is.
+The root is opened once and held by its descriptor. Every key is opened from there, one segment at a
+time, with `O_NOFOLLOW`, so neither a symlink nor a rename of the root's path can redirect an
+operation. Knows nothing about steps. Linux only: renames use renameat2(2) if it is available.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 class LocalStorage:
     """One directory of a local or network file system, held open until `close`.
 
-    Thread-safe, and usable after a fork by both processes. Made by `open` or `create`.
+    Thread-safe; after a fork, both processes can use it. Use `open` or `create` to make one.
 
     Args:
         root: absolute path, for messages only.
-        descriptor: of the root directory; owned from now on.
-        calls: answers for the kernel; tests pass their own.
-        access: modes of what is made, and whether names are made where others can write.
+        descriptor: descriptor of the root directory; this object closes it.
+        calls: the system calls; tests pass their own.
+        access: modes of new files, and whether shared directories are accepted.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LocalStorage:
     ) -> None:
         self._root = root
         self._root_fd = descriptor
-        # A reader that nobody closes must not use up descriptors: `stepseal.open` has no close.
+        # `stepseal.open` has no close, so an unused reader must not keep its descriptor.
         self._release = weakref.finalize(self, os.close, self._root_fd)
         self._calls = calls or Syscalls()
         self._renames = Renames(self._calls)
@@ -87,14 +87,14 @@ class LocalStorage:
         calls: Syscalls | None = None,
         access: Access = DEFAULT_ACCESS,
     ) -> Self:
-        """Open an existing root; a symlink to a directory is resolved now and never again.
+        """Open an existing root; if it is a symlink to a directory, it is resolved once.
 
-        Any root can be read; names are made only where `access` allows it.
+        Any root can be read; files are created only if `access` allows it.
 
         Raises:
-            RootNotFound: nothing is there.
-            InvalidInput: a file or another non-directory is there.
-            StorageUnavailable: the root may not be read.
+            RootNotFound: the path does not exist.
+            InvalidInput: the path is not a directory.
+            StorageUnavailable: the root cannot be read.
         """
         calls = calls or Syscalls()
         path = root_path(root)
@@ -108,14 +108,14 @@ class LocalStorage:
         calls: Syscalls | None = None,
         access: Access = DEFAULT_ACCESS,
     ) -> Self:
-        """Open a root for writing, after making it and its missing parents.
+        """Create a root and its missing parents if needed, and open it for writing.
 
-        Every participant may call it at once.
+        All participants may call it at once.
 
         Raises:
-            InvalidInput: a file or another non-directory is there, other users can write there, or
-                it is theirs.
-            StorageUnavailable: a directory cannot be made or synced.
+            InvalidInput: the path is not a directory, other users can write to it, or it belongs to
+                another user.
+            StorageUnavailable: a directory cannot be created or synced.
 
         Durability: the root's name survives power loss on return.
         """
@@ -140,12 +140,12 @@ class LocalStorage:
         return self._root
 
     def writable_problem(self) -> str | None:
-        """Say who besides its owner can change names in the root, or None."""
+        """Return which users besides the owner can change names in the root, or None."""
         with self._guard("stat", ""), self._walk((), "stat") as fd:
             return writable_problem(os.fstat(fd))
 
     def close(self) -> None:
-        """Release the root. No verb works afterwards; open handles do. Safe to repeat."""
+        """Release the root; open handles keep working, all other operations fail. Idempotent."""
         self._root_fd = -1
         with self._guard("close", ""):
             self._release()  # once
@@ -156,7 +156,7 @@ class LocalStorage:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    # -- looking -----------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------
 
     def open_read(self, key: str) -> LocalReader:
         """Open a regular file for reading; never blocks on a FIFO."""
@@ -176,7 +176,7 @@ class LocalStorage:
         return LocalReader(fd, key, self._root, self._calls, size_bytes=status.st_size)
 
     def stat(self, key: str) -> Entry:
-        """Say what has this key, without following a symlink."""
+        """Return the entry of a key, without following a symlink."""
         segments = split_key(key)
         with self._guard("stat", key), self._walk(segments[:-1], "stat") as fd:
             if not segments:
@@ -192,26 +192,26 @@ class LocalStorage:
                 os.close(found)
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
-        """Return every entry of a directory as of one instant, sorted by name."""
+        """Return all entries of a directory at one instant, sorted by name."""
         with self._guard("list", key), self._walk(split_key(key), "list") as fd:
             return list_at_once(fd, key, self._root, self._calls)
 
     def sync_support(self) -> SyncReport:
-        """Say whether syncs are honoured here, from one sync of the root and from its mount."""
+        """Report whether syncs are honoured, from one sync of the root and its mount options."""
         if self._sync is None:
             self.sync_dir("")
             assert self._sync is not None
         return self._sync
 
     def mount(self) -> Mount | None:
-        """Return the mount that the root is on, or None where /proc does not tell."""
+        """Return the mount that the root is on, or None if /proc does not list it."""
         with self._guard("stat", ""), self._walk((), "stat") as fd:
             return find_mount(fd, self._calls)
 
     # -- changing ----------------------------------------------------------------------------
 
     def create_file(self, key: str) -> LocalWriter:
-        """Create a file that nobody had, with mode 0600 unless configured."""
+        """Create a new file, with mode 0600 unless configured."""
         parents, name = check_key(key)
         with self._guard("create", key), self._walk(parents, "create") as parent_fd:
             self._require_own(parent_fd, parents)
@@ -226,7 +226,7 @@ class LocalStorage:
         return LocalWriter(fd, key, self._root, self._calls, self._uncached)
 
     def make_dir(self, key: str) -> None:
-        """Create a directory that nobody had, with mode 0700 unless configured."""
+        """Create a new directory, with mode 0700 unless configured."""
         parents, name = check_key(key)
         with self._guard("make directory", key), self._walk(parents, "make") as parent_fd:
             self._require_own(parent_fd, parents)
@@ -243,7 +243,7 @@ class LocalStorage:
                 raise
 
     def sync_dir(self, key: str) -> None:
-        """Make the names inside a directory durable, where the file system can."""
+        """Make the names inside a directory durable, if the file system supports it."""
         with self._guard("sync directory", key), self._walk(split_key(key), "sync") as fd:
             refusal = None
             try:
@@ -259,12 +259,12 @@ class LocalStorage:
                 self._sync = SyncReport((*self._sync.doubts, refusal))
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name, atomically and only if nobody has that name."""
+        """Give a file a second name, atomically and only if that name is free."""
         with self._pair("link", source, target) as (name, source_fd, new, target_fd):
             self._calls.link(name, source_fd, new, target_fd)
 
     def rename(self, source: str, target: str, *, replace: bool = False) -> None:
-        """Move a file or directory to another name; without RENAME_NOREPLACE as `Renames` says."""
+        """Move a file or directory to another name; see `Renames` for missing RENAME_NOREPLACE."""
         with self._pair("rename", source, target) as (name, source_fd, new, target_fd):
             if replace:
                 self._calls.rename(name, source_fd, new, target_fd)
@@ -272,12 +272,12 @@ class LocalStorage:
                 self._renames.move(name, source_fd, new, target_fd)
 
     def exchange(self, first: str, second: str) -> None:
-        """Swap two present keys, of any kind, atomically."""
+        """Swap two existing entries of any kind, atomically."""
         with self._pair("exchange atomically", first, second) as (name, first_fd, other, second_fd):
             self._renames.exchange(name, first_fd, other, second_fd)
 
     def remove_file(self, key: str) -> None:
-        """Remove a name that is not a directory."""
+        """Remove an entry that is not a directory."""
         parents, name = check_key(key)
         with self._guard("remove", key), self._walk(parents, "remove") as parent_fd:
             os.unlink(name, dir_fd=parent_fd)
@@ -292,7 +292,7 @@ class LocalStorage:
 
     @contextmanager
     def _walk(self, segments: Sequence[str], verb: str) -> Iterator[int]:
-        """Yield a fresh descriptor of the directory that `segments` name, following no symlink."""
+        """Yield a new descriptor of the directory at `segments`, without following symlinks."""
         root_fd = self._root_fd
         if root_fd < 0:
             raise OSError(errno.EBADF, "closed")
@@ -326,7 +326,7 @@ class LocalStorage:
             yield source_name, source_fd, target_name, target_fd
 
     def _require_own(self, fd: int, segments: Sequence[str]) -> None:
-        """Refuse to make a name in a directory whose names somebody else can change."""
+        """Raise if another user can change the names in a directory."""
         if self._access.allow_shared:
             return
         problem = shared_problem(os.fstat(fd))
@@ -334,7 +334,7 @@ class LocalStorage:
             raise refuse_shared("directory", "/".join((self._root, *segments)), problem)
 
     def _check_kind(self, name: str, fd: int, verb: str, key: str, *, expected: str) -> None:
-        """Raise `Corrupt` naming what `name` is, if it is not `expected` any more."""
+        """Raise `Corrupt` if `name` is of another kind than `expected`."""
         mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
         if kind_name(mode) != expected:
             raise wrong_kind(verb, key, self._root, expected=expected, found=kind_name(mode))

@@ -1,10 +1,9 @@
-"""Open files of local storage: exact reads, whole writes, and a sync that fails for good.
+"""Open files of local storage: exact reads, complete writes, and permanent sync failures.
 
-Large writes ask the kernel not to keep their pages: write-back then starts with the write and not
-with the sync, which halves the time of a durable save, and the job keeps its page cache.
-
-A handle owns one descriptor. What a write or sync refused once stays refused: the kernel may have
-dropped the dirty pages, and a second fsync would answer success without them.
+A handle owns one descriptor. After a failed write or sync, all later ones fail, too: the kernel may
+have dropped the dirty pages, and a second fsync would return success without them. Large writes ask
+the kernel not to keep their pages: write-back then starts with the write and not with the sync, and
+the job keeps its page cache.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _FLAG_REFUSALS = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.
 
 
 class _Descriptor:
-    """One descriptor and its place, closed at most once."""
+    """One descriptor with its key and root, closed at most once."""
 
     __slots__ = ("_calls", "_fd", "_key", "_lock", "_root")
 
@@ -50,7 +49,7 @@ class _Descriptor:
             self.close()
         except StorageUnavailable:
             if error is None:
-                raise  # with another error in flight, that one is the cause to report
+                raise  # while another error is raised, that one is reported
 
     def close(self) -> None:
         with self._lock:
@@ -60,7 +59,7 @@ class _Descriptor:
         try:
             self._calls.close(fd)
         except InterruptedError:
-            return  # Linux has released the descriptor; closing again could hit a stranger's
+            return  # Linux has released the descriptor; its number may already be reused
         except OSError as error:
             raise refused("close", self._key, self._root, error) from error
 

@@ -1,8 +1,8 @@
-"""What a directory holds, as it was at one instant.
+"""Lists a directory as it was at one instant.
 
-The kernel reads a directory piece by piece: a listing that overlaps changes may show neither the
-name that went nor the one that came in its place. So names are read twice, with the look at each
-between the two, until nothing changed meanwhile.
+The kernel reads a directory in pieces: a listing that overlaps a rename may contain neither the old
+nor the new name. So the names are read, then each entry's status, then the names again, until
+nothing has changed meanwhile.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ def list_at_once(fd: int, key: str, root: str, calls: Syscalls) -> tuple[Entry, 
     """Return every entry of an open directory, sorted by name.
 
     Args:
-        fd: of the directory.
-        key: of the directory, for messages only.
-        root: for messages only.
-        calls: answers for the kernel.
+        fd: descriptor of the directory.
+        key: key of the directory, for messages only.
+        root: path of the root, for messages only.
+        calls: the system calls.
 
     Raises:
-        StorageUnavailable: the directory changed during each look.
-        OSError: as the kernel refused.
+        StorageUnavailable: the directory changed during each try.
+        OSError: the kernel refused.
     """
     for _ in range(_LOOKS):
         found = _look(fd, calls)
         if found is not None:
             return tuple(sorted(found, key=lambda entry: entry.name))
     raise StorageUnavailable(
-        f"cannot list {key_in_words(key, root)}: expected names that stay for the time of one "
-        f"look, found that the directory kept changing during {_LOOKS} looks. Find out what makes "
-        "and removes names there so fast, then retry.",
+        f"cannot list {key_in_words(key, root)}: expected names that stay the same during one "
+        f"listing, found changes in each of {_LOOKS} tries. Find out which process creates and "
+        "removes names there so fast, then retry.",
         path=key,
     )
 
@@ -50,8 +50,8 @@ def list_at_once(fd: int, key: str, root: str, calls: Syscalls) -> tuple[Entry, 
 def _look(fd: int, calls: Syscalls) -> list[Entry] | None:
     """Return the entries, or None if the directory changed meanwhile.
 
-    Its time of change tells, where clocks are fine enough, also of a change in either scan that
-    both missed.
+    If the file system's clock is fine enough, the directory's change time also shows a change that
+    both scans missed.
     """
     changed_ns = os.fstat(fd).st_mtime_ns
     names = calls.names(fd)
@@ -65,7 +65,7 @@ def _look(fd: int, calls: Syscalls) -> list[Entry] | None:
 
 
 def entry_of(name: str, status: os.stat_result, mount: int = 0) -> Entry:
-    """Return what a stat says as an entry."""
+    """Return the entry for a stat result."""
     return Entry(
         name=name,
         kind=entry_kind(status.st_mode),

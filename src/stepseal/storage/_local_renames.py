@@ -1,13 +1,13 @@
-"""Renames that never replace, and exchanges, also where the file system lacks them.
+"""Renames that never replace an entry, with substitutes for missing flags; and exchanges.
 
-A network file system answers EINVAL to the flags of renameat2(2), an old kernel or C library
-ENOSYS. What is missing is found out at its first use and remembered for the life of the storage.
+For the flags of renameat2(2), a network file system returns EINVAL, and an old kernel or C library
+ENOSYS. The first use finds out what is missing; the storage remembers it.
 
-Without RENAME_NOREPLACE a file moves by link(2), which never replaces, and unlink(2); a crash
-between the two leaves both names. A directory moves by plain rename(2) after a look at the target:
-POSIX lets that replace an *empty* directory alone, so nothing that holds an entry is ever replaced;
-an empty directory that somebody makes between the look and the call is. An exchange has no
-substitute here: who needs one moves twice.
+Without RENAME_NOREPLACE, a file is moved by link(2), which never replaces, and unlink(2); a crash
+between the two leaves both names. A directory is moved by plain rename(2) after a check of the
+target. In POSIX this can only replace an *empty* directory, so an entry with contents is never
+replaced; an empty directory that appears between the check and the call is. An exchange has no
+substitute here: the caller moves twice.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["NO_FLAGS", "Renames"]
 
 NO_FLAGS = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
-"""Answers of a kernel or file system that does not know a flag of renameat2."""
+"""Errors of a kernel or file system that does not know a flag of renameat2."""
 
 _NO_EXCHANGE = frozenset({errno.EEXIST, errno.ENOTEMPTY})
-"""Answers that no exchange gives: a server ignored the flag, and renamed as if there was none."""
+"""Errors that an exchange never returns: the server ignored the flag and did a plain rename."""
 
 
 class Renames:
-    """The renames of one storage. Thread-safe: two threads may both find out what is missing."""
+    """The renames of one storage. Thread-safe."""
 
     __slots__ = ("_calls", "_missing")
 
@@ -42,11 +42,11 @@ class Renames:
         self._missing: dict[int, int] = {}
 
     def move(self, name: str, fd: int, target: str, target_fd: int) -> None:
-        """Move an entry to a name that nobody has.
+        """Move an entry to a free name.
 
         Raises:
-            FileExistsError: the target is taken.
-            OSError: whatever else the kernel refused.
+            FileExistsError: the target exists.
+            OSError: any other error of the kernel.
         """
         if RENAME_NOREPLACE not in self._missing:
             try:
@@ -58,7 +58,7 @@ class Renames:
         if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
             return self._move_directory(name, fd, target, target_fd)
         self._calls.link(name, fd, target, target_fd)
-        with suppress(FileNotFoundError):  # removed meanwhile: it has the target's name alone
+        with suppress(FileNotFoundError):  # removed meanwhile: only the target's name is left
             os.unlink(name, dir_fd=fd)
         return None
 
@@ -66,7 +66,7 @@ class Renames:
         """Swap two entries.
 
         Raises:
-            OSError: refused; one of `NO_FLAGS` if there is no such call here.
+            OSError: the kernel refused; one of `NO_FLAGS` if the call is not supported.
         """
         if RENAME_EXCHANGE not in self._missing:
             try:
@@ -77,7 +77,7 @@ class Renames:
                 known = error.errno if error.errno in NO_FLAGS else errno.EINVAL
                 self._missing[RENAME_EXCHANGE] = known
         for name, fd in ((first, first_fd), (second, second_fd)):
-            os.stat(name, dir_fd=fd, follow_symlinks=False)  # what is absent is told first
+            os.stat(name, dir_fd=fd, follow_symlinks=False)  # report a missing entry first
         known = self._missing[RENAME_EXCHANGE]
         raise OSError(known, os.strerror(known))
 

@@ -1,4 +1,4 @@
-"""How a root path, which is the user's own and is followed, becomes a pinned descriptor."""
+"""Opens a root path as a descriptor; symlinks in the user's path are followed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["NO_DIR_SYNC", "check_root", "make_root", "open_root", "root_path"]
 
 _OPEN_ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 NO_DIR_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
-"""Answers of file systems that cannot sync a directory at all."""
+"""Errors of file systems that cannot sync directories."""
 
 
 def root_path(root: str | os.PathLike[str], what: str = "root") -> str:
-    """Return the root as an absolute path; every door takes it through here.
+    """Return the root as an absolute path; all entry points use it.
 
     Args:
-        root: as the user wrote it.
-        what: what it is, for the message.
+        root: path given by the user.
+        what: name of the argument, for the message.
 
     Raises:
-        InvalidInput: not a path, empty, or with a NUL.
+        InvalidInput: the value is not a path, is empty, or contains a NUL.
     """
     path = os.fspath(root)
     if not isinstance(path, str) or not path or "\x00" in path:
@@ -47,7 +47,7 @@ def open_root(path: str, calls: Syscalls) -> int:
         return calls.open(path, _OPEN_ROOT)
     except FileNotFoundError as error:
         raise RootNotFound(
-            f"no root at {path}: expected a directory, found nothing. Check the path.",
+            f"no root at {path}: expected a directory, found no such path. Check the path.",
             path=path,
             errno=error.errno,
         ) from error
@@ -58,10 +58,10 @@ def open_root(path: str, calls: Syscalls) -> int:
 
 
 def check_root(path: str, fd: int, access: Access) -> None:
-    """Refuse a root in which somebody else could change names, unless that was asked for.
+    """Refuse a root in which other users can change names, unless `access` allows it.
 
     Raises:
-        InvalidInput: others can write there, or it belongs to another user.
+        InvalidInput: other users can write to the root, or it belongs to another user.
     """
     problem = shared_problem(os.fstat(fd))
     if problem is not None and not access.allow_shared:
@@ -69,17 +69,17 @@ def check_root(path: str, fd: int, access: Access) -> None:
 
 
 def make_root(path: str, calls: Syscalls, mode: int) -> None:
-    """Make the root and its missing parents; sync each directory that names a new one.
+    """Create the root and its missing parents; sync the parent of each new directory.
 
-    The parent of the root is synced even if the root was there: whoever made it may have died
-    before syncing it. Only then may it be unreadable for us.
+    The parent of the root is synced even if the root exists, because the process that created it
+    may have died before its sync. In this case, we may lack permission to read the parent.
 
     Raises:
-        InvalidInput: it is the file system's own root, or not a directory.
+        InvalidInput: the path is the root of the file system, or not a directory.
     """
     if os.path.realpath(path) == "/":
         raise InvalidInput(
-            f"root {path} refused: expected a directory of its own for the run, found the root of "
+            f"root {path} refused: expected a separate directory for the run, found the root of "
             "the file system. Choose another path.",
             path=path,
         )
@@ -97,7 +97,7 @@ def make_root(path: str, calls: Syscalls, mode: int) -> None:
             os.mkdir(directory, 0o700)
             _set_mode_of(directory, mode, calls)
         except FileExistsError:
-            pass  # another participant made it; its name is synced below like our own
+            pass  # another participant made it; its name is synced below
         except OSError as error:
             raise refused("make the root", path, "", error) from error
         _sync_parent(directory, path, calls)
@@ -137,7 +137,7 @@ def _sync_parent(
 
 def _not_a_directory(path: str) -> InvalidInput:
     return InvalidInput(
-        f"root {path} refused: expected a directory, found a file, or a link that leads nowhere. "
+        f"root {path} refused: expected a directory, found a file or a dangling symlink. "
         "Choose another path.",
         path=path,
         expected="directory",

@@ -1,8 +1,8 @@
-"""Which file system a descriptor is on, and what its mount options say about syncs.
+"""Which file system a descriptor is on, and what its mount options mean for syncs.
 
-From /proc/self/mountinfo, by the mount id that /proc/self/fdinfo gives: device numbers do not lead
-there on btrfs and overlay. Nothing here asks a server, and nothing raises: where /proc does not
-tell, there is no mount.
+Finds the mount in /proc/self/mountinfo, by the mount id in /proc/self/fdinfo; device numbers do not
+identify the mount on btrfs and overlay. Never asks a server and never raises: if /proc does not
+list the mount, the result is None.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ class Mount:
     """One line of mountinfo."""
 
     fs_type: str
-    """As the kernel calls it: `ext4`, `nfs4`, `fuse.sshfs`."""
+    """Name in the kernel: `ext4`, `nfs4`, `fuse.sshfs`."""
     point: str
     source: str
     """Device, or server and path."""
     options: tuple[str, ...]
-    """Of the mount, then of the file system."""
+    """Options of the mount, then those of the file system."""
 
     @property
     def in_memory(self) -> bool:
-        """Nothing on it survives power loss, whatever a sync answers."""
+        """True if the file system is in memory: nothing survives power loss, even after a sync."""
         return self.fs_type in _IN_MEMORY
 
     @property
     def is_volatile(self) -> bool:
-        """An overlay that leaves out syncs."""
+        """True for an overlay that skips syncs."""
         return not _VOLATILE.isdisjoint(self.options)
 
     @property
     def is_fuse(self) -> bool:
-        """A program serves it, and decides what a sync means."""
+        """True if a FUSE program serves it; the program decides what a sync does."""
         return self.fs_type in {"fuse", "fuseblk"} or self.fs_type.startswith("fuse.")
 
 
 def sync_doubts(mount: Mount | None) -> tuple[str, ...]:
-    """Return why a sync that answers success may not survive power loss here; empty if it does."""
+    """Return why synced data may not survive power loss on this mount; empty if it does."""
     if mount is None:
         return ()
     what = f"{mount.fs_type} at {mount.point}"
@@ -59,9 +59,9 @@ def sync_doubts(mount: Mount | None) -> tuple[str, ...]:
     if mount.in_memory:
         doubts.append(f"{what} is in memory: nothing survives power loss")
     if mount.is_fuse or mount.fs_type in _HOST_DECIDES:
-        doubts.append(f"{what} is served by a program that decides what a sync means")
+        doubts.append(f"{what} is served by a FUSE program, which decides what a sync does")
     if mount.is_volatile:
-        doubts.append(f"{what} is mounted with volatile: syncs are left out")
+        doubts.append(f"{what} is mounted with volatile: syncs are skipped")
     barrier = sorted(_NO_BARRIER.intersection(mount.options))
     if barrier:
         doubts.append(f"{what} is mounted with {barrier[0]}: the disk's cache is not flushed")
@@ -69,7 +69,7 @@ def sync_doubts(mount: Mount | None) -> tuple[str, ...]:
 
 
 def find_mount(fd: int, calls: Syscalls) -> Mount | None:
-    """Return the mount that a descriptor is on, or None where /proc does not tell."""
+    """Return the mount that a descriptor is on, or None if /proc does not list it."""
     try:
         return parse_mounts(calls.read_proc("mountinfo")).get(mount_number(fd, calls))
     except OSError:
@@ -77,10 +77,10 @@ def find_mount(fd: int, calls: Syscalls) -> Mount | None:
 
 
 def mount_number(fd: int, calls: Syscalls) -> int:
-    """Return the number of the mount behind a descriptor, 0 where the kernel does not tell.
+    """Return the mount id of a descriptor, 0 if the kernel does not report it.
 
-    A bind mount of the same file system has the device number of what it hides, so that only this
-    number tells it from an ordinary directory.
+    A bind mount within one file system has the same device number as its parent directory. Only the
+    mount id distinguishes it from an ordinary directory.
     """
     try:
         lines = calls.read_proc(f"fdinfo/{fd}").splitlines()
@@ -90,7 +90,7 @@ def mount_number(fd: int, calls: Syscalls) -> int:
 
 
 def parse_mounts(text: str) -> dict[int, Mount]:
-    """Return the mounts of a mountinfo by their id; lines of another form are left out."""
+    """Parse a mountinfo file; return the mounts by id, and skip malformed lines."""
     mounts = {}
     for line in text.splitlines():
         before, separator, after = line.partition(" - ")

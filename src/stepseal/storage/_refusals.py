@@ -1,4 +1,4 @@
-"""How a refusal becomes an error that says what failed, where, and what to do next."""
+"""Turns an OSError into an error that says what failed, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NEXT_STEPS = {
     errno.EIO: "The device failed: check the kernel log before you trust this disk.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
     errno.ENAMETOOLONG: "Choose a shorter path.",
-    errno.ELOOP: "Look where the symlinks of this path lead.",
+    errno.ELOOP: "Check where the symlinks of this path lead.",
     errno.ENOTEMPTY: "Remove its entries first.",
     errno.EISDIR: "Name a file.",
     errno.EBADF: "The storage or handle is closed: open it again.",
@@ -36,14 +36,14 @@ _NO_LINK = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def key_in_words(key: str, root: str) -> str:
-    """Return where something is: a key under its root, or the path of the root alone."""
+    """Return a text for a location: a key under its root, or only the path of the root."""
     return f"{key!r} under {root}" if key and root else repr(key or root)
 
 
 def refused(verb: str, key: str, root: str, error: OSError) -> StorageUnavailable:
-    """Return the typed error for what the kernel answered; the caller raises it from `error`.
+    """Return the typed error for an OSError; the caller raises it from `error`.
 
-    `root` is for the text; empty when `key` is the path of the root itself.
+    `root` is for the text; empty if `key` is the path of the root itself.
     """
     number = error.errno
     reason = os.strerror(number) if number else str(error)
@@ -51,14 +51,14 @@ def refused(verb: str, key: str, root: str, error: OSError) -> StorageUnavailabl
     where = f"cannot {verb} {key_in_words(key, root)}"
     if number == errno.ENOENT:
         return KeyNotFound(
-            f"{where}: expected it and its directory to exist, found nothing there [ENOENT]. "
-            "Check the key, and whether something else removed it.",
+            f"{where}: expected it and its directory to exist, found no such entry [ENOENT]. "
+            "Check the key, and whether another process removed it.",
             path=key,
             errno=number,
         )
     if number == errno.EEXIST or (number == errno.ENOTEMPTY and verb.startswith("rename")):
         return KeyExists(
-            f"{where}: expected a free name, found an entry [{code}]. Choose another name.",
+            f"{where}: expected a free name, found it taken [{code}]. Choose another name.",
             path=key,
             errno=number,
         )
@@ -85,7 +85,7 @@ def refused(verb: str, key: str, root: str, error: OSError) -> StorageUnavailabl
 def short_read(
     key: str, root: str, offset: int, *, expected: int, found: int
 ) -> StorageUnavailable:
-    """Return the error for a file that ends before the bytes that were asked for."""
+    """Return the error for a file that is shorter than the requested range."""
     return StorageUnavailable(
         f"cannot read {key!r} under {root}: expected {expected} bytes at offset {offset}, found "
         f"{found}. The file is shorter than its record says: verify the step.",
@@ -96,7 +96,7 @@ def short_read(
 
 
 def wrong_kind(verb: str, key: str, root: str, *, expected: str, found: str) -> Corrupt:
-    """Return the error for an entry that is not what the key should lead to."""
+    """Return the error for an entry of an unexpected kind."""
     return Corrupt(
         f"cannot {verb} under {root}: {key!r}: expected a {expected}, found a {found}; it was not "
         "followed. Remove it, or restore the original.",
@@ -108,7 +108,7 @@ def wrong_kind(verb: str, key: str, root: str, *, expected: str, found: str) -> 
 
 
 def entry_kind(mode: int) -> EntryKind:
-    """Return the kind that a mode word says."""
+    """Return the entry kind of a mode word."""
     if stat.S_ISREG(mode):
         return "file"
     if stat.S_ISDIR(mode):
@@ -119,7 +119,7 @@ def entry_kind(mode: int) -> EntryKind:
 
 
 def kind_name(mode: int) -> str:
-    """Return what a message calls the kind that a mode word says."""
+    """Return the name of a mode word's kind, for messages."""
     names = {
         stat.S_IFREG: "regular file",
         stat.S_IFDIR: "directory",

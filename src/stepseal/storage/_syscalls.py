@@ -1,8 +1,8 @@
-"""The system calls that make storage durable, as one object: a test can answer for the kernel.
+"""The system calls that make storage durable, as one object that a test can replace.
 
-Those are the calls that move bytes, sync, link and rename, and what tells of the file system.
-Looking, and making and removing directories and names, go to `os` directly. Each method raises
-`OSError`; all but `read_proc` are exactly one call. Loops, checks and messages are the callers'.
+These calls read, write, sync, link and rename, or describe the file system. Other calls (stat,
+creating and removing directories, removing names) use `os` directly. Each method raises `OSError`;
+all except `names` and `read_proc` are exactly one call. The callers do loops, checks and messages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RWF_DONTCACHE = 0x80
 """Flag of pwritev2, Linux 6.14 or newer: start writing back at once, and drop the pages then."""
 
 RENAME_NOREPLACE = 1
-"""Flag of renameat2: fail where the target is taken."""
+"""Flag of renameat2: fail if the target exists."""
 RENAME_EXCHANGE = 2
 """Flag of renameat2: swap the two."""
 
@@ -37,7 +37,7 @@ class Syscalls:
         return os.open(name, flags, mode, dir_fd=dir_fd)
 
     def names(self, fd: int) -> list[str]:
-        """Read the names in a directory from its start, which takes as many calls as it is long."""
+        """Read all names in a directory, from its start."""
         with os.scandir(fd) as found:
             return [entry.name for entry in found]
 
@@ -69,12 +69,12 @@ class Syscalls:
         os.close(fd)
 
     def read_proc(self, name: str) -> str:
-        """Return what the kernel says of this process under a name such as `mountinfo`."""
+        """Return the text of a file in /proc/self, such as `mountinfo`."""
         with open(f"/proc/self/{name}", encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
 
     def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
-        """Make the call linkat, not following a symlink."""
+        """Make the call linkat, without following a symlink."""
         os.link(source, target, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
 
     def rename(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
@@ -84,7 +84,7 @@ class Syscalls:
     def renameat2(
         self, source: str, source_fd: int, target: str, target_fd: int, flags: int
     ) -> None:
-        """Make the call renameat2; ENOSYS where the C library lacks it."""
+        """Make the call renameat2; raise ENOSYS if the C library lacks it."""
         function = _renameat2()
         if function is None:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))

@@ -1,13 +1,13 @@
-"""The storage seam: the verbs of a root as one Protocol, and the handles of its files.
+"""The storage interface: the operations on a root as one Protocol, and the handles of its files.
 
-What lives here: the verbs, their handles, the values they give and the errors of their own.
-What never will: steps, ranks, manifests, retries.
+This module holds the operations, their handles, their results and their errors.
+It never knows steps, ranks, manifests or retries.
 Invariants of every implementation:
 
-- A key is checked before anything else happens; a bad one raises `InvalidInput`.
-- No verb follows a symbolic link below the root; one in the way raises `Corrupt` naming it.
-- Creation is exclusive. Nothing is ever truncated or overwritten except by `rename(replace=True)`.
-- Every refusal of the backend is a `StorageUnavailable` with `errno`, and the key in `path`.
+- A key is checked before anything else happens; a bad key raises `InvalidInput`.
+- No operation follows a symbolic link below the root; a symlink raises `Corrupt`, which names it.
+- Creation is exclusive. Files are never truncated, and overwritten only by `rename(replace=True)`.
+- Every error of the backend is a `StorageUnavailable` with `errno`, and the key in `path`.
 - A change is durable only after `sync` of the file and `sync_dir` of each directory that names it.
 """
 
@@ -38,55 +38,55 @@ EntryKind = Literal["file", "directory", "symlink", "other"]
 
 
 class KeyNotFound(StorageUnavailable, FileNotFoundError):
-    """Nothing has this key, or a directory on the way to it is missing; `path` is the key."""
+    """The key, or a directory on its path, does not exist; `path` is the key."""
 
     kind: ClassVar[str] = "key_not_found"
 
 
 class KeyExists(StorageUnavailable, FileExistsError):
-    """The key is taken already, and the verb creates only; `path` is the key."""
+    """The key exists already, and the operation only creates; `path` is the key."""
 
     kind: ClassVar[str] = "key_exists"
 
 
 class NotSupported(StorageUnavailable):
-    """The file system has no such call, now and later; nothing changed. `errno` is its answer."""
+    """The file system never supports this operation; nothing changed. `errno` has its error."""
 
     kind: ClassVar[str] = "not_supported"
 
 
 @dataclass(frozen=True, slots=True)
 class SyncReport:
-    """What is known of whether a sync that answered success survives power loss."""
+    """Whether data survives power loss after a successful sync, as far as known."""
 
     doubts: tuple[str, ...] = ()
-    """Why it may not, one sentence each; none where it does."""
+    """Reasons why it may not, one sentence each; empty if it does."""
 
     @property
     def durability(self) -> Literal["fsync", "best-effort"]:
-        """`fsync` where nothing speaks against it."""
+        """`fsync` if there are no doubts, else `best-effort`."""
         return "best-effort" if self.doubts else "fsync"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a directory says about one name, without following it."""
+    """One entry of a directory; a symlink is described itself."""
 
     name: str
     """Last segment of the key; `""` for the root."""
     kind: EntryKind
     size_bytes: int
-    """Length of a file; without meaning for other kinds."""
+    """Length of a file; meaningless for other kinds."""
     device: int
-    """File system it is on; a directory whose number differs from its parent's is a mount."""
+    """Device number; a directory whose number differs from its parent's is a mount."""
     inode: int = 0
-    """Identity on that device, equal for hard links of one file; 0 when the backend has none."""
+    """Identity on that device, equal for hard links of one file; 0 if the backend has none."""
     mount: int = 0
-    """Mount that a directory is reached through, where `stat` was asked and can tell; else 0."""
+    """Mount id of a directory, if it comes from `stat` and the kernel reports it; else 0."""
 
 
 class ReadHandle(AbstractContextManager["ReadHandle", None], Protocol):
-    """One open file whose kind was checked on the very descriptor that is read."""
+    """One open file; its kind was checked on the same descriptor that is read."""
 
     @property
     def size_bytes(self) -> int:
@@ -98,7 +98,7 @@ class ReadHandle(AbstractContextManager["ReadHandle", None], Protocol):
         Thread-safe.
 
         Args:
-            buffer: writable and contiguous; its length says how many bytes are wanted.
+            buffer: writable and contiguous; its length is the number of bytes to read.
             offset: bytes from the start of the file, >= 0.
 
         Raises:
@@ -122,70 +122,71 @@ class WriteHandle(AbstractContextManager["WriteHandle", None], Protocol):
             offset: bytes from the start of the file, >= 0.
 
         Raises:
-            StorageUnavailable: the storage refused; some prefix may have been written.
+            StorageUnavailable: the storage refused; a part of `data` may have been written.
         """
 
     def sync(self) -> None:
         """Make the bytes written so far durable.
 
         Raises:
-            StorageUnavailable: not durable. The handle accepts nothing more but `close`: a failed
+            StorageUnavailable: the bytes are not durable. Only `close` works afterwards: a failed
                 sync is never retried, because the kernel may have dropped the dirty pages.
 
-        Durability: the file's bytes and size survive power loss; its name does so after `sync_dir`.
+        Durability: the file's bytes and size survive power loss; its name survives after
+        `sync_dir`.
         """
 
     def close(self) -> None:
-        """Release the descriptor, and report what the storage says about it. Safe to repeat.
+        """Release the descriptor; raise if the storage reports an error. Safe to repeat.
 
         Raises:
-            StorageUnavailable: the storage lost something that it had accepted.
+            StorageUnavailable: the storage lost data that it had accepted.
         """
 
 
 class Storage(Protocol):
-    """Every verb on one root. All are blocking and thread-safe."""
+    """All operations on one root. They block, and are thread-safe."""
 
     def open_read(self, key: str) -> ReadHandle:
         """Open a regular file for reading; never blocks on a FIFO.
 
         Raises:
-            KeyNotFound: nothing has this key.
-            Corrupt: a symlink, directory, FIFO or device is there instead; `found` names it.
+            KeyNotFound: the key does not exist.
+            Corrupt: the key is a symlink, directory, FIFO or device; `found` says which.
         """
 
     def stat(self, key: str) -> Entry:
-        """Say what has this key, without following a symlink.
+        """Return the entry of a key, without following a symlink.
 
         Raises:
-            KeyNotFound: nothing has this key.
+            KeyNotFound: the key does not exist.
         """
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
-        """Return every entry of a directory, sorted by name: its names at one instant.
+        """Return all entries of a directory at one instant, sorted by name.
 
-        So what is renamed inside the directory meanwhile is not missed; and where one name came
-        before another went, at least one of the two is listed.
+        An entry that is renamed inside the directory meanwhile is not missed. If one name appears
+        before another disappears, at least one of the two is listed.
 
         Raises:
-            KeyNotFound: nothing has this key.
-            Corrupt: it is not a directory.
-            StorageUnavailable: refused; or the directory kept changing for too many looks.
+            KeyNotFound: the key does not exist.
+            Corrupt: the key is not a directory.
+            StorageUnavailable: the storage refused, or the directory changed during each try.
         """
 
     def create_file(self, key: str) -> WriteHandle:
-        """Create a file that nobody had; its directory must exist.
+        """Create a new file; its directory must exist.
 
         Raises:
-            KeyExists: the key is taken.
+            KeyExists: the key exists.
             KeyNotFound: its directory is missing.
         """
 
     def make_dir(self, key: str) -> None:
-        """Create a directory that nobody had; its parent must exist.
+        """Create a new directory; its parent must exist.
 
         Raises:
-            KeyExists: the key is taken.
+            KeyExists: the key exists.
             KeyNotFound: its parent is missing.
         """
 
@@ -193,65 +194,66 @@ class Storage(Protocol):
         """Make the names inside a directory durable.
 
         Raises:
-            StorageUnavailable: not durable. A file system that cannot do this at all is no error;
-                `sync_support` says so.
+            StorageUnavailable: the names are not durable. If the file system cannot sync
+                directories at all, this does not raise; `sync_support` reports it.
 
         Durability: names created, renamed or removed in this directory before the call survive.
         """
 
     def sync_support(self) -> SyncReport:
-        """Say whether syncs are honoured here, and if not, why; cheap after the first time.
+        """Report whether syncs are honoured, and if not, why; cheap after the first call.
 
         Raises:
-            StorageUnavailable: the question itself was refused.
+            StorageUnavailable: the storage refused the test.
         """
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name, atomically and only if nobody has that name.
+        """Give a file a second name, atomically and only if that name is free.
 
         Raises:
-            KeyExists: `target` is taken. A lost answer can look the same: compare `Entry.inode`.
+            KeyExists: `target` exists. After a lost answer, it may be our own link: compare
+                `Entry.inode`.
             KeyNotFound: `source`, or the directory of `target`, is missing.
         """
 
     def rename(self, source: str, target: str, *, replace: bool = False) -> None:
         """Move a file or directory to another name, atomically.
 
-        Where the backend cannot refuse a taken target in the same instant, it may replace an empty
-        directory that appears in it, and a crash may leave a file under both names; never more.
+        Some backends cannot check and rename in one call. They may replace an empty directory that
+        appears at the target in between, and a crash may leave a file under both names.
 
         Args:
-            source: present key.
-            target: key to have afterwards; its directory must exist.
-            replace: take the place of a file (or empty directory) that has the target key.
+            source: an existing key.
+            target: the new key; its directory must exist.
+            replace: replace a file (or empty directory) at the target.
 
         Raises:
-            KeyExists: `target` is taken, and `replace` is false or it is a directory with entries.
+            KeyExists: `target` exists, and `replace` is false or it is a directory with entries.
             KeyNotFound: `source`, or the directory of `target`, is missing.
-            StorageUnavailable: refused.
+            StorageUnavailable: the storage refused.
         """
 
     def exchange(self, first: str, second: str) -> None:
-        """Swap two present keys, of any kind, atomically.
+        """Swap two existing entries of any kind, atomically.
 
         Raises:
-            NotSupported: the file system has no such call; who needs it moves twice.
+            NotSupported: the file system has no such call; the caller may move twice.
             KeyNotFound: one of them is missing; nothing changed.
-            StorageUnavailable: refused.
+            StorageUnavailable: the storage refused.
         """
 
     def remove_file(self, key: str) -> None:
-        """Remove a name that is not a directory; a symlink itself, never what it points to.
+        """Remove an entry that is not a directory; a symlink is removed, never its target.
 
         Raises:
-            KeyNotFound: nothing has this key.
-            StorageUnavailable: refused; `errno` is EISDIR for a directory.
+            KeyNotFound: the key does not exist.
+            StorageUnavailable: the storage refused; `errno` is EISDIR for a directory.
         """
 
     def remove_dir(self, key: str) -> None:
         """Remove an empty directory.
 
         Raises:
-            KeyNotFound: nothing has this key.
-            StorageUnavailable: refused; `errno` is ENOTEMPTY or ENOTDIR.
+            KeyNotFound: the key does not exist.
+            StorageUnavailable: the storage refused; `errno` may be ENOTEMPTY or ENOTDIR.
         """

@@ -1,4 +1,4 @@
-"""What holds of the compositions of verbs on every storage backend; a part of `StorageSuite`."""
+"""Tests of the functions in `storage._compose` for every backend; part of `StorageSuite`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["CompositionSuite"]
 
 
 class CompositionSuite:
-    """Inherited by `StorageSuite`, which gives `storage`."""
+    """Base of `StorageSuite`, which provides the fixture `storage`."""
 
     def test_make_dirs_tolerates_what_exists(self, storage: Storage) -> None:
         make_dirs(storage, "a/b/c")

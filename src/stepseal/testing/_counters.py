@@ -1,4 +1,4 @@
-"""How operations are numbered: by one process, or by several that share a file."""
+"""Counters that number operations, in one process or in several that share a file."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _HEADER_BYTES = 32  # number of operations and end of the records, 16 digits eac
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation, as it was numbered."""
+    """One recorded operation."""
 
     index: int
     """Position in the common sequence, from 0."""
     name: str
-    """The verb: make_dir, create_file, write, sync, close, sync_dir, link, rename, exchange,
-    remove_file or remove_dir; where reading is numbered, open_read, read, stat or list_dir."""
+    """The method: make_dir, create_file, write, sync, close, sync_dir, link, rename, exchange,
+    remove_file or remove_dir; if reads are numbered, also open_read, read, stat or list_dir."""
     key: str
     """Key; for link, rename and exchange `"<source> -> <target>"`."""
     process_id: int
-    """Which process asked."""
+    """Id of the process."""
 
 
 class Count(Protocol):
     """A common sequence of operations."""
 
     def take(self, operation: str, key: str) -> int:
-        """Record an operation and return its index, each index once."""
+        """Record an operation and return its unique index."""
 
     def operations(self) -> tuple[Operation, ...]:
         """Return every operation recorded so far, in order."""
@@ -65,13 +65,13 @@ class ThreadCount:
 
 
 class FileCount:
-    """A sequence shared by all threads and processes that name the same file.
+    """A sequence shared by all threads and processes that use the same file.
 
-    Survives the death of any of them at any instant: a lock ends with its process, and an operation
-    is counted before it is carried out. Not meant to survive power loss.
+    Works even if a process is killed at any time: its lock ends with it, and an operation is
+    counted before it is carried out. Does not survive power loss.
 
     Args:
-        path: file outside the storage under test; made if missing.
+        path: file outside the storage under test; created if missing.
     """
 
     __slots__ = ("_path",)

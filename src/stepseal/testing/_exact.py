@@ -1,4 +1,4 @@
-"""Proof of exact resume: a run that stopped and started again equals one that never stopped.
+"""Tests exact resume: a run that stops and resumes must equal a run that never stops.
 
 Everything is compared bit by bit: NaN equals itself, and 0.0 is not -0.0.
 """
@@ -26,10 +26,10 @@ _RNG = "rng"
 
 
 class ResumableJob(Protocol):
-    """A training job that is small enough to be run many times.
+    """A training job that is small enough to run many times.
 
-    Each run has an object of its own, made by a function that builds everything anew and seeds the
-    random streams.
+    Each run uses a new object. The function that makes it builds everything from scratch and seeds
+    the random streams.
     """
 
     def add_to(self, checkpointer: Checkpointer) -> None:
@@ -37,13 +37,13 @@ class ResumableJob(Protocol):
         ...
 
     def train(self, step: int) -> object:
-        """Train one step and return what came out, for example the loss."""
+        """Train one step and return its result, for example the loss."""
         ...
 
     def state(self) -> Mapping[str, Any]:
-        """Return all that a resume must bring back, by component, whether it was added or not.
+        """Return all state that a resume must restore, by component, even if it was not added.
 
-        The global random streams need not be in it: they are compared in any case.
+        The global random streams are always compared, so they may be left out.
         """
         ...
 
@@ -57,23 +57,23 @@ def assert_exact_resume(
     mode: Literal["async", "sync"] = "async",
     deadlines: Deadlines | None = None,
 ) -> None:
-    """Prove that `make_job`'s job resumes exactly, from every step of `save_at`.
+    """Test that a job resumes exactly from every step in `save_at`.
 
-    The job runs straight through; again, with saves; and once more from each saved step, with new
-    objects and with random streams that were disturbed before the restore. Every rank calls it,
-    each with its own job. Blocks for about `num_steps * len(save_at) / 2` training steps.
+    The job runs once without saves, once with saves, and once from each saved step. Resumed runs
+    use new objects, and their random streams are disturbed before the restore. Every rank calls
+    this function with its own job. Blocks for about `num_steps * len(save_at) / 2` training steps.
 
     Args:
-        make_job: builds everything anew, and seeds the random streams.
-        root: empty directory for the steps; left as it is for inspection.
-        num_steps: length of the straight run, steps 1 to `num_steps`.
+        make_job: builds everything from scratch, and seeds the random streams.
+        root: empty directory for the steps; kept for inspection.
+        num_steps: length of the uninterrupted run, steps 1 to `num_steps`.
         save_at: steps to save at and resume from; None for all.
-        mode: of the saves.
-        deadlines: of the checkpointers.
+        mode: mode of the saves.
+        deadlines: deadlines of the checkpointers.
 
     Raises:
-        AssertionError: something differs; the message names where the run was resumed, at which
-            step it shows, and the first component, path and element that differ.
+        AssertionError: the runs differ. The message names the step of the resume, the step of the
+            difference, and the first component, path and element that differ.
         CheckpointError: a save or restore failed.
     """
     steps = sorted(range(1, num_steps + 1) if save_at is None else save_at)
@@ -96,7 +96,7 @@ def assert_exact_resume(
 
 
 class _Record:
-    """What one run went through."""
+    """Recorded results and states of one run."""
 
     def __init__(self) -> None:
         self.outcomes: dict[int, object] = {}
@@ -109,7 +109,7 @@ class _Record:
         save_at: Iterable[int] = (),
         save: Callable[[int], object] = lambda _: None,
     ) -> None:
-        """Train, note all outcomes, and the state at `save_at` and at the end."""
+        """Train; record all results, and the state at `save_at` and at the end."""
         marked = {*save_at, *steps[-1:]}
         for step in steps:
             self.outcomes[step] = snapshot(job.train(step))
@@ -134,7 +134,7 @@ def _streams() -> dict[str, Any]:
 
 
 def _disturb_streams(seed: int) -> None:
-    """Leave the streams where no run would be, so that only a restore can bring them back."""
+    """Move the random streams to a state that no run reaches; only a restore brings them back."""
     random.seed(-1 - seed)
     torch.manual_seed(-1 - seed)
     if "numpy.random" in sys.modules:
@@ -146,7 +146,7 @@ def _numpy_random() -> Any:  # noqa: ANN401 - a module
 
 
 def _compare(what: str, straight: _Record, other: _Record) -> None:
-    """Raise at the first step after which outcome or state differ."""
+    """Raise at the first step whose result or state differs."""
     for step in sorted(other.states.keys() | other.outcomes.keys()):
         for kind, expected, found in (
             ("outcome", straight.outcomes, other.outcomes),
@@ -157,6 +157,6 @@ def _compare(what: str, straight: _Record, other: _Record) -> None:
             difference = find_difference(expected[step], found[step])
             if difference is not None:
                 raise AssertionError(
-                    f"{what}: {kind} after step {step}: {difference}: expected as in the run that "
-                    "never stopped."
+                    f"{what}: {kind} after step {step}: {difference}: expected the value of the "
+                    "run that never stopped."
                 )

@@ -1,8 +1,8 @@
 """Storage that fails on purpose, around any backend.
 
-`FaultyStorage` numbers every mutating operation and lets a plan decide what becomes of each: an
-errno, a delay, a torn write, a lost answer, or the death of the process. Reading is numbered and
-disturbed only on request. With an empty plan it behaves exactly as what it wraps.
+`FaultyStorage` numbers every mutating operation, and a plan decides the fault of each: an errno, a
+delay, a torn write, a lost answer, or the death of the process. Reads are numbered and disturbed
+only on request. With an empty plan it behaves exactly like the wrapped storage.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The operation is not carried out, and answers with an errno."""
+    """The operation is not carried out, and fails with an errno."""
 
     errno: int
 
 
 @dataclass(frozen=True, slots=True)
 class Lose:
-    """The operation is carried out, and yet answers with an errno, as a lost reply does."""
+    """The operation is carried out, and yet fails with an errno, like a lost reply."""
 
     errno: int
 
@@ -64,15 +64,15 @@ class Kill:
     """The process dies by SIGKILL."""
 
     when: Literal["before", "after"] = "before"
-    """Before or after the operation was carried out."""
+    """Whether the process dies before or after the operation is carried out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tear:
-    """A write stores a prefix, then ends as `then` says; any other operation only ends so."""
+    """A write stores a prefix, followed by the fault `then`; other operations only get `then`."""
 
     fraction: float
-    """Of the bytes that are stored, 0 to 1."""
+    """Fraction of the bytes that is stored, 0 to 1."""
     then: Union[Fail, Kill]  # noqa: UP007 - evaluated by dataclass tools on Python 3.10
 
 
@@ -81,29 +81,29 @@ Action = Union[Fail, Lose, Delay, Kill, Tear]  # noqa: UP007 - evaluated on Pyth
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Where a plan interferes, and how."""
+    """One fault of a plan: where it happens, and what it does."""
 
     at: int | Callable[[str, str], bool]
     """Index of the operation, from 0; or a predicate of operation and key."""
     action: Action
     sticky: bool = False
-    """Once it has struck it strikes again: from the index on, or at every match."""
+    """Whether the fault repeats: from the index on, or at every match."""
 
 
 class FaultyStorage:
     """Any storage, with a plan of faults.
 
-    Thread-safe as far as `inner` is. The first fault of the plan that fits is used, once in each
-    process unless sticky.
+    Thread-safe if `inner` is. The first fault of the plan that matches is used, once per process
+    unless it is sticky.
 
     Args:
-        inner: what carries the operations out.
+        inner: the storage that carries out the operations.
         plan: faults in order of precedence.
-        count: gives the numbers; pass one `FileCount` per process for a common sequence.
-        before: called with index, operation and key before the plan is asked; what it raises
-            takes the operation's place.
+        count: numbers the operations; pass one `FileCount` per process for a common sequence.
+        before: called with index, operation and key before the plan is applied; if it raises, the
+            operation is not carried out.
         sleep: waits for `Delay`; tests pass their own.
-        reads: number and disturb open_read, read, stat and list_dir, too.
+        reads: also number and disturb open_read, read, stat and list_dir.
     """
 
     def __init__(
@@ -133,22 +133,22 @@ class FaultyStorage:
         return self._count
 
     def open_read(self, key: str) -> ReadHandle:
-        """Pass on; with `reads` numbered, and so is each read of the handle."""
+        """Forward the call; with `reads`, number it and each read of the handle."""
         if not self._reads:
             return self._inner.open_read(key)
         handle = self._look("open_read", key, lambda: self._inner.open_read(key))
         return _FaultyReader(handle, key, self)
 
     def stat(self, key: str) -> Entry:
-        """Pass on; with `reads` numbered."""
+        """Forward the call; with `reads`, number it."""
         return self._look("stat", key, lambda: self._inner.stat(key))
 
     def list_dir(self, key: str) -> tuple[Entry, ...]:
-        """Pass on; with `reads` numbered."""
+        """Forward the call; with `reads`, number it."""
         return self._look("list_dir", key, lambda: self._inner.list_dir(key))
 
     def sync_support(self) -> SyncReport:
-        """Pass on undisturbed."""
+        """Forward the call without a fault."""
         return self._inner.sync_support()
 
     def create_file(self, key: str) -> WriteHandle:
@@ -158,24 +158,24 @@ class FaultyStorage:
             self.perform("create_file", key, lambda: opened.append(self._inner.create_file(key)))
         except BaseException:
             for handle in opened:
-                handle.close()  # created, but its answer was lost
+                handle.close()  # created, but the answer was lost
             raise
         return _FaultyWriter(opened[0], key, self)
 
     def make_dir(self, key: str) -> None:
-        """Number, consult the plan, pass on."""
+        """Number the call, apply the fault of the plan, and forward the call."""
         self.perform("make_dir", key, lambda: self._inner.make_dir(key))
 
     def sync_dir(self, key: str) -> None:
-        """Number, consult the plan, pass on."""
+        """Number the call, apply the fault of the plan, and forward the call."""
         self.perform("sync_dir", key, lambda: self._inner.sync_dir(key))
 
     def link(self, source: str, target: str) -> None:
-        """Number, consult the plan, pass on."""
+        """Number the call, apply the fault of the plan, and forward the call."""
         self.perform("link", f"{source} -> {target}", lambda: self._inner.link(source, target))
 
     def rename(self, source: str, target: str, *, replace: bool = False) -> None:
-        """Number, consult the plan, pass on."""
+        """Number the call, apply the fault of the plan, and forward the call."""
         self.perform(
             "rename",
             f"{source} -> {target}",
@@ -183,17 +183,17 @@ class FaultyStorage:
         )
 
     def exchange(self, first: str, second: str) -> None:
-        """Number, consult the plan, pass on."""
+        """Number the call, apply the fault of the plan, and forward the call."""
         self.perform(
             "exchange", f"{first} -> {second}", lambda: self._inner.exchange(first, second)
         )
 
     def remove_file(self, key: str) -> None:
-        """Number, consult the plan, pass on."""
+        """Number the call, apply the fault of the plan, and forward the call."""
         self.perform("remove_file", key, lambda: self._inner.remove_file(key))
 
     def remove_dir(self, key: str) -> None:
-        """Number, consult the plan, pass on."""
+        """Number the call, apply the fault of the plan, and forward the call."""
         self.perform("remove_dir", key, lambda: self._inner.remove_dir(key))
 
     def perform(
@@ -203,13 +203,13 @@ class FaultyStorage:
         run: Callable[[], object],
         tear: Callable[[float], object] | None = None,
     ) -> None:
-        """Carry out one numbered operation as the plan wants it.
+        """Number one operation, and carry it out with the fault that the plan has for it.
 
         Args:
-            operation: the verb.
-            key: for the record and for predicates.
-            run: carries it out.
-            tear: carries out the given fraction of it.
+            operation: name of the operation.
+            key: its key, for the record and for predicates.
+            run: carries out the operation.
+            tear: carries out the given fraction of the operation.
         """
         index = self._count.take(operation, key)
         if self._before is not None:
@@ -281,7 +281,7 @@ class _FaultyReader:
 
 
 class _FaultyWriter:
-    """A file whose operations are numbered; what failed once keeps failing, as the seam asks."""
+    """A file whose operations are numbered; after one failure, all later operations fail, too."""
 
     def __init__(self, inner: WriteHandle, key: str, storage: FaultyStorage) -> None:
         self._inner = inner
@@ -307,7 +307,7 @@ class _FaultyWriter:
         try:
             self._storage.perform("close", self._key, self._inner.close)
         finally:
-            self._inner.close()  # a close that reports a failure has still released the descriptor
+            self._inner.close()  # a failed close has still released the descriptor
 
     def __enter__(self) -> Self:
         return self
@@ -344,14 +344,14 @@ def _check(fault: Fault) -> None:
     if isinstance(action, Tear) and not 0 <= action.fraction <= 1:
         raise InvalidInput(
             f"fault refused: expected a fraction from 0 to 1, found {action.fraction}. "
-            "Pass the part of the write that is stored."
+            "Pass the fraction of the write that is stored."
         )
 
 
 def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
     raise InternalError(
-        "the process outlived SIGKILL: expected to be dead, found alive. Report it."
+        "the process survived SIGKILL: expected it to be dead, found it alive. Please report this."
     )
 
 
@@ -364,7 +364,7 @@ def _failure(index: int, operation: str, key: str, number: int) -> StorageUnavai
     code = errno_module.errorcode.get(number, str(number))
     return error(
         f"cannot {operation} {key!r}: operation {index} failed on purpose [{code}]. "
-        "Look at the plan of faults.",
+        "Check the plan of faults.",
         path=key,
         errno=number,
     )

@@ -1,4 +1,4 @@
-"""Whether two states are the same bit for bit, and where they first differ."""
+"""Compares two states bit for bit, and finds the first difference."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Difference:
     """The first place at which two states differ."""
 
     path: str
-    """Keys and indexes that lead there; of a job's state the first is the component."""
+    """Keys and indexes of the place; in a job's state, the first is the component."""
     element: tuple[int, ...] | None
-    """Index of the element inside a tensor or array, None elsewhere."""
+    """Index of the element inside a tensor or array, None for other values."""
     expected: str
     found: str
 
     def __str__(self) -> str:
-        """Return one line for people."""
+        """Return a one-line description."""
         element = "" if self.element is None else f", element {list(self.element)}"
         return f"{self.path or 'top level'}{element}: expected {self.expected}, found {self.found}"
 
@@ -46,15 +46,15 @@ def assert_identical(expected: object, found: object) -> None:
 
 
 def find_difference(expected: object, found: object, path: str = "") -> Difference | None:
-    """Return the first difference of two states, None where there is none.
+    """Return the first difference of two states, None if there is none.
 
-    Tensors and arrays are equal when dtype, shape and all bits are, wherever they live; of a
-    DTensor the local part counts. Dicts are compared whatever their order.
+    Tensors and arrays are equal if dtype, shape and all bits are equal, on any device; for a
+    DTensor, the local part is compared. The order of dicts is ignored.
 
     Args:
         expected: nested containers, dataclasses, tensors, arrays, plain values.
-        found: the same.
-        path: where both are, for the answer.
+        found: state to compare with `expected`.
+        path: path of both states, for the result.
     """
     expected, found = _local(expected), _local(found)
     if type(expected) is not type(found) and not _are_tensors(expected, found):
@@ -79,7 +79,7 @@ def find_difference(expected: object, found: object, path: str = "") -> Differen
 
 
 def snapshot(value: Any) -> Any:  # noqa: ANN401 - the same kind of value
-    """Return a copy that no training step can change; of a DTensor the local part."""
+    """Return a copy that no training step can change; for a DTensor, copy the local part."""
     value = _local(value)
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
@@ -101,7 +101,7 @@ def _local(value: object) -> object:
 
 
 def _are_tensors(*values: object) -> bool:
-    """Tell whether all are tensors: a parameter and its copy are of different types."""
+    """Return whether all values are tensors; a parameter and its copy have different types."""
     return all(isinstance(value, torch.Tensor) for value in values)
 
 
@@ -137,7 +137,7 @@ def _step(key: object) -> str:
 
 
 def _bits(value: object) -> object:
-    """Return what tells a plain value from all others that compare equal to it."""
+    """Return a key that distinguishes plain values that compare equal, such as 0.0 and -0.0."""
     if isinstance(value, float):
         return struct.pack("<d", value)
     if isinstance(value, complex):

@@ -1,7 +1,8 @@
-"""Storage without a disk, with the behaviour of a POSIX one; for tests and simulators.
+"""Storage in memory that behaves like a POSIX file system; for tests and simulators.
 
-Each file remembers the bytes, and each directory the names, that were synced. `after_power_loss`
-makes what a disk would show then: the synced state, and of the rest what the caller lets survive.
+Each file remembers its synced bytes, and each directory its synced names. `after_power_loss`
+returns the state of a disk after a power loss: all synced state, and the part of the unsynced
+state that the caller lets survive.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class MemoryStorage:
             return _MemoryReader(node, key, self._lock)
 
     def stat(self, key: str) -> Entry:
-        """Say what has this key."""
+        """Return the entry of a key."""
         with self._lock:
             if not split_key(key):
                 return _entry("", self._root)
@@ -73,11 +74,11 @@ class MemoryStorage:
             return tuple(_entry(name, node) for name, node in sorted(directory.entries.items()))
 
     def sync_support(self) -> SyncReport:
-        """Answer as a disk that honours fsync, which `after_power_loss` simulates."""
+        """Report that fsync is honoured; `after_power_loss` simulates such a disk."""
         return SyncReport()
 
     def create_file(self, key: str) -> _MemoryWriter:
-        """Create a file that nobody had."""
+        """Create a new file."""
         with self._lock:
             parent, name = self._place("create", key)
             _require_free(parent, "create", key, name)
@@ -85,7 +86,7 @@ class MemoryStorage:
             return _MemoryWriter(node, key, self._lock)
 
     def make_dir(self, key: str) -> None:
-        """Create a directory that nobody had."""
+        """Create a new directory."""
         with self._lock:
             parent, name = self._place("make directory", key)
             _require_free(parent, "make directory", key, name)
@@ -98,7 +99,7 @@ class MemoryStorage:
             directory.sync()
 
     def link(self, source: str, target: str) -> None:
-        """Give a file a second name, only if nobody has that name."""
+        """Give a file a second name, only if that name is free."""
         check_pair(source, target)
         with self._lock:
             parent, name = self._place("link", source)
@@ -125,7 +126,7 @@ class MemoryStorage:
             directory.entries[new] = node
 
     def exchange(self, first: str, second: str) -> None:
-        """Swap two present keys."""
+        """Swap two existing entries."""
         check_pair(first, second)
         with self._lock:
             parent, name = self._place("exchange", first)
@@ -154,15 +155,16 @@ class MemoryStorage:
             del parent.entries[name]
 
     def after_power_loss(self, survives: Survives) -> MemoryStorage:
-        """Return what would be found after a power loss now; this storage stays as it is.
+        """Return a storage as it would be after a power loss now; this storage does not change.
 
-        What had a durable name and was only moved since has one of its names, or both: no journal,
-        and no other order of updates in use, loses a file by its rename.
+        A file with a durable name that was renamed since has its old name, its new name, or both:
+        no file system in use loses a file because of a rename.
 
         Args:
-            survives: asked about each change that was not synced, with its key: `"entry"`, a name
-                added, moved or removed (kept from 0.5 up), and `"data"`, the bytes of a file (the
-                fraction kept: 0 the synced bytes, 1 the written ones, else a prefix, then zeros).
+            survives: called for each unsynced change with its kind and key. `"entry"` is a name
+                that was added, moved or removed; the change survives if the result is at least
+                0.5. `"data"` are the bytes of a file; the result is the fraction that survives: 0
+                keeps the synced bytes, 1 the written bytes, else a prefix followed by zeros.
         """
         image = MemoryStorage()
         with self._lock:

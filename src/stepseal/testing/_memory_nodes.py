@@ -1,7 +1,7 @@
-"""Files and directories in memory that know what of them was synced, and what a power loss leaves.
+"""Files and directories in memory that remember their synced state, and simulate a power loss.
 
-Invariant: what had a durable name and was only moved since keeps at least one of its names; a
-power loss may leave both. Anything else that was not synced survives or not, each by itself.
+Invariant: an entry with a durable name that was only moved since keeps its old name, its new name,
+or both. Every other unsynced change survives or is lost independently.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _inodes = count(1)
 
 @dataclass(eq=False, slots=True)
 class File:
-    """Bytes, and those of them that were synced."""
+    """Written bytes and synced bytes."""
 
     data: bytearray = field(default_factory=bytearray)
     synced: bytes = b""
@@ -32,7 +32,7 @@ class File:
 
 @dataclass(eq=False, slots=True)
 class Dir:
-    """Names, and those of them that were synced."""
+    """Current names and synced names."""
 
     entries: dict[str, File | Dir] = field(default_factory=dict)
     synced: dict[str, File | Dir] = field(default_factory=dict)
@@ -47,10 +47,10 @@ class Dir:
 
 
 def after_power_loss(root: Dir, survives: Survives) -> Dir:
-    """Return what would be found; the given tree stays as it is.
+    """Return the tree after a power loss; the given tree does not change.
 
     Args:
-        root: of the tree.
+        root: root of the tree.
         survives: see `MemoryStorage.after_power_loss`.
     """
     loss = _Loss(survives)
@@ -63,11 +63,11 @@ class _Loss:
     def __init__(self, survives: Survives) -> None:
         self._survives = survives
         self._files: dict[int, File] = {}
-        """Inode of a file to what is left of it; names of one file share it."""
+        """Inode to the surviving file; all names of a file share it."""
         self._dirs: dict[int, Dir] = {}
 
     def left_of(self, node: Dir, key: str, above: tuple[int, ...]) -> Dir:
-        """Return what is left of a directory; `above` stops cycles of torn moves."""
+        """Return the surviving part of a directory; `above` stops cycles of torn moves."""
         left = self._dirs[node.inode] = Dir()
         for name in sorted({*node.entries, *node.synced}):
             path = _join(key, name)
@@ -79,7 +79,7 @@ class _Loss:
         return left
 
     def keep_moved(self, node: Dir, key: str) -> None:
-        """Add, under their present names, what lost the old ones and would have none."""
+        """Restore moved entries that would have lost all names, under their current names."""
         left = self._dirs.get(node.inode)
         if left is None:
             return

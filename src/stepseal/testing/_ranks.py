@@ -1,7 +1,7 @@
 """Real processes with a gloo process group, for the few tests that need them.
 
-Processes are forked from a server that has imported torch and nothing else, so that one starts in a
-fraction of a second and inherits no thread. Invariant: no process outlives the call.
+Processes are forked from a server that has imported only torch, so they start in a fraction of a
+second and inherit no threads. Invariant: no process outlives the call.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ T = TypeVar("T")
 
 _PRELOAD = ["torch.distributed.checkpoint", "torch.distributed.fsdp"]
 _GRACE_S = 3.0
-"""What the others have to end by themselves once one failed."""
+"""Seconds that the other ranks have to end by themselves after one has failed."""
 
 
 class RanksFailed(AssertionError):
     """At least one rank raised, died, or did not end; the message holds every traceback.
 
     Args:
-        failures: rank to traceback, or to how it ended.
+        failures: rank to its traceback, or to a text that says how it ended.
     """
 
     def __init__(self, failures: Mapping[int, str]) -> None:
@@ -51,15 +51,15 @@ class RanksFailed(AssertionError):
 def run_ranks(
     num_ranks: int, work: Callable[..., T], *args: object, timeout_s: float = 60.0
 ) -> list[T]:
-    """Run `work(rank, *args)` in processes of their own that share a default gloo process group.
+    """Run `work(rank, *args)` in separate processes that share a default gloo process group.
 
-    Each has one torch thread. Blocks until all have ended. When one fails the others get a few
-    seconds to fail by themselves, and are then killed.
+    Each process has one torch thread. Blocks until all have ended. If one fails, the others get a
+    few seconds to end by themselves, and are then killed.
 
     Args:
-        num_ranks: how many processes, at least 1.
-        work: a function of a module's top level, since it crosses processes by name.
-        args: what it gets after its rank; like its result, anything that pickles.
+        num_ranks: number of processes, at least 1.
+        work: a top-level function of a module, because it is pickled by name.
+        args: further arguments; they and the result must pickle.
         timeout_s: seconds until everything must have ended.
 
     Returns:
@@ -67,13 +67,13 @@ def run_ranks(
 
     Raises:
         InvalidInput: `num_ranks` or `timeout_s` is out of bounds.
-        RanksFailed: a rank raised, died, or was still running after `timeout_s`; `.failures` says
-            which and how, with the stack of those that hang.
+        RanksFailed: a rank raised, died, or was still running after `timeout_s`. `.failures` has
+            the reason per rank, and the stack of a rank that hangs.
     """
     if num_ranks < 1 or timeout_s <= 0:
         raise InvalidInput(
             f"run_ranks: expected at least 1 rank and a positive timeout_s, found {num_ranks} and "
-            f"{timeout_s}. Pass both so."
+            f"{timeout_s}. Pass such values."
         )
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
@@ -96,7 +96,7 @@ def run_ranks(
 
 
 def _collect(pipes: list[Connection[Any, Any]], folder: Path, timeout_s: float) -> list[Any]:
-    """Return all results; what fails is gathered, and shortens the time that the others have."""
+    """Return all results; collect failures, and shorten the timeout of the others after one."""
     results: dict[int, Any] = {}
     failures: dict[int, str] = {}
     waiting = dict(enumerate(pipes))
@@ -111,7 +111,7 @@ def _collect(pipes: list[Connection[Any, Any]], folder: Path, timeout_s: float) 
                 failure, result = pipe.recv()
                 pipe.send(None)
             except (EOFError, ConnectionError):
-                failure, result = "died without a word", None
+                failure, result = "died without a report", None
             if failure is None:
                 results[rank] = result
             else:
@@ -143,7 +143,7 @@ def _serve(
     work: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
-    """Run one rank's share and report it."""
+    """Run the work of one rank and report the result."""
     with _stack_file(Path(folder), rank).open("w") as stack:
         faulthandler.dump_traceback_later(0.8 * timeout_s, file=stack)
         torch.set_num_threads(1)
@@ -160,10 +160,10 @@ def _serve(
             outcome = (traceback.format_exc(), None)
         try:
             pipe.send(outcome)
-        except Exception:  # what was returned does not pickle
+        except Exception:  # the result does not pickle
             outcome = (traceback.format_exc(), None)
             pipe.send(outcome)
-        pipe.recv()  # tensors in it are shared memory of this process: wait until they arrived
+        pipe.recv()  # tensors are in shared memory of this process: wait until they were received
         if outcome[0] is None:
             dist.destroy_process_group()
         faulthandler.cancel_dump_traceback_later()

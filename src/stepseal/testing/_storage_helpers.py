@@ -1,4 +1,4 @@
-"""What the storage suite's tests share: bad keys, small trees, and races."""
+"""Helpers of the storage suite: bad keys, small trees, and races."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ODD_NAMES = (
     ".hidden", "a b", "é", "..a", "...", "x" * 255, "-rf", "a:b", "*", "a\\b", "\\", "..\\a",
     "a\nb", "\x1b[2J", "\x01", "\udcff\udcfe", "~", "CON", "trailing.",
 )  # fmt: skip
-"""Names that a file may have on Linux, so that they are listed and removed like any other."""
+"""Unusual file names that are valid on Linux; they are listed and removed like any other."""
 
 
 def put(storage: Storage, key: str, data: bytes | memoryview) -> None:
@@ -39,7 +39,7 @@ def names(storage: Storage, key: str) -> list[str]:
 
 
 def tree(storage: Storage) -> None:
-    """Make two files, an empty directory and two with a file each."""
+    """Make two files, an empty directory, and two directories with one file each."""
     for key in ("empty", "full", "moving"):
         storage.make_dir(key)
     for key, data in {"a": b"a", "file": b"file", "full/x": b"x", "moving/m": b"m"}.items():
@@ -47,7 +47,7 @@ def tree(storage: Storage) -> None:
 
 
 def uses_of(storage: Storage, key: str) -> list[Callable[[], object]]:
-    """Return every verb applied to a key, or to a name below it; `ok` is a file beside it."""
+    """Return calls of every operation on a key, or on a name below it; `ok` is a valid file."""
     return [
         lambda: storage.open_read(key),
         lambda: storage.stat(key),
@@ -67,7 +67,7 @@ def uses_of(storage: Storage, key: str) -> list[Callable[[], object]]:
 
 
 def race(storage: Storage, key: str, num_threads: int) -> list[bool]:
-    """Let threads put the same bytes at once; return what each was told."""
+    """Let threads put the same bytes at once; return the result of each."""
     barrier = threading.Barrier(num_threads)
     told: list[bool] = []
 
@@ -85,7 +85,7 @@ def race(storage: Storage, key: str, num_threads: int) -> list[bool]:
 
 @contextmanager
 def renaming(storage: Storage, key: str) -> Iterator[None]:
-    """Let a thread give the one file `0` of a directory a new name, again and again."""
+    """Let a thread rename the only file `0` of a directory repeatedly."""
     ended = threading.Event()
 
     def rename() -> None:

@@ -1,4 +1,4 @@
-"""What every storage backend must do, as tests that a backend's own test class inherits.
+"""Tests that every storage backend must pass; inherit them in your own test class.
 
 class TestMyStorage(StorageSuite):
 def make_storage(self, tmp_path: Path) -> Storage:
@@ -41,10 +41,10 @@ __all__ = ["StorageSuite"]
 
 
 class StorageSuite(CompositionSuite):
-    """Inherit, and give `make_storage`."""
+    """Inherit from this class, and define `make_storage`."""
 
     def make_storage(self, tmp_path: Path) -> Storage:
-        """Return an empty storage; `tmp_path` is an empty directory of this test's own."""
+        """Return an empty storage; `tmp_path` is a new, empty directory for this test."""
         raise NotImplementedError
 
     @pytest.fixture

@@ -27,10 +27,10 @@ class World:
     """One incarnation of a job whose participants share a process and an in-process control plane.
 
     Args:
-        num_participants: how many; participant 0 hosts the coordinator.
+        num_participants: number of participants; participant 0 hosts the coordinator.
         storage: returns the storage of one participant; called once per participant, in order.
-        deadlines: limits of the job.
-        keep: which steps stay; None keeps all.
+        deadlines: time limits of the job.
+        keep: keep rule; None keeps all steps.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class World:
         return Checkpointer("/world", deadlines=self._deadlines, _join=join, **options)
 
     def run(self, work: Callable[[int, Checkpointer], T], **options: Any) -> list[T]:  # noqa: ANN401
-        """Run `work(rank, checkpointer)` for all participants at once, each on a thread of its own.
+        """Run `work(rank, checkpointer)` for all participants at once, each on its own thread.
 
         Returns:
             What each returned, in rank order.

@@ -1,8 +1,7 @@
-"""How one participant's buffers become a part on storage, and how stored bytes come back verified.
+"""Writes one participant's buffers as a part on storage, and reads stored bytes back verified.
 
-`write_part` returns only when a part is durable; `StepReader` hands out no byte before its digest
-matched; the checks report damage instead of raising it. No torch: a tensor is
-a box of bytes here.
+`write_part` returns only when the part is durable. `StepReader` returns no byte before its digest
+matched. The checks report damage instead of raising it. No torch: here, a tensor is a box of bytes.
 """
 
 from stepseal.transfer._read import StepReader

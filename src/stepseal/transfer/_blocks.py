@@ -1,7 +1,7 @@
-"""Blocks between memory and files: how many bytes move at once, and what is synced when.
+"""Writes new files in blocks, and syncs them.
 
-Knows nothing about tensors or documents. Files are new ones inside one staging folder; each is
-written from its start to its end, synced and closed before the next one begins.
+Knows nothing about tensors or documents. All files are in one staging folder; each is written from
+start to end, synced and closed before the next one begins.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ def allocate(size_bytes: int) -> memoryview:
     """Return private, writable, page-aligned memory; freed when the last view of it is gone.
 
     Raises:
-        StorageUnavailable: there is not so much.
+        StorageUnavailable: there is not enough memory.
     """
     try:
         return memoryview(mmap.mmap(-1, max(size_bytes, 1)))[:size_bytes]
     except (OSError, OverflowError, ValueError) as error:
         raise StorageUnavailable(
-            f"cannot hold {size_bytes} bytes: expected that much memory, found too little "
-            f"({error}). Run where there is more.",
+            f"cannot allocate {size_bytes} bytes: expected that much free memory, found less "
+            f"({error}). Run on a host with more memory.",
             errno=errno.ENOMEM,
         ) from error
 
 
 def in_memory(data: DataSource) -> memoryview:
-    """Return all bytes of small data, in place or copied."""
+    """Return all bytes of a small data source, as a view or a copy."""
     view = data.view()
     if view is None:
         view = memoryview(bytearray(data.size_bytes))
@@ -62,21 +62,21 @@ def in_memory(data: DataSource) -> memoryview:
 
 
 class _TakesBuffer(Protocol):
-    """What is told of each block just before it is written."""
+    """A callback that receives each block just before it is written."""
 
     def __call__(self, block: memoryview, /) -> None: ...
 
 
 class FileWriter:
-    """Writes one new file front to back.
+    """Writes one new file from start to end.
 
-    Small data is gathered in a buffer, large data goes straight from the caller's.
+    Small data is collected in a buffer; large data is written directly from the caller's memory.
 
     Args:
         handle: the new file.
-        scratch: private memory of `BLOCK_BYTES` to gather small data in.
+        scratch: private memory of `BLOCK_BYTES`, to collect small data.
         check_cancelled: called before each block.
-        on_block: told of each block just before it is written.
+        on_block: receives each block just before it is written.
     """
 
     __slots__ = ("_check", "_handle", "_on_block", "_scratch", "_start", "_used")
@@ -97,11 +97,11 @@ class FileWriter:
 
     @property
     def offset(self) -> int:
-        """Where the next byte goes, from the start of the file."""
+        """Position of the next byte, from the start of the file."""
         return self._start + self._used
 
     def append(self, data: Buffer) -> None:
-        """Gather bytes; writes only when the buffer is full."""
+        """Add bytes to the buffer; writes only when the buffer is full."""
         view = memoryview(data)
         end = self._used + view.nbytes
         if end <= BLOCK_BYTES:
@@ -117,12 +117,12 @@ class FileWriter:
             view = view[count:]
 
     def write_straight(self, data: DataSource, on_block: _TakesBuffer | None = None) -> None:
-        """Write data in blocks, in place where it can be viewed, after all that was gathered.
+        """Flush the buffer, then write data in blocks, without a copy if it has a view.
 
         Args:
             data: any number of bytes.
-            on_block: told of each block just before it is written; its start lies at a multiple of
-                `BLOCK_BYTES` in `data`.
+            on_block: receives each block just before it is written; each block begins at a multiple
+                of `BLOCK_BYTES` in `data`.
         """
         self.flush()
         view = data.view()
@@ -130,14 +130,14 @@ class FileWriter:
             if view is not None:
                 block = view[start : start + BLOCK_BYTES]
             else:
-                block = self._scratch[: data.size_bytes - start]  # all that was gathered is written
+                block = self._scratch[: data.size_bytes - start]  # the buffer was flushed
                 data.fill(block, start)
             if on_block is not None:
                 on_block(block)
             self._write(block)
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write the buffered bytes."""
         if self._used:
             used, self._used = self._used, 0
             self._write(self._scratch[:used])
@@ -151,7 +151,7 @@ class FileWriter:
 
 
 class DigestedWriter:
-    """Writes one new file front to back and digests it in chunks from the file's start.
+    """Writes one new file from start to end, and digests it in chunks from the file's start.
 
     Args:
         handle: the new file.
@@ -168,7 +168,7 @@ class DigestedWriter:
         self._writer = FileWriter(handle, scratch, check_cancelled, self._digest)
 
     def append_data(self, data: DataSource) -> None:
-        """Add data, chunk by chunk where it cannot be viewed."""
+        """Add data, chunk by chunk if it has no view."""
         view = data.view()
         if view is not None:
             self.append(view)
@@ -179,7 +179,7 @@ class DigestedWriter:
             self.append(part)
 
     def append(self, data: Buffer) -> None:
-        """Add bytes; of large data only what does not begin at a chunk is copied."""
+        """Add bytes; large data is copied only up to the next chunk boundary."""
         view = memoryview(data)
         gap = -self._writer.offset % CHUNK_BYTES
         straight = (view.nbytes - gap) // CHUNK_BYTES * CHUNK_BYTES
@@ -191,12 +191,12 @@ class DigestedWriter:
         self._writer.append(view[gap + straight :])
 
     def finish(self) -> tuple[int, bytes]:
-        """Write what is left; return the file's size and the digests of its chunks."""
+        """Write the remaining bytes; return the file's size and the digests of its chunks."""
         self._writer.flush()
         return self._writer.offset, b"".join(self._digests)
 
     def _digest(self, block: memoryview) -> None:
-        # Every block but the last of a file is made of whole chunks.
+        # Every block except the last of a file consists of whole chunks.
         self._digests.append(chunk_digests(block))
 
 
@@ -204,7 +204,7 @@ class StagedFiles:
     """The new files of one participant inside a staging folder, and the directories that name them.
 
     Args:
-        storage: where.
+        storage: the storage of the root.
         staging_key: the staging folder, which exists.
     """
 
@@ -217,14 +217,14 @@ class StagedFiles:
 
     @contextmanager
     def create(self, path: str) -> Iterator[WriteHandle]:
-        """Create a file exclusively; leaving the block syncs and closes it.
+        """Create a new file; leaving the `with` block syncs and closes it.
 
-        After an error it is only closed, and stays for the sweep of the staging folder.
+        After an error, the file is only closed; a sweep removes it with the staging folder.
 
         Args:
             path: relative to the staging folder.
 
-        Durability: the bytes survive power loss; the name does so after `sync_directories`.
+        Durability: the bytes survive power loss; the name survives after `sync_directories`.
         """
         self._make_directory(path.rpartition("/")[0])
         with self._storage.create_file(self._key(path)) as handle:
@@ -232,9 +232,9 @@ class StagedFiles:
             handle.sync()
 
     def sync_directories(self) -> None:
-        """Make every name durable, from the deepest directory up to the staging folder itself.
+        """Make every name durable, from the deepest directory up to the staging folder.
 
-        Durability: on return all files that were created survive power loss under their names.
+        Durability: on return all created files survive power loss with their names.
         """
         for directory in sorted(
             self._directories, key=lambda path: (-path.count("/"), path == "", path)

@@ -1,8 +1,8 @@
-"""Plans where every item of a new file will lie, from its description alone; touches no bytes.
+"""Plans the offset of every item of a new file, from its description alone; reads no bytes.
 
-A payload file is a sequence of items without gaps: padding, the record's head, the data, the
-record's tail. Records begin at a multiple of 64, large data at a multiple of 4096, so that it can
-be read without copies.
+A payload file is a sequence of items without gaps. An item consists of padding, the record's head,
+the data and the record's tail. Records begin at a multiple of 64. Large data begins at a multiple
+of 4096, so that it can be read without copies.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ __all__ = ["MAX_FRAME_BYTES", "NO_FRAME", "Place", "SegmentPlan", "plan_payload"
 MAX_FRAME_BYTES = 1 << 20
 """Most bytes of an item outside its data; a reader verifies them in one piece."""
 NO_FRAME = Frame(b"", b"")
-"""Frame of copies, which are whole records."""
+"""Frame of copies; their data is a whole record."""
 
 _RECORD_ALIGNMENT = 64
 _PAGE_BYTES = 4096
 _PAGED_FROM_BYTES = 64 << 10
-"""Data from this size on begins at a page; below, the padding would cost too much."""
+"""Data of at least this size begins at a page; for smaller data, padding would cost too much."""
 
 
 class Place(NamedTuple):
-    """Where an item lies in its file, in bytes; in the order of the index's values."""
+    """Position of an item in its file, in bytes; fields in the order of the index."""
 
     file: int
     item_offset: int
@@ -45,7 +45,7 @@ class Place(NamedTuple):
 
 
 class SegmentPlan(NamedTuple):
-    """A segment of a tree: its header, and where each array begins in the file."""
+    """A segment of a tree: its header, and the offset of each array in the file."""
 
     header: bytes
     offsets: tuple[int, ...]
@@ -56,7 +56,7 @@ def plan_payload(tensors: Sequence[TensorSource], copies: Sequence[BytesSource])
     """Return the place of each item: tensors first, then copies, in their order.
 
     Raises:
-        InvalidInput: a frame that could not be read back.
+        InvalidInput: a frame could not be read back.
     """
     places: list[Place] = []
     offset = 0
@@ -88,10 +88,10 @@ def plan_payload(tensors: Sequence[TensorSource], copies: Sequence[BytesSource])
 
 
 def plan_segment(arrays: Sequence[ArraySource]) -> SegmentPlan:
-    """Return where the arrays of one segment lie, behind its header and without gaps.
+    """Return the offsets of the arrays of one segment, after its header and without gaps.
 
     Raises:
-        InvalidInput: data and shape of an array differ in size, or a name is used twice.
+        InvalidInput: data and shape of an array differ in size, or two arrays have the same name.
     """
     header = segment_header(arrays)
     *offsets, end = accumulate((a.data.size_bytes for a in arrays), initial=len(header))

@@ -1,7 +1,7 @@
-"""Opens and reads files of a committed step; no byte is handed out before its digest matched.
+"""Opens and reads files of a committed step; returns no byte before its digest matched.
 
-What a digest chain names and storage does not have, or has with another size or kind, is damage
-(`Corrupt`); only a refusal of the storage itself stays `StorageUnavailable`.
+A file that the step names and that is missing, or has another size or kind, is damage (`Corrupt`).
+Only an error of the storage itself is `StorageUnavailable`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class CommittedFiles:
     """The files of one step.
 
     Args:
-        storage: where.
+        storage: the storage of the root.
         step_key: the step's folder.
-        step: its number, for errors.
+        step: number of the step, for errors.
     """
 
     __slots__ = ("_step", "_step_key", "_storage")
@@ -67,10 +67,10 @@ class CommittedFiles:
         )
 
     def open(self, path: str, size_bytes: int, *, participant: str | None = None) -> ReadHandle:
-        """Open a file that must be there with this size.
+        """Open a file that must exist with this size.
 
         Raises:
-            Corrupt: missing, not a regular file, or of another size.
+            Corrupt: the file is missing, not a regular file, or has another size.
         """
         try:
             handle = self._storage.open_read(self.key(path))
@@ -90,10 +90,10 @@ class CommittedFiles:
         return handle
 
     def read_document(self, ref: DocumentRef, max_bytes: int, *, participant: str) -> memoryview:
-        """Return the bytes of a document after their SHA-256 matched.
+        """Return the bytes of a document, after checking their SHA-256.
 
         Raises:
-            Corrupt: missing, larger than `max_bytes`, or other bytes than `ref` names.
+            Corrupt: the file is missing, larger than `max_bytes`, or differs from its SHA-256.
         """
         if ref.size_bytes > max_bytes:
             raise self.damaged(
@@ -116,16 +116,16 @@ class CommittedFiles:
     def read_digested(
         self, entry: FileEntry, max_bytes: int | None, *, component: str, participant: str
     ) -> memoryview:
-        """Return all bytes of a file, in memory of their own, after every chunk's digest matched.
+        """Read a whole file into new memory, and check every chunk's digest.
 
         Args:
             entry: the file.
-            max_bytes: largest size to accept; None for no bound but the file's actual size.
+            max_bytes: largest size to accept; None accepts any size.
             component: for errors.
             participant: for errors.
 
         Raises:
-            Corrupt: missing, too large, or other bytes than `entry` names.
+            Corrupt: the file is missing, too large, or differs from its digests.
         """
         if max_bytes is not None and entry.size_bytes > max_bytes:
             raise self.damaged(
@@ -144,12 +144,12 @@ class CommittedFiles:
 
     @staticmethod
     def digest_problem(entry: FileEntry, block: memoryview, start: int) -> str | None:
-        """Say at which byte a block of a file differs from the file's digests, or None.
+        """Return a text on the first chunk of a block that differs from its digest, or None.
 
         Args:
             entry: the file.
-            block: whole chunks of it, or its end.
-            start: where the block begins, a multiple of the chunk.
+            block: whole chunks of the file; the last chunk of the file may be shorter.
+            start: offset of the block in the file, a multiple of the chunk size.
         """
         first = start // CHUNK_BYTES
         listed = entry.digests[first : first + num_chunks(block.nbytes)]

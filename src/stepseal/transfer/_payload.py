@@ -1,4 +1,4 @@
-"""Writes a participant's tensors into one payload file as planned, and digests each one."""
+"""Writes a participant's tensors into one payload file as planned, and digests each tensor."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PayloadWriter"]
 
 _STRAIGHT_FROM_BYTES = CHUNK_BYTES
-"""Data from this size on is written from its own buffer; below, a copy costs less than a write."""
+"""Data of at least this size is written without a copy; below, a copy is cheaper than a write."""
 # Items are made by position, which costs half as much as by name; so the positions must agree.
 _DIGESTS = ("chunk_digests", "frame_digest")
 assert StoredTensor.__match_args__[-9:] == (*Place._fields, *_DIGESTS)
@@ -50,12 +50,12 @@ class PayloadWriter:
         """Write all items, tensors first; return their index.
 
         Args:
-            path: of this file inside the step, for the index.
+            path: path of this file inside the step, for the index.
             tensors: written in this order.
             copies: written after the tensors, in this order.
 
         Raises:
-            InvalidInput: a frame that could not be read back; nothing was written.
+            InvalidInput: a frame could not be read back; nothing was written.
         """
         places = iter(plan_payload(tensors, copies))
         stored = tuple(
@@ -84,7 +84,7 @@ class PayloadWriter:
     def _put(self, place: Place, frame: Frame, data: DataSource) -> tuple[bytes, bytes]:
         """Append one item at its place; return the digests of its data and of its frame.
 
-        Runs once per tensor, so it makes no call that it can do without.
+        Runs once per tensor, so it avoids every unnecessary call.
         """
         writer = self._writer
         prefix = bytes(place.record_offset - place.item_offset) + frame.head

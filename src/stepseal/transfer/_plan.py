@@ -1,7 +1,7 @@
-"""Decides which bytes to read for a set of sinks, and in which order; reads nothing.
+"""Plans which bytes to read for a set of sinks, and in which order; reads nothing.
 
-Only chunks that hold a wanted element are read, because a chunk is the smallest thing that can be
-verified. Neighbouring chunks of a file, also of different tensors, are read together.
+Reads only chunks with a wanted element; a chunk is the smallest unit that can be verified.
+Neighbouring chunks of a file are read together, even if they belong to different tensors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Piece", "plan_reads"]
 
 _MAX_GAP_BYTES = 64 << 10
-"""Bytes that nobody wants and that are still cheaper to read than a second call."""
+"""Largest gap of unneeded bytes that is cheaper to read than a second call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pieces of one file that one read brings; at most `BLOCK_BYTES`."""
+    """Pieces of one file that one read fetches; at most `BLOCK_BYTES`."""
 
     path: str
     participant: str
@@ -64,7 +64,7 @@ def plan_reads(files: CommittedFiles, requests: Sequence[ReadRequest]) -> list[B
 
     Raises:
         StateMismatch: a sink wants elements outside the saved tensor.
-        Corrupt: an element is in no stored box or in several, or equal boxes hold different bytes.
+        Corrupt: an element is in no stored box or in several, or equal boxes differ in digests.
     """
     by_sink: dict[int, list[ReadRequest]] = {}
     for request in requests:
@@ -104,7 +104,7 @@ def _check_inside(wanted: Box, stored: StoredBox) -> None:
 
 
 def _distinct(files: CommittedFiles, group: list[ReadRequest]) -> list[StoredBox]:
-    """Return the boxes that share elements with the sink, each place once."""
+    """Return the boxes that overlap the sink; of equal boxes, only one."""
     wanted = group[0].sink.wanted
     found: dict[Box, StoredBox] = {}
     for request in group:
@@ -173,7 +173,7 @@ def _chunk_runs(box: Box, wanted: Box, itemsize: int) -> Iterable[tuple[int, int
     shared = intersect(box, wanted)
     assert shared is not None
     if end - first <= 2 or shared.num_elements == stop - start:
-        return [(first, end)]  # the ends of a hull are wanted, and so is all of a full one
+        return [(first, end)]  # the first and last chunk are needed, and so are all of a full box
     runs: list[tuple[int, int]] = []
     local = Box(tuple(map(int.__sub__, shared.offsets, box.offsets)), shared.sizes)
     total = box.num_elements

@@ -1,8 +1,8 @@
-"""Reads a committed step: documents, indexes and trees at once, tensors as a stream into sinks.
+"""Reads a committed step: documents, indexes and trees as a whole, tensors as a stream into sinks.
 
-Trust comes down one chain: the manifest names part documents by SHA-256, those name the index and
-the tree files, the index names every chunk of tensor data. Nothing is parsed or handed out before
-its link was checked.
+Digests form a chain: the manifest has the SHA-256 of the part documents, these have the digests of
+the index and the tree files, and the index has the digests of all chunks of tensor data. Data is
+parsed or returned only after its digest was checked.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StepReader:
     """Reads one committed step. Each document is read once and kept; not thread-safe.
 
     Args:
-        storage: where.
+        storage: the storage of the root.
         step_key: the step's folder.
         manifest: decoded from bytes whose digest the caller trusts.
     """
@@ -67,10 +67,10 @@ class StepReader:
         self._stored: dict[str, dict[str, tuple[StoredBox, ...]]] | None = None
 
     def part(self, participant: str) -> Part:
-        """Return what a participant wrote.
+        """Return the part of a participant.
 
         Raises:
-            InvalidInput: nobody of this name took part.
+            InvalidInput: the step has no such participant.
             Corrupt: the document differs from the manifest's digest, or names files that are not
                 its own.
         """
@@ -81,10 +81,10 @@ class StepReader:
         return self._parts[participant]
 
     def index(self, participant: str) -> PartIndex:
-        """Return what lies where in a participant's payload; empty when it has none.
+        """Return the index of a participant's payload; empty if it has none.
 
         Raises:
-            InvalidInput: nobody of this name took part.
+            InvalidInput: the step has no such participant.
             Corrupt: the index differs from its digest, or does not fit the payload files.
         """
         if participant not in self._indexes:
@@ -104,14 +104,15 @@ class StepReader:
         return self._stored.get(component, {})
 
     def check_whole(self, stored: Sequence[StoredBox]) -> None:
-        """Check, before memory is taken for a tensor, that its boxes fill it and its files exist.
+        """Check that the boxes of a tensor fill it and that its files exist, before allocating it.
 
         Args:
             stored: all boxes of one tensor.
 
         Raises:
-            InvalidInput: a box of somebody who took no part.
-            Corrupt: elements are stored nowhere or twice, or a file is missing or of another size.
+            InvalidInput: a box names a participant that the step does not have.
+            Corrupt: an element is missing or stored twice, or a file is missing or has another
+                size.
         """
         first = stored[0].tensor
         for problem in coverage_problems(first.shape, [box.tensor.box for box in stored]):
@@ -129,7 +130,7 @@ class StepReader:
         """Return whether a participant wrote a tree for a component.
 
         Raises:
-            InvalidInput: nobody of this name took part.
+            InvalidInput: the step has no such participant.
             Corrupt: the part document is damaged.
         """
         self.part(owner)
@@ -139,7 +140,7 @@ class StepReader:
         """Return the document and then the segments of a tree, as the part lists them.
 
         Raises:
-            InvalidInput: nobody of this name took part.
+            InvalidInput: the step has no such participant.
             Corrupt: there is no such tree, one of its segments is not listed, or the part document
                 is damaged.
         """
@@ -158,11 +159,11 @@ class StepReader:
         return tuple(entries[path] for path in paths)
 
     def read_tree(self, component: str, owner: str) -> TreeContents:
-        """Return a tree that a participant wrote; all its bytes are in memory and verified.
+        """Read a whole tree that a participant wrote, and verify it.
 
         Raises:
-            InvalidInput: nobody of this name took part.
-            Corrupt: there is no such tree, or a file of it is damaged.
+            InvalidInput: the step has no such participant.
+            Corrupt: there is no such tree, or one of its files is damaged.
         """
         first, *segments = self.tree_files(component, owner)
         names = {"component": component, "participant": owner}
@@ -185,22 +186,21 @@ class StepReader:
         check_cancelled: Callable[[], None],
         num_threads: int = 2,
     ) -> None:
-        """Fill sinks with verified bytes, and with nothing else.
+        """Fill sinks with verified bytes.
 
-        Reads each file front to back, and only the chunks that are needed. A sink gets every
-        element that it wants exactly once, from one thread at a time. Of equal boxes one is used.
-        Memory: 8 MiB per thread.
+        Reads each file from start to end, and only the needed chunks. A sink receives every wanted
+        element exactly once, from one thread at a time. Of equal boxes, one is read. Memory: 8 MiB
+        per thread.
 
         Args:
-            requests: per sink all boxes of its tensor, or at least those that it wants something
-                of.
-            check_cancelled: called before every read, by one thread at a time; raises to give up.
-            num_threads: how many threads read and verify.
+            requests: for each sink, at least all boxes of its tensor that overlap `wanted`.
+            check_cancelled: called before every read, by one thread at a time; raises to cancel.
+            num_threads: number of threads that read and verify.
 
         Raises:
             StateMismatch: a sink wants elements outside the saved tensor; no sink was written.
             Corrupt: an element is in no stored box or in several (no sink was written), or bytes
-                differ from their digest (other bytes, all verified, may have been written).
+                differ from their digest (sinks may have received other, verified bytes).
         """
         batches = plan_reads(self._files, requests)
         for participant in {request.stored.participant for request in requests}:
@@ -236,7 +236,7 @@ class StepReader:
         return part
 
     def _is_own(self, entry: FileEntry, participant: str) -> bool:
-        """Return whether only this participant may write such a file: no two parts claim one."""
+        """Return whether a file belongs to this participant, so that two parts never share one."""
         if entry.role == "payload":
             found = parse_payload_path(entry.path)
             return found is not None and found[0] == self._ordinals[participant]

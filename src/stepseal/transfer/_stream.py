@@ -1,7 +1,7 @@
-"""Moves planned reads from storage into sinks, with a digest check in between.
+"""Streams planned reads from storage into sinks, with a digest check in between.
 
-Each thread has one buffer of `BLOCK_BYTES`; bytes leave it only towards a sink, and only after
-their chunks' digests matched.
+Each thread has one buffer of `BLOCK_BYTES`. Bytes go from there to a sink only after the digests of
+their chunks matched.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Streamer:
 
     Args:
         files: the step's files.
-        batches: each is one read.
-        sizes: bytes per payload path.
+        batches: the reads.
+        sizes: size in bytes of each payload file, by path.
         check_cancelled: called before each read, by one thread at a time.
     """
 
@@ -53,7 +53,7 @@ class Streamer:
         self._sink_locks = {sink: threading.Lock() for sink in sinks}
 
     def run(self, num_threads: int) -> None:
-        """Deliver everything, or raise the first error once all threads have ended."""
+        """Deliver everything, or raise the first error after all threads have ended."""
         num_threads = min(num_threads, self._num_batches)
         if num_threads <= 1:
             self._work()
@@ -64,7 +64,7 @@ class Streamer:
                 for worker in workers:
                     worker.result()
             finally:
-                self._stopped = True  # also when this thread is interrupted while it waits
+                self._stopped = True  # even if this thread is interrupted while it waits
 
     def _work(self) -> None:
         buffer = allocate(BLOCK_BYTES)

@@ -1,8 +1,8 @@
 """Tree payloads as files: a JSON document, and safetensors segments with its arrays.
 
-A segment ends before it would pass 4 GiB or its header would grow too large. Within a tree, arrays
-are ordered by falling element size, so that each lies aligned. A dtype that safetensors lacks is
-stored as bytes, and the header's metadata names it.
+A segment has at most 4 GiB of arrays (or one larger array) and a bounded header. Within a tree,
+arrays are sorted by decreasing element size, so that each is aligned. A dtype that safetensors
+lacks is stored as bytes, and the header's metadata names it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 MAX_SEGMENT_BYTES = 4 << 30
-"""Most bytes of arrays in one segment; a larger array has a segment to itself."""
+"""Most bytes of arrays in one segment; a larger array has its own segment."""
 MAX_TREE_DOCUMENT_BYTES = 256 << 20
 """Largest tree document."""
 
@@ -49,7 +49,7 @@ def encode_tree_document(source: TreeSource) -> bytes:
     """Return the bytes of a tree's document.
 
     Raises:
-        InvalidInput: it could not be read back.
+        InvalidInput: the document could not be read back.
     """
     data = encode_document(source.document)
     if len(data) > MAX_TREE_DOCUMENT_BYTES:
@@ -64,7 +64,7 @@ def encode_tree_document(source: TreeSource) -> bytes:
 
 
 def decode_tree_document(data: memoryview, *, what: str) -> object:
-    """Return the value of a tree's document; `Corrupt` if it is not one."""
+    """Return the value of a tree's document; raise `Corrupt` if it is malformed."""
     return decode_document(data, what=what, max_bytes=MAX_TREE_DOCUMENT_BYTES)
 
 
@@ -72,7 +72,7 @@ def segments_of(source: TreeSource) -> Iterator[list[ArraySource]]:
     """Yield the arrays of each segment, none for a tree without arrays.
 
     Raises:
-        InvalidInput: a dtype that nobody knows.
+        InvalidInput: an array has an unknown dtype.
     """
     for array in source.arrays:
         if array.dtype not in ITEMSIZE:
@@ -99,10 +99,10 @@ def segments_of(source: TreeSource) -> Iterator[list[ArraySource]]:
 
 
 def segment_header(arrays: Sequence[ArraySource]) -> bytes:
-    """Return what stands before the arrays' data in a segment.
+    """Return the header of a segment, which precedes the arrays' data.
 
     Raises:
-        InvalidInput: data and shape differ in size, or a name is used twice.
+        InvalidInput: data and shape of an array differ in size, or two arrays have the same name.
     """
     foreign = {a.name: a.dtype for a in arrays if TO_SAFETENSORS[a.dtype] is None}
     entries = [
@@ -117,7 +117,7 @@ def segment_header(arrays: Sequence[ArraySource]) -> bytes:
 def arrays_of_segment(
     data: memoryview, *, what: str
 ) -> dict[str, tuple[str, tuple[int, ...], memoryview]]:
-    """Return the arrays of a verified segment as views into it; `Corrupt` if it is not one."""
+    """Return the arrays of a verified segment as views; raise `Corrupt` if it is malformed."""
     header = parse_header(data, what=what, file_size=data.nbytes)
     foreign = _foreign_dtypes(header.metadata, what)
     found: dict[str, tuple[str, tuple[int, ...], memoryview]] = {}

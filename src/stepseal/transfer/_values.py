@@ -1,4 +1,4 @@
-"""What the transfer wing hands out and takes in, as values."""
+"""Values that `transfer` takes and returns."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["Finding", "ReadRequest", "StoredBox"]
 
 @dataclass(frozen=True, slots=True)
 class StoredBox:
-    """One stored box of a global tensor, and where it is."""
+    """One stored box of a global tensor, and its location."""
 
     participant: str
-    """Who wrote it."""
+    """The participant that wrote the box."""
     path: str
     """Payload file, relative to the step folder."""
     tensor: StoredTensor
@@ -24,7 +24,7 @@ class StoredBox:
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """Wish to have in a sink what it wants of one stored box."""
+    """Request to copy the wanted elements of one stored box into a sink."""
 
     stored: StoredBox
     sink: TensorSink
@@ -32,10 +32,10 @@ class ReadRequest:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong with a step folder."""
+    """One problem of a step folder."""
 
     severity: Literal["damage", "extra"]
-    """`damage`: the step must not be used; `extra`: something that the step does not name."""
+    """`damage`: the step must not be used; `extra`: a file that the step does not list."""
     path: str
     """Relative to the step folder; empty for the folder itself."""
     message: str

@@ -1,7 +1,7 @@
-"""Looks at a step without using it: is every file there, is every byte what was written?
+"""Checks a step without restoring it: are all files there, and are all bytes intact?
 
-Damage is never raised, it is reported: one broken file must not hide another. `check_files` looks
-at names, kinds and sizes and reads only part documents; `check_coverage` reads indexes;
+Damage is reported, not raised, so that one damaged file does not hide another. `check_files` checks
+names, kinds and sizes, and reads only part documents. `check_coverage` also reads indexes.
 `verify_step` reads everything.
 """
 
@@ -36,18 +36,18 @@ __all__ = ["check_coverage", "check_files", "has_damage", "verify_step"]
 
 
 def check_files(storage: Storage, step_key: str, manifest: Manifest) -> tuple[Finding, ...]:
-    """Compare the files that a step names with the files that are there.
+    """Compare the files that a step lists with the files in its folder.
 
     Reads only part documents. The manifest's own file may be missing, because an attempt is checked
-    before it gets one.
+    before its manifest is written.
 
     Args:
-        storage: where.
+        storage: the storage of the root.
         step_key: the step's folder.
         manifest: decoded from bytes whose digest the caller trusts.
 
     Returns:
-        Everything that is missing, of another kind or size, or not named by the step.
+        Files that are missing, have another kind or size, or are not listed by the step.
     """
     survey = _Survey(storage, step_key, manifest)
     survey.compare(is_committed=False)
@@ -59,13 +59,13 @@ def check_coverage(
 ) -> tuple[Finding, ...]:
     """Check that every element of every tensor is stored exactly once, and every tree is listed.
 
-    Reads part documents and indexes, no tensors. Equal boxes are fine when their digests are equal.
+    Reads part documents and indexes, no tensors. Equal boxes must have equal digests.
 
     Args:
-        storage: where.
+        storage: the storage of the root.
         step_key: the step's folder.
         manifest: decoded from bytes whose digest the caller trusts.
-        reader: one that has read the indexes of this step already, to spare reading them again.
+        reader: a reader that has already read the indexes of this step, to avoid a second read.
 
     Returns:
         Holes, overlaps, differing replicas, and items of components that the manifest lacks.
@@ -82,17 +82,17 @@ def verify_step(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Finding, ...]:
-    """Check every byte of every file of a step, and that every tensor is whole.
+    """Check every byte of every file of a step, and that every tensor is complete.
 
     Args:
-        storage: where.
+        storage: the storage of the root.
         step_key: the step's folder.
         manifest: decoded from bytes whose digest the caller trusts.
-        progress: told the number of bytes that were read since it was last told.
+        progress: called with the number of bytes read since its last call.
 
     Returns:
-        All of `check_files` and `check_coverage`, and every item or file whose bytes differ from
-        their digest.
+        The findings of `check_files` and `check_coverage`, and every item or file whose bytes
+        differ from their digest.
     """
     survey = _Survey(storage, step_key, manifest)
     survey.compare(is_committed=True)
@@ -102,12 +102,12 @@ def verify_step(
 
 
 def has_damage(findings: Iterable[Finding]) -> bool:
-    """Tell whether a step is damaged: files that nobody listed are shown, but are no damage."""
+    """Return whether a step is damaged; unlisted files are findings, but not damage."""
     return any(finding.severity == "damage" for finding in findings)
 
 
 class _Survey:
-    """One look at one step, and what it found so far."""
+    """The check of one step, and its findings so far."""
 
     def __init__(
         self,
@@ -123,15 +123,15 @@ class _Survey:
         self._reader = reader or StepReader(storage, step_key, manifest)
         self._files = CommittedFiles(storage, step_key, manifest.step)
         self._unreadable: list[str] = []
-        """Participants whose part document says nothing, so that their files are not known."""
+        """Participants whose part document is unreadable, so that their files are not known."""
         self._broken: set[str] = set()
-        """Paths that need no second finding."""
+        """Paths that already have a finding."""
 
     def compare(self, *, is_committed: bool) -> None:
         """Compare names, kinds and sizes.
 
         Args:
-            is_committed: the manifest's own file must be there, too.
+            is_committed: whether the manifest's own file must exist, too.
         """
         expected = self._expected()
         try:
@@ -154,11 +154,11 @@ class _Survey:
         may_be_listed = self._may_be_listed()
         for path, entry in found.items():
             if not may_be_listed(path):
-                message = f"expected nothing of this name, found {_named(entry.kind)}"
+                message = f"expected no entry of this name, found {_named(entry.kind)}"
                 self.findings.append(Finding("extra", path, message))
 
     def check_bytes(self, progress: Callable[[int], None]) -> None:
-        """Check the bytes of every file; those with the wrong size or kind were reported before."""
+        """Check the bytes of every file, except files that were reported already."""
         self._check_manifest()
         progress(self._size_of_documents())
         for entry in self._manifest.files:
@@ -172,13 +172,13 @@ class _Survey:
             self._check_payload(participant, progress)
 
     def check_components(self) -> None:
-        """Check that every tensor is whole, and that every tree is there."""
+        """Check that every tensor is complete, and that every tree is listed."""
         self._read_indexes()
         names = {component.name for component in self._manifest.components}
         self._check_names(names)
         self._check_trees()
         if self._unreadable:
-            return  # damaged already, and nobody can say which boxes are missing with it
+            return  # already damaged; without all indexes, missing boxes cannot be found
         try:
             stored = {name: self._reader.stored(name) for name in sorted(names)}
         except CheckpointError as error:
@@ -190,7 +190,7 @@ class _Survey:
                 self._check_tensor(label if label.isprintable() else ascii(label), boxes)
 
     def _read_indexes(self) -> None:
-        """Note every participant whose part document or index cannot be used; once."""
+        """Report every participant whose part document or index is unusable, once."""
         for participant in self._readable():
             path = part_document_path(participant)
             try:
@@ -202,7 +202,7 @@ class _Survey:
                 self._unreadable.append(participant)
 
     def _expected(self) -> dict[str, int]:
-        """Return path and size of every file that the step names, as far as they can be known."""
+        """Return path and size of every file that the step lists, as far as they are known."""
         expected = {MANIFEST: len(encode_manifest(self._manifest))}
         for entry in self._manifest.files:
             self._expect(expected, entry.path, entry.size_bytes)
@@ -223,11 +223,11 @@ class _Survey:
 
     def _expect(self, expected: dict[str, int], path: str, size_bytes: int) -> None:
         if path in expected:
-            self._add(path, "expected to be named once, found it named twice")
+            self._add(path, "expected to be listed once, found it listed twice")
         expected[path] = size_bytes
 
     def _kind(self, path: str) -> str:
-        """Say what is at a path that is no file."""
+        """Return a text for the entry at a path that is not a file."""
         try:
             return _named(self._storage.stat(self._files.key(path)).kind)
         except KeyNotFound:
@@ -236,7 +236,7 @@ class _Survey:
             return str(error)
 
     def _may_be_listed(self) -> Callable[[str], bool]:
-        """Return a test for paths that a part document which nobody can read may list."""
+        """Return a test for paths that an unreadable part document may list."""
         unreadable = set(self._unreadable)
         known = {part_index_path(participant) for participant in unreadable} | {
             payload_path(ordinal)
@@ -271,7 +271,7 @@ class _Survey:
             self._report(MANIFEST, error)
             return
         if found != encode_manifest(self._manifest):
-            self._add(MANIFEST, "expected the manifest that was given, found other bytes")
+            self._add(MANIFEST, "expected the manifest being verified, found other bytes")
 
     def _check_digested(self, entry: FileEntry, progress: Callable[[int], None]) -> None:
         if entry.path not in self._broken:
@@ -324,7 +324,7 @@ class _Survey:
         self._add_once(path, explain(error))
 
     def _add_once(self, path: str, message: str) -> None:
-        """Add damage that keeps a file from being read, unless that is known already."""
+        """Add damage that prevents reading a file, unless the path already has a finding."""
         if path not in self._broken:
             self._add(path, message)
 

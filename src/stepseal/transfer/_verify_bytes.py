@@ -1,6 +1,6 @@
-"""Checks all bytes of one file against their digests, front to back, each byte read once.
+"""Checks all bytes of one file against their digests, from start to end; reads each byte once.
 
-Yields one message per damaged item or chunk; ends early when the file itself cannot be read on.
+Yields one message per damaged item or chunk; ends early if the file cannot be read further.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAX_MESSAGES = 100
 
 
 def explain(error: CheckpointError) -> str:
-    """Return an error's message, with the name of its errno where it has one."""
+    """Return an error's message, with the name of its errno if it has one."""
     message = str(error)
     if isinstance(error, StorageUnavailable) and error.errno is not None:
         name = errno.errorcode.get(error.errno, str(error.errno))
@@ -38,7 +38,7 @@ def explain(error: CheckpointError) -> str:
 def check_digested(
     files: CommittedFiles, entry: FileEntry, progress: Callable[[int], None]
 ) -> Iterator[str]:
-    """Yield what is wrong with a file whose entry lists the digests of its chunks."""
+    """Yield the problems of a file whose entry lists the digests of its chunks."""
     scratch = allocate(min(BLOCK_BYTES, entry.size_bytes))
     num_messages = 0
     try:
@@ -63,14 +63,14 @@ def check_payload(
     size_bytes: int,
     progress: Callable[[int], None],
 ) -> Iterator[str]:
-    """Yield what is wrong with a payload file; the index was checked to tile it.
+    """Yield the problems of a payload file; its index must tile it.
 
     Args:
         files: the step's files.
-        index: of the part.
+        index: index of the part.
         number: position of the file in the index's `payloads`.
         size_bytes: the file's size.
-        progress: told of bytes read.
+        progress: called with the number of bytes read.
     """
     everything = chain[StoredItem](index.tensors, index.bytes_items)
     items = [item for item in everything if item.file == number]
@@ -90,7 +90,7 @@ def check_payload(
 
 
 def _item_problem(window: _Window, item: StoredItem) -> str | None:
-    """Read an item whole and say the first thing that is wrong with it, or None."""
+    """Read a whole item and return its first problem, or None."""
     data_end = item.data_offset + item.data_size
     item_end = item.item_offset + item.item_size
     if item.item_size - item.data_size > MAX_FRAME_BYTES:
@@ -125,11 +125,11 @@ def _name(item: StoredItem) -> str:
 
 
 class _Window:
-    """The part of a file that is in memory; moves only forward, so that every byte is read once.
+    """The part of a file that is in memory; it only moves forward, so each byte is read once.
 
     Args:
         handle: the file.
-        progress: told of bytes read.
+        progress: called with the number of bytes read.
     """
 
     __slots__ = ("_buffer", "_handle", "_progress", "_size", "_start", "_stop")
@@ -145,8 +145,8 @@ class _Window:
         """Return the bytes of a range, valid until the next call.
 
         Args:
-            start: not before that of an earlier call.
-            stop: at most `BLOCK_BYTES` later, inside the file.
+            start: first byte; not before the start of an earlier call.
+            stop: end of the range; inside the file, at most `BLOCK_BYTES` after `start`.
         """
         if stop > self._stop:
             self._move(start)

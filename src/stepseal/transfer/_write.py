@@ -1,8 +1,8 @@
-"""Writes what one participant contributes to a step, so that PREPARED may be said afterwards.
+"""Writes one participant's part of a step; afterwards the participant may report `Prepared`.
 
-Order: payload, tree documents and segments, index, part document; each file synced and closed
-before the next; then the directories, deepest first. The part document names all the others by
-digest, and is written last.
+Order: payload, tree documents and segments, index, part document. Each file is synced and closed
+before the next. Then the directories are synced, deepest first. The part document lists all other
+files with digests, and is written last.
 """
 
 from __future__ import annotations
@@ -57,27 +57,28 @@ def write_part(
     contents: PartContents,
     check_cancelled: Callable[[], None],
 ) -> DocumentRef:
-    """Store everything one participant contributes to a step, durably and under digests.
+    """Store one participant's part of a step, durably and with digests.
 
-    Every participant, once per attempt. Blocks. Not repeatable: an attempt that failed is given up.
+    Every participant calls it once per attempt. Blocks. Cannot be repeated: a failed attempt is
+    aborted.
 
     Args:
-        storage: where.
-        staging_key: the attempt's staging folder; it exists, and other participants write into it
+        storage: the storage of the root.
+        staging_key: the attempt's staging folder; it exists, and other participants write into it,
             too.
         step: training step.
         attempt: id of the save call, 32 hex digits.
-        participant: who writes; owner of all trees in `contents`.
+        participant: the participant that writes; owner of all trees in `contents`.
         ordinal: position of the participant in the manifest's list.
-        contents: descriptions whose data nobody changes before this returns.
-        check_cancelled: called before every write of up to 8 MiB; raises to give up.
+        contents: descriptions; their data must not change before this call returns.
+        check_cancelled: called before every write of up to 8 MiB; raises to cancel.
 
     Returns:
         Path (inside the step folder), size and SHA-256 of the part document.
 
     Raises:
-        InvalidInput: contents that could not be read back.
-        StorageUnavailable: the storage refused; nothing of this attempt may be used.
+        InvalidInput: the contents could not be read back.
+        StorageUnavailable: the storage refused; the attempt must not be used.
 
     Durability: on return every file is closed, and survives power loss with its name.
     """
@@ -103,7 +104,7 @@ def write_part(
 
 
 def _own_trees(trees: Sequence[TreeSource], participant: str) -> Sequence[TreeSource]:
-    """Return the trees; refuse those of others, whose files the owner may be writing too."""
+    """Return the trees; refuse those of other owners, who may be writing the same files."""
     for tree in trees:
         if tree.owner != participant:
             raise InvalidInput(
@@ -130,7 +131,7 @@ class _PartWriter:
         self.entries: list[FileEntry] = []
 
     def write_payload(self, path: str, contents: PartContents) -> PartIndex | None:
-        """Write the payload file; return its index, or None where there is nothing to write."""
+        """Write the payload file; return its index, or None if there is nothing to write."""
         if not contents.tensors and not contents.bytes_copies:
             return None
         with self._files.create(path) as handle:
@@ -149,7 +150,7 @@ class _PartWriter:
             self._write_digested(path, data)
 
     def write_document(self, path: str, data: bytes) -> DocumentRef:
-        """Write a document that another one names by SHA-256."""
+        """Write a document whose SHA-256 another document records."""
         with self._files.create(path) as handle:
             FileWriter(handle, self._scratch, self._check).write_straight(BufferData(data))
         return DocumentRef(path, len(data), sha256_hex(data))

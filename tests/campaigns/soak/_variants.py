@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tests.campaigns.kill._variants import VARIANTS, replace
 
-from stepseal.retention._rules import Latest
+from stepseal.retention._keep_rules import Latest
 from stepseal.steps import _owned, _publish, _removal, _retire
 from stepseal.steps._guards import Guards
 

@@ -1,7 +1,7 @@
 """Keep rules: small values that choose among the good steps of a run, combined with `|`.
 
-A rule is a pure function over the list of cases; it decides nothing alone, because guards and
-the newest good step are kept whatever it says. Best-N, periodic and tag rules will join here.
+A rule is a pure function over the list of good steps. It is not the only criterion: guarded steps
+and the newest good step always stay.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """What rules may know of a step."""
+    """The facts about a step that rules may use."""
 
     step: int
     created_at: str = ""
@@ -31,7 +31,7 @@ class StepInfo:
 
 
 class KeepRule(Protocol):
-    """Chooses steps to keep; depends on its argument alone."""
+    """Chooses steps to keep; a pure function of its argument."""
 
     def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
         """Return the steps to keep, each with the reason.
@@ -42,18 +42,18 @@ class KeepRule(Protocol):
         ...
 
     def __str__(self) -> str:
-        """Return the rule in words, for reasons: `the newest 3`."""
+        """Return a description for reasons, such as `the newest 3`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """Keeps what any of its rules keeps."""
+    """Keeps every step that at least one of its rules keeps."""
 
     rules: tuple[KeepRule, ...]
 
     def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
-        """Return the union, each with the reasons of all that chose it."""
+        """Return the union, each step with the reasons of all rules that chose it."""
         found: dict[int, str] = {}
         for rule in self.rules:
             for step, why in rule.choose(steps).items():
@@ -69,12 +69,12 @@ class AnyOf:
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """Keeps the newest `count` by step number."""
+    """Keeps the newest `count` steps, by step number."""
 
     count: int
 
     def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
-        """Return the newest ones."""
+        """Return the newest steps."""
         return {facts.step: f"among {self}" for facts in steps[-self.count :]}
 
     def __or__(self, other: KeepRule) -> AnyOf:
@@ -95,7 +95,7 @@ def latest(count: int) -> Latest:
     """
     if type(count) is not int or count < 1:
         raise InvalidInput(
-            f"latest({count!r}): expected an int of at least 1. A job always keeps a step to "
+            f"latest({count!r}): expected an int of at least 1. A job always keeps one step to "
             "resume from.",
             expected=">= 1",
             found=count,
@@ -105,18 +105,18 @@ def latest(count: int) -> Latest:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Which steps stay, and how long what was put out of sight can be had back by hand.
+    """Which steps stay, and how long removed steps can still be recovered by hand.
 
     Raises:
-        InvalidInput: `keep` is no rule, or a time is not a number of at least 0.
+        InvalidInput: `keep` is not a rule, or a time is not a number of at least 0.
     """
 
     keep: KeepRule
     superseded_grace_s: float = _DAY_S
-    """Seconds that steps are left alone after they were superseded or left the lineage."""
+    """Seconds to keep steps after they were superseded or left the lineage."""
     trash_grace_s: float = 0.0
-    """Seconds that a pruned step stays in the trash before its bytes are freed. Zero frees them at
-    once: what protects readers is the second look, not time."""
+    """Seconds to keep a pruned step in the trash before it is deleted. With 0 it is deleted at
+    once. Readers are safe in any case: a prune checks for leases before it deletes."""
 
     def __post_init__(self) -> None:
         if not callable(getattr(self.keep, "choose", None)):
@@ -137,9 +137,9 @@ class Retention:
 
 
 def as_retention(keep: KeepRule | Retention | None) -> Retention | None:
-    """Return the retention of a bare rule; None, which keeps everything, stays None.
+    """Return a `Retention` for a keep rule; None, which keeps everything, stays None.
 
     Raises:
-        InvalidInput: `keep` is none of these.
+        InvalidInput: `keep` has another type.
     """
     return keep if keep is None or isinstance(keep, Retention) else Retention(keep)
