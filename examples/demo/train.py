@@ -67,7 +67,7 @@ def main() -> None:
         started = time.perf_counter()
         resumed = ckpt.restore()
         log.write(pid=os.getpid(), **facts_of(resumed, time.perf_counter() - started))
-        for step in range((resumed.step if resumed else 0) + 1, settings.num_steps + 1):
+        for step in ckpt.steps(settings.num_steps):
             started = time.perf_counter()
             loss = train_step(model, optimizer, scheduler, loader.next_batch())
             counters["tokens"] += settings.batch * settings.model.context * num_ranks

@@ -11,6 +11,7 @@ from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
 from stepseal.components._live_data import byte_view, tensor_over
+from stepseal.components._loaders import LoaderComponent, check_generators, waits_to_resume
 from stepseal.components._registry import Registry
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._sinks import DenseSink
@@ -22,9 +23,9 @@ from stepseal.components._types import (
 )  # fmt: skip
 
 __all__ = [
-    "RNG", "Arena", "CapturedComponent", "Component", "DenseSink", "FlatState", "RNGComponent",
-    "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing", "StagingMemory",
-    "Topology", "TreeComponent", "build_dcp_index", "byte_view", "capture", "decode_tree",
-    "describe_flat", "encode_tree", "register", "register_codec", "tensor_over", "tree_of",
-    "value_copies",
+    "RNG", "Arena", "CapturedComponent", "Component", "DenseSink", "FlatState", "LoaderComponent",
+    "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
+    "StagingMemory", "Topology", "TreeComponent", "build_dcp_index", "byte_view", "capture",
+    "check_generators", "decode_tree", "describe_flat", "encode_tree", "register",
+    "register_codec", "tensor_over", "tree_of", "value_copies", "waits_to_resume",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from stepseal.components._loaders import LoaderComponent, check_generators
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizers import OptimizerComponent
 from stepseal.components._rng import RNG, RNGComponent
@@ -49,8 +50,8 @@ class Registry:
         """Add one component: an object to adapt, or what is a `Component` of this name already.
 
         Raises:
-            InvalidInput: the name is taken or not usable, the type is unknown, or the sharing
-                must be declared.
+            InvalidInput: the name is taken or not usable, the type is unknown, the sharing must be
+                declared, or a loader's generator is not in `RNG(torch=[...])`.
         """
         check_component_name(name)
         if name in self._components:
@@ -67,6 +68,7 @@ class Registry:
             )
         component = self._adapt(name, state, sharing, kind)
         component.sharing(topology)
+        check_generators((*self.components(), component), complete=False)
         self._components[name] = component
         if isinstance(component, ModuleComponent):
             self._modules[name] = component.module
@@ -131,7 +133,8 @@ class Registry:
         if kind == "tensors" or (kind is None and _is_tensor_dict(state)):
             return TensorDictComponent(name, state, sharing=sharing)
         if isinstance(state, HasStateDict):
-            return StatefulComponent(name, state, sharing)
+            is_loader = callable(getattr(state, "__iter__", None))
+            return (LoaderComponent if is_loader else StatefulComponent)(name, state, sharing)
         if isinstance(state, tuple) and len(state) == 2 and all(callable(f) for f in state):
             return PairComponent(name, state, sharing)
         return ValueComponent(name, state, sharing)

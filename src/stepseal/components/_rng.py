@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import random
 import sys
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from stepseal.components._types import Sharing
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
 
@@ -48,6 +50,7 @@ class RNGComponent(TreeComponent):
     def __init__(self, name: str, rng: RNG, declared: Sharing | None = None) -> None:
         super().__init__(name, declared)
         self._numpy, self._torch = tuple(rng.numpy), tuple(rng.torch)
+        self._restored: object = None
         wrong: list[object] = [one for one in self._torch if not isinstance(one, torch.Generator)]
         wrong += [one for one in self._numpy if _numpy_kind(one) is None]
         if wrong:
@@ -88,7 +91,34 @@ class RNGComponent(TreeComponent):
         return problems
 
     def write_state(self, value: object) -> None:
-        """Set exactly the streams that were saved."""
+        """Set exactly the streams that were saved, and keep their states for `put_back`."""
+        self._set_streams(value)
+        self._restored = value
+
+    def put_back(self) -> None:
+        """Set the streams again to what the last restore set, once."""
+        if self._restored is not None:
+            self._set_streams(self._restored)
+            self._restored = None
+
+    def forget(self) -> None:
+        """Let `put_back` do nothing until the next restore."""
+        self._restored = None
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Leave the streams after the block as they were before it."""
+        before = copy.deepcopy(self.read_state())
+        try:
+            yield
+        finally:
+            self._set_streams(before)
+
+    def holds(self, generator: torch.Generator) -> bool:
+        """Tell whether `generator` is saved here."""
+        return any(one is generator for one in self._torch)
+
+    def _set_streams(self, value: object) -> None:
         streams = cast("dict[str, Any]", value)
         random.setstate(streams["python"])
         torch.set_rng_state(streams["torch"])

@@ -17,6 +17,7 @@ from stepseal.retention import as_retention
 from stepseal.session._annotations import check_annotations
 from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._inflight import InFlight
+from stepseal.session._loop import Loop, Looping
 from stepseal.session._pending import PendingSave
 from stepseal.session._progress import Progress
 from stepseal.session._restoring import Restored, check_choice, take_part
@@ -49,7 +50,7 @@ __all__ = ["Checkpointer"]
 _log = logging.getLogger("stepseal")
 
 
-class Checkpointer:
+class Checkpointer(Looping):
     """Saves and restores everything a job needs to go on exactly where it was, as one step per cut.
 
     In an SPMD job (a default process group exists) every rank makes one, adds the same components
@@ -107,7 +108,8 @@ class Checkpointer:
         self._closed = False
         join = _join or functools.partial(join_process_group, role, control_host=control_host)
         self._topology, self._wiring = join(self._root, options)
-        close_at_exit(self)
+        self._loop = Loop(self._registry, self._topology)
+        close_at_exit(self, functools.partial(self._flight.end, self._wiring.close))
 
     def add(
         self,
@@ -181,6 +183,7 @@ class Checkpointer:
         self._check_open()
         check_choice(step, fresh, skip, unverified)
         self._settle_previous()
+        self._loop.restoring()
         self._progress.started = True
         driver = self._wiring.driver
         known = self._registry.names()
@@ -206,6 +209,7 @@ class Checkpointer:
             driver.forget(call.call)
         self._progress.tainted = False
         self._progress.newest = None if restored is None else restored.step
+        self._loop.restored(restored, wanted)
         return restored
 
     def step(self, step: int, *, metrics: Mapping[str, float] | None = None) -> PendingSave | None:
@@ -227,6 +231,7 @@ class Checkpointer:
         check_step(step)
         self._check_open()
         self._progress.check_not_tainted()
+        self._loop.begin()
         if self._rule is not None and self._rule.due(step):
             return self.save(step, metrics=metrics)
         self._poll_previous(step)
@@ -266,6 +271,7 @@ class Checkpointer:
         self._progress.check_not_tainted()
         self._check_components()
         self._registry.check_prefixes()
+        self._loop.begin()
         self._settle_previous()
         self._progress.check_grows(step)
         self._progress.started = True
@@ -313,11 +319,8 @@ class Checkpointer:
             return
         self._closed = True
         closed(self)
-        try:
-            self._settle_previous()
-        finally:
-            self._wiring.close()
-            self._flight.release()
+        self._loop.end()
+        self._flight.end(self._wiring.close)
 
     def __enter__(self) -> Self:
         self._check_open()

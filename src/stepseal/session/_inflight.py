@@ -11,6 +11,8 @@ from stepseal.components import Arena
 from stepseal.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stepseal.session._pending import PendingSave
     from stepseal.session._saving import PartWriter
 
@@ -77,9 +79,17 @@ class InFlight:
         self._end(pending)
         return pending.step if pending.committed() else None
 
-    def release(self) -> None:
-        """Free the private memory."""
-        self._arena.release()
+    def end(self, close: Callable[[], None]) -> None:
+        """Wait for the save in flight, call `close`, and free the private memory.
+
+        Raises:
+            CheckpointError: the save in flight failed, and nobody saw it yet.
+        """
+        try:
+            self.settle()
+        finally:
+            close()
+            self._arena.release()
 
     def _end(self, pending: PendingSave) -> None:
         idle = self._writer is None

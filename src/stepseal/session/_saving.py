@@ -13,7 +13,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from stepseal.components import capture
+from stepseal.components import RNGComponent, capture
 from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
 from stepseal.layout import PartContents
 from stepseal.protocol import ComponentReport, PartReport, resolve_save
@@ -63,14 +63,16 @@ def collection_paused() -> Iterator[None]:
 def capture_all(
     components: Iterable[Component], topology: Topology, memory: StagingMemory | None, step: int
 ) -> tuple[CapturedComponent, ...]:
-    """Capture every component at one cut, in the order in which they were added.
+    """Capture every component at one cut, in the order in which they were added, the RNG last.
+
+    Asking torchdata's loader for its state may make its iterator, which draws.
 
     Raises:
         CheckpointError: from a component, as it is.
         ParticipantFailed: a component raised anything else; that exception is the cause.
     """
     captured = []
-    for component in components:
+    for component in sorted(components, key=lambda one: isinstance(one, RNGComponent)):
         try:
             captured.append(capture(component, topology, memory))
         except CheckpointError:

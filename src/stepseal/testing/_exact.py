@@ -33,7 +33,11 @@ class ResumableJob(Protocol):
     """
 
     def add_to(self, checkpointer: Checkpointer) -> None:
-        """Add every component, as the real job does."""
+        """Add every component, as the real job does.
+
+        A job with a loader takes its batches from `checkpointer.batches(loader)`, here or later;
+        the run that never stops has no checkpointer.
+        """
         ...
 
     def train(self, step: int) -> object:
@@ -73,7 +77,8 @@ def assert_exact_resume(
 
     Raises:
         AssertionError: the runs differ. The message names the step of the resume, the step of the
-            difference, and the first component, path and element that differ.
+            difference, the first component, path and element that differ, and the likely cause if
+            random streams differ.
         CheckpointError: a save or restore failed.
     """
     steps = sorted(range(1, num_steps + 1) if save_at is None else save_at)
@@ -83,16 +88,17 @@ def assert_exact_resume(
         saving, record = make_job(), _Record()
         saving.add_to(checkpointer)
         record.run(saving, range(1, num_steps + 1), steps, checkpointer.save)
-    _compare("saving", straight, record)
+    _compare(straight, record, None)
     for step in steps:
         resumed, record = make_job(), _Record()
         _disturb_streams(step)
         with Checkpointer(root, mode=mode, deadlines=deadlines) as checkpointer:
             resumed.add_to(checkpointer)
             checkpointer.restore(step)
-        record.states[step] = _state_of(resumed)
-        record.run(resumed, range(step + 1, num_steps + 1))
-        _compare(f"restored from step {step}", straight, record)
+            record.streams[step] = _streams()
+            record.states[step] = _state_of(resumed)
+            record.run(resumed, range(step + 1, num_steps + 1))
+        _compare(straight, record, step)
 
 
 class _Record:
@@ -100,6 +106,7 @@ class _Record:
 
     def __init__(self) -> None:
         self.outcomes: dict[int, object] = {}
+        self.streams: dict[int, dict[str, Any]] = {}
         self.states: dict[int, dict[str, Any]] = {}
 
     def run(
@@ -113,6 +120,7 @@ class _Record:
         marked = {*save_at, *steps[-1:]}
         for step in steps:
             self.outcomes[step] = snapshot(job.train(step))
+            self.streams[step] = _streams()
             if step in marked:
                 if step in save_at:
                     save(step)
@@ -120,8 +128,9 @@ class _Record:
 
 
 def _state_of(job: ResumableJob) -> dict[str, Any]:
+    streams = _streams()  # first: asked for its state, a loader may draw
     state: dict[str, Any] = snapshot(dict(job.state()))
-    return {**state, _RNG: {**_streams(), **({"own": state[_RNG]} if _RNG in state else {})}}
+    return {**state, _RNG: {**streams, **({"own": state[_RNG]} if _RNG in state else {})}}
 
 
 def _streams() -> dict[str, Any]:
@@ -145,8 +154,9 @@ def _numpy_random() -> Any:  # noqa: ANN401 - a module
     return sys.modules["numpy.random"]
 
 
-def _compare(what: str, straight: _Record, other: _Record) -> None:
+def _compare(straight: _Record, other: _Record, restored: int | None) -> None:
     """Raise at the first step whose result or state differs."""
+    what = "saving" if restored is None else f"restored from step {restored}"
     for step in sorted(other.states.keys() | other.outcomes.keys()):
         for kind, expected, found in (
             ("outcome", straight.outcomes, other.outcomes),
@@ -158,5 +168,27 @@ def _compare(what: str, straight: _Record, other: _Record) -> None:
             if difference is not None:
                 raise AssertionError(
                     f"{what}: {kind} after step {step}: {difference}: expected the value of the "
-                    "run that never stopped."
+                    f"run that never stopped.{_likely_cause(straight, other, step, restored)}"
                 )
+
+
+def _likely_cause(straight: _Record, other: _Record, step: int, restored: int | None) -> str:
+    """Return why a resumed run's random streams went astray by `step`; empty if they did not."""
+    apart = (
+        number
+        for number, streams in sorted(other.streams.items())
+        if number <= step and find_difference(straight.streams[number], streams) is not None
+    )
+    first = next(apart, None)
+    if first is None or restored is None:
+        return ""
+    if first == restored:
+        return (
+            " The random streams differ right after the restore: likely no component saves them. "
+            "Add stepseal.RNG()."
+        )
+    return (
+        f" The random streams differ after step {first}: likely the loader's iterator drew from "
+        "the global stream after the restore: use ckpt.batches(loader), or ckpt.steps(num_steps) "
+        "without a loader. Generators of your own belong into stepseal.RNG()."
+    )

@@ -83,7 +83,7 @@ def run_ranks(
             for rank in range(num_ranks):
                 ours, theirs = context.Pipe()
                 job = (theirs, folder, rank, num_ranks, timeout_s, work, args)
-                process = context.Process(target=_serve, args=job, daemon=True)
+                process = context.Process(target=_serve, args=job)  # a rank may have workers
                 process.start()
                 theirs.close()
                 ranks.append((process, ours))

@@ -1,0 +1,195 @@
+"""The training loop of a job, and the random streams that a restored one begins with.
+
+Making the iterator of a loader draws from the global random streams, and so does a forward pass
+that warms up. What is drawn between `restore` and the first batch is no part of the run that was
+saved. So the streams are put back once more at the last moment: after the iterator was made, and
+before it gives its first batch.
+
+Invariants: streams are put back once per restore, never after the first step; a loader that begins
+an epoch draws its order, as it did in the run that was saved; one that goes on in the middle of an
+epoch leaves no trace in the streams. Every rank decides alike, from its calls alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from stepseal.components import LoaderComponent, RNGComponent, check_generators, waits_to_resume
+from stepseal.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from stepseal.components import Component, Registry, Topology
+    from stepseal.session._restoring import Restored
+
+__all__ = ["Loop", "Looping"]
+
+_log = logging.getLogger("stepseal")
+Batch = TypeVar("Batch")
+
+
+class Looping:
+    """The two loops of a `Checkpointer`."""
+
+    _loop: Loop
+
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches of one epoch; after a restore, those that are left of it, exactly.
+
+        Every rank calls it, in the place of `for batch in loader`, for each epoch anew. The
+        loader's iterator is made when the first batch is asked for. Once after a restore, the
+        random streams are then put back to where they were saved.
+
+        Args:
+            loader: the loader itself, a torch or torchdata loader or any other iterable; wrap what
+                this returns, for example in tqdm, not the loader.
+        """
+        return self._loop.batches(loader)
+
+    def steps(self, num_steps: int) -> Iterator[int]:
+        """Yield the numbers of the training steps that are left, up to and with `num_steps`.
+
+        Every rank calls it, after `restore`. It begins with the restored step + 1, or with 1. Once
+        after a restore, the random streams are put back to where they were saved, when the first
+        number is asked for.
+
+        Args:
+            num_steps: number of the last training step.
+
+        Raises:
+            InvalidInput: `num_steps` is not an int of at least 0.
+        """
+        if type(num_steps) is not int or num_steps < 0:
+            raise InvalidInput(
+                f"steps({num_steps!r}): expected the number of the last step, an int of at least 0",
+                expected=">= 0",
+                found=num_steps,
+            )
+        return self._loop.steps(num_steps)
+
+
+class Loop:
+    """What one participant's training loop does with the streams after a restore.
+
+    Args:
+        registry: the components of this participant.
+        topology: who takes part.
+    """
+
+    def __init__(self, registry: Registry, topology: Topology) -> None:
+        self._registry = registry
+        self._warns = topology.rank == 0
+        self._step = 0
+        """The restored step."""
+        self._restored: Sequence[Component] = ()
+        """What the streams of this run depend on, until its first step."""
+        self._begun = False
+        self._is_first_loop = False
+        """No iterator was made by `batches` since the restore."""
+        self._was_entered = False
+        self._waiting: list[LoaderComponent] = []
+        """Loaders of torchdata whose iterator is to be made by `batches`, and by nobody else."""
+
+    def restoring(self) -> None:
+        """Forget an earlier restore.
+
+        Raises:
+            InvalidInput: the generator of a loader is not saved.
+        """
+        check_generators(self._registry.components(), complete=True)
+        self._forget()
+
+    def restored(self, found: Restored | None, components: Sequence[Component]) -> None:
+        """Take note of what a restore brought back; None for a fresh start."""
+        self._step = 0 if found is None else found.step
+        if found is not None:
+            kinds = (RNGComponent, LoaderComponent)
+            self._restored = [one for one in components if isinstance(one, kinds)]
+            self._is_first_loop = True
+            self._waiting = self._loaders_to_resume()
+
+    def begin(self) -> None:
+        """Warn at the first step after a restore if the streams may be elsewhere by now.
+
+        Raises:
+            InvalidInput: the generator of a loader is not saved.
+        """
+        if self._begun:
+            return
+        check_generators(self._registry.components(), complete=True)
+        self._warn(unused=bool(self._restored) and not self._was_entered)
+        self._forget()
+        self._begun = True
+
+    def end(self) -> None:
+        """Warn if batches were read after a restore and no step was ever said to be done."""
+        self._warn(unused=False)
+        self._forget()
+
+    def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """Make the iterator at the first `next`, then yield its batches."""
+        for batch in self._iterator(loader):  # noqa: UP028 - a loop that ends early leaves it open
+            yield batch
+
+    def steps(self, num_steps: int) -> Iterator[int]:
+        """Put the streams back at the first `next`, then count."""
+        self._enter()
+        self._waiting = self._loaders_to_resume()
+        # A loop here, between two steps, is where a job will ask whether it should stop.
+        yield from range(self._step + 1, num_steps + 1)
+
+    def _iterator(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        self._enter()
+        is_first, self._is_first_loop = self._is_first_loop, False
+        if waits_to_resume(loader):  # torchdata: `state_dict` makes the iterator and keeps it
+            self._waiting = [one for one in self._waiting if one.loader is not loader]
+            with self._streams_kept():
+                loader.state_dict()  # type: ignore[attr-defined]
+            return iter(loader)  # draws only where the saved epoch was over
+        if not is_first or isinstance(loader, torch.utils.data.DataLoader):
+            return iter(loader)  # an epoch begins: what it draws belongs to the run
+        with self._streams_kept():
+            return iter(loader)
+
+    def _enter(self) -> None:
+        self._was_entered = True
+        for rng in self._streams():
+            rng.put_back()
+
+    def _warn(self, *, unused: bool) -> None:
+        by_hand = [one.name for one in self._waiting if not waits_to_resume(one.loader)]
+        if self._warns and (unused or by_hand):
+            what = f"the iterator of {', '.join(by_hand)} was made" if by_hand else "the loop runs"
+            _log.warning(
+                "stepseal: after restore() %s without ckpt.batches or ckpt.steps: what drew from "
+                "the random streams since then (making the iterator of a loader does) makes this "
+                "run differ from the one that was saved. Write `for batch in "
+                "ckpt.batches(loader)`, or `for step in ckpt.steps(num_steps)` where there is no "
+                "loader.",
+                what,
+            )
+
+    def _loaders_to_resume(self) -> list[LoaderComponent]:
+        loaders = [one for one in self._restored if isinstance(one, LoaderComponent)]
+        return [one for one in loaders if waits_to_resume(one.loader)]
+
+    def _forget(self) -> None:
+        self._restored, self._waiting = (), []
+        self._begun = self._is_first_loop = self._was_entered = False
+        for rng in self._streams():
+            rng.forget()
+
+    def _streams(self) -> list[RNGComponent]:
+        return [one for one in self._registry.components() if isinstance(one, RNGComponent)]
+
+    @contextlib.contextmanager
+    def _streams_kept(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for rng in self._streams():
+                stack.enter_context(rng.kept())
+            yield

@@ -1,0 +1,122 @@
+"""A checkpointer that nobody closes ends by itself once it is dropped."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import os
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import stepseal as ss
+from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage, World
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def held() -> tuple[set[str], int]:
+    """Return the threads and the number of descriptors of this process."""
+    gc.collect()
+    threads = {thread.name for thread in threading.enumerate()}
+    return threads, len(os.listdir("/proc/self/fd"))
+
+
+def leases(root: Path) -> list[str]:
+    return [str(path) for path in root.glob(".stepseal/leases/**/*") if path.is_file()]
+
+
+def wait_ended() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "stepseal-end":
+            thread.join(60)
+
+
+def test_a_dropped_one_leaves_no_thread_descriptor_or_lease(tmp_path: Path) -> None:
+    before = held()
+    for step in range(1, 4):
+        ckpt = ss.Checkpointer(tmp_path)
+        ckpt.add("counters", {"n": step})
+        ckpt.restore()
+        ckpt.save(step).wait()
+    del ckpt
+    wait_ended()
+    assert held() == before
+    assert leases(tmp_path) == []
+
+
+def test_a_save_in_flight_of_a_dropped_one_is_committed(tmp_path: Path) -> None:
+    ckpt = ss.Checkpointer(tmp_path)
+    ckpt.add("weights", {"w": torch.ones(1 << 20)})
+    ckpt.save(1)
+    del ckpt
+    wait_ended()
+    assert ss.open(tmp_path).steps() == (1,)
+
+
+def test_a_failed_save_of_a_dropped_one_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    fault = Fault(lambda _, key: key.endswith(".distcp"), Fail(errno.EIO), sticky=True)
+    storage = FaultyStorage(MemoryStorage(), [fault])
+    ckpt = World(1, lambda _: storage).checkpointer(0)
+    ckpt.add("weights", {"w": torch.ones(8)})
+    ckpt.save(1)
+    with caplog.at_level(logging.ERROR, logger="stepseal"):
+        del ckpt
+        gc.collect()
+        wait_ended()
+    assert "dropped without close()" in caplog.text
+    assert "save of step 1" in caplog.text
+
+
+def test_a_closed_one_ends_once(tmp_path: Path) -> None:
+    before = held()
+    with ss.Checkpointer(tmp_path) as ckpt:
+        ckpt.add("counters", {"n": 1})
+    del ckpt
+    assert held() == before
+
+
+CHILD = """
+import os, sys
+import stepseal as ss
+ckpt = ss.Checkpointer(sys.argv[1])
+ckpt.add("counters", {"n": 1})
+if os.fork() == 0:
+    del ckpt
+    os._exit(0)
+os.wait()
+print(ckpt.save(1).wait(60).step)
+"""
+
+
+@pytest.mark.slow
+def test_a_forked_child_ends_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "1\n", done.stderr
+
+
+EXIT = """
+import sys
+import stepseal as ss
+ckpt = ss.Checkpointer(sys.argv[1])
+ckpt.add("counters", {"n": 1})
+ckpt.save(1)
+del ckpt
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_drops_one_and_ends_has_saved(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EXIT, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ss.open(tmp_path).steps() == (1,)
