@@ -11,9 +11,11 @@ import torch
 
 from stepseal.components._codecs_core import qualified
 from stepseal.components._codecs_random import bit_state_problem, seed_sequence_of
-from stepseal.components._trees import TreeComponent
-from stepseal.components._types import Sharing
+from stepseal.components._reseed import Streams, reseed
+from stepseal.components._trees import TreeComponent, TreePlan
+from stepseal.components._types import Sharing, Topology
 from stepseal.errors import InvalidInput
+from stepseal.layout import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +75,20 @@ class RNGComponent(TreeComponent):
                 {"device": one.device.type, "state": one.get_state()} for one in self._torch
             ]
         return state
+
+    def restart(self, seed: str, step: int, topology: Topology) -> TreePlan:
+        """Plan to begin all streams anew, each rank with streams of its own; change nothing.
+
+        Ranks that share one state begin alike.
+
+        Args:
+            seed: what the new streams derive from, with `step` and the rank; any text.
+            step: number of the step that is restored.
+            topology: who takes part.
+        """
+        alike = rule_of(self.sharing(topology)).any_world
+        streams = Streams(seed, step, 0 if alike else topology.rank)
+        return TreePlan(None, lambda _: reseed(streams, self._numpy, self._torch))
 
     def state_problems(self, value: object) -> list[str]:
         """Try each state on a scratch generator, and name all that cannot be restored here."""

@@ -69,6 +69,8 @@ class ComponentReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Coordinate of the non-tensor payload that the participant reads, None for none."""
     writes: bool = False
     """Whether the participant writes that payload."""
+    options: dict[str, Any] = {}
+    """What the manifest says about the component besides; the first participant's counts."""
 
 
 class PartReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,9 +132,16 @@ class RestoreCalled(_Message, frozen=True):
     call: _Number
     step: _Number | None
     fresh: bool
-    components: list[str]
+    policies: dict[str, str]
+    """Component to what is done with it; every component that was added here is named."""
     unverified: bool = False
     """A foreign DCP folder will do where the root has no steps, or where one is asked for."""
+    by_world: list[str] = []
+    """Components that are restored for the same number of participants only, sorted."""
+    only: bool = False
+    """Components of the step that `policies` does not name are left out."""
+    check_only: bool = False
+    """Nothing is applied and nothing is claimed."""
 
 
 class Checked(_Message, frozen=True):
@@ -246,7 +255,8 @@ class Restored(_Message, frozen=True):
 
     call: _Number
     step: _Number
-    incarnation: _Number
+    incarnation: _Number | None
+    """None where the candidate was only checked."""
     skipped: dict[str, str]
     unverified: bool = False
 
@@ -255,7 +265,8 @@ class Fresh(_Message, frozen=True):
     """There is nothing to restore (or a fresh start was asked for); the incarnation is claimed."""
 
     call: _Number
-    incarnation: _Number
+    incarnation: _Number | None
+    """None where a restore was only checked."""
 
 
 class RestoreFailed(_Message, frozen=True):
