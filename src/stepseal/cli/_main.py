@@ -63,11 +63,14 @@ def ls(root: str, *, as_json: bool) -> None:
 
 @main.command()
 @_root
-@click.argument("step", type=str, default="latest")
+@click.argument("step", type=str, required=False)
 @click.option("--tensors", is_flag=True, help="List every tensor with dtype, shape and boxes.")
 @_json
-def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
-    """Show what STEP of ROOT holds (default: the newest of the lineage)."""
+def show(root: str, step: str | None, *, tensors: bool, as_json: bool) -> None:
+    """Show what STEP of ROOT holds (default: the newest of the lineage).
+
+    ROOT can be the folder of a step, too, also a copy of one.
+    """
     from stepseal.cli._showing import describe_step, print_step
 
     found = describe_step(root, step, tensors=tensors)
@@ -79,7 +82,10 @@ def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
 @click.argument("steps", type=str, nargs=-1)
 @_json
 def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
-    """Check every byte of STEPS of ROOT (default: all) against its digest; exit code 3: damage."""
+    """Check every byte of STEPS of ROOT (default: all) against its digest; exit code 3: damage.
+
+    ROOT can be the folder of a step, too, also a copy of one.
+    """
     from stepseal.cli._verifying import print_report, verify_root
 
     found = verify_root(root, steps)
