@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from tests.session._jobs import Job
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import stepseal as ss
 from stepseal.testing import run_ranks
@@ -124,6 +126,31 @@ def test_bad_calls(tmp_path: Path) -> None:
         ss.load(tmp_path / "none", model=Job().model)
 
 
+class Holder:
+    """Something with tensors that is no module."""
+
+    def __init__(self, value: float) -> None:
+        self.state = {"w": torch.full((3,), value)}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.state = state
+
+
+def test_objects_are_taken_as_what_they_were_saved_as(tmp_path: Path) -> None:
+    with ss.Checkpointer(tmp_path, mode="sync") as ckpt:
+        ckpt.add("flat", Holder(1.0), kind="tensors")
+        ckpt.add("tree", {"w": torch.full((3,), 2.0)}, kind="tree")
+        ckpt.add("own", {"w": torch.full((3,), 3.0)}, sharing=ss.PER_RANK)
+        ckpt.save(1)
+    flat, tree, own = Holder(0.0), {"w": torch.zeros(3)}, {"w": torch.zeros(3)}
+    ss.load(tmp_path, flat=flat, tree=tree, own=own)
+    found = [state["w"].tolist() for state in (flat.state, tree, own)]
+    assert found == [[1.0] * 3, [2.0] * 3, [3.0] * 3]
+
+
 def hide(root: Path, step: int) -> None:
     """Do what a prune does that saw no lease."""
     (root / f"step-{step}").rename(root / ".stepseal" / "trash" / f"step-{step}")
@@ -192,24 +219,29 @@ def test_many_loads_during_many_saves(tmp_path: Path) -> None:
 
 
 def evaluate(root: Path, *, num_loads: int, num_saves: int) -> None:
-    """Load while a job saves and prunes, in turns that differ from load to load."""
+    """Load on a thread of its own while a job saves and prunes."""
     model, seen = nn.Linear(64, 64), nn.Linear(64, 64)
     loaded: list[int] = []
-    with ss.Checkpointer(root, keep=ss.latest(1)) as ckpt:
+
+    def load_all() -> None:
+        for _ in range(num_loads):
+            report = ss.load(root, model=seen)
+            values = {value for p in seen.parameters() for value in p.flatten().tolist()}
+            assert values == {report.step}
+            loaded.append(report.step)
+
+    with ss.Checkpointer(root, keep=ss.latest(1)) as ckpt, ThreadPoolExecutor(1) as evaluator:
         ckpt.add("model", model)
         ckpt.restore()
-        for step in range(1, num_saves + 1):
+        loads, step = None, 0
+        while step < num_saves or (loads is not None and not loads.done()):
+            step += 1
             for parameter in model.parameters():
                 nn.init.constant_(parameter, step)
-            pending = ckpt.save(step)
-            if step == 1:
-                pending.wait()
-            while len(loaded) * num_saves < step * num_loads:
-                report = ss.load(root, model=seen)
-                values = {value for p in seen.parameters() for value in p.flatten().tolist()}
-                assert values == {report.step}
-                loaded.append(report.step)
-        ckpt.save(num_saves + 1).wait()
+            ckpt.save(step).wait() if step == 1 else ckpt.save(step)
+            loads = loads or evaluator.submit(load_all)
+        assert loads is not None
+        loads.result()
     assert len(loaded) == num_loads
     assert loaded == sorted(loaded)
 
@@ -221,12 +253,30 @@ def _load_sharded(rank: int, root: str) -> dict[str, Any]:
     loader: Any = {"position": 0}
     with pytest.raises(StateMismatch, match="saved per rank by 1 participants, now 2"):
         ss.load(root, loader=loader)
-    with pytest.raises(ss.errors.ParticipantFailed if rank == 2 else StateMismatch) as caught:
+    with pytest.raises(StateMismatch) as caught:
         ss.load(root, model=job.model if rank == 0 else nn.Linear(1, 1))
     assert "rank 1: " in str(caught.value)
     with pytest.raises(StepNotFound):
         ss.load(root, step=77, model=job.model)
-    return {"report": report, "weight": weight.full_tensor()}
+    found = weight.full_tensor()
+
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(5, 7), nn.Dropout(0.3), nn.Linear(7, 3))
+    fully_shard(empty)
+    with pytest.raises(ss.errors.UnsupportedState, match="to_empty"):
+        ss.load(root, model=empty)
+    empty.to_empty(device="cpu")
+    ss.load(root, model=empty)
+    weight = empty.state_dict()["0.weight"]
+    assert torch.equal(weight.full_tensor(), found)
+
+    ss.save(f"{root}-2", model=empty, rng=ss.RNG())
+    drawn = torch.rand(1)
+    assert ss.load(f"{root}-2", rng=ss.RNG()).report["model"] == "not asked for"
+    assert torch.equal(torch.rand(1), drawn)
+    with pytest.raises(ss.errors.InvalidInput, match="use a Checkpointer instead"):
+        ss.save(f"{root}-3", progress={"tokens": 1})
+    return {"report": report, "weight": found}
 
 
 @pytest.mark.slow

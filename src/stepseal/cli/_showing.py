@@ -90,6 +90,11 @@ def print_step(found: dict[str, Any]) -> None:
     ]
     facts += [(f"metric {name}", f"{value:g}") for name, value in sorted(found["metrics"].items())]
     facts += [(f"cut {name}", str(value)) for name, value in sorted(found["cut"].items())]
+    facts += [
+        ("begun anew", f"{c['name']}, at step {c['options']['fresh'].get('step')}")
+        for c in found["components"]
+        if isinstance(c["options"].get("fresh"), dict)
+    ]
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print_line(f"{name.ljust(width)}  {value}")

@@ -211,14 +211,19 @@ def _entry_problem(
 
 def _add(registry: Registry, entry: ComponentEntry, state: object, topology: Topology) -> None:
     """Add a live object as what it was saved as: nobody declares that for a load."""
-    is_flat = entry.kind == "tensors" and isinstance(state, MutableMapping)
-    is_tree = entry.kind == "tree"
-    registry.add(
-        entry.name,
-        state,
-        sharing=Sharing(entry.sharing) if is_tree else None,
-        kind="tensors" if is_flat else None,
-        topology=topology,
+    sharing = Sharing(entry.sharing) if entry.kind == "tree" else None
+    kind: Literal["tensors", "tree"] | None = None
+    if entry.kind == "tensors" and _has_tensors(state):
+        kind = "tensors"
+    elif sharing is not None and rule_of(sharing).any_world and isinstance(state, MutableMapping):
+        kind = "tree"
+    registry.add(entry.name, state, sharing=sharing, kind=kind, topology=topology)
+
+
+def _has_tensors(state: object) -> bool:
+    """Return whether an object can be stored as tensors."""
+    return isinstance(state, MutableMapping) or all(
+        callable(getattr(state, name, None)) for name in ("state_dict", "load_state_dict")
     )
 
 

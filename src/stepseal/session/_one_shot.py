@@ -44,7 +44,14 @@ def save(root: str | os.PathLike[str], /, *, step: int = 0, **components: object
         raise InvalidInput("save: no component was named: pass for example model=model.")
     with Checkpointer(root, mode="sync") as checkpointer:
         for name, state in components.items():
-            checkpointer.add(name, state)
+            try:
+                checkpointer.add(name, state)
+            except InvalidInput as error:
+                raise type(error)(
+                    f"save: {error} To declare a sharing or a kind, use a Checkpointer instead.",
+                    component=name,
+                    path=error.path,
+                ) from error
         newest = checkpointer.restore(only=(), check_only=True)
         if newest is not None and newest.step >= step:
             raise StepExists(
