@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from stepseal.components import RNG, Sharing, register, register_codec
     from stepseal.retention import Retention, latest
     from stepseal.session import (
-        Checkpointer, Imported, PendingSave, Restored, Run, Saved, Step, every, import_dcp,
+        Checkpointer, Imported, LoadReport, PendingSave, Restored, Run, Saved, Step, every,
+        import_dcp, load, open_step, save,
     )  # fmt: skip
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
     from stepseal.storage import Access
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access", "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Deadlines",
-    "Imported", "PendingSave", "Restored", "Retention", "Run", "Saved", "Sharing", "Step",
-    "__version__", "errors", "every", "import_dcp", "latest", "open", "register",
-    "register_codec",
+    "Imported", "LoadReport", "PendingSave", "Restored", "Retention", "Run", "Saved", "Sharing",
+    "Step", "__version__", "errors", "every", "import_dcp", "latest", "load", "open", "open_step",
+    "register", "register_codec", "save",
 ]  # fmt: skip
 
 

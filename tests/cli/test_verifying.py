@@ -11,7 +11,7 @@ from tests.cli.conftest import save_run
 
 from stepseal.cli import _verifying as verifying
 from stepseal.cli import main
-from stepseal.cli._roots import OpenRoot, open_root
+from stepseal.cli._roots import OpenRoot, open_root_or_step
 from stepseal.steps import PosixSteps
 from stepseal.steps._roots import TRASH
 from stepseal.testing import FaultyStorage
@@ -36,10 +36,10 @@ def use(monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Storage], Storage]) -> 
     """Let the command line see the root through another storage."""
 
     def open_wrapped(path: str) -> OpenRoot:
-        root = open_root(path)
+        root = open_root_or_step(path)
         return dataclasses.replace(root, steps=PosixSteps(wrap(root.steps.storage)))
 
-    monkeypatch.setattr(verifying, "open_root", open_wrapped)
+    monkeypatch.setattr(verifying, "open_root_or_step", open_wrapped)
 
 
 class Absent(FaultyStorage):

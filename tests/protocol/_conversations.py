@@ -136,7 +136,7 @@ class Job:
         """Restore as one participant does; `vote` returns an error to reject an order."""
         driver = self.drivers[participant]
         call = driver.new_call()
-        driver.call_restore(messages.RestoreCalled(call, step, fresh, []))
+        driver.call_restore(messages.RestoreCalled(call, step, fresh, {}))
         while True:
             order = driver.wait_order(call, 60)
             if not isinstance(order, (messages.Candidate, messages.Apply)):

@@ -39,7 +39,7 @@ def in_publish() -> Coordinator:
 
 
 def called(call: int = 1) -> messages.RestoreCalled:
-    return messages.RestoreCalled(call, None, False, [])
+    return messages.RestoreCalled(call, None, False, {})
 
 
 def kinds(todo: list[actions.Action]) -> list[tuple[str, str]]:

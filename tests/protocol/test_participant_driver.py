@@ -123,7 +123,7 @@ def test_silent_coordinator_does_not_hold_a_save() -> None:
 
 def test_silent_coordinator_does_not_hold_a_restore() -> None:
     found, line = driver()
-    found.call_restore(messages.RestoreCalled(1, None, False, []))
+    found.call_restore(messages.RestoreCalled(1, None, False, {}))
     with pytest.raises(errors.CommitTimeout, match="no order"):
         found.wait_order(1, 0.01)
     line.deliver(cause("gone"))
@@ -147,7 +147,7 @@ def test_orders_come_in_order_and_an_answer_voids_them() -> None:
 @pytest.mark.parametrize("end", ["answer", "loss"])
 def test_restore_that_ended_is_known_while_an_order_is_carried_out(end: str) -> None:
     found, line = driver()
-    found.call_restore(messages.RestoreCalled(1, None, False, []))
+    found.call_restore(messages.RestoreCalled(1, None, False, {}))
     line.deliver(messages.Apply(1, 1))
     found.wait_order(1, 30)
     assert not found.restore_ended(1)

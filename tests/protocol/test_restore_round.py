@@ -19,7 +19,7 @@ MISMATCH = errors.StateMismatch.kind
 
 
 def called(**changes: object) -> messages.RestoreCalled:
-    values: dict[str, object] = {"step": None, "fresh": False, "components": ["model"]}
+    values: dict[str, object] = {"step": None, "fresh": False, "policies": {"model": "require"}}
     values |= changes
     return messages.RestoreCalled(1, **values)  # type: ignore[arg-type]
 
@@ -78,13 +78,56 @@ def test_all_called_selects_once() -> None:
     assert found.deadline == 1.0 + DEADLINES.check_s
 
 
-@pytest.mark.parametrize("other", [{"step": 3}, {"fresh": True}, {"components": ["rng"]}])
+OTHERS: list[dict[str, object]] = [
+    {"step": 3},
+    {"fresh": True},
+    {"unverified": True},
+    {"policies": {"rng": "require"}},
+    {"policies": {"model": "skip"}},
+    {"policies": {}},
+    {"by_world": ["model"]},
+    {"only": True},
+    {"check_only": True},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_calls_that_differ_fail_on_all(other: dict[str, object]) -> None:
     found = RestoreRound(1, TWO, DEADLINES, 0.0)
     found.on_called(TWO[0], called(), 0.0)
     message = failure(found.on_called(TWO[1], called(**other), 0.0))
     assert message.kind == MISMATCH
     assert list(message.failures) == [TWO[1]]
+    name = next(iter(other)) if "policies" not in other and "by_world" not in other else "model"
+    assert name in message.failures[TWO[1]].message
+
+
+def test_a_restore_that_only_checks_applies_and_claims_nothing() -> None:
+    found = in_check(check_only=True)
+    found.on_vote(TWO[0], messages.Checked(1, 1), 2.0)
+    todo = found.on_vote(TWO[1], messages.Checked(1, 1), 2.0)
+    assert sent(todo) == [(name, messages.Restored(1, 20, None, {})) for name in TWO]
+    assert len(todo) == len(TWO)
+    assert found.done
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_check_finds_nothing_to_restore_and_claims_nothing(fresh: bool) -> None:
+    found = RestoreRound(1, TWO, DEADLINES, 0.0)
+    found.on_called(TWO[0], called(fresh=fresh, check_only=True), 0.0)
+    todo = found.on_called(TWO[1], called(fresh=fresh, check_only=True), 0.0)
+    if not fresh:
+        todo = found.on_selected(selected(None, has_commits=False), 1.0)
+    assert sent(todo) == [(name, messages.Fresh(1, None)) for name in TWO]
+    assert len(todo) == len(TWO)
+
+
+def test_a_wrong_call_is_told_as_such() -> None:
+    found = in_check()
+    kind = errors.InvalidInput.kind
+    for name in TWO:
+        todo = found.on_rejected(name, rejected(kind), 2.0)
+    assert failure(todo).kind == kind
 
 
 def test_fresh_claims_without_parent() -> None:

@@ -137,15 +137,15 @@ def test_facts_are_checked_when_they_are_said(
     assert ss.open(tmp_path).step(1).metrics == {"loss": 0.5}
 
 
-def test_skip_takes_names_that_exist(tmp_path: Path) -> None:
+def test_policies_take_names_that_exist(tmp_path: Path) -> None:
     with ss.Checkpointer(tmp_path, mode="sync") as ckpt:
         ckpt.add("model", {"w": torch.ones(3)})
         ckpt.restore()
         ckpt.save(1)
-        with pytest.raises(ss.errors.StateMismatch, match="modle"):
-            ckpt.restore(skip=["modle"])
-        with pytest.raises(ss.errors.InvalidInput, match="list of component names"):
-            ckpt.restore(skip="model")
+        with pytest.raises(ss.errors.InvalidInput, match="modle"):
+            ckpt.restore(policies={"modle": "skip"})
+        with pytest.raises(ss.errors.InvalidInput, match="list of names"):
+            ckpt.restore(only="model")
 
 
 def test_a_module_that_heeds_loading_hears_of_a_restore(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def test_skipped_streams_are_left_alone(tmp_path: Path) -> None:
     saved_at(tmp_path, 3)
     with new_job(tmp_path, Drawing()) as ckpt:
         ckpt.restore()
-        ckpt.restore(skip=["rng"])
+        ckpt.restore(policies={"rng": "skip"})
         before = draw()
         assert next(ckpt.steps(9)) == 4
         assert draw() != before
@@ -268,7 +268,7 @@ def test_another_number_of_workers_does_not_fit(tmp_path: Path) -> None:
         with pytest.raises(errors.StateMismatch, match="num_workers=0") as caught:
             ckpt.restore()
         assert len(caught.value.problems) == 1
-        assert ckpt.restore(skip=["loader"]) is not None
+        assert ckpt.restore(policies={"loader": "skip"}) is not None
 
 
 def test_workers_of_a_saved_loader_are_found(tmp_path: Path) -> None:

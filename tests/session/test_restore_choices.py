@@ -41,7 +41,7 @@ def test_per_rank_state_refuses_another_world_and_says_how_to_go_on() -> None:
                 ckpt.restore()
             assert caught.value.problems[0].startswith("component data: ")
             assert not weights.any()
-            restored = ckpt.restore(skip=["data"])
+            restored = ckpt.restore(policies={"data": "skip"})
             assert restored is not None
             ckpt.save(2).wait()
         return weights, data, restored
@@ -59,9 +59,9 @@ def test_a_saved_component_that_is_gone_is_named_and_can_be_left_out() -> None:
     def work(_: int, ckpt: ss.Checkpointer) -> None:
         ckpt.add("model", {"w": torch.zeros(6)})
         with ckpt:
-            with pytest.raises(ss.errors.StateMismatch, match=r"restore\(skip=\['data'\]\)"):
+            with pytest.raises(ss.errors.StateMismatch, match=r"policies=\{'data': 'skip'\}"):
                 ckpt.restore()
-            assert ckpt.restore(skip=["data"]) is not None
+            assert ckpt.restore(policies={"data": "skip"}) is not None
 
     World(2, lambda _: storage).run(work)
 

@@ -99,7 +99,7 @@ def test_a_folder_that_was_asked_for_must_be_there(storage: Storage) -> None:
 
 
 def called(*, unverified: bool = True) -> messages.RestoreCalled:
-    return messages.RestoreCalled(1, None, False, ["model"], unverified)
+    return messages.RestoreCalled(1, None, False, {"model": "require"}, unverified)
 
 
 def joined() -> RestoreRound:

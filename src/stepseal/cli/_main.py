@@ -63,11 +63,14 @@ def ls(root: str, *, as_json: bool) -> None:
 
 @main.command()
 @_root
-@click.argument("step", type=str, default="latest")
+@click.argument("step", type=str, required=False)
 @click.option("--tensors", is_flag=True, help="List every tensor with dtype, shape and boxes.")
 @_json
-def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
-    """Show the contents of STEP of ROOT (default: the newest step of the lineage)."""
+def show(root: str, step: str | None, *, tensors: bool, as_json: bool) -> None:
+    """Show the contents of STEP of ROOT (default: the newest step of the lineage).
+
+    ROOT can also be a step folder, or a copy of one.
+    """
     from stepseal.cli._showing import describe_step, print_step
 
     found = describe_step(root, step, tensors=tensors)
@@ -81,7 +84,7 @@ def show(root: str, step: str, *, tensors: bool, as_json: bool) -> None:
 def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
     """Check every byte of STEPS of ROOT (default: all) against its digest.
 
-    Exit code 3: a step is damaged.
+    ROOT can also be a step folder, or a copy of one. Exit code 3: a step is damaged.
     """
     from stepseal.cli._verifying import print_report, verify_root
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from stepseal.cli._output import warn
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StepNotFound
-from stepseal.layout import parse_step_name
-from stepseal.steps import StepEntry, in_lineage, locate_root, open_store, refuse_newer
+from stepseal.layout import parse_step_name, step_name
+from stepseal.steps import (
+    CopiedStep,
+    StepEntry,
+    in_lineage,
+    is_step_folder,
+    locate_root,
+    open_step_folder,
+    open_store,
+    refuse_newer,
+)
 from stepseal.storage import Access
 from stepseal.transfer import StepReader
 
@@ -16,7 +26,15 @@ if TYPE_CHECKING:
     from stepseal.layout import Manifest
     from stepseal.steps import StepStore
 
-__all__ = ["OpenRoot", "StepSize", "find_step", "measure_step", "open_root", "parse_step"]
+__all__ = [
+    "OpenRoot",
+    "StepSize",
+    "find_step",
+    "measure_step",
+    "open_root",
+    "open_root_or_step",
+    "parse_step",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +55,12 @@ class OpenRoot:
     path: str
     steps: StepStore
     run_id: str
+    only: str | None = None
+    """Folder of the one step that was asked for by its path, None for a root."""
+
+    def key(self, entry: StepEntry) -> str:
+        """Return where a step lies: in a copy, at the top."""
+        return "" if isinstance(self.steps, CopiedStep) else entry.name
 
 
 def open_root(path: str, *, allow_shared: bool = False) -> OpenRoot:
@@ -51,6 +75,22 @@ def open_root(path: str, *, allow_shared: bool = False) -> OpenRoot:
     if problem := steps.writable_problem():
         warn(f"{absolute} is {problem}: the files read here may be replaced at any time")
     return OpenRoot(absolute, steps, steps.run_id())
+
+
+def open_root_or_step(path: str) -> OpenRoot:
+    """Open a root, or the folder of a step, in its root or copied elsewhere.
+
+    Raises:
+        RootNotFound: it is neither.
+        Corrupt, IncompatibleFormat: of the manifest of a step folder.
+    """
+    if not is_step_folder(path):
+        return open_root(path)
+    place = locate_root(path)
+    steps, manifest, key = open_step_folder(place)
+    if key:
+        return replace(open_root(os.path.dirname(place)), only=key)
+    return OpenRoot(place, steps, manifest.run_id, step_name(manifest.step))
 
 
 def find_step(root: OpenRoot, wanted: str) -> StepEntry:
@@ -109,7 +149,7 @@ def measure_step(root: OpenRoot, entry: StepEntry, manifest: Manifest) -> StepSi
         entry: the committed step.
         manifest: the step's manifest.
     """
-    reader = StepReader(root.steps.storage, entry.name, manifest)
+    reader = StepReader(root.steps.storage, root.key(entry), manifest)
     total = sum(file.size_bytes for file in manifest.files)
     try:
         for ref in manifest.parts:

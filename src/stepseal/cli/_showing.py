@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, size_text
-from stepseal.cli._roots import find_step, measure_step, open_root
+from stepseal.cli._roots import find_step, measure_step, open_root_or_step
 from stepseal.errors import Corrupt
 from stepseal.layout import dcp_fqn
 from stepseal.transfer import StepReader
@@ -17,15 +17,20 @@ if TYPE_CHECKING:
 __all__ = ["describe_step", "print_step"]
 
 
-def describe_step(path: str, wanted: str, *, tensors: bool) -> dict[str, Any]:
+def describe_step(path: str, wanted: str | None, *, tensors: bool) -> dict[str, Any]:
     """Return what a step holds, as JSON-able values.
+
+    Args:
+        path: of a root, or of the folder of a step.
+        wanted: number, folder or `latest`; None takes the step of the folder, else `latest`.
+        tensors: list every tensor, too.
 
     Raises:
         StepNotFound: the step does not exist, or the folder is foreign.
         Corrupt: its manifest or an index is damaged.
     """
-    root = open_root(path)
-    entry = find_step(root, wanted)
+    root = open_root_or_step(path)
+    entry = find_step(root, wanted or root.only or "latest")
     if entry.manifest is None or entry.state == "damaged":
         raise Corrupt(f"{entry.name}: {entry.problem}", step=entry.step, path=entry.name)
     manifest = entry.manifest
@@ -34,7 +39,9 @@ def describe_step(path: str, wanted: str, *, tensors: bool) -> dict[str, Any]:
     size = measure_step(root, entry, manifest)
     found.update(size_bytes=size.size_bytes, state=size.state, problem=size.problem)
     if tensors:
-        found["tensors"] = _tensors(StepReader(root.steps.storage, entry.name, manifest), manifest)
+        found["tensors"] = _tensors(
+            StepReader(root.steps.storage, root.key(entry), manifest), manifest
+        )
     return found
 
 
@@ -83,6 +90,11 @@ def print_step(found: dict[str, Any]) -> None:
     ]
     facts += [(f"metric {name}", f"{value:g}") for name, value in sorted(found["metrics"].items())]
     facts += [(f"cut {name}", str(value)) for name, value in sorted(found["cut"].items())]
+    facts += [
+        ("begun anew", f"{c['name']}, at step {c['options']['fresh'].get('step')}")
+        for c in found["components"]
+        if isinstance(c["options"].get("fresh"), dict)
+    ]
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print_line(f"{name.ljust(width)}  {value}")

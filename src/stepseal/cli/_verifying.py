@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, say, size_text, warn
-from stepseal.cli._roots import OpenRoot, find_step, measure_step, open_root
+from stepseal.cli._roots import OpenRoot, find_step, measure_step, open_root_or_step
 from stepseal.errors import StepNotFound
 from stepseal.layout import MANIFEST
 from stepseal.transfer import has_damage, verify_step
@@ -23,8 +23,15 @@ __all__ = ["print_report", "progress_bar", "verify_root"]
 
 
 def verify_root(path: str, wanted: Sequence[str]) -> dict[str, Any]:
-    """Verify the wanted steps, or all that are not foreign; return JSON-able findings."""
-    root = open_root(path)
+    """Verify the wanted steps, or all that are not foreign; return JSON-able findings.
+
+    Args:
+        path: of a root, or of the folder of a step, which is then verified alone.
+        wanted: numbers, folders or `latest`.
+    """
+    root = open_root_or_step(path)
+    if not wanted and root.only is not None:
+        wanted = [root.only]
     if wanted:
         chosen = [find_step(root, name) for name in wanted]
         steps = [_verify(root, entry) for entry in chosen]
@@ -51,7 +58,7 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
         return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
     size = measure_step(root, entry, entry.manifest)  # a problem here is found again below
     with progress_bar(entry.step, size.size_bytes) as advance:
-        found, done_bytes = _verify_leased(root, entry.name, entry.manifest, advance)
+        found, done_bytes = _verify_leased(root, root.key(entry), entry.manifest, advance)
     return {
         "step": entry.step,
         "state": "damaged" if has_damage(found) else "whole",
@@ -61,7 +68,7 @@ def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
 
 
 def _verify_leased(
-    root: OpenRoot, name: str, manifest: Manifest, advance: Callable[[int], None]
+    root: OpenRoot, key: str, manifest: Manifest, advance: Callable[[int], None]
 ) -> tuple[tuple[Finding, ...], int]:
     """Return the findings, and the number of bytes read."""
     done_bytes = 0
@@ -72,7 +79,7 @@ def _verify_leased(
         advance(num_bytes)
 
     def look(progress: Callable[[int], None]) -> tuple[Finding, ...]:
-        return verify_step(root.steps.storage, name, manifest, progress=progress)
+        return verify_step(root.steps.storage, key, manifest, progress=progress)
 
     with root.steps.reading(manifest) as reading:
         found = reading.look(look, is_damaged=has_damage, progress=count)

@@ -5,6 +5,7 @@ The home of torch; knows no storage and no protocol.
 
 # ruff: noqa: I001 - isort would give each name a line, and a face stays under 60 lines
 
+from stepseal.components._advice import leave_out
 from stepseal.components._arena import Arena
 from stepseal.components._capture import capture, tree_of
 from stepseal.components._codecs import decode_tree, encode_tree
@@ -12,6 +13,7 @@ from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
 from stepseal.components._live_data import byte_view, tensor_over
 from stepseal.components._loaders import LoaderComponent, check_generators, waits_to_resume
+from stepseal.components._modules import unsaved_buffers
 from stepseal.components._registry import Registry
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._sinks import DenseSink
@@ -26,6 +28,7 @@ __all__ = [
     "RNG", "Arena", "CapturedComponent", "Component", "DenseSink", "FlatState", "LoaderComponent",
     "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
     "StagingMemory", "Topology", "TreeComponent", "build_dcp_index", "byte_view", "capture",
-    "check_generators", "decode_tree", "describe_flat", "encode_tree", "register",
-    "register_codec", "tensor_over", "tree_of", "value_copies", "waits_to_resume",
+    "check_generators", "decode_tree", "describe_flat", "encode_tree", "leave_out", "register",
+    "register_codec", "tensor_over", "tree_of", "unsaved_buffers", "value_copies",
+    "waits_to_resume",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from stepseal.components._advice import other_world
 from stepseal.components._codecs import decode_tree
 from stepseal.components._dtensors import is_dtensor, leaf_of
 from stepseal.components._sinks import sinks_for
@@ -144,11 +145,7 @@ def open_saved(saved: SavedComponent, sharing: Sharing, topology: Topology) -> O
     elif saved.kind != kind:
         problems.append(f"kind: expected (live) {kind}, found {saved.kind}")
     elif not rule.any_world and saved.num_participants != topology.world_size:
-        problems.append(
-            f"number of participants of a {sharing.value} component: expected (live) "
-            f"{topology.world_size}, "
-            f"found {saved.num_participants}"
-        )
+        problems.append(other_world(saved.name, saved.num_participants, topology.world_size))
     elif not rule.tensors_are_global and saved.tree is None:
         problems.append(f"payload of {topology.me}: expected one, found none")
     if problems:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stepseal.components._advice import leave_out
 from stepseal.components._rng import RNGComponent
 from stepseal.components._stateful import StatefulComponent
 from stepseal.errors import InvalidInput
@@ -34,7 +35,7 @@ class LoaderComponent(StatefulComponent):
             return []
         return [
             f"num_workers: expected {live}, as this loader has, found {saved}: make the loader "
-            f"with num_workers={saved}, or restore(skip=[{self.name!r}]) starts its epoch anew"
+            f"with num_workers={saved}, or {leave_out(self.name)} starts its epoch anew"
         ]
 
 

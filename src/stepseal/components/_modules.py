@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from stepseal.components._leaves import LeafPlan
     from stepseal.components._types import (
         CapturedComponent,
+        Component,
         SavedComponent,
         Sharing,
         Topology,
     )
 
-__all__ = ["ModuleComponent", "key_cleaner", "parameter_names", "unwrap"]
+__all__ = ["ModuleComponent", "key_cleaner", "parameter_names", "unsaved_buffers", "unwrap"]
 
 _EXTRA_STATE = "_extra_state"
 # Wrappers by class name, so that nothing is imported, and the attribute under which each holds the
@@ -166,6 +167,16 @@ class ModuleComponent:
             root.load_state_dict(state)
         except RuntimeError as error:
             raise mismatch(self.name, [f"load_state_dict: {error}"]) from error
+
+
+def unsaved_buffers(component: Component) -> tuple[str, ...]:
+    """Return the buffers of a module that no state dict lists; empty for other components."""
+    if not isinstance(component, ModuleComponent):
+        return ()
+    root = unwrap(component.module)
+    clean, saved = key_cleaner(root), set(component.keys())
+    names = (clean(raw) for raw, _ in root.named_buffers(remove_duplicate=False))
+    return tuple(name for name in names if name not in saved)
 
 
 def _heeds_loading(root: nn.Module) -> bool:

@@ -13,9 +13,11 @@ import torch
 
 from stepseal.components._codecs_core import qualified
 from stepseal.components._codecs_random import bit_state_problem, seed_sequence_of
-from stepseal.components._trees import TreeComponent
-from stepseal.components._types import Sharing
+from stepseal.components._reseed import Streams, reseed
+from stepseal.components._trees import TreeComponent, TreePlan
+from stepseal.components._types import Sharing, Topology
 from stepseal.errors import InvalidInput
+from stepseal.layout import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,6 +79,24 @@ class RNGComponent(TreeComponent):
             ]
         return state
 
+    def restart(self, seed: str, step: int, topology: Topology) -> TreePlan:
+        """Plan to begin all streams anew, each rank with streams of its own; change nothing.
+
+        Ranks that share one state begin alike.
+
+        Args:
+            seed: what the new streams derive from, with `step` and the rank; any text.
+            step: number of the step that is restored.
+            topology: who takes part.
+        """
+        alike = rule_of(self.sharing(topology)).any_world
+        streams = Streams(seed, step, 0 if alike else topology.rank)
+        return TreePlan(None, lambda _: self._restart(streams))
+
+    def _restart(self, streams: Streams) -> None:
+        reseed(streams, self._numpy, self._torch)
+        self._restored = copy.deepcopy(self.read_state())
+
     def state_problems(self, value: object) -> list[str]:
         """Try each state on a scratch generator, and name all that cannot be restored here."""
         if not isinstance(value, dict) or not {"python", "torch"} <= set(value) <= _STREAMS:
@@ -96,7 +116,7 @@ class RNGComponent(TreeComponent):
         self._restored = value
 
     def put_back(self) -> None:
-        """Set the streams again to what the last restore set, once."""
+        """Set the streams once more to what the last restore set."""
         if self._restored is not None:
             self._set_streams(self._restored)
             self._restored = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+from stepseal.components._advice import other_world
 from stepseal.components._capture import describe_value
 from stepseal.components._codecs import decode_tree
 from stepseal.components._types import CapturedComponent, SavedComponent, Sharing, Topology
@@ -140,11 +141,7 @@ class TreeComponent:
                 f"sharing=ss.{saved.sharing.name}"
             ]
         if not rule_of(now).any_world and saved.num_participants != topology.world_size:
-            return [
-                f"saved per rank by {saved.num_participants} participants, now "
-                f"{topology.world_size}: restore with {saved.num_participants}, or "
-                f"restore(skip=[{self.name!r}]) leaves this component as it is now"
-            ]
+            return [other_world(self.name, saved.num_participants, topology.world_size)]
         return []
 
     def _refuse(self, problems: list[str]) -> None:

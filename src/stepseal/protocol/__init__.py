@@ -11,7 +11,7 @@ from stepseal.protocol._coordinator import Coordinator
 from stepseal.protocol._coordinator_driver import CoordinatorDriver
 from stepseal.protocol._deadlines import Deadlines
 from stepseal.protocol._draft import JobInfo
-from stepseal.protocol._failures import details_of, error_from, failure_of, messages_of
+from stepseal.protocol._failures import Failure, details_of, error_from, failure_of, messages_of
 from stepseal.protocol._incarnation import Housekeep
 from stepseal.protocol._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
     ComponentReport, Fresh, PartReport, Rejected, RestoreCalled, Restored, RestoreFailed, Write)
@@ -27,8 +27,8 @@ from stepseal.protocol._wire import Address
 __all__ = [
     "Address", "Applied", "Apply", "Candidate", "Captured", "Checked", "Committed",
     "ComponentReport", "Coordinator", "CoordinatorDriver", "CoordinatorSteps", "Deadlines",
-    "Fresh", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link", "PartReport", "Participant",
-    "ParticipantDriver", "Rejected", "ResolveAttempt", "RestoreCalled", "RestoreFailed", "Restored",
-    "SocketHub", "SocketLink", "Write", "details_of", "error_from", "failure_of", "messages_of",
-    "resolve_save",
+    "Failure", "Fresh", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link", "PartReport",
+    "Participant", "ParticipantDriver", "Rejected", "ResolveAttempt", "RestoreCalled",
+    "RestoreFailed", "Restored", "SocketHub", "SocketLink", "Write", "details_of", "error_from",
+    "failure_of", "messages_of", "resolve_save",
 ]

@@ -72,7 +72,7 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
             sharing=cast("SharingName", found.sharing),
             payloads=payload_owners(reports[found.name]),
             required=True,
-            options={},
+            options=dict(found.options),
         )
         for found in sorted(first.components, key=lambda component: component.name)
     )

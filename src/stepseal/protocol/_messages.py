@@ -68,6 +68,8 @@ class ComponentReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Coordinate of the non-tensor payload that the participant reads; None if it reads none."""
     writes: bool = False
     """Whether the participant writes that payload."""
+    options: dict[str, Any] = {}
+    """What the manifest says about the component besides; the first participant's counts."""
 
 
 class PartReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,9 +131,16 @@ class RestoreCalled(_Message, frozen=True):
     call: _Number
     step: _Number | None
     fresh: bool
-    components: list[str]
+    policies: dict[str, str]
+    """Component to what is done with it; every component that was added here is named."""
     unverified: bool = False
     """Also accept a foreign DCP folder, if the root has no steps or if the step is one."""
+    by_world: list[str] = []
+    """Components that are restored for the same number of participants only, sorted."""
+    only: bool = False
+    """Components of the step that `policies` does not name are left out."""
+    check_only: bool = False
+    """Nothing is applied and nothing is claimed."""
 
 
 class Checked(_Message, frozen=True):
@@ -245,7 +254,8 @@ class Restored(_Message, frozen=True):
 
     call: _Number
     step: _Number
-    incarnation: _Number
+    incarnation: _Number | None
+    """None where the candidate was only checked."""
     skipped: dict[str, str]
     unverified: bool = False
 
@@ -254,7 +264,8 @@ class Fresh(_Message, frozen=True):
     """Nothing was restored: the root is empty, or fresh=True. The incarnation is claimed."""
 
     call: _Number
-    incarnation: _Number
+    incarnation: _Number | None
+    """None where a restore was only checked."""
 
 
 class RestoreFailed(_Message, frozen=True):

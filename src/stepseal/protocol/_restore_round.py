@@ -1,5 +1,7 @@
 """One restore as the coordinator sees it, without I/O: select, check, vote, apply, vote, claim.
 
+One that only checks ends after the first vote, and claims nothing.
+
 Invariants:
 - No participant applies a candidate before all participants have checked it.
 - If a candidate is damaged, all participants fall back to the next older one together. If storage
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["RestoreRound"]
 
 _DAMAGE = frozenset({errors.Corrupt.kind, errors.StorageUnavailable.kind})
+_PASSED_ON = _DAMAGE | {errors.StateMismatch.kind, errors.InvalidInput.kind}
+"""Kinds that all participants raise if all that failed say so."""
 
 
 class RestoreRound:
@@ -81,21 +85,20 @@ class RestoreRound:
         if failures:
             return self._fail_with("participants called restore differently", failures)
         if message.fresh:
-            return self._claim(now)
+            return self._conclude(now)
         return self._select(now)
 
     def _differences(self) -> dict[str, messages.Failure]:
-        first = self._joined[self.participants[0]]
-        wanted = (first.step, first.fresh, first.components, first.unverified)
+        first = self.participants[0]
+        wanted = _facts(self._joined[first])
         found = {}
         for participant, call in self._joined.items():
-            has = (call.step, call.fresh, call.components, call.unverified)
-            if has != wanted:
+            has = _facts(call)
+            names = [name for name in {**wanted, **has} if has.get(name) != wanted.get(name)]
+            if names:
                 text = (
-                    f"called restore(step={call.step}, fresh={call.fresh}, "
-                    f"unverified={call.unverified}) with components {call.components}, but "
-                    f"{self.participants[0]} with step={first.step}, fresh={first.fresh}, "
-                    f"unverified={first.unverified}, components {first.components}"
+                    f"called restore with {_shown(has, names)}, but {first} with "
+                    f"{_shown(wanted, names)}"
                 )
                 found[participant] = messages.Failure(errors.StateMismatch.kind, text)
         return found
@@ -107,7 +110,7 @@ class RestoreRound:
         self._reasons.update(event.reasons)
         if event.ref is None:
             if not event.has_commits and not self._reasons:
-                return self._claim(now)
+                return self._conclude(now)
             return self._give_up()
         self._candidate = event.ref
         self._unverified = event.unverified
@@ -149,18 +152,18 @@ class RestoreRound:
             return []
         if self._rejected:
             return self._after_rejection(now)
-        if self.phase == "check":
+        if self.phase == "check" and not self._asked.check_only:
             self._enter("apply", self._deadlines.apply_s, now)
             self._tainted = True
             return self._send(messages.Apply(self.call, self._round))
         self.restored = self._candidate
-        return self._claim(now)
+        return self._conclude(now)
 
     def _after_rejection(self, now: float) -> list[actions.Action]:
         assert self._candidate is not None
         step = self._candidate.step
         failures = dict(self._rejected)
-        asked = next(iter(self._joined.values())).step
+        asked = self._asked.step
         damage = all(cause.kind in _DAMAGE for cause in failures.values())
         refused = any(c.kind == errors.StorageUnavailable.kind for c in failures.values())
         if damage and refused and step not in self._tried_again:
@@ -177,18 +180,7 @@ class RestoreRound:
         """Report the restored step to all; the root now belongs to this incarnation."""
         if self.phase != "claim":
             return []
-        message: messages.Restored | messages.Fresh
-        if self.restored is None:
-            message = messages.Fresh(self.call, event.incarnation)
-        else:
-            message = messages.Restored(
-                self.call,
-                self.restored.step,
-                event.incarnation,
-                dict(self._reasons),
-                self._unverified,
-            )
-        return self._finish(message)
+        return self._answer(event.incarnation)
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
         """Fail on all participants: the coordinator could not read or claim the root."""
@@ -228,16 +220,36 @@ class RestoreRound:
         self._voted = set()
         self._rejected = {}
 
+    @property
+    def _asked(self) -> messages.RestoreCalled:
+        """What was called, alike by all."""
+        return next(iter(self._joined.values()))
+
     def _select(self, now: float) -> list[actions.Action]:
         self._enter("select", self._deadlines.check_s, now)
-        asked = next(iter(self._joined.values()))
         excluded = tuple(self._excluded)
-        return [actions.Select(self.call, asked.step, excluded, asked.unverified)]
+        return [actions.Select(self.call, self._asked.step, excluded, self._asked.unverified)]
 
-    def _claim(self, now: float) -> list[actions.Action]:
+    def _conclude(self, now: float) -> list[actions.Action]:
+        """Claim the root for what was restored, or for a fresh start; or just tell."""
+        if self._asked.check_only:
+            return self._answer(None)
         self._enter("claim", self._deadlines.commit_s, now)
         # a foreign folder has no manifest, so a claim cannot name it as parent
         return [actions.Claim(self.call, None if self._unverified else self.restored)]
+
+    def _answer(self, incarnation: int | None) -> list[actions.Action]:
+        if self.restored is None:
+            return self._finish(messages.Fresh(self.call, incarnation))
+        return self._finish(
+            messages.Restored(
+                self.call,
+                self.restored.step,
+                incarnation,
+                dict(self._reasons),
+                self._unverified,
+            )
+        )
 
     def _give_up(self) -> list[actions.Action]:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(self._reasons.items())[:8])
@@ -253,7 +265,7 @@ class RestoreRound:
     ) -> list[actions.Action]:
         kinds = {cause.kind for cause in failures.values()}
         kind = kinds.pop() if len(kinds) == 1 else errors.ParticipantFailed.kind
-        if kind not in (*_DAMAGE, errors.StateMismatch.kind):
+        if kind not in _PASSED_ON:
             kind = kind_of(failures.values())
         touched = (
             "Live state was changed: restore again" if self._tainted else "Nothing was changed"
@@ -287,3 +299,24 @@ class RestoreRound:
         self.phase = "done"
         self.deadline = float("inf")
         return self._send(message)
+
+
+def _facts(call: messages.RestoreCalled) -> dict[str, object]:
+    """Return what all must call alike, by the words of the caller."""
+    by_world = set(call.by_world)
+    components = {
+        f"component {name}": f"{policy}{', by world' if name in by_world else ''}"
+        for name, policy in call.policies.items()
+    }
+    return {
+        "step": call.step,
+        "fresh": call.fresh,
+        "unverified": call.unverified,
+        "only": call.only,
+        "check_only": call.check_only,
+        **components,
+    }
+
+
+def _shown(facts: Mapping[str, object], names: list[str]) -> str:
+    return ", ".join(f"{name}={facts.get(name, 'absent')}" for name in names)

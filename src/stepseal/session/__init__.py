@@ -5,10 +5,12 @@ Wires commit, transfer, components and storage; holds no protocol logic and no f
 
 from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._importing import Imported, import_dcp
+from stepseal.session._loading import load
+from stepseal.session._one_shot import save
 from stepseal.session._pending import PendingSave, Saved
-from stepseal.session._restoring import Restored
+from stepseal.session._reports import LoadReport, Restored
 from stepseal.session._rules import SaveRule, every
-from stepseal.session._run import Run, Step, open_run
+from stepseal.session._run import Run, Step, open_run, open_step
 from stepseal.session._wiring import JobOptions, Join, Wiring, coordinate
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "Imported",
     "JobOptions",
     "Join",
+    "LoadReport",
     "PendingSave",
     "Restored",
     "Run",
@@ -26,5 +29,8 @@ __all__ = [
     "coordinate",
     "every",
     "import_dcp",
+    "load",
     "open_run",
+    "open_step",
+    "save",
 ]

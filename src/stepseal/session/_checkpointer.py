@@ -12,22 +12,23 @@ from typing import TYPE_CHECKING, Literal
 from stepseal import errors
 from stepseal.components import Registry
 from stepseal.layout import check_step, step_name
-from stepseal.protocol import Captured, Deadlines, RestoreCalled
+from stepseal.protocol import Captured, Deadlines
 from stepseal.retention import as_retention
 from stepseal.session._annotations import check_annotations
 from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._inflight import InFlight
 from stepseal.session._loop import Loop, Looping
 from stepseal.session._pending import PendingSave
+from stepseal.session._policies import Policies, check_policy
 from stepseal.session._progress import Progress
-from stepseal.session._restoring import Restored, check_choice, take_part
+from stepseal.session._restoring import check_choice, take_part
 from stepseal.session._rules import SaveRule, check_rule
 from stepseal.session._saving import (
     PartWriter,
-    await_abort,
     capture_all,
     collection_paused,
     reports_of,
+    tell_failure,
 )
 from stepseal.session._targets import Targets
 from stepseal.session._wiring import JobOptions, join_process_group
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from stepseal.components import CapturedComponent, Sharing
+    from stepseal.components import Sharing
     from stepseal.retention import KeepRule, Retention
+    from stepseal.session._policies import Policy
+    from stepseal.session._reports import Restored
     from stepseal.session._wiring import Join
 
 __all__ = ["Checkpointer"]
@@ -103,6 +106,7 @@ class Checkpointer(Looping):
         options = JobOptions(deadlines or Deadlines(), as_retention(keep), access or Access())
         self._deadlines = options.deadlines
         self._registry = Registry()
+        self._policies = Policies()
         self._flight = InFlight(max_staging_bytes)
         self._progress = Progress()
         self._closed = False
@@ -118,6 +122,8 @@ class Checkpointer(Looping):
         *,
         sharing: Sharing | None = None,
         kind: Literal["tensors", "tree"] | None = None,
+        on_restore: Policy = "require",
+        on_world_change: Literal["fresh"] | None = None,
     ) -> None:
         """Make `state` part of every step, under `name`.
 
@@ -130,12 +136,18 @@ class Checkpointer(Looping):
             state: the live object.
             sharing: how it relates across ranks; None takes the default where there is one.
             kind: `tensors` stores a `state_dict()` as DCP payload; None decides by type.
+            on_restore: `require`: a step must have it. `if-present`: restored where a step has it.
+                `skip`: never touched. `fresh`: the same, recorded as a restart; `RNG()` then begins
+                streams that derive from a recorded seed, the step and the rank.
+            on_world_change: `fresh` for state of each rank: restored by as many ranks as saved it,
+                `fresh` on another number.
 
         Raises:
             InvalidInput: the name is taken or not usable, the type is not known, the sharing must
                 be declared, or the first save or restore has already happened.
         """
         self._check_open()
+        check_policy(name, on_restore, on_world_change)
         if self._progress.started:
             raise errors.InvalidInput(
                 f"add({name!r}): components are fixed once save or restore was called. Add all of "
@@ -143,14 +155,18 @@ class Checkpointer(Looping):
                 component=name,
             )
         self._registry.add(name, state, sharing=sharing, kind=kind, topology=self._topology)
+        used = self._registry.components()[-1].sharing(self._topology)
+        self._policies.declare(name, on_restore, on_world_change, used)
 
     def restore(
         self,
         step: int | None = None,
         *,
         fresh: bool = False,
-        skip: Collection[str] = (),
+        policies: Mapping[str, Policy] | None = None,
+        only: Collection[str] | None = None,
         unverified: bool = False,
+        check_only: bool = False,
     ) -> Restored | None:
         """Bring all components back from one committed step, on all ranks alike.
 
@@ -162,54 +178,50 @@ class Checkpointer(Looping):
         Args:
             step: restore exactly this step and never another.
             fresh: start anew beside the steps that are there.
-            skip: components to leave as they are now, saved or not; for example per-rank state
-                when the number of ranks changed.
+            policies: component to policy, before those of `add`; `skip` also leaves out what is in
+                the step and was not added.
+            only: restore these and skip all others, added or not.
             unverified: take a foreign DCP folder `step-N`, which no digest covers: the newest one
                 if the root has no step of stepseal, or the one that `step` names.
+            check_only: return what a restore would do, or raise as it would; touch and claim
+                nothing.
 
         Returns:
-            What was restored, or None when the root has no step of stepseal at all, or `fresh` was
-            asked for. Checkpoints of somebody else beside a fresh start are named in a warning.
+            What was restored, with the load report, or None when the root has no step of stepseal
+            at all, or `fresh` was asked for. Checkpoints of somebody else beside a fresh start are
+            named in a warning.
 
         Raises:
             NoResumableStep: there are steps, but none can be resumed; `.reasons` says why for each.
             StepNotFound: `step` is not there; or `unverified`, and there is nothing to take.
             Corrupt: `step` is damaged.
-            StateMismatch: saved and live state differ; `.problems` lists all differences, nothing
-                was changed.
+            StateMismatch: saved and live state differ, or ranks chose differently; `.problems`
+                lists all differences, nothing was changed.
+            InvalidInput: arguments exclude each other, or a name is neither added nor in the step.
             ParticipantFailed: a rank failed or did not answer; if live state was touched, `save`
                 and `step` refuse until a restore succeeds.
         """
         self._check_open()
-        check_choice(step, fresh, skip, unverified)
+        check_choice(step, fresh=fresh, unverified=unverified)
+        choice = self._policies.choose(policies, only)
         self._settle_previous()
         self._loop.restoring()
-        self._progress.started = True
-        driver = self._wiring.driver
-        known = self._registry.names()
-        wanted = [part for part in self._registry.components() if part.name not in skip]
-        names = sorted(part.name for part in wanted)
-        call = RestoreCalled(driver.new_call(), step, fresh, names, unverified)
+        self._progress.started = self._progress.started or not check_only
+        driver, steps = self._wiring.driver, self._wiring.steps
+        targets = Targets(self._registry.components(), choice, self._topology)
+        call = choice.call(
+            driver.new_call(), step, fresh=fresh, unverified=unverified, check_only=check_only
+        )
         try:
-            restored = take_part(
-                driver,
-                call,
-                self._wiring.steps.storage,
-                self._root,
-                Targets(wanted, frozenset(skip), frozenset(known), self._topology),
-                self._deadlines,
-            )
-        except errors.CheckpointError as error:
-            self._progress.tainted = self._progress.tainted or error.tainted
-            raise
-        except BaseException:  # interrupted, perhaps between two tensors
-            self._progress.tainted = True
-            raise
+            with self._progress.tainting():
+                restored = take_part(
+                    driver, call, steps.storage, self._root, targets, self._deadlines
+                )
         finally:
             driver.forget(call.call)
-        self._progress.tainted = False
-        self._progress.newest = None if restored is None else restored.step
-        self._loop.restored(restored, wanted)
+        if not check_only:
+            self._progress.went_on_from(restored)
+            self._loop.restored(restored, targets.restored(restored))
         return restored
 
     def step(self, step: int, *, metrics: Mapping[str, float] | None = None) -> PendingSave | None:
@@ -269,7 +281,7 @@ class Checkpointer(Looping):
         notes = check_annotations(metrics, tags, cut)
         self._check_open()
         self._progress.check_not_tainted()
-        self._check_components()
+        self._policies.check_any()
         self._registry.check_prefixes()
         self._loop.begin()
         self._settle_previous()
@@ -277,8 +289,10 @@ class Checkpointer(Looping):
         self._progress.started = True
         driver = self._wiring.driver
         call = driver.new_call()
-        captured = self._capture(call, step)
-        components = reports_of(captured)
+        staging = self._flight.staging() if self._mode == "async" else None
+        with tell_failure(driver, self._wiring.steps, call, step), collection_paused():
+            captured = capture_all(self._registry.components(), self._topology, staging, step)
+        components = reports_of(captured, self._progress.fresh)
         driver.send_captured(Captured(call, step, components, notes.cut, notes.metrics, notes.tags))
         path = f"{self._root}/{step_name(step)}"
         pending = PendingSave(call, step, path, driver, self._wiring.steps)
@@ -339,19 +353,6 @@ class Checkpointer(Looping):
                 raise
             _log.error("stepseal: while leaving after %s: %s", exc_type, error)
 
-    def _capture(self, call: int, step: int) -> tuple[CapturedComponent, ...]:
-        staging = self._flight.staging() if self._mode == "async" else None
-        try:
-            with collection_paused():
-                return capture_all(self._registry.components(), self._topology, staging, step)
-        except errors.CheckpointError as error:
-            self._wiring.driver.send_failed(call, step, "capture", error)
-            await_abort(self._wiring.driver, self._wiring.steps, call, step)
-            raise
-        except BaseException as error:  # interrupted: the others need not wait for the deadline
-            self._wiring.driver.send_failed(call, step, "capture", error)
-            raise
-
     def _settle_previous(self) -> None:
         """Wait for the save in flight; raise its failure unless it was seen."""
         committed = self._flight.settle()
@@ -360,24 +361,8 @@ class Checkpointer(Looping):
 
     def _poll_previous(self, step: int) -> None:
         """Raise a background failure at the same step on all ranks: rank 0 asks, all are told."""
-        pending = self._flight.pending
-        if pending is None:
-            return
-        if self._topology.world_size == 1:
-            decided = pending.done()
-        else:
-            driver = self._wiring.driver
-            if self._topology.rank == 0:
-                driver.poll_save(pending.call, step)
-            decided = driver.wait_status(pending.call, step)
-        if decided:
+        if self._flight.is_decided(self._wiring.driver, self._topology, step):
             self._settle_previous()
-
-    def _check_components(self) -> None:
-        if not self._registry.names():
-            raise errors.InvalidInput(
-                "save: no component was added: there is nothing to save. Call add() first."
-            )
 
     def _check_open(self) -> None:
         if self._closed:

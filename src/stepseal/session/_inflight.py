@@ -13,6 +13,8 @@ from stepseal.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stepseal.components import Topology
+    from stepseal.protocol import ParticipantDriver
     from stepseal.session._pending import PendingSave
     from stepseal.session._saving import PartWriter
 
@@ -59,6 +61,16 @@ class InFlight:
         """Let live memory change: a writer that reads it reports nothing from here on."""
         if self._reads_live and self._writer is not None:
             self._writer.give_up()
+
+    def is_decided(self, driver: ParticipantDriver, topology: Topology, step: int) -> bool:
+        """Return whether the save in flight was decided before `step`, alike on all ranks."""
+        if self.pending is None:
+            return False
+        if topology.world_size == 1:
+            return self.pending.done()
+        if topology.rank == 0:
+            driver.poll_save(self.pending.call, step)
+        return driver.wait_status(self.pending.call, step)
 
     def settle(self) -> int | None:
         """Wait for the save in flight; raise its failure unless it was seen.

@@ -49,24 +49,33 @@ def discover(role: str) -> Topology:
 
 
 class Rendezvous:
-    """One exchange of the coordinator's address between the ranks of the default process group.
+    """One exchange between the ranks of the default process group: all to rank 0, and its answer.
 
-    Every rank makes one, in the same order as its others. Rank 0 then calls `listen` and `publish`
-    (or `refuse`), the others call `connect`. Rank 0 names this life of the job by a random word;
-    each other rank answers to it with a word of its own, under which it finds the address: so both
-    sides know that the other one is of this life.
+    Every rank makes one, in the same order as its others. For a coordinator, rank 0 then calls
+    `listen` and `publish` (or `refuse`), the others call `connect`. Whoever has something else to
+    settle calls `gather` and `tell` (or `refuse`) on rank 0, and `ask` on the others. Rank 0 names
+    this life of the job by a random word; each other rank answers to it with a word of its own,
+    under which it finds the address: so both sides know that the other one is of this life.
 
     Args:
         topology: who takes part; more than one participant.
         deadlines: connection limits.
         control_host: interface of rank 0 to listen on; None takes loopback when all ranks share a
             host name, else the address of rank 0's host name.
+        duty: what every rank must do to take part, for messages.
 
     Raises:
         CoordinatorLost: the process group's store does not answer within `connect_s`.
     """
 
-    def __init__(self, topology: Topology, deadlines: Deadlines, control_host: str | None) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        deadlines: Deadlines,
+        control_host: str | None,
+        duty: str = "make its Checkpointer",
+    ) -> None:
+        self._duty = duty
         self._topology = topology
         self._deadlines = deadlines
         self._control_host = control_host
@@ -75,6 +84,8 @@ class Rendezvous:
         self._store: Any = dist.distributed_c10d._get_default_store()
         self._word = secrets.token_hex(8)
         self._words: dict[int, str] = {}
+        self._notes: dict[int, Any] = {}
+        self._note: Any = None
         self._hosts: set[str] = {socket.gethostname()}
         self._met = False
         if topology.rank == 0:
@@ -120,6 +131,28 @@ class Rendezvous:
         address = Address(found["host"], found["port"], found["token"])
         return SocketLink(address, self._topology.me, self._deadlines, version)
 
+    def gather(self) -> dict[int, Any]:
+        """Return what each other rank said to `ask`; only rank 0 calls it.
+
+        Raises:
+            CoordinatorLost: a rank did not show up in time.
+        """
+        self._meet()
+        return self._notes
+
+    def tell(self, answer: dict[str, Any]) -> None:
+        """Give all others their answer."""
+        self._tell(answer)
+
+    def ask(self, note: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+        """Say something to rank 0 and return its answer.
+
+        Raises:
+            CoordinatorLost: rank 0 did not answer in time.
+        """
+        self._note = note
+        return self._ask()
+
     def _meet(self) -> None:
         """Take the word and the host of every other rank; raise for the first one missing."""
         self._met = True
@@ -134,6 +167,7 @@ class Rendezvous:
             else:
                 self._words[rank] = found["word"]
                 self._hosts.add(found["host"])
+                self._notes[rank] = found["note"]
         if missing is not None:
             raise missing
 
@@ -144,7 +178,8 @@ class Rendezvous:
 
     def _ask(self) -> dict[str, Any]:
         """Return rank 0's answer to our word; names of earlier lives are given up on the way."""
-        mine = json.dumps({"host": socket.gethostname(), "word": self._word})
+        facts = {"host": socket.gethostname(), "word": self._word, "note": self._note}
+        mine = json.dumps(facts)
         end = self._end + _GRACE_S  # rank 0 may be saying right now who is missing
         look_s = _FIRST_LOOK_S
         while True:
@@ -175,7 +210,7 @@ class Rendezvous:
         with contextlib.suppress(CoordinatorLost):
             rank: int | None = self._within(look, 0.0, "the process group's store did not answer")
             if rank is not None:
-                return self._lost(f"rank {rank} did not make its Checkpointer")
+                return self._lost(f"rank {rank} did not {self._duty}")
         return None
 
     @property
@@ -198,7 +233,7 @@ class Rendezvous:
             self._store.wait([key], timedelta(seconds=timeout_s))
             return bytes(self._store.get(key))
 
-        found: bytes = self._within(read, timeout_s, f"{who} did not make its Checkpointer")
+        found: bytes = self._within(read, timeout_s, f"{who} did not {self._duty}")
         return found.decode()
 
     def _set(self, values: Mapping[str, str]) -> None:
@@ -231,7 +266,7 @@ class Rendezvous:
 
     def _lost(self, problem: str) -> CoordinatorLost:
         return CoordinatorLost(
-            f"control plane: {problem} within {self._deadlines.connect_s:g} s. Every rank must "
-            "construct it, in the same order.",
+            f"control plane: {problem} within {self._deadlines.connect_s:g} s. Every rank must do "
+            "so, in the same order.",
             participant=self._topology.me,
         )

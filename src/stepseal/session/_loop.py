@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from stepseal.components import Component, Registry, Topology
-    from stepseal.session._restoring import Restored
+    from stepseal.session._reports import Restored
 
 __all__ = ["Loop", "Looping"]
 

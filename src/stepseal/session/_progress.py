@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from stepseal.errors import StepExists, Tainted
+from stepseal.errors import CheckpointError, StepExists, Tainted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from stepseal.session._reports import Restored
 
 __all__ = ["Progress"]
 
@@ -19,6 +26,26 @@ class Progress:
     """A save or restore was called: no more components may be added."""
     tainted: bool = False
     """Live state is a mix of two states."""
+    fresh: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """Component that began anew in this life to what each manifest records of it."""
+
+    @contextlib.contextmanager
+    def tainting(self) -> Iterator[None]:
+        """Remember of what fails inside whether it left live state half changed."""
+        try:
+            yield
+        except CheckpointError as error:
+            self.tainted = self.tainted or error.tainted
+            raise
+        except BaseException:  # interrupted, perhaps between two tensors
+            self.tainted = True
+            raise
+
+    def went_on_from(self, restored: Restored | None) -> None:
+        """Begin a life that goes on from what was restored, None for a fresh start."""
+        self.tainted = False
+        self.newest = None if restored is None else restored.step
+        self.fresh = {} if restored is None else restored.fresh
 
     def check_grows(self, step: int) -> None:
         """Refuse a step number at or below the newest one.

@@ -7,20 +7,16 @@ digest matched; the RNG comes last, so that nothing that loads can disturb it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal import protocol
-from stepseal.components import SavedComponent, SavedTensor
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput
 from stepseal.layout import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
-    Sharing,
     check_step,
     decode_manifest,
     manifest_digest,
-    payload_owner,
     step_name,
 )
 from stepseal.protocol import (
@@ -36,21 +32,19 @@ from stepseal.protocol import (
     failure_of,
     messages_of,
 )
+from stepseal.session._checked import CheckedStep, check_step_fits
+from stepseal.session._reports import Restored
 from stepseal.session._saving import collection_paused
 from stepseal.session._unverified import CheckedFolder, check_folder
 from stepseal.storage import read_bytes
-from stepseal.transfer import ReadRequest, StepReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-
-    from stepseal.components import Component, RestorePlan, Topology
-    from stepseal.layout import ComponentEntry, Manifest
+    from stepseal.layout import Manifest
     from stepseal.protocol import Deadlines, ParticipantDriver, RestoreCalled
     from stepseal.session._targets import Targets
     from stepseal.storage import Storage
 
-__all__ = ["Restored", "check_choice", "take_part"]
+__all__ = ["check_choice", "take_part"]
 
 _log = logging.getLogger("stepseal")
 
@@ -61,49 +55,11 @@ class RestoreGivenUp(CheckpointError):
     kind = "restore_given_up"
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedStep:
-    """A candidate that fits: what is left is to stream its tensors and to apply the rest."""
-
-    reader: StepReader
-    plans: tuple[tuple[Component, RestorePlan], ...]
-
-    def report(self) -> dict[str, str]:
-        """Return, per component, what was taken."""
-        return {
-            component.name: f"restored ({component.kind}, {len(plan.sinks)} tensors)"
-            for component, plan in self.plans
-        }
-
-    def apply(self, check_cancelled: Callable[[], None]) -> None:
-        """Stream every tensor needed here, then finish each component; changes live state.
-
-        Args:
-            check_cancelled: called before every read and every component; raises to give up.
-
-        Raises:
-            Corrupt: a digest did not match; live state may hold a mix of old and new by now.
-        """
-        requests = [
-            ReadRequest(stored, sink)
-            for component, plan in self.plans
-            for key, sink in plan.sinks.items()
-            for stored in self.reader.stored(component.name)[key]
-        ]
-        self.reader.stream(requests, check_cancelled=check_cancelled)
-        for _, plan in self.plans:
-            check_cancelled()
-            plan.apply()
-
-
-def check_choice(
-    step: int | None, fresh: bool, skip: Collection[str], unverified: bool = False
-) -> None:
+def check_choice(step: int | None, *, fresh: bool, unverified: bool) -> None:
     """Refuse arguments of `restore` that exclude each other.
 
     Raises:
-        InvalidInput: `step` is no step number, `fresh` comes with `step` or `unverified`, or `skip`
-            is one string.
+        InvalidInput: `step` is no step number, or `fresh` comes with `step` or `unverified`.
     """
     if step is not None:
         check_step(step)
@@ -111,11 +67,6 @@ def check_choice(
         raise InvalidInput("restore(step=..., fresh=True): expected one of the two, found both")
     if unverified and fresh:
         raise InvalidInput("restore(unverified=True, fresh=True): expected one of the two")
-    if isinstance(skip, str):
-        raise InvalidInput(
-            f"restore(skip={skip!r}): expected a list of component names, found one string. "
-            f"Write skip=[{skip!r}]."
-        )
 
 
 def check_candidate(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedStep:
@@ -126,14 +77,7 @@ def check_candidate(storage: Storage, candidate: Candidate, targets: Targets) ->
         StateMismatch: saved and live state differ; `.problems` lists every difference.
     """
     manifest = _read_manifest(storage, candidate)
-    reader = StepReader(storage, step_name(candidate.step), manifest)
-    entries = {entry.name: entry for entry in manifest.components}
-    plans = targets.plans(
-        candidate.step,
-        entries,
-        lambda one: _saved_component(reader, manifest, entries[one.name], targets.topology),
-    )
-    return CheckedStep(reader, plans)
+    return check_step_fits(storage, manifest, candidate.manifest_sha256, targets)
 
 
 def _read_manifest(storage: Storage, candidate: Candidate) -> Manifest:
@@ -151,40 +95,6 @@ def _read_manifest(storage: Storage, candidate: Candidate) -> Manifest:
             found=found,
         )
     return decode_manifest(data)
-
-
-def _saved_component(
-    reader: StepReader, manifest: Manifest, entry: ComponentEntry, topology: Topology
-) -> SavedComponent:
-    tensors = {}
-    if entry.kind == "tensors":
-        for key, boxes in reader.stored(entry.name).items():
-            tensors[key] = SavedTensor(key, boxes[0].tensor.dtype, boxes[0].tensor.shape)
-    sharing = Sharing(entry.sharing)
-    owner = payload_owner(sharing, entry.payloads, topology.me)
-    tree = None
-    if owner is not None and reader.has_tree(entry.name, owner):
-        tree = reader.read_tree(entry.name, owner)
-    return SavedComponent(
-        entry.name, entry.kind, sharing, tensors, tree, len(manifest.participants)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What `Checkpointer.restore` brought back; the same on all participants."""
-
-    step: int
-    path: str
-    """Folder of the step."""
-    incarnation: int
-    """Number of this life of the job."""
-    skipped: Mapping[str, str]
-    """Newer steps that were passed over, by folder name, each with the reason."""
-    report: Mapping[str, str]
-    """Component to what was done with it."""
-    unverified: bool = False
-    """It came from a foreign DCP folder: no digest says that its bytes are what was written."""
 
 
 def take_part(
@@ -219,11 +129,16 @@ def take_part(
                 touched = True
                 _apply(driver, order, checked)
             case protocol.Restored():
-                path = f"{root}/{step_name(order.step)}"
-                report = {} if checked is None else checked.report()
-                report |= dict.fromkeys(targets.skip, "left as it was (skip)")
-                facts = (order.incarnation, order.skipped, report, order.unverified)
-                return Restored(order.step, path, *facts)
+                assert checked is not None, "nobody restores what this participant rejected"
+                return Restored(
+                    step=order.step,
+                    path=f"{root}/{step_name(order.step)}",
+                    report=checked.decisions.report,
+                    incarnation=order.incarnation,
+                    skipped=order.skipped,
+                    fresh=checked.decisions.fresh,
+                    unverified=order.unverified,
+                )
             case Fresh():
                 return None
             case RestoreFailed():

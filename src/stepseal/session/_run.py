@@ -12,7 +12,13 @@ import torch
 from stepseal import errors
 from stepseal.components import DenseSink, decode_tree
 from stepseal.layout import check_step, dcp_fqn, step_name, whole
-from stepseal.steps import in_lineage, locate_root, open_store, refuse_newer
+from stepseal.steps import (
+    in_lineage,
+    locate_root,
+    open_step_folder,
+    open_store,
+    refuse_newer,
+)
 from stepseal.transfer import ReadRequest, StepReader, has_damage, verify_step
 
 if TYPE_CHECKING:
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     from stepseal.steps import Reading, ReadSteps, StepEntry
     from stepseal.transfer import Finding
 
-__all__ = ["Run", "Step", "open_run"]
+__all__ = ["Run", "Step", "open_run", "open_step"]
 
 T = TypeVar("T")
 
@@ -30,13 +36,17 @@ T = TypeVar("T")
 class Step:
     """One committed step, for reading.
 
-    Made by `Run.step`. All reads verify digests; nothing is unpickled. While one goes on, the step
-    is leased, so that no coordinator prunes it; a step that is gone is `StepNotFound`.
+    Made by `Run.step` and `open_step`. All reads verify digests; nothing is unpickled. While one
+    goes on, the step is leased, so that no coordinator prunes it; a step that is gone is
+    `StepNotFound`.
     """
 
-    def __init__(self, steps: ReadSteps, root: str, manifest: Manifest) -> None:
+    def __init__(
+        self, steps: ReadSteps, root: str, manifest: Manifest, *, key: str | None = None
+    ) -> None:
         self.manifest = manifest
-        self.path = os.path.join(root, step_name(manifest.step))
+        self._key = step_name(manifest.step) if key is None else key
+        self.path = os.path.join(root, self._key) if self._key else root
         self._steps = steps
         self._storage = steps.storage
 
@@ -62,8 +72,7 @@ class Step:
         """
 
         def look(advance: Callable[[int], None]) -> tuple[Finding, ...]:
-            name = step_name(self.step)
-            return verify_step(self._storage, name, self.manifest, progress=advance)
+            return verify_step(self._storage, self._key, self.manifest, progress=advance)
 
         with self._steps.reading(self.manifest) as reading:
             return reading.look(look, is_damaged=has_damage, progress=progress)
@@ -105,7 +114,7 @@ class Step:
                 step=self.step,
                 expected=pattern,
             )
-        reader = StepReader(self._storage, step_name(self.step), self.manifest)
+        reader = StepReader(self._storage, self._key, self.manifest)
         found = {}
         requests = []
         wanted = {name: reader.stored(tensors[name][0])[tensors[name][1]] for name in names}
@@ -159,13 +168,13 @@ class Step:
         return decode_tree(found)
 
     def _tree(self, component: str, owner: str) -> TreeContents | None:
-        reader = StepReader(self._storage, step_name(self.step), self.manifest)
+        reader = StepReader(self._storage, self._key, self.manifest)
         if not reader.has_tree(component, owner):
             return None
         return reader.read_tree(component, owner)
 
     def _tensors(self, component: str | None = None) -> dict[str, tuple[str, str]]:
-        reader = StepReader(self._storage, step_name(self.step), self.manifest)
+        reader = StepReader(self._storage, self._key, self.manifest)
         return {
             dcp_fqn(entry.name, key): (entry.name, key)
             for entry in self.manifest.components
@@ -266,3 +275,19 @@ def open_run(root: str | os.PathLike[str]) -> Run:
     """
     path = locate_root(root)
     return Run(open_store(path), path)
+
+
+def open_step(path: str | os.PathLike[str]) -> Step:
+    """Open the folder of one step for reading, wherever it was copied to and under any name.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        StepNotFound: there is no such folder, or no manifest in it.
+        Corrupt: the manifest is damaged.
+        IncompatibleFormat: a newer release wrote it.
+    """
+    steps, manifest, key = open_step_folder(path)
+    place = locate_root(path)
+    return Step(steps, os.path.dirname(place) if key else place, manifest, key=key)

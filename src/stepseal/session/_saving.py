@@ -20,7 +20,7 @@ from stepseal.protocol import ComponentReport, PartReport, resolve_save
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from stepseal.components import CapturedComponent, Component, StagingMemory, Topology
     from stepseal.protocol import ParticipantDriver, Write
@@ -31,10 +31,10 @@ _log = logging.getLogger("stepseal")
 __all__ = [
     "PartWriter",
     "SaveGivenUp",
-    "await_abort",
     "capture_all",
     "collection_paused",
     "reports_of",
+    "tell_failure",
 ]
 
 
@@ -90,8 +90,15 @@ def capture_all(
     return tuple(captured)
 
 
-def reports_of(captured: Sequence[CapturedComponent]) -> list[ComponentReport]:
-    """Return what the coordinator compares across participants."""
+def reports_of(
+    captured: Sequence[CapturedComponent], fresh: Mapping[str, Mapping[str, object]]
+) -> list[ComponentReport]:
+    """Return what the coordinator compares across participants, and writes into the manifest.
+
+    Args:
+        captured: of all components.
+        fresh: component that began anew in this life to what is recorded of it.
+    """
     return [
         ComponentReport(
             c.name,
@@ -100,12 +107,29 @@ def reports_of(captured: Sequence[CapturedComponent]) -> list[ComponentReport]:
             c.fingerprint,
             None if c.payload is None else c.payload.coordinate,
             c.payload is not None and c.payload.writes,
+            {"fresh": dict(fresh[c.name])} if c.name in fresh else {},
         )
         for c in captured
     ]
 
 
-def await_abort(driver: ParticipantDriver, steps: StepStore, call: int, step: int) -> None:
+@contextlib.contextmanager
+def tell_failure(
+    driver: ParticipantDriver, steps: StepStore, call: int, step: int
+) -> Iterator[None]:
+    """Tell the coordinator what fails inside, so that the others need not wait for the deadline."""
+    try:
+        yield
+    except CheckpointError as error:
+        driver.send_failed(call, step, "capture", error)
+        _await_abort(driver, steps, call, step)
+        raise
+    except BaseException as error:  # interrupted
+        driver.send_failed(call, step, "capture", error)
+        raise
+
+
+def _await_abort(driver: ParticipantDriver, steps: StepStore, call: int, step: int) -> None:
     """Let the abort of our own failure arrive, so that all start the next call alike."""
     state = driver.wait_outcome(call, None)
     if state is not None:

@@ -1,83 +1,169 @@
-"""What a restore fills, as one participant sees it."""
+"""What a restore fills, as one participant sees it, and what is decided for each component."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stepseal.components import RNGComponent
-from stepseal.errors import StateMismatch
+from stepseal.components import RNGComponent, leave_out, unsaved_buffers
+from stepseal.errors import InvalidInput, StateMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from stepseal.components import Component, RestorePlan, SavedComponent, Topology
+    from stepseal.session._policies import Choice, Policy
+    from stepseal.session._reports import Restored
 
-__all__ = ["Targets"]
+__all__ = ["Decisions", "SavedStep", "Targets"]
+
+_NAMED = 10
+"""Differences, or buffers, that a text names before it counts the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedStep:
+    """What a step offers to live state."""
+
+    step: int
+    names: Collection[str]
+    """Its components."""
+    num_participants: int | None
+    """Who saved it; None where nobody knows, as for a foreign folder."""
+    seed: str
+    """What fresh random streams derive from: a digest that names exactly this step."""
+    open: Callable[[Component], SavedComponent]
+    """Returns what the step holds for a live component."""
+    note: str = ""
+    """Stands in the report of each component that is restored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What is done with each component; making them touched nothing."""
+
+    plans: tuple[tuple[Component, RestorePlan], ...]
+    """How live state takes what is restored, and how fresh streams begin; the RNG comes last."""
+    report: Mapping[str, str]
+    """Component to what was, or would be, done with it; the same on all participants."""
+    fresh: Mapping[str, Mapping[str, object]]
+    """Component that begins anew to what is recorded of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """The live state that a restore fills."""
+    """The live state that a restore fills, and what was chosen for it."""
 
     components: Sequence[Component]
-    skip: frozenset[str]
-    """Names to leave as they are, live or saved."""
-    known: frozenset[str]
-    """Names of all live components, skipped ones included."""
+    choice: Choice
     topology: Topology
 
-    def plans(
-        self,
-        step: int,
-        saved: Collection[str],
-        open_saved: Callable[[Component], SavedComponent],
-    ) -> tuple[tuple[Component, RestorePlan], ...]:
-        """Plan how each live component takes its saved state, the RNG last; touch nothing.
-
-        Args:
-            step: number of the step, for errors.
-            saved: names of the components that the step holds.
-            open_saved: returns what the step holds for a component.
+    def decide(self, saved: SavedStep) -> Decisions:
+        """Decide for each component, and plan how live state takes it; touch nothing.
 
         Raises:
+            InvalidInput: a policy of a component that is neither added here nor in the step.
             StateMismatch: saved and live state differ; `.problems` lists every difference.
         """
-        problems = self._name_problems(saved)
-        plans = []
+        self._check_names(saved)
+        problems, report = self._not_added(saved), self._left_out(saved)
+        fresh: dict[str, dict[str, object]] = {}
+        plans: list[tuple[Component, RestorePlan]] = []
         for component in self.components:
-            if component.name in saved:
+            name = component.name
+            policy, why = self._policy_of(name, saved)
+            if policy == "fresh":
+                fresh[name] = {"step": saved.step}
+                report[name] = f"fresh: left as it was{why}"
+                if isinstance(component, RNGComponent):
+                    fresh[name]["seed"] = saved.seed
+                    plan = component.restart(saved.seed, saved.step, self.topology)
+                    plans.append((component, plan))
+                    report[name] = f"fresh: streams from seed {saved.seed}, step and rank{why}"
+            elif policy == "skip":
+                report[name] = "left as it was (skip)"
+            elif name in saved.names:
                 try:
-                    plans.append((component, component.plan(open_saved(component), self.topology)))
+                    found = saved.open(component)
+                    plans.append((component, component.plan(found, self.topology)))
+                    report[name] = _restored(component, found, saved.note)
                 except StateMismatch as error:
-                    found = error.problems or (str(error),)
-                    problems += [f"component {component.name}: {problem}" for problem in found]
+                    listed = error.problems or (str(error),)
+                    problems += [f"component {name}: {problem}" for problem in listed]
+            elif policy == "if-present":
+                report[name] = "left as it was (if-present, and not in the step)"
+            else:
+                problems.append(
+                    f"component {name}: added here, but not in the step; {leave_out(name)} leaves "
+                    "it as it is now"
+                )
+        self._refuse(problems, saved.step)
+        plans.sort(key=lambda plan: isinstance(plan[0], RNGComponent))
+        return Decisions(tuple(plans), report, fresh)
+
+    def restored(self, found: Restored | None) -> list[Component]:
+        """Return the components that took what was saved; `found` is what the restore returned."""
+        left = {} if found is None else found.fresh
+        return [
+            component
+            for component in self.components
+            if component.name not in left and self.choice.policies[component.name] != "skip"
+        ]
+
+    def _policy_of(self, name: str, saved: SavedStep) -> tuple[Policy, str]:
+        """Return the policy of a live component for this step, and why it is not the chosen one."""
+        policy, now = self.choice.policies[name], self.topology.world_size
+        before = saved.num_participants
+        if policy == "skip" or name not in self.choice.by_world or before in (None, now):
+            return policy, ""
+        return "fresh", f" ({before} participants at the save, now {now})"
+
+    def _check_names(self, saved: SavedStep) -> None:
+        live = {component.name for component in self.components}
+        unknown = sorted(set(self.choice.policies) - live - set(saved.names))
+        if unknown:
+            problems = [
+                f"policies: component {name}: neither added here nor in step {saved.step}"
+                for name in unknown
+            ]
+            raise InvalidInput(
+                f"restore: {'; '.join(problems)}; the step has {', '.join(sorted(saved.names))}.",
+                step=saved.step,
+                problems=tuple(problems),
+            )
+
+    def _others(self, saved: SavedStep) -> list[str]:
+        return sorted(set(saved.names) - {component.name for component in self.components})
+
+    def _not_added(self, saved: SavedStep) -> list[str]:
+        if self.choice.only:
+            return []
+        return [
+            f"component {name}: in the step, but not added here; {leave_out(name)} leaves it out"
+            for name in self._others(saved)
+            if name not in self.choice.policies
+        ]
+
+    def _left_out(self, saved: SavedStep) -> dict[str, str]:
+        return dict.fromkeys(self._others(saved), "left out (skip): not added here")
+
+    def _refuse(self, problems: list[str], step: int) -> None:
         if problems:
             raise StateMismatch(
-                f"saved and live state differ: {'; '.join(problems[:10])}"
-                f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}",
+                f"saved and live state differ: {_listed(problems, '; ')}",
                 step=step,
                 participant=self.topology.me,
                 problems=tuple(problems),
             )
-        plans.sort(key=lambda plan: isinstance(plan[0], RNGComponent))
-        return tuple(plans)
 
-    def _name_problems(self, saved: Collection[str]) -> list[str]:
-        live = [component.name for component in self.components]
-        problems = [
-            f"component {name}: added here, but not in the step; restore(skip=[{name!r}]) leaves "
-            "it as it is now"
-            for name in live
-            if name not in saved
-        ]
-        problems += [
-            f"component {name}: in the step, but not added here; restore(skip=[{name!r}]) leaves "
-            "it out"
-            for name in sorted(set(saved) - set(live) - self.skip)
-        ]
-        problems += [
-            f"skip: component {name}: neither added here nor in the step"
-            for name in sorted(self.skip - self.known - set(saved))
-        ]
-        return problems
+
+def _restored(component: Component, saved: SavedComponent, note: str) -> str:
+    size = f", {len(saved.tensors)} tensors" if saved.tensors else ""
+    unsaved = unsaved_buffers(component)
+    left = f"; buffers that nobody saves, left as they are: {_listed(unsaved)}" if unsaved else ""
+    return f"restored{note} ({component.kind}{size}){left}"
+
+
+def _listed(texts: Sequence[str], comma: str = ", ") -> str:
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return f"{comma.join(texts[:_NAMED])}{more}"

@@ -14,15 +14,15 @@ from stepseal.components import byte_view
 from stepseal.errors import Corrupt
 from stepseal.foreign import DcpFolder
 from stepseal.layout import step_name
+from stepseal.session._targets import SavedStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from stepseal.components import Component, RestorePlan
     from stepseal.foreign import ForeignTensor
     from stepseal.layout import TensorSink
     from stepseal.protocol import Candidate
-    from stepseal.session._targets import Targets
+    from stepseal.session._targets import Decisions, Targets
     from stepseal.storage import Storage
 
 __all__ = ["CheckedFolder", "check_folder"]
@@ -35,21 +35,13 @@ class CheckedFolder:
     """A foreign folder that fits: what is left is to copy its tensors and to apply the rest."""
 
     folder: DcpFolder
-    plans: tuple[tuple[Component, RestorePlan], ...]
+    decisions: Decisions
 
     def reads(self) -> Iterator[tuple[ForeignTensor, TensorSink]]:
         """Yield each tensor that is needed here, with its sink."""
-        for component, plan in self.plans:
-            tensors = self.folder.components[component.name].tensors
+        for component, plan in self.decisions.plans:
             for key, sink in plan.sinks.items():
-                yield tensors[key], sink
-
-    def report(self) -> dict[str, str]:
-        """Return, per component, what was taken."""
-        return {
-            component.name: f"restored, unverified ({component.kind}, {len(plan.sinks)} tensors)"
-            for component, plan in self.plans
-        }
+                yield self.folder.components[component.name].tensors[key], sink
 
     def apply(self, check_cancelled: Callable[[], None]) -> None:
         """Copy every tensor needed here, then finish each component; changes live state.
@@ -64,7 +56,7 @@ class CheckedFolder:
             for box, piece in self.folder.boxes(tensor, sink.wanted):
                 check_cancelled()
                 sink.write(box, 0, byte_view(piece))
-        for _, plan in self.plans:
+        for _, plan in self.decisions.plans:
             check_cancelled()
             plan.apply()
 
@@ -87,8 +79,15 @@ def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> Ch
             step=step,
             path=name,
         )
-    plans = targets.plans(step, folder.components, lambda one: folder.saved(one.name, one.kind))
-    checked = CheckedFolder(folder, plans)
+    saved = SavedStep(
+        step,
+        folder.components,
+        num_participants=None,
+        seed=folder.sha256,
+        open=lambda one: folder.saved(one.name, one.kind),
+        note=", unverified",
+    )
+    checked = CheckedFolder(folder, targets.decide(saved))
     for tensor, sink in checked.reads():
         folder.check(tensor, sink.wanted)
     if targets.topology.rank == 0:

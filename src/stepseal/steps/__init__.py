@@ -11,6 +11,7 @@ from stepseal.steps._attempts import AttemptFolder
 from stepseal.steps._catalog import StepEntry, refuse_newer
 from stepseal.steps._claims import (ClaimRecord, Doubt, in_lineage, left_lineage_at,
     lineage_doubt, lineage_limits)
+from stepseal.steps._copied import CopiedStep, is_step_folder, open_step_folder
 from stepseal.steps._folders import FolderName, parse_folder
 from stepseal.steps._guards import Guards
 from stepseal.steps._open import locate_root, open_store
@@ -23,9 +24,9 @@ from stepseal.steps._retire import PruneReport, Retirement
 from stepseal.steps._store import ReadSteps, RemoveSteps, StepStore
 
 __all__ = [
-    "AttemptFolder", "ClaimRecord", "Doubt", "FolderName", "Guards", "Indexer", "OwnedSteps",
-    "PosixSteps", "PruneReport", "ReadSteps", "Reading", "Removal",
+    "AttemptFolder", "ClaimRecord", "CopiedStep", "Doubt", "FolderName", "Guards", "Indexer",
+    "OwnedSteps", "PosixSteps", "PruneReport", "ReadSteps", "Reading", "Removal",
     "RemoveSteps", "Retirement", "StepEntry", "StepStore", "in_lineage",
-    "left_lineage_at", "lineage_doubt", "lineage_limits", "locate_root", "open_store",
-    "parse_folder", "refuse_newer",
+    "is_step_folder", "left_lineage_at", "lineage_doubt", "lineage_limits", "locate_root",
+    "open_step_folder", "open_store", "parse_folder", "refuse_newer",
 ]

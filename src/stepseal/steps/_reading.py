@@ -74,6 +74,11 @@ class Reading:
         self._renew_at_s = 0.0
         self._lease: Lease | None = None
 
+    @property
+    def is_leased(self) -> bool:
+        """True while a lease keeps the step from being pruned."""
+        return self._lease is not None
+
     def _take(self) -> Lease | None:
         now_s = self._clock()
         try:

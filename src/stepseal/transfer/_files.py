@@ -14,6 +14,8 @@ from stepseal.storage import KeyNotFound
 from stepseal.transfer._blocks import BLOCK_BYTES, allocate
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from stepseal.layout import DocumentRef, FileEntry
     from stepseal.storage import ReadHandle, Storage
 
@@ -37,9 +39,10 @@ class CommittedFiles:
         step: number of the step, for errors.
     """
 
-    __slots__ = ("_step", "_step_key", "_storage")
+    __slots__ = ("_held", "_step", "_step_key", "_storage")
 
     def __init__(self, storage: Storage, step_key: str, step: int) -> None:
+        self._held: dict[str, ReadHandle] = {}
         self._storage = storage
         self._step_key = step_key
         self._step = step
@@ -66,12 +69,28 @@ class CommittedFiles:
             **context,
         )
 
-    def open(self, path: str, size_bytes: int, *, participant: str | None = None) -> ReadHandle:
-        """Open a file that must exist with this size.
+    def hold(self, path: str, size_bytes: int, *, participant: str | None = None) -> None:
+        """Open a file that must exist with this size, and keep it open until `release`.
 
         Raises:
             Corrupt: the file is missing, not a regular file, or has another size.
         """
+        if path not in self._held:
+            self._held[path] = self.open(path, size_bytes, participant=participant)
+
+    def release(self) -> None:
+        """Close what is held."""
+        while self._held:
+            self._held.popitem()[1].close()
+
+    def open(self, path: str, size_bytes: int, *, participant: str | None = None) -> ReadHandle:
+        """Open a file that must be there with this size, or lend it where it is held.
+
+        Raises:
+            Corrupt: missing, not a regular file, or of another size.
+        """
+        if path in self._held:
+            return _Lent(self._held[path])
         try:
             handle = self._storage.open_read(self.key(path))
         except KeyNotFound as error:
@@ -163,3 +182,23 @@ class CommittedFiles:
             f"expected digest {expected[at].hex()} of the chunk at byte {offset}, "
             f"found {found[at].hex()}"
         )
+
+
+class _Lent:
+    """A file that is held open by somebody else: closing it leaves it open."""
+
+    __slots__ = ("_handle", "read_into", "size_bytes")
+
+    def __init__(self, handle: ReadHandle) -> None:
+        self._handle = handle
+        self.size_bytes = handle.size_bytes
+        self.read_into = handle.read_into
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        return
+
+    def close(self) -> None:
+        return

@@ -179,6 +179,24 @@ class StepReader:
             arrays.update(found)
         return TreeContents(document, arrays)
 
+    def hold(self, requests: Sequence[ReadRequest]) -> None:
+        """Open all that `stream` reads for these requests, and keep it open until `release`.
+
+        On a local file system what is open can be read to its end even when the step is removed.
+
+        Raises:
+            StateMismatch, Corrupt: as `stream`, before any sink is written.
+            StorageUnavailable: refused, for example because too many files are open.
+        """
+        for batch in plan_reads(self._files, requests):
+            self.part(batch.participant)
+            size_bytes = self._entries[batch.participant][batch.path].size_bytes
+            self._files.hold(batch.path, size_bytes, participant=batch.participant)
+
+    def release(self) -> None:
+        """Close what is held. Idempotent."""
+        self._files.release()
+
     def stream(
         self,
         requests: Sequence[ReadRequest],

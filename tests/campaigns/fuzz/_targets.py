@@ -263,7 +263,7 @@ def _hello() -> list[bytes]:
         messages.Hello("trainer/0", "t" * 32, "1"), messages.Heartbeat(), messages.Goodbye(),
         messages.Captured(1, 2, [], {"a": 1.5}, {"loss": math.nan}, ["x"]),
         messages.Failed(1, 2, "write", messages.Failure("corrupt", "x", problems=["y"])),
-        messages.RestoreCalled(1, None, False, ["model"]),
+        messages.RestoreCalled(1, None, False, {"model": "require"}),
         messages.Prepared(1, "ab" * 16, messages.PartReport("parts/a.json", 3, "cd" * 32)),
         messages.Aborted(1, 2, "corrupt", "x", {"a": messages.Failure("corrupt", "x")}),
         messages.Restored(1, 2, 3, {"4": "damaged"}), messages.Refused("invalid_input", "x"),

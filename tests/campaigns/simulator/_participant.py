@@ -117,7 +117,7 @@ class Process:
         self.call, self.doing, self.busy = self.machine.new_call(), "restore", False
         call, plan = self.call, self.plan
         self.machine.restore(call)
-        wanted = messages.RestoreCalled(call, plan.restore_step, plan.fresh, ["model"])
+        wanted = messages.RestoreCalled(call, plan.restore_step, plan.fresh, {"model": "require"})
         self.line.up(wanted)
         self.wait_order(call)
 
@@ -203,7 +203,7 @@ class Process:
             sound = self.manifest is not None and self.manifest.step == answer.step
             whole = self.manifest is not None and self.live == self.manifest.attempt
             self.oracle.require("restored means applied", sound and whole, self.name, answer.step)
-        self.job.restored.add((self.step, self.live if self.step else "", answer.incarnation))
+        self.job.restored.add((self.step, self.live if self.step else "", answer.incarnation or 0))
         self.oracle.require("all restore alike", len(self.job.restored) == 1, self.job.restored)
         self.world.at(self.world.roll(), self.save, self.node)
 

@@ -204,7 +204,7 @@ def _resume(
     difference = replica.differs_from(of, restored.step)
     if difference:
         words.say(Word("wrong", life, rank, restored.step, text=f"restored: {difference}"))
-    words.say(Word("restored", life, rank, restored.step, restored.incarnation, str(of)))
+    words.say(Word("restored", life, rank, restored.step, restored.incarnation or 0, str(of)))
     return True
 
 

@@ -1,0 +1,129 @@
+"""What the ranks of a load settle with each other, through the process group's store alone.
+
+No collective, no coordinator: each settlement is one `Rendezvous`, in which rank 0 hears all and
+answers all alike. A single process settles everything with itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from stepseal.errors import CheckpointError, ParticipantFailed, StepNotFound
+from stepseal.protocol import Failure, details_of, error_from, failure_of
+from stepseal.session._job import Rendezvous
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from stepseal.components import Topology
+    from stepseal.protocol import Deadlines
+
+__all__ = ["Together"]
+
+_SHOWN = 4
+
+
+class Together:
+    """Settles what all ranks of the default process group must do alike.
+
+    Args:
+        topology: who takes part.
+        deadlines: how long a rank waits for the others.
+        duty: what every rank must do to take part, for messages.
+    """
+
+    def __init__(self, topology: Topology, deadlines: Deadlines, duty: str) -> None:
+        self._topology = topology
+        self._deadlines = deadlines
+        self._duty = duty
+
+    def from_rank_0(self, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what rank 0 finds, JSON; what it raises is raised on all ranks."""
+        if self._topology.world_size == 1:
+            return find()
+        meeting = self._meeting(self._deadlines.connect_s)
+        if self._topology.rank:
+            return _taken(meeting.ask(None))
+        try:
+            found = find()
+            meeting.gather()
+        except Exception as error:
+            meeting.refuse(error)
+            raise
+        meeting.tell(found)
+        return found
+
+    def agree(self, error: Exception | None, *, limit_s: float, touched: bool) -> None:
+        """Return if nothing failed on any rank; else raise, on all ranks an error of one kind.
+
+        Args:
+            error: what failed here.
+            limit_s: how long to wait for the slowest rank.
+            touched: live state may have been changed by now.
+        """
+        if self._topology.world_size == 1:
+            if error is not None:
+                raise _marked(error, touched)
+            return
+        mine = None if error is None else msgspec.to_builtins(failure_of(error))
+        meeting = self._meeting(limit_s)
+        if self._topology.rank:
+            answer = meeting.ask(mine)
+        else:
+            try:
+                notes = {0: mine, **meeting.gather()}
+            except CheckpointError as lost:
+                meeting.refuse(lost)
+                raise _marked(lost, touched) from error
+            answer = _verdict(notes, self._duty, touched)
+            meeting.tell(answer)
+        if answer:
+            raise _marked(_error_of(answer), touched) from error
+
+    def _meeting(self, limit_s: float) -> Rendezvous:
+        limits = replace(self._deadlines, connect_s=limit_s)
+        return Rendezvous(self._topology, limits, None, duty=self._duty)
+
+
+def _verdict(notes: Mapping[int, Any], duty: str, touched: bool) -> dict[str, Any]:
+    """Return what all ranks raise, empty if nothing failed."""
+    failures = {rank: msgspec.convert(note, Failure) for rank, note in notes.items() if note}
+    if not failures:
+        return {}
+    others = {rank: one for rank, one in failures.items() if one.kind != StepNotFound.kind}
+    failures = others or failures  # a step that is gone is gone for all; anything else is told
+    kinds = {failure.kind for failure in failures.values()}
+    kind = kinds.pop() if len(kinds) == 1 else ParticipantFailed.kind
+    shown = [f"rank {rank}: {one.message}" for rank, one in sorted(failures.items())[:_SHOWN]]
+    more = f"; and {len(failures) - _SHOWN} ranks more" if len(failures) > _SHOWN else ""
+    state = "Live state was changed: load again." if touched else "Nothing was changed."
+    return {
+        "kind": kind,
+        "message": f"could not {duty}: {'; '.join(shown)}{more} {state}",
+        "failures": {
+            str(rank): msgspec.to_builtins(one) for rank, one in sorted(failures.items())[:_SHOWN]
+        },
+    }
+
+
+def _error_of(answer: Mapping[str, Any]) -> CheckpointError:
+    told = answer.get("failures", {})
+    failures = {f"rank {rank}": msgspec.convert(one, Failure) for rank, one in told.items()}
+    texts = {name: failure.message for name, failure in failures.items()}
+    details = details_of(None, failures)
+    return error_from(answer["kind"], answer["message"], failures=texts, **details)
+
+
+def _taken(answer: dict[str, Any]) -> dict[str, Any]:
+    if "kind" in answer:
+        raise error_from(answer["kind"], answer["message"])
+    return answer
+
+
+def _marked(error: Exception, touched: bool) -> Exception:
+    if isinstance(error, CheckpointError):
+        error.tainted = error.tainted or touched
+    return error
