@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import stepseal as ss
+from stepseal.components import Topology
+from stepseal.session._loading import _fill, _Load
 from stepseal.testing import run_ranks
 
 if TYPE_CHECKING:
@@ -199,6 +202,17 @@ def test_a_step_of_a_number_that_is_pruned_in_the_middle_is_not_found(tmp_path: 
         ss.load(root, step=2, model=model)
     assert not caught.value.tainted
     assert torch.equal(model.weight, before)
+
+
+def test_all_files_are_open_before_anything_is_touched(tmp_path: Path) -> None:
+    root, model = unleased_root(tmp_path), nn.Linear(2, 2)
+    attempt = ss.open(root).step(2).manifest.attempt
+    one = _Load(str(root), 2, attempt, Topology(0, ("reader/0",)), {"model": model})
+    with ExitStack() as stack:
+        reading, checked = one._open(stack)
+        shutil.rmtree(root / "step-2")
+        _fill(reading, checked)
+    assert torch.equal(model.weight, torch.full((2, 2), 2.0))
 
 
 def test_latest_gives_up_when_all_steps_go(tmp_path: Path) -> None:

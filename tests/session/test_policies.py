@@ -28,10 +28,14 @@ class Live:
         self.data = {"position": position}
         self.torch = torch.Generator().manual_seed(5)
         self.numpy = np.random.Generator(np.random.PCG64(5))
+        self.legacy = np.random.RandomState(5)
 
-    def draws(self) -> tuple[float, float]:
+    def rng(self) -> ss.RNG:
+        return ss.RNG(torch=[self.torch], numpy=[self.numpy, self.legacy])
+
+    def draws(self) -> tuple[float, ...]:
         drawn: torch.Tensor = torch.rand(1, generator=self.torch)
-        return drawn.item(), self.numpy.random()
+        return drawn.item(), self.numpy.random(), self.legacy.random()
 
     def add_to(self, ckpt: ss.Checkpointer, **data: Any) -> None:  # noqa: ANN401 - as of add
         ckpt.add("model", self.model)
@@ -214,7 +218,7 @@ def test_state_of_each_rank_is_exact_on_the_same_world_and_fresh_on_another(num_
 
 def restart_streams(root: Path, generators: Live) -> tuple[ss.Restored, list[float]]:
     with ss.Checkpointer(root, mode="sync") as ckpt:
-        ckpt.add("rng", ss.RNG(torch=[generators.torch], numpy=[generators.numpy]))
+        ckpt.add("rng", generators.rng())
         restored = ckpt.restore(1, policies={"rng": "fresh"})
         assert restored is not None
         draws = [random.random(), torch.rand(1).item(), np.random.random(), *generators.draws()]
@@ -225,7 +229,7 @@ def restart_streams(root: Path, generators: Live) -> tuple[ss.Restored, list[flo
 def test_fresh_streams_come_from_a_recorded_seed_again_and_again(tmp_path: Path) -> None:
     live = Live()
     with ss.Checkpointer(tmp_path, mode="sync") as ckpt:
-        ckpt.add("rng", ss.RNG(torch=[live.torch], numpy=[live.numpy]))
+        ckpt.add("rng", live.rng())
         ckpt.save(1)
         old = [random.random(), torch.rand(1).item(), np.random.random(), *live.draws()]
     restored, draws = restart_streams(tmp_path, live)
@@ -241,17 +245,17 @@ def test_fresh_streams_come_from_a_recorded_seed_again_and_again(tmp_path: Path)
 def test_fresh_ranks_share_no_stream() -> None:
     storage = MemoryStorage()
 
-    def work(rank: int, ckpt: ss.Checkpointer) -> tuple[float, float]:
+    def work(rank: int, ckpt: ss.Checkpointer) -> tuple[float, ...]:
         live = Live()
         with ckpt:
-            ckpt.add("rng", ss.RNG(torch=[live.torch], numpy=[live.numpy]), on_world_change="fresh")
+            ckpt.add("rng", live.rng(), on_world_change="fresh")
             if ckpt.restore() is None:
                 ckpt.save(1)
         return live.draws()
 
     World(1, lambda _: storage).run(work)
     draws = World(3, lambda _: storage).run(work)
-    assert len({one for pair in draws for one in pair}) == 6
+    assert len({one for pair in draws for one in pair}) == 9
 
 
 def test_a_check_says_what_a_restore_would_do_and_touches_nothing() -> None:
