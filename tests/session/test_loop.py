@@ -257,7 +257,31 @@ def test_a_generator_without_streams_is_refused_before_the_first_step(
 
 def torchdata_loader(**options: Any) -> Any:  # noqa: ANN401 - may not be installed
     module = pytest.importorskip("torchdata.stateful_dataloader")
-    return module.StatefulDataLoader(DATA, batch_size=1, **options)
+    return module.StatefulDataLoader(DATA, **options)
+
+
+class Remembering(torch.utils.data.RandomSampler):
+    """A sampler that draws, and has a state."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take nothing."""
+
+
+def test_a_sampler_that_draws_and_forgets_is_refused(tmp_path: Path) -> None:
+    with ss.Checkpointer(tmp_path) as ckpt:
+        forgets = torch.utils.data.WeightedRandomSampler([1.0] * len(DATA), len(DATA))
+        with pytest.raises(errors.InvalidInput, match="WeightedRandomSampler"):
+            ckpt.add("weighted", torchdata_loader(sampler=forgets))
+        batches = torch.utils.data.BatchSampler(
+            torch.utils.data.RandomSampler(DATA), 2, drop_last=False
+        )
+        with pytest.raises(errors.InvalidInput, match="RandomSampler"):
+            ckpt.add("batched", torchdata_loader(batch_sampler=batches))
+        ckpt.add("remembers", torchdata_loader(sampler=Remembering(DATA)))
+        ckpt.add("shuffled", torchdata_loader(shuffle=True))
 
 
 def test_another_number_of_workers_does_not_fit(tmp_path: Path) -> None:

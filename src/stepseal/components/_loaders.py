@@ -8,20 +8,50 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stepseal.components._advice import leave_out
+from stepseal.components._codecs_core import qualified
 from stepseal.components._rng import RNGComponent
 from stepseal.components._stateful import StatefulComponent
+from stepseal.components._tensors import HasStateDict
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stepseal.components._types import Component
+    from stepseal.components._types import Component, Sharing
 
 __all__ = ["LoaderComponent", "check_generators", "waits_to_resume"]
 
 
+_DRAWING = (
+    torch.utils.data.RandomSampler,
+    torch.utils.data.SubsetRandomSampler,
+    torch.utils.data.WeightedRandomSampler,
+)
+"""Samplers of torch that draw an order for each epoch and remember nothing of it."""
+
+
 class LoaderComponent(StatefulComponent):
-    """A data loader: an iterable with `state_dict` and `load_state_dict`."""
+    """A data loader: an iterable with `state_dict` and `load_state_dict`.
+
+    Raises:
+        InvalidInput: a loader of torchdata whose sampler draws and has no state: in mid-epoch it
+            would go on in another order.
+    """
+
+    def __init__(self, name: str, loader: HasStateDict, declared: Sharing | None = None) -> None:
+        super().__init__(name, loader, declared)
+        if not hasattr(loader, "next_iter_state"):
+            return
+        samplers = (getattr(loader, "sampler", None), _sampler_of_batches(loader))
+        drawing = next((one for one in samplers if isinstance(one, _DRAWING)), None)
+        if drawing is not None and not isinstance(drawing, HasStateDict):
+            raise InvalidInput(
+                f"component {name!r}: expected a sampler that knows where it stands, found "
+                f"{qualified(type(drawing))}, which draws a new order after a restore. Use "
+                "shuffle=True, a sampler of torchdata, or one with state_dict and load_state_dict.",
+                component=name,
+                found=qualified(type(drawing)),
+            )
 
     @property
     def loader(self) -> Any:  # noqa: ANN401 - whatever was added
@@ -74,6 +104,10 @@ def check_generators(components: Iterable[Component], *, complete: bool) -> None
                 "`generator`.",
                 component=one.name,
             )
+
+
+def _sampler_of_batches(loader: object) -> object:
+    return getattr(getattr(loader, "batch_sampler", None), "sampler", None)
 
 
 def _saved_workers(state: object) -> int | None:
