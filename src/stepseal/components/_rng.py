@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
-from stepseal.components._codecs_core import qualified
 from stepseal.components._codecs_random import bit_state_problem, seed_sequence_of
+from stepseal.components._codecs_words import qualified
 from stepseal.components._trees import TreeComponent
 from stepseal.components._types import Sharing
 from stepseal.errors import InvalidInput

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 
-from stepseal.components._codecs_core import qualified
+from stepseal.components._codecs_words import qualified
 from stepseal.components._trees import TreeComponent
 from stepseal.components._types import Sharing
 from stepseal.errors import InvalidInput
