@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["RNG", "RNGComponent"]
+__all__ = ["RNG", "RNGComponent", "numpy_kind", "set_numpy"]
 
 _STREAMS = frozenset({"python", "numpy", "torch", "cuda", "numpy_generators", "torch_generators"})
 
@@ -49,7 +49,7 @@ class RNGComponent(TreeComponent):
         super().__init__(name, declared)
         self._numpy, self._torch = tuple(rng.numpy), tuple(rng.torch)
         wrong: list[object] = [one for one in self._torch if not isinstance(one, torch.Generator)]
-        wrong += [one for one in self._numpy if _numpy_kind(one) is None]
+        wrong += [one for one in self._numpy if numpy_kind(one) is None]
         if wrong:
             raise InvalidInput(
                 f"component {name!r}: expected numpy generators in RNG(numpy=[...]) and torch "
@@ -97,7 +97,7 @@ class RNGComponent(TreeComponent):
         for index, state in enumerate(streams.get("cuda", [])):
             torch.cuda.set_rng_state(state, index)
         for live, saved in zip(self._numpy, streams.get("numpy_generators", []), strict=True):
-            _set_numpy(live, saved)
+            set_numpy(live, saved)
         for generator, saved in zip(self._torch, streams.get("torch_generators", []), strict=True):
             generator.set_state(saved["state"])
 
@@ -106,9 +106,9 @@ class RNGComponent(TreeComponent):
             return [f"numpy generators: expected {len(self._numpy)}, found {_count(saved)}"]
         pairs = enumerate(zip(self._numpy, saved, strict=True))
         return [
-            f"numpy generators[{index}]: expected {_numpy_kind(live)}, found {_numpy_kind(one)}"
+            f"numpy generators[{index}]: expected {numpy_kind(live)}, found {numpy_kind(one)}"
             for index, (live, one) in pairs
-            if _numpy_kind(live) != _numpy_kind(one)
+            if numpy_kind(live) != numpy_kind(one)
         ]
 
     def _torch_problems(self, saved: object) -> list[str]:
@@ -187,7 +187,7 @@ def _cuda_problems(states: object) -> list[str]:
     return problems
 
 
-def _numpy_kind(generator: Any) -> str | None:  # noqa: ANN401 - whatever was handed in
+def numpy_kind(generator: Any) -> str | None:  # noqa: ANN401 - whatever was handed in
     """Return class and bit generator of a NumPy generator, None for anything else."""
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is None:
@@ -199,7 +199,8 @@ def _numpy_kind(generator: Any) -> str | None:  # noqa: ANN401 - whatever was ha
     return None
 
 
-def _set_numpy(live: Any, saved: Any) -> None:  # noqa: ANN401 - two classes, checked by kind
+def set_numpy(live: Any, saved: Any) -> None:  # noqa: ANN401 - two classes, checked by kind
+    """Let a NumPy generator go on where `saved` is; both are of one `numpy_kind`."""
     if hasattr(live, "bit_generator"):
         live.bit_generator.state = saved.bit_generator.state
         _catch_up_spawns(live.bit_generator, saved.bit_generator)
