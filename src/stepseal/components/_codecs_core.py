@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from stepseal.components._advice import advice_for
 from stepseal.components._codecs_words import (
     MAX_DEPTH,
     MAX_EQUAL_HASHES,
@@ -97,9 +98,7 @@ class Encoder:
             raise self.refuse(
                 "a type that a codec knows",
                 qualified(type(value)),
-                "Register it with stepseal.register(cls) (dataclass, enum, namedtuple) or "
-                "stepseal.register_codec(...), "
-                "or add the component as a (get, set) pair of plain values",
+                advice_for(value, self.component, self._steps),
             )
         if self.in_key and not codec.key:
             raise self.refuse(

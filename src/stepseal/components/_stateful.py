@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LRSchedulerComponent",
     "PairComponent",
+    "PairState",
     "Scheduler",
     "StatefulComponent",
     "ValueComponent",
@@ -46,6 +47,18 @@ class StatefulComponent(TreeComponent):
                     found=qualified(type(obj)),
                 )
         self._obj = obj
+
+    def may_start_iteration(self, *, under_way: bool) -> bool:
+        """Return whether `state_dict()` may start an iteration, which draws from random streams.
+
+        The loaders of torchdata make their iterator for it where there is none yet.
+
+        Args:
+            under_way: whether training began; before, this is true of whatever can be iterated.
+        """
+        if not under_way:
+            return hasattr(self._obj, "__iter__")
+        return any(getattr(self._obj, name, self) is None for name in ("_iterator", "_it"))
 
     def read_state(self) -> object:
         """Return `state_dict()`."""
@@ -138,6 +151,21 @@ class PairComponent(TreeComponent):
     def write_state(self, value: object) -> None:
         """Call `set(value)`."""
         self._set(value)
+
+
+class PairState:
+    """A (get, set) pair as an object with a state dict."""
+
+    def __init__(self, pair: tuple[Callable[[], Any], Callable[[Any], object]]) -> None:
+        self._get, self._set = pair
+
+    def state_dict(self) -> Any:  # noqa: ANN401 - the user's
+        """Return `get()`."""
+        return self._get()
+
+    def load_state_dict(self, state_dict: Any, /) -> None:  # noqa: ANN401 - the user's
+        """Call `set(state_dict)`."""
+        self._set(state_dict)
 
 
 class ValueComponent(TreeComponent):

@@ -104,7 +104,7 @@ class TreeComponent:
             f"component {self.name!r}: expected a declared sharing among {topology.world_size} "
             "participants, found none. "
             "Declare sharing=ss.PER_RANK (each its own state), ss.REPLICATED (all the same) "
-            "or ss.GLOBAL (rank 0's).",
+            "or ss.GLOBAL (rank 0's); a dict of tensors needs none with kind='tensors'.",
             component=self.name,
         )
 
@@ -140,7 +140,8 @@ class TreeComponent:
         if saved.kind != self.kind:
             return [
                 f"saved as {saved.kind!r}, now {self.kind!r}: add the object that was saved "
-                "under this name"
+                f"under this name, with kind={saved.kind!r} if it is a dict, a (get, set) pair or "
+                "has a state_dict"
             ]
         now = self.sharing(topology)
         if not can_read(now, saved.sharing, self.kind):

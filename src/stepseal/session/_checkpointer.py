@@ -179,8 +179,9 @@ class Checkpointer:
                 and `step` refuse until a restore succeeds.
         """
         self._check_open()
-        check_choice(step, fresh, skip, unverified)
+        step = check_choice(step, fresh, skip, unverified)
         self._settle_previous()
+        self._registry.check_savable(self._topology)
         self._progress.started = True
         driver = self._wiring.driver
         known = self._registry.names()
@@ -224,11 +225,12 @@ class Checkpointer:
             ParticipantFailed: an earlier save failed in the background; all ranks raise it at the
             same step.
         """
-        check_step(step)
+        step = check_step(step)
         self._check_open()
         self._progress.check_not_tainted()
         if self._rule is not None and self._rule.due(step):
             return self.save(step, metrics=metrics)
+        self._registry.check_savable(self._topology, first_step=True)
         self._poll_previous(step)
         return None
 
@@ -260,7 +262,7 @@ class Checkpointer:
             ParticipantFailed: a rank failed (now or behind an earlier call); nothing was committed.
             CommitTimeout: a rank did not answer in time.
         """
-        check_step(step)
+        step = check_step(step)
         notes = check_annotations(metrics, tags, cut)
         self._check_open()
         self._progress.check_not_tainted()

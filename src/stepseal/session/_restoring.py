@@ -98,15 +98,15 @@ class CheckedStep:
 
 def check_choice(
     step: int | None, fresh: bool, skip: Collection[str], unverified: bool = False
-) -> None:
-    """Refuse arguments of `restore` that exclude each other.
+) -> int | None:
+    """Return `step` as an int; refuse arguments of `restore` that exclude each other.
 
     Raises:
         InvalidInput: `step` is no step number, `fresh` comes with `step` or `unverified`, or `skip`
             is one string.
     """
     if step is not None:
-        check_step(step)
+        step = check_step(step)
     if step is not None and fresh:
         raise InvalidInput("restore(step=..., fresh=True): expected one of the two, found both")
     if unverified and fresh:
@@ -116,6 +116,7 @@ def check_choice(
             f"restore(skip={skip!r}): expected a list of component names, found one string. "
             f"Write skip=[{skip!r}]."
         )
+    return step
 
 
 def check_candidate(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedStep:
