@@ -101,7 +101,18 @@ system does; all else is for `steps`."""
 PURE_WINGS = frozenset({"_version", "errors", "layout"})
 PURE_MODULES = frozenset(
     {"__future__", "abc", "binascii", "bisect", "collections", "dataclasses", "datetime", "enum"}
-    | {"functools", "hashlib", "itertools", "json", "math", "operator", "re", "string", "struct"}
+    | {
+        "functools",
+        "hashlib",
+        "itertools",
+        "json",
+        "math",
+        "numbers",
+        "operator",
+        "re",
+        "string",
+        "struct",
+    }
     | {"types", "typing", "unicodedata"}
 )
 """What pure wings may use of the standard library: values in, values out."""

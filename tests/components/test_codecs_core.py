@@ -20,7 +20,7 @@ import torch
 from tests.components._roundtrip import freeze, round_trip, same, stored
 
 from stepseal.components._codecs import BY_TAG, decode_tree, encode_tree, register, register_codec
-from stepseal.components._codecs_core import MAX_DEPTH
+from stepseal.components._codecs_words import MAX_DEPTH
 from stepseal.errors import Corrupt, InvalidInput, StateMismatch, UnsupportedState
 from stepseal.layout import TreeContents
 

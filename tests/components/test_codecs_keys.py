@@ -10,7 +10,7 @@ from tests._collisions import equal_ints, equal_tuples
 from tests.components._roundtrip import round_trip
 
 from stepseal.components._codecs import decode_tree, encode_tree
-from stepseal.components._codecs_core import MAX_EQUAL_HASHES, most_equal_hashes
+from stepseal.components._codecs_words import MAX_EQUAL_HASHES, most_equal_hashes
 from stepseal.errors import Corrupt, UnsupportedState
 from stepseal.layout import TreeContents
 

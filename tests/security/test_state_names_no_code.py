@@ -21,6 +21,7 @@ from tests.security.make_corpus import CORPUS
 import stepseal as ss
 from stepseal.components import decode_tree
 from stepseal.components._codecs import BY_TAG, encode_tree
+from stepseal.components._stacks import Stack
 from stepseal.errors import CheckpointError, Corrupt, StateMismatch, UnsupportedState
 from stepseal.layout import TreeContents, decode_document
 
@@ -130,6 +131,7 @@ def test_every_random_stream_goes_on_exactly_where_it_was(kind: str) -> None:
     encoded = encode_tree(generator, component="rng")
     arrays = {}
     for name, leaf in encoded.arrays:
+        assert not isinstance(leaf, Stack)
         array = np.asarray(leaf) if not isinstance(leaf, (bytes, bytearray)) else None
         data = bytes(leaf) if array is None else array.tobytes()
         dtype = "uint8" if array is None else str(array.dtype)

@@ -246,8 +246,9 @@ def test_a_component_that_raises_aborts_the_save_on_all_ranks(tmp_path: Path) ->
 
 def test_unknown_state_on_one_rank_aborts_the_save_on_all(tmp_path: Path) -> None:
     def work(rank: int, checkpointer: ss.Checkpointer) -> None:
-        state = {"a": [object() if rank else 1]}
+        state: dict[str, list[object]] = {"a": [1]}
         checkpointer.add("buffer", state, sharing=ss.PER_RANK)
+        state["a"][0] = object() if rank else 1
         checkpointer.save(1).wait()
 
     first, second = outcomes(tmp_path, work)

@@ -18,6 +18,7 @@ from stepseal.components._codecs_arrays import is_native, torch_name
 from stepseal.components._codecs_numpy import native_name
 from stepseal.components._frames import frame_for
 from stepseal.components._live_data import TensorData, byte_view, data_of
+from stepseal.components._stacks import Stack
 from stepseal.components._types import CapturedComponent
 from stepseal.layout import (
     ArraySource,
@@ -193,6 +194,8 @@ def _on_cpu(data: DataSource) -> bool:
 
 
 def _describe_array(name: str, leaf: TreeLeaf) -> ArraySource:
+    if isinstance(leaf, Stack):
+        return ArraySource(name, leaf.dtype, leaf.shape, leaf)
     data = data_of(leaf)
     if isinstance(leaf, torch.Tensor):
         dtype: str | None = torch_name(leaf.dtype)

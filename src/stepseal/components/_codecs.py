@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.components._codecs_arrays import TORCH_VALUES
+from stepseal.components._codecs_columns import COLUMNS
 from stepseal.components._codecs_containers import CONTAINERS
 from stepseal.components._codecs_core import Codec, Decoder, Encoder
 from stepseal.components._codecs_numpy import NDARRAY, SCALAR
 from stepseal.components._codecs_random import GENERATORS, NUMPY_GENERATOR, NUMPY_RANDOM_STATE
 from stepseal.components._codecs_registry import OBJECT, find_registered, register, register_codec
 from stepseal.components._codecs_scalars import SCALARS
+from stepseal.components._codecs_words import max_made
+from stepseal.components._stacks import Stack
 
 if TYPE_CHECKING:
     from stepseal.components._codecs_core import Leaf
@@ -31,7 +34,7 @@ __all__ = [
     "register_codec",
 ]
 
-_PLAIN = (*SCALARS, *CONTAINERS, *TORCH_VALUES, *GENERATORS)
+_PLAIN = (*SCALARS, *CONTAINERS, *COLUMNS, *TORCH_VALUES, *GENERATORS)
 _NUMPY = (NDARRAY, SCALAR, NUMPY_GENERATOR, NUMPY_RANDOM_STATE)
 
 BY_TYPE: dict[type, Codec] = {cls: codec for codec in _PLAIN for cls in codec.types}
@@ -64,6 +67,9 @@ def encode_tree(value: object, *, component: str) -> EncodedTree:
     """
     encoder = Encoder(find_codec, component)
     document = encoder.encode(value)
+    if encoder.num_made > max_made(sum(map(_leaf_bytes, encoder.arrays.values()))):
+        encoder = Encoder(find_codec, component, by_columns=False)
+        document = encoder.encode(value)
     return EncodedTree(document, tuple(encoder.arrays.items()))
 
 
@@ -85,6 +91,12 @@ def decode_tree(contents: TreeContents, *, component: str | None = None) -> obje
     value = decoder.decode(contents.document)
     decoder.check_all_taken()
     return value
+
+
+def _leaf_bytes(leaf: Leaf) -> int:
+    if isinstance(leaf, (bytes, bytearray)):
+        return len(leaf)
+    return leaf.size_bytes if isinstance(leaf, Stack) else leaf.nbytes
 
 
 def find_codec(cls: type) -> Codec | None:

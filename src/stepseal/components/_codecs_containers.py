@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stepseal.components._codecs_core import MAX_PLAIN_INT, Codec, Decoder, Encoder, qualified
+from stepseal.components._codecs_columns import ALIKE_FROM, encode_alike
+from stepseal.components._codecs_core import Codec, Decoder, Encoder
 from stepseal.components._codecs_scalars import is_plain_text
+from stepseal.components._codecs_words import MAX_PLAIN_INT, qualified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +34,7 @@ _FACTORIES: Mapping[str, type] = {
     cls.__name__: cls
     for cls in (int, float, complex, bool, str, bytes, list, tuple, dict, set, frozenset)
 }
+_LIST_TAGS = {"$numbers", "$records", "$stack"}
 _TYPECODES = {"int": "q", "float": "d"}
 _DTYPES = {"int": torch.int64, "float": torch.float64}
 
@@ -40,12 +43,20 @@ LEAF_NUMBERS = 10_000
 
 
 def _encode_sequence(encoder: Encoder, value: _Sequence, levels: int = 1) -> object:
+    if not encoder.has_room(levels):  # says so, unless it is empty
+        return [encoder.child(item, ("[", index), levels) for index, item in enumerate(value)]
     kind = _number_kind(value)
     if kind in _TYPECODES and len(value) >= LEAF_NUMBERS and not encoder.in_key:
         flat = torch.frombuffer(array(_TYPECODES[kind], value), dtype=_DTYPES[kind])
         return {"$numbers": {"leaf": encoder.add_leaf(flat)}}
     if kind == "int" or (kind == "float" and all(map(math.isfinite, value))):
         return list(value)
+    if all(map(_is_plain, value)):
+        return list(value)
+    if len(value) >= ALIKE_FROM and encoder.by_columns and not encoder.in_key:
+        node = encoder.attempt(lambda: encode_alike(encoder, value, levels))
+        if node is not None:
+            return node
     return [encoder.child(item, ("[", index), levels) for index, item in enumerate(value)]
 
 
@@ -55,6 +66,18 @@ def _number_kind(value: _Sequence) -> str | None:
     if kinds == {int} and min(value) >= -MAX_PLAIN_INT and max(value) <= MAX_PLAIN_INT:
         return "int"
     return "float" if kinds == {float} else None
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a value of its exact type stands for itself in a document."""
+    kind = type(value)
+    if kind is str:
+        return is_plain_text(value)  # type: ignore[arg-type]
+    if kind is float:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    if kind is int:
+        return -MAX_PLAIN_INT <= value <= MAX_PLAIN_INT  # type: ignore[operator]
+    return value is None
 
 
 def _decode_numbers(decoder: Decoder, payload: object) -> list[Any]:
@@ -68,11 +91,11 @@ def _decode_numbers(decoder: Decoder, payload: object) -> list[Any]:
 
 
 def _decode_list(decoder: Decoder, payload: object) -> list[Any]:
-    if type(payload) is dict and set(payload) == {"$numbers"}:
-        return _decode_numbers(decoder, payload["$numbers"])
-    if type(payload) is not list:
-        raise decoder.corrupt("a list", payload)
-    return [decoder.child(item, ("[", index)) for index, item in enumerate(payload)]
+    if type(payload) is list or (type(payload) is dict and set(payload) <= _LIST_TAGS):
+        value = decoder.decode(payload)
+        if type(value) is list:
+            return value
+    raise decoder.corrupt("a list", payload)
 
 
 def encode_items(

@@ -7,62 +7,45 @@ that a document names.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from stepseal.components._advice import advice_for
+from stepseal.components._codecs_words import (
+    MAX_DEPTH,
+    MAX_EQUAL_HASHES,
+    MAX_PLAIN_INT,
+    describe,
+    format_path,
+    max_made,
+    most_equal_hashes,
+    qualified,
+)
 from stepseal.errors import Corrupt, StateMismatch, UnsupportedState
 from stepseal.layout import ITEMSIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Mapping
 
     import numpy as np
     import torch
 
+    from stepseal.components._codecs_words import Step
+    from stepseal.components._stacks import Stack
     from stepseal.layout import TreeContents
 
-    Leaf: TypeAlias = torch.Tensor | np.ndarray[Any, Any] | bytes | bytearray
+    Leaf: TypeAlias = torch.Tensor | np.ndarray[Any, Any] | bytes | bytearray | Stack
     """What is stored as an array instead of as JSON."""
 
-__all__ = [
-    "MAX_DEPTH",
-    "MAX_EQUAL_HASHES",
-    "MAX_PLAIN_INT",
-    "Codec",
-    "Decoder",
-    "Encoder",
-    "Step",
-    "describe",
-    "format_path",
-    "qualified",
-]
+__all__ = ["Codec", "Decoder", "Encoder"]
 
-MAX_DEPTH = 56
-"""Most levels of JSON nesting above a value; its own braces and an envelope still fit in 64."""
-
-MAX_EQUAL_HASHES = 64
-"""Most keys of one dict, or members of one set, that may have the same hash.
-
-Numbers, and tuples of numbers, are hashed without a secret. A container of many that were chosen to
-have the same hash takes time in the square of their number, to build and ever after.
-"""
-
-MAX_PLAIN_INT = 2**63 - 1
-"""Largest magnitude of an int that stands in the document as a JSON number."""
-
-_MAX_SHOWN = 120
 _MAX_DIMS = 64
 _MAX_ELEMENTS = 2**59
 _MAX_LEAF_NAME = 160
 _E = TypeVar("_E", Corrupt, StateMismatch)
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9_.-]+")
-
-Step: TypeAlias = tuple[str, object]
-"""One step down: `("[", key)`, `(".", field)` or `("*", None)` for a member of a set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,45 +66,18 @@ class Codec:
     """May be a dict key or a member of a set: hashable by value."""
 
 
-def qualified(cls: type) -> str:
-    """Return the name of a class as people look for it."""
-    return f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
-
-
-def describe(node: object) -> str:
-    """Return a short text of a found value for an error message."""
-    text = repr(node)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
-
-
-def format_path(steps: Sequence[Step]) -> str:
-    """Return the steps as Python spells them: `["optimizer"]["cfg"].x[3]`; empty at the top."""
-    return "".join(
-        f".{key}" if kind == "." else "{*}" if kind == "*" else f"[{_format_key(key)}]"
-        for kind, key in steps
-    )
-
-
-def _format_key(key: object) -> str:
-    if type(key) is str:
-        return json.dumps(key, ensure_ascii=not key.isprintable())
-    return describe(key)
-
-
-def most_equal_hashes(keys: Collection[Hashable]) -> int:
-    """Return how many of the keys have the hash that most of them have."""
-    return max(Counter(map(hash, keys)).values(), default=0)
-
-
 class Encoder:
     """One walk down a live value.
 
     Args:
         find: exact type to its codec.
         component: name for error messages.
+        by_columns: whether long sequences of items that are alike are encoded as a whole.
     """
 
-    def __init__(self, find: Callable[[type], Codec | None], component: str) -> None:
+    def __init__(
+        self, find: Callable[[type], Codec | None], component: str, *, by_columns: bool = True
+    ) -> None:
         self.component = component
         self.arrays: dict[str, Leaf] = {}
         self._find = find
@@ -130,6 +86,10 @@ class Encoder:
         self._open: set[int] = set()
         self.in_key = False
         """Whether the walk is inside a dict key or a member of a set, where no leaf may stand."""
+        self.by_columns = by_columns
+        """Whether long sequences of items that are alike are encoded as a whole."""
+        self.num_made = 0
+        """Number of objects that a decoder will make from fewer nodes; see `max_made`."""
 
     def encode(self, value: object) -> object:
         """Return the node of `value` at the present place."""
@@ -138,9 +98,7 @@ class Encoder:
             raise self.refuse(
                 "a type that a codec knows",
                 qualified(type(value)),
-                "Register it with stepseal.register(cls) (dataclass, enum, namedtuple) or "
-                "stepseal.register_codec(...), "
-                "or add the component as a (get, set) pair of plain values",
+                advice_for(value, self.component, self._steps),
             )
         if self.in_key and not codec.key:
             raise self.refuse(
@@ -180,6 +138,28 @@ class Encoder:
         node = self.child(value, step, levels)
         self.in_key = before
         return node
+
+    def has_room(self, levels: int) -> bool:
+        """Return whether values may stand `levels` JSON levels below the present node."""
+        return self._depth + levels <= MAX_DEPTH
+
+    def attempt(self, encode: Callable[[], object]) -> object | None:
+        """Return what `encode` returns; None, and no trace of it, where it refuses something.
+
+        What is refused once is refused again item by item, with its exact path; so nothing more is
+        attempted in this walk.
+        """
+        steps, depth, num_open = len(self._steps), self._depth, set(self._open)
+        num_arrays, num_made = len(self.arrays), self.num_made
+        try:
+            return encode()
+        except UnsupportedState:
+            del self._steps[steps:]
+            self._depth, self._open, self.num_made = depth, num_open, num_made
+            for name in list(self.arrays)[num_arrays:]:
+                del self.arrays[name]
+            self.by_columns = False
+            return None
 
     def check_hashes(self, keys: Collection[Hashable]) -> None:
         """Refuse what no decoder would take back; see `MAX_EQUAL_HASHES`."""
@@ -234,6 +214,7 @@ class Decoder:
         self._tags = tags
         self._arrays = contents.arrays
         self._taken: set[str] = set()
+        self._may_make = max_made(sum(len(data) for _, _, data in contents.arrays.values()))
         self._steps: list[Step] = []
 
     def decode(self, node: object) -> object:
@@ -342,6 +323,12 @@ class Decoder:
         if dtype == "bool" and max(data, default=0) > 1:
             raise self.corrupt("bytes 0 and 1 in a leaf of bool", max(data))
         return dtype, sizes, data
+
+    def count_made(self, number: int) -> None:
+        """Refuse more objects than the leaves can pay for; called before they are made."""
+        self._may_make -= number
+        if self._may_make < 0:
+            raise self.corrupt("as many objects as the leaves have room for", "more")
 
     def flat_leaf(self, name: object, dtype: str) -> memoryview:
         """Return the bytes of an array leaf that has one dim and this dtype."""

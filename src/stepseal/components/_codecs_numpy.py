@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["NDARRAY", "SCALAR", "native_name", "require_numpy"]
+__all__ = ["NDARRAY", "SCALAR", "dtype_of_native", "native_name", "require_numpy"]
 
 _NATIVE: Mapping[str, str] = {
     "|b1": "bool",
@@ -37,6 +37,7 @@ _NATIVE: Mapping[str, str] = {
     "<f8": "float64",
     "<c8": "complex64",
 }
+_BY_NATIVE = {name: text for text, name in _NATIVE.items()}
 _DTYPE = re.compile(r"[<>|][biufcSUV][0-9]{1,9}|[<>][mM]8(\[[0-9]{0,9}[a-zA-Z]{1,7}\])?", re.ASCII)
 _MAX_DTYPE_DEPTH = 1
 """Records inside records, so that a document stays within its depth below `MAX_DEPTH`."""
@@ -54,6 +55,11 @@ def require_numpy(decoder: Decoder) -> Any:  # noqa: ANN401 - a module
 def native_name(array: np.ndarray[Any, Any]) -> str | None:
     """Return the torch name of an array's dtype, None where its bytes are stored as flat uint8."""
     return _NATIVE.get(array.dtype.str)
+
+
+def dtype_of_native(name: str) -> str | None:
+    """Return NumPy's text for the dtype with this torch name, None where it has none."""
+    return _BY_NATIVE.get(name)
 
 
 def _encode_dtype(encoder: Encoder, dtype: np.dtype[Any]) -> object:

@@ -10,13 +10,21 @@ import dataclasses
 import enum
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from stepseal.components._codecs_core import Codec, Decoder, Encoder, describe, qualified
-from stepseal.errors import CheckpointError, InvalidInput
+from stepseal.components._codecs_core import Codec, Decoder, Encoder
+from stepseal.components._codecs_words import describe, qualified
+from stepseal.errors import CheckpointError, InvalidInput, StateMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["OBJECT", "find_registered", "register", "register_codec"]
+__all__ = [
+    "OBJECT",
+    "find_registered",
+    "record_fields",
+    "record_maker",
+    "register",
+    "register_codec",
+]
 
 T = TypeVar("T")
 
@@ -35,6 +43,10 @@ class _Entry:
     decode: Callable[[Decoder, Any], object]
     """Node under `state` to value."""
     key: bool
+    fields: tuple[str, ...] = ()
+    """Names of the fields of a dataclass or namedtuple, in order."""
+    make: Callable[[Sequence[Any]], object] | None = None
+    """Values of the fields to a value, for a dataclass or namedtuple."""
 
 
 _BY_NAME: dict[str, _Entry] = {}
@@ -66,9 +78,15 @@ def register(
     if issubclass(cls, enum.Enum):
         entry = _Entry(cls, label, _encode_enum, _enum_decoder(cls), key=True)
     elif dataclasses.is_dataclass(cls) and not issubclass(cls, _BUILTIN_DATA):
-        entry = _Entry(cls, label, _encode_dataclass, _dataclass_decoder(cls), key=True)
+        names = tuple(field.name for field in dataclasses.fields(cls))
+        make = _dataclass_maker(cls, names)
+        decode = _fields_decoder(cls, names, make)
+        entry = _Entry(cls, label, _encode_dataclass, decode, True, names, make)
     elif issubclass(cls, tuple) and hasattr(cls, "_fields") and hasattr(cls, "_make"):
-        entry = _Entry(cls, label, _encode_namedtuple, _namedtuple_decoder(cls), key=True)
+        named: Any = cls
+        names, make = tuple(named._fields), named._make
+        decode = _fields_decoder(cls, names, make)
+        entry = _Entry(cls, label, _encode_namedtuple, decode, True, names, make)
     else:
         raise InvalidInput(
             f"cannot register {qualified(cls)}: expected a dataclass, enum or namedtuple. "
@@ -162,16 +180,50 @@ def _add(entry: _Entry) -> None:
     _BY_TYPE[entry.cls] = entry
 
 
-def _decode_object(decoder: Decoder, payload: object) -> object:
-    fields = decoder.fields(payload, {"type": str, "state": object})
-    entry = _BY_NAME.get(fields["type"])
+def record_fields(cls: type) -> tuple[str, tuple[str, ...]] | None:
+    """Return the name and the fields of a registered dataclass or namedtuple, None for others."""
+    entry = _BY_TYPE.get(cls)
+    return None if entry is None or not entry.fields else (entry.name, entry.fields)
+
+
+def record_maker(
+    decoder: Decoder, name: object, fields: Sequence[str]
+) -> Callable[[Sequence[Any]], object]:
+    """Return what makes a value of a registered dataclass or namedtuple from its fields in order.
+
+    Raises:
+        StateMismatch: no such class is registered, or it has other fields.
+    """
+    entry = _entry(decoder, name)
+    if entry.make is None or list(entry.fields) != list(fields):
+        raise _other_fields(decoder, entry.cls, entry.fields, fields)
+    return entry.make
+
+
+def _entry(decoder: Decoder, name: object) -> _Entry:
+    entry = _BY_NAME.get(name) if isinstance(name, str) else None
     if entry is None:
         raise decoder.mismatch(
-            f"a class registered as {describe(fields['type'])}",
+            f"a class registered as {describe(name)}",
             "no such name in this program",
             "Call stepseal.register(...) or stepseal.register_codec(...) before restore()",
         )
-    return entry.decode(decoder, fields["state"])
+    return entry
+
+
+def _other_fields(
+    decoder: Decoder, cls: type, names: Sequence[str], found: object
+) -> StateMismatch:
+    return decoder.mismatch(
+        f"the fields {sorted(names)} of {qualified(cls)}",
+        sorted(map(str, found)) if isinstance(found, (dict, list, tuple)) else found,
+        "Use the code that saved this step",
+    )
+
+
+def _decode_object(decoder: Decoder, payload: object) -> object:
+    fields = decoder.fields(payload, {"type": str, "state": object})
+    return _entry(decoder, fields["type"]).decode(decoder, fields["state"])
 
 
 def _encode_enum(encoder: Encoder, value: enum.Enum) -> object:
@@ -212,25 +264,29 @@ def _encode_dataclass(encoder: Encoder, value: Any) -> object:  # noqa: ANN401 -
     return {name: encoder.child(getattr(value, name), (".", name), 3) for name in names}
 
 
-def _field_values(decoder: Decoder, cls: type, names: list[str], node: object) -> dict[str, object]:
+def _field_values(
+    decoder: Decoder, cls: type, names: Sequence[str], node: object
+) -> dict[str, object]:
     if type(node) is not dict or set(node) != set(names):
-        found = sorted(map(str, node)) if type(node) is dict else node
-        raise decoder.mismatch(
-            f"the fields {sorted(names)} of {qualified(cls)}",
-            found,
-            "Use the code that saved this step",
-        )
+        raise _other_fields(decoder, cls, names, node)
     return {name: decoder.child(node[name], (".", name)) for name in names}
 
 
-def _dataclass_decoder(cls: type) -> Callable[[Decoder, Any], object]:
-    names = [field.name for field in dataclasses.fields(cls)]
-
-    def decode(decoder: Decoder, node: object) -> object:
+def _dataclass_maker(cls: type, names: Sequence[str]) -> Callable[[Sequence[Any]], object]:
+    def make(values: Sequence[Any]) -> object:
         instance: object = object.__new__(cls)
-        for name, value in _field_values(decoder, cls, names, node).items():
+        for name, value in zip(names, values, strict=True):
             object.__setattr__(instance, name, value)  # also where the dataclass is frozen
         return instance
+
+    return make
+
+
+def _fields_decoder(
+    cls: type, names: Sequence[str], make: Callable[[Sequence[Any]], object]
+) -> Callable[[Decoder, Any], object]:
+    def decode(decoder: Decoder, node: object) -> object:
+        return make(list(_field_values(decoder, cls, names, node).values()))
 
     return decode
 
@@ -240,13 +296,6 @@ def _encode_namedtuple(encoder: Encoder, value: Any) -> object:  # noqa: ANN401 
         name: encoder.child(item, (".", name), 3)
         for name, item in zip(value._fields, value, strict=True)
     }
-
-
-def _namedtuple_decoder(cls: Any) -> Callable[[Decoder, Any], object]:  # noqa: ANN401 - has _make
-    def decode(decoder: Decoder, node: object) -> object:
-        return cls._make(_field_values(decoder, cls, list(cls._fields), node).values())
-
-    return decode
 
 
 OBJECT = Codec("$object", (), lambda encoder, value: None, _decode_object)

@@ -8,7 +8,8 @@ import re
 import struct
 from typing import TYPE_CHECKING, Any
 
-from stepseal.components._codecs_core import MAX_PLAIN_INT, Codec, Decoder, Encoder
+from stepseal.components._codecs_core import Codec, Decoder, Encoder
+from stepseal.components._codecs_words import MAX_PLAIN_INT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from stepseal.components._codecs_core import Leaf
     from stepseal.layout import DataSource
 
 __all__ = ["TensorData", "byte_view", "data_of", "tensor_over"]
@@ -153,7 +152,7 @@ class _NdarrayData:
             target[:] = opaque.tobytes()[start : start + target.nbytes]
 
 
-def data_of(leaf: Leaf) -> DataSource:
+def data_of(leaf: torch.Tensor | np.ndarray[Any, Any] | bytes | bytearray) -> DataSource:
     """Return the bytes of an array leaf of a tree, without copying or touching them."""
     if isinstance(leaf, torch.Tensor):
         return TensorData(leaf)

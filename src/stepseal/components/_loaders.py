@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stepseal.components._advice import leave_out
-from stepseal.components._codecs_core import qualified
+from stepseal.components._codecs_words import qualified
 from stepseal.components._rng import RNGComponent
 from stepseal.components._stateful import StatefulComponent
 from stepseal.components._tensors import HasStateDict

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import MutableMapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from stepseal.components._advice import check_no_snapshot, check_no_stand_in
+from stepseal.components._dicts import DictComponent
 from stepseal.components._loaders import LoaderComponent, check_generators
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizers import OptimizerComponent
@@ -14,21 +17,27 @@ from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._stateful import (
     LRSchedulerComponent,
     PairComponent,
+    PairState,
     Scheduler,
     StatefulComponent,
     ValueComponent,
 )
 from stepseal.components._tensors import HasStateDict, TensorDictComponent
+from stepseal.components._trees import TreeComponent
 from stepseal.components._types import Component
-from stepseal.errors import InvalidInput
+from stepseal.errors import CheckpointError, InvalidInput
 from stepseal.layout import check_component_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from stepseal.components._types import Sharing, Topology
 
 __all__ = ["Registry"]
 
 Kind = Literal["tensors", "tree"]
+
+_log = logging.getLogger("stepseal")
 
 
 class Registry:
@@ -37,6 +46,7 @@ class Registry:
     def __init__(self) -> None:
         self._components: dict[str, Component] = {}
         self._modules: dict[str, torch.nn.Module] = {}
+        self._is_training = False
 
     def add(
         self,
@@ -51,7 +61,9 @@ class Registry:
 
         Raises:
             InvalidInput: the name is taken or not usable, the type is unknown, the sharing must be
-                declared, or a loader's generator is not in `RNG(torch=[...])`.
+                declared, a loader's generator is not in `RNG(torch=[...])`, or the object is a
+                snapshot of what lives on.
+            UnsupportedState: a plain value that cannot be saved as it is now.
         """
         check_component_name(name)
         if name in self._components:
@@ -69,6 +81,9 @@ class Registry:
         component = self._adapt(name, state, sharing, kind)
         component.sharing(topology)
         check_generators((*self.components(), component), complete=False)
+        if isinstance(component, (ValueComponent, DictComponent)):
+            component.describe(topology)
+        self._check_prefixes({**self._components, name: component})
         self._components[name] = component
         if isinstance(component, ModuleComponent):
             self._modules[name] = component.module
@@ -87,10 +102,50 @@ class Registry:
         Raises:
             InvalidInput: a key of `model` begins with the name of another component and a dot.
         """
-        model = self._components.get("model")
+        self._check_prefixes(self._components)
+
+    def check_savable(self, topology: Topology, *, first_step: bool = False) -> None:
+        """Find out early what could never be saved: encode every tree, and throw that away.
+
+        Called in `restore`, and in each `step`, of which only the first does anything. It moves no
+        random stream, and starts no iteration. What the user's own code raises tells nothing here:
+        its state may not be there yet.
+
+        Args:
+            topology: who takes part; trees that others write are not read.
+            first_step: whether training is under way.
+
+        Raises:
+            InvalidInput: see `check_prefixes`.
+            UnsupportedState: a value that no codec knows.
+        """
+        if first_step and self._is_training:
+            return
+        self._is_training = first_step
+        self.check_prefixes()
+        streams = RNGComponent("rng", RNG())
+        before = streams.read_state()
+        for component in self._components.values():
+            if not isinstance(component, (TreeComponent, DictComponent)):
+                continue
+            if isinstance(component, StatefulComponent) and component.may_start_iteration(
+                under_way=first_step
+            ):
+                continue
+            try:
+                component.describe(topology)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                _log.debug("stepseal: %s cannot be read yet: %r", component.name, error)
+            finally:
+                streams.write_state(before)
+
+    def _check_prefixes(self, components: Mapping[str, Component]) -> None:
+        model = components.get("model")
         if not isinstance(model, ModuleComponent):
             return
-        others = tuple(f"{name}." for name in self._components if name != "model")
+        others = tuple(f"{name}." for name in components if name != "model")
         taken = next((key for key in model.keys() if key.startswith(others)), None)  # noqa: SIM118
         if others and taken is not None:
             raise InvalidInput(
@@ -107,7 +162,10 @@ class Registry:
         sharing: Sharing | None,
         kind: Kind | None,
     ) -> Component:
-        stateful = isinstance(state, (MutableMapping, HasStateDict))
+        check_no_snapshot(name, state, kind)
+        check_no_stand_in(name, state)
+        pair = isinstance(state, tuple) and len(state) == 2 and all(callable(f) for f in state)
+        stateful = pair or isinstance(state, (MutableMapping, HasStateDict))
         if kind == "tree" and isinstance(state, (torch.nn.Module, torch.optim.Optimizer)):
             raise InvalidInput(
                 f"add({name!r}, kind='tree'): a module or optimizer is stored as tensors. Leave "
@@ -116,8 +174,9 @@ class Registry:
             )
         if kind == "tensors" and not stateful:
             raise InvalidInput(
-                f"add({name!r}, kind='tensors'): expected a dict of tensors or an object with "
-                f"state_dict and load_state_dict, found {type(state).__name__}. Leave `kind` out.",
+                f"add({name!r}, kind='tensors'): expected a dict of tensors, a (get, set) "
+                "pair, or an object with state_dict and load_state_dict, found "
+                f"{type(state).__name__}. Leave `kind` out.",
                 component=name,
             )
         if isinstance(state, Component):
@@ -130,19 +189,14 @@ class Registry:
             return OptimizerComponent(name, state, lambda: self._modules, sharing=sharing)
         if isinstance(state, Scheduler):
             return LRSchedulerComponent(name, state, sharing)
-        if kind == "tensors" or (kind is None and _is_tensor_dict(state)):
-            return TensorDictComponent(name, state, sharing=sharing)
+        if kind == "tensors":
+            held = PairState(state) if pair else state
+            return TensorDictComponent(name, held, sharing=sharing)
         if isinstance(state, HasStateDict):
             is_loader = callable(getattr(state, "__iter__", None))
             return (LoaderComponent if is_loader else StatefulComponent)(name, state, sharing)
-        if isinstance(state, tuple) and len(state) == 2 and all(callable(f) for f in state):
+        if pair:
             return PairComponent(name, state, sharing)
+        if isinstance(state, dict) and kind is None:
+            return DictComponent(name, state, sharing)
         return ValueComponent(name, state, sharing)
-
-
-def _is_tensor_dict(state: object) -> bool:
-    return (
-        isinstance(state, MutableMapping)
-        and bool(state)
-        and all(isinstance(value, torch.Tensor) for value in state.values())
-    )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
-from stepseal.components._codecs_core import qualified
 from stepseal.components._codecs_random import bit_state_problem, seed_sequence_of
+from stepseal.components._codecs_words import qualified
 from stepseal.components._reseed import Streams, reseed
 from stepseal.components._trees import TreeComponent, TreePlan
 from stepseal.components._types import Sharing, Topology
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["RNG", "RNGComponent"]
+__all__ = ["RNG", "RNGComponent", "numpy_kind", "set_numpy"]
 
 _STREAMS = frozenset({"python", "numpy", "torch", "cuda", "numpy_generators", "torch_generators"})
 
@@ -54,7 +54,7 @@ class RNGComponent(TreeComponent):
         self._numpy, self._torch = tuple(rng.numpy), tuple(rng.torch)
         self._restored: object = None
         wrong: list[object] = [one for one in self._torch if not isinstance(one, torch.Generator)]
-        wrong += [one for one in self._numpy if _numpy_kind(one) is None]
+        wrong += [one for one in self._numpy if numpy_kind(one) is None]
         if wrong:
             raise InvalidInput(
                 f"component {name!r}: expected numpy generators in RNG(numpy=[...]) and torch "
@@ -91,7 +91,7 @@ class RNGComponent(TreeComponent):
         """
         alike = rule_of(self.sharing(topology)).any_world
         streams = Streams(seed, step, 0 if alike else topology.rank)
-        return TreePlan(None, lambda _: self._restart(streams))
+        return TreePlan(lambda: self._restart(streams))
 
     def _restart(self, streams: Streams) -> None:
         reseed(streams, self._numpy, self._torch)
@@ -147,7 +147,7 @@ class RNGComponent(TreeComponent):
         for index, state in enumerate(streams.get("cuda", [])):
             torch.cuda.set_rng_state(state, index)
         for live, saved in zip(self._numpy, streams.get("numpy_generators", []), strict=True):
-            _set_numpy(live, saved)
+            set_numpy(live, saved)
         for generator, saved in zip(self._torch, streams.get("torch_generators", []), strict=True):
             generator.set_state(saved["state"])
 
@@ -156,9 +156,9 @@ class RNGComponent(TreeComponent):
             return [f"numpy generators: expected {len(self._numpy)}, found {_count(saved)}"]
         pairs = enumerate(zip(self._numpy, saved, strict=True))
         return [
-            f"numpy generators[{index}]: expected {_numpy_kind(live)}, found {_numpy_kind(one)}"
+            f"numpy generators[{index}]: expected {numpy_kind(live)}, found {numpy_kind(one)}"
             for index, (live, one) in pairs
-            if _numpy_kind(live) != _numpy_kind(one)
+            if numpy_kind(live) != numpy_kind(one)
         ]
 
     def _torch_problems(self, saved: object) -> list[str]:
@@ -237,7 +237,7 @@ def _cuda_problems(states: object) -> list[str]:
     return problems
 
 
-def _numpy_kind(generator: Any) -> str | None:  # noqa: ANN401 - whatever was handed in
+def numpy_kind(generator: Any) -> str | None:  # noqa: ANN401 - whatever was handed in
     """Return class and bit generator of a NumPy generator, None for anything else."""
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is None:
@@ -249,7 +249,8 @@ def _numpy_kind(generator: Any) -> str | None:  # noqa: ANN401 - whatever was ha
     return None
 
 
-def _set_numpy(live: Any, saved: Any) -> None:  # noqa: ANN401 - two classes, checked by kind
+def set_numpy(live: Any, saved: Any) -> None:  # noqa: ANN401 - two classes, checked by kind
+    """Let a NumPy generator go on where `saved` is; both are of one `numpy_kind`."""
     if hasattr(live, "bit_generator"):
         live.bit_generator.state = saved.bit_generator.state
         _catch_up_spawns(live.bit_generator, saved.bit_generator)

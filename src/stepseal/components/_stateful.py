@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 
-from stepseal.components._codecs_core import qualified
+from stepseal.components._codecs_words import qualified
+from stepseal.components._in_place import InPlace
 from stepseal.components._trees import TreeComponent
 from stepseal.components._types import Sharing
 from stepseal.errors import InvalidInput
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LRSchedulerComponent",
     "PairComponent",
+    "PairState",
     "Scheduler",
     "StatefulComponent",
     "ValueComponent",
@@ -44,6 +47,18 @@ class StatefulComponent(TreeComponent):
                     found=qualified(type(obj)),
                 )
         self._obj = obj
+
+    def may_start_iteration(self, *, under_way: bool) -> bool:
+        """Return whether `state_dict()` may start an iteration, which draws from random streams.
+
+        The loaders of torchdata make their iterator for it where there is none yet.
+
+        Args:
+            under_way: whether training began; before, this is true of whatever can be iterated.
+        """
+        if not under_way:
+            return hasattr(self._obj, "__iter__")
+        return any(getattr(self._obj, name, self) is None for name in ("_iterator", "_it"))
 
     def read_state(self) -> object:
         """Return `state_dict()`."""
@@ -138,8 +153,23 @@ class PairComponent(TreeComponent):
         self._set(value)
 
 
+class PairState:
+    """A (get, set) pair as an object with a state dict."""
+
+    def __init__(self, pair: tuple[Callable[[], Any], Callable[[Any], object]]) -> None:
+        self._get, self._set = pair
+
+    def state_dict(self) -> Any:  # noqa: ANN401 - the user's
+        """Return `get()`."""
+        return self._get()
+
+    def load_state_dict(self, state_dict: Any, /) -> None:  # noqa: ANN401 - the user's
+        """Call `set(state_dict)`."""
+        self._set(state_dict)
+
+
 class ValueComponent(TreeComponent):
-    """A plain dict or list, restored in place: the object stays, its content is new.
+    """A plain dict, list or deque, restored in place; see `InPlace`.
 
     Tensors come back on the device of the live tensor at the same path, and on the CPU where there
     is none.
@@ -147,28 +177,19 @@ class ValueComponent(TreeComponent):
 
     def __init__(self, name: str, value: object, declared: Sharing | None = None) -> None:
         super().__init__(name, declared)
-        if not isinstance(value, (dict, list)):
+        if not isinstance(value, (dict, list, deque)):
             raise InvalidInput(
-                f"component {name!r}: expected a dict or list that can be restored in place, found "
-                f"{qualified(type(value))}. Add a (get, set) pair: "
+                f"component {name!r}: expected a dict, list or deque that can be restored in "
+                f"place, found {qualified(type(value))}. Add a (get, set) pair: "
                 f"add({name!r}, (lambda: obj.x, lambda value: setattr(obj, 'x', value))).",
                 component=name,
                 found=qualified(type(value)),
             )
-        self._live: dict[Any, Any] | list[Any] = value
+        self._live: object = value
 
     def read_state(self) -> object:
         """Return the live object itself."""
         return self._live
-
-    def write_state(self, value: object) -> None:
-        """Replace the content of the live object."""
-        placed: Any = _placed_like(value, self._live)
-        self._live.clear()
-        if isinstance(self._live, dict):
-            self._live.update(placed)
-        else:
-            self._live.extend(placed)
 
     def state_problems(self, value: object) -> list[str]:
         """Compare the type of the top level."""
@@ -178,25 +199,9 @@ class ValueComponent(TreeComponent):
             f"top level: expected {qualified(type(self._live))}, found {qualified(type(value))}"
         ]
 
-
-def _placed_like(value: object, live: object) -> object:
-    """Move tensors in new dicts and lists to the devices of their live counterparts."""
-    if isinstance(value, torch.Tensor):
-        if isinstance(live, torch.Tensor) and live.device != value.device:
-            return _moved(value, live.device)
-        return value
-    if isinstance(value, dict) and isinstance(live, dict):
-        for key in value:
-            value[key] = _placed_like(value[key], live.get(key))
-    elif isinstance(value, list) and isinstance(live, list):
-        value[: len(live)] = [_placed_like(new, old) for new, old in zip(value, live, strict=False)]
-    return value
-
-
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    moved = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
-    return (
-        torch.nn.Parameter(moved, tensor.requires_grad)
-        if isinstance(tensor, torch.nn.Parameter)
-        else moved
-    )
+    def placement(self, value: object) -> tuple[list[str], Callable[[], None]]:
+        """Return what fills the live object, and where live objects cannot hold what was saved."""
+        way = InPlace(self._live, value)
+        if not way.keeps:
+            way.problems.append("top level: expected a deque with the maxlen that was saved")
+        return way.problems, way.apply

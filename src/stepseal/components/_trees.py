@@ -26,16 +26,15 @@ __all__ = ["TreeComponent", "TreePlan"]
 
 @dataclass(slots=True)
 class TreePlan:
-    """A decoded tree, ready to be handed over."""
+    """A tree that was decoded and checked, ready to be handed over."""
 
-    _value: object
-    _write: Callable[[object], None]
+    _put: Callable[[], None]
     sinks: Mapping[str, TensorSink] = field(default_factory=dict)
     """Always empty: a tree has no tensors of its own."""
 
     def apply(self) -> None:
         """Hand the value to the live object. Changes live state."""
-        self._write(self._value)
+        self._put()
 
 
 class TreeComponent:
@@ -78,6 +77,14 @@ class TreeComponent:
         """Return why a saved value does not fit the live object; changes nothing."""
         return []
 
+    def placement(self, value: object) -> tuple[list[str], Callable[[], None]]:
+        """Return why a value that fits cannot be put in place, and what does it; changes nothing.
+
+        Args:
+            value: decoded, without problems; owned by the callee.
+        """
+        return [], lambda: self.write_state(value)
+
     def bytes_copies(self, value: object) -> tuple[BytesSource, ...]:
         """Return the copies of `value` for stock DCP readers; asked on rank 0 only."""
         return ()
@@ -98,7 +105,7 @@ class TreeComponent:
             f"component {self.name!r}: expected a declared sharing among {topology.world_size} "
             "participants, found none. "
             "Declare sharing=ss.PER_RANK (each its own state), ss.REPLICATED (all the same) "
-            "or ss.GLOBAL (rank 0's).",
+            "or ss.GLOBAL (rank 0's); a dict of tensors needs none with kind='tensors'.",
             component=self.name,
         )
 
@@ -126,13 +133,16 @@ class TreeComponent:
             )
         value = decode_tree(tree, component=self.name)
         self._refuse(self.state_problems(value))
-        return TreePlan(value, self.write_state)
+        problems, put = self.placement(value)
+        self._refuse(problems)
+        return TreePlan(put)
 
     def _payload_problems(self, saved: SavedComponent, topology: Topology) -> list[str]:
         if saved.kind != self.kind:
             return [
                 f"saved as {saved.kind!r}, now {self.kind!r}: add the object that was saved "
-                "under this name"
+                f"under this name, with kind={saved.kind!r} if it is a dict, a (get, set) pair or "
+                "has a state_dict"
             ]
         now = self.sharing(topology)
         if not can_read(now, saved.sharing, self.kind):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
@@ -71,13 +72,14 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def check_step(step: object) -> int:
-    """Return `step` if it is a step number, an int from 0 to 2**53-1.
+    """Return `step` as an int if it is a step number, an integer of any type from 0 to 2**53-1.
 
     Raises:
         InvalidInput: anything else, bool included.
     """
-    if type(step) is int and 0 <= step <= MAX_STEP:
-        return step
+    number = -1 if isinstance(step, bool) or not isinstance(step, Integral) else int(step)
+    if 0 <= number <= MAX_STEP:
+        return number
     raise InvalidInput(
         f"step is not usable: expected an int from 0 to {MAX_STEP}, found {show(step)}",
         expected=f"0..{MAX_STEP}",

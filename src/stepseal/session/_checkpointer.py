@@ -202,9 +202,10 @@ class Checkpointer(Looping):
                 and `step` refuse until a restore succeeds.
         """
         self._check_open()
-        check_choice(step, fresh=fresh, unverified=unverified)
+        step = check_choice(step, fresh=fresh, unverified=unverified)
         choice = self._policies.choose(policies, only)
         self._settle_previous()
+        self._registry.check_savable(self._topology)
         self._loop.restoring()
         self._progress.started = self._progress.started or not check_only
         driver, steps = self._wiring.driver, self._wiring.steps
@@ -240,12 +241,13 @@ class Checkpointer(Looping):
             ParticipantFailed: an earlier save failed in the background; all ranks raise it at the
             same step.
         """
-        check_step(step)
+        step = check_step(step)
         self._check_open()
         self._progress.check_not_tainted()
         self._loop.begin()
         if self._rule is not None and self._rule.due(step):
             return self.save(step, metrics=metrics)
+        self._registry.check_savable(self._topology, first_step=True)
         self._poll_previous(step)
         return None
 
@@ -277,7 +279,7 @@ class Checkpointer(Looping):
             ParticipantFailed: a rank failed (now or behind an earlier call); nothing was committed.
             CommitTimeout: a rank did not answer in time.
         """
-        check_step(step)
+        step = check_step(step)
         notes = check_annotations(metrics, tags, cut)
         self._check_open()
         self._progress.check_not_tainted()

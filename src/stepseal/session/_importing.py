@@ -78,7 +78,7 @@ def import_dcp(
             process is one of several of a job; or `root` is a DCP folder itself, or others can
             write there.
     """
-    check_step(step)
+    step = check_step(step)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise InvalidInput("import_dcp: expected one process, found a job of several ranks")
     place = locate_root(source, "source")

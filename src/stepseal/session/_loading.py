@@ -80,7 +80,7 @@ def load(
     """
     path = locate_root(root)
     if step != "latest":
-        check_step(step)
+        step = check_step(step)
     if not components:
         raise InvalidInput("load: no component was named: pass for example model=model.")
     topology, deadlines = discover("reader"), Deadlines()

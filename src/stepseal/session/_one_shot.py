@@ -39,7 +39,7 @@ def save(root: str | os.PathLike[str], /, *, step: int = 0, **components: object
 
     Durability: on return the step survives power loss, where the file system honours fsync.
     """
-    check_step(step)
+    step = check_step(step)
     if not components:
         raise InvalidInput("save: no component was named: pass for example model=model.")
     with Checkpointer(root, mode="sync") as checkpointer:

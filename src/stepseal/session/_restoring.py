@@ -55,18 +55,19 @@ class RestoreGivenUp(CheckpointError):
     kind = "restore_given_up"
 
 
-def check_choice(step: int | None, *, fresh: bool, unverified: bool) -> None:
-    """Refuse arguments of `restore` that exclude each other.
+def check_choice(step: int | None, *, fresh: bool, unverified: bool) -> int | None:
+    """Return `step` as an int; refuse arguments of `restore` that exclude each other.
 
     Raises:
         InvalidInput: `step` is no step number, or `fresh` comes with `step` or `unverified`.
     """
     if step is not None:
-        check_step(step)
+        step = check_step(step)
     if step is not None and fresh:
         raise InvalidInput("restore(step=..., fresh=True): expected one of the two, found both")
     if unverified and fresh:
         raise InvalidInput("restore(unverified=True, fresh=True): expected one of the two")
+    return step
 
 
 def check_candidate(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedStep:
