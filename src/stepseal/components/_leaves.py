@@ -6,6 +6,7 @@ codecs.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from stepseal.layout import can_read, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from stepseal.components._dtensors import Leaf
     from stepseal.components._types import SavedComponent, Topology
@@ -33,9 +35,17 @@ __all__ = [
     "leaves_of",
     "mismatch",
     "open_saved",
+    "outside_inference_mode",
 ]
 
 _SHOWN = 3
+
+
+def outside_inference_mode() -> AbstractContextManager[object]:
+    """Return a context in which new tensors are ordinary ones, whatever the caller's mode is."""
+    if torch.is_inference_mode_enabled():
+        return torch.inference_mode(mode=False)
+    return contextlib.nullcontext()
 
 
 def kind_of(sharing: Sharing | None) -> str:
@@ -102,10 +112,18 @@ class OpenedState:
         self.filled = filled
         self.value = value
 
-    def plan(self, leaves: list[Leaf], finish: Callable[[], None]) -> LeafPlan:
-        """Return the plan that fills `leaves`, then calls `finish`."""
+    def keys(self) -> frozenset[str]:
+        """Return the keys of all tensors and of all other leaves."""
+        return frozenset((*self.tensors, *(self.value if isinstance(self.value, dict) else ())))
+
+    def plan(self, leaves: list[Leaf], finish: Callable[[], None], *, note: str = "") -> LeafPlan:
+        """Return the plan that fills `leaves`, then calls `finish`; `note` is for the report.
+
+        Raises:
+            StateMismatch: leaves that share memory have different saved elements.
+        """
         if self.filled is None:
-            return LeafPlan(sinks_for(leaves), finish)
+            return LeafPlan(sinks_for(leaves), finish, note)
         filled = self.filled
 
         def copy_then_finish() -> None:
@@ -114,16 +132,19 @@ class OpenedState:
                     leaf.local.copy_(filled[leaf.key])
             finish()
 
-        return LeafPlan({}, copy_then_finish)
+        return LeafPlan({}, copy_then_finish, note)
 
 
 class LeafPlan:
     """Sinks of the leaves, and what is left to do after they were filled; see `RestorePlan`."""
 
-    __slots__ = ("_finish", "sinks")
+    __slots__ = ("_finish", "note", "sinks")
 
-    def __init__(self, sinks: Mapping[str, TensorSink], finish: Callable[[], None]) -> None:
+    def __init__(
+        self, sinks: Mapping[str, TensorSink], finish: Callable[[], None], note: str = ""
+    ) -> None:
         self.sinks = sinks
+        self.note = note
         self._finish = finish
 
     def apply(self) -> None:

@@ -132,24 +132,21 @@ def value_copies(component: str, values: Mapping[str, object]) -> tuple[BytesSou
 
 def plan_flat(
     flat: FlatState,
-    saved: SavedComponent,
+    opened: OpenedState,
     sharing: Sharing,
-    topology: Topology,
     finish: Callable[[Mapping[str, object]], None],
 ) -> LeafPlan:
     """Compare a flat state with a saved one, strictly, and plan to fill its tensors in place.
 
     Args:
         flat: live state.
-        saved: what the step holds.
+        opened: the saved state.
         sharing: the sharing in use.
-        topology: who takes part.
         finish: takes the decoded other leaves once the tensors were filled.
 
     Raises:
         StateMismatch: keys, shapes or dtypes differ; `.problems` lists all.
     """
-    opened = open_saved(saved, sharing, topology)
     values = opened.value if isinstance(opened.value, dict) else {}
     leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=False)
     problems: list[str] = []
@@ -233,7 +230,8 @@ class TensorDictComponent:
         """Check a saved state against live state, strictly, and change nothing; see `Component`."""
         state, flat = self._read()
         sharing = default_sharing(self._declared, flat.tensors.values(), topology)
-        return plan_flat(flat, saved, sharing, topology, lambda values: self._finish(state, values))
+        opened = open_saved(saved, sharing, topology)
+        return plan_flat(flat, opened, sharing, lambda values: self._finish(state, values))
 
     def _read(self) -> tuple[Any, FlatState]:
         state = self._state if isinstance(self._state, MutableMapping) else self._state.state_dict()

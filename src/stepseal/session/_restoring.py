@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal import protocol
-from stepseal.components import SavedComponent, SavedTensor
+from stepseal.components import SavedComponent, SavedTensor, outside_inference_mode
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput
 from stepseal.layout import (
     MANIFEST,
@@ -37,6 +37,7 @@ from stepseal.protocol import (
     messages_of,
 )
 from stepseal.session._saving import collection_paused
+from stepseal.session._targets import apply_all, reported
 from stepseal.session._unverified import CheckedFolder, check_folder
 from stepseal.storage import read_bytes
 from stepseal.transfer import ReadRequest, StepReader
@@ -70,10 +71,7 @@ class CheckedStep:
 
     def report(self) -> dict[str, str]:
         """Return, per component, what was taken."""
-        return {
-            component.name: f"restored ({component.kind}, {len(plan.sinks)} tensors)"
-            for component, plan in self.plans
-        }
+        return {component.name: reported(component, plan) for component, plan in self.plans}
 
     def apply(self, check_cancelled: Callable[[], None]) -> None:
         """Stream every tensor needed here, then finish each component; changes live state.
@@ -91,9 +89,7 @@ class CheckedStep:
             for stored in self.reader.stored(component.name)[key]
         ]
         self.reader.stream(requests, check_cancelled=check_cancelled)
-        for _, plan in self.plans:
-            check_cancelled()
-            plan.apply()
+        apply_all(self.plans, check_cancelled)
 
 
 def check_choice(
@@ -205,6 +201,7 @@ def take_part(
     """
     driver.call_restore(call)
     checked: CheckedStep | CheckedFolder | None = None
+    cause: BaseException | None = None
     touched = False
     while True:
         try:
@@ -217,7 +214,7 @@ def take_part(
                 checked = _vote_on(driver, order, storage, targets)
             case Apply() if checked is not None:
                 touched = True
-                _apply(driver, order, checked)
+                cause = _apply(driver, order, checked)
             case protocol.Restored():
                 path = f"{root}/{step_name(order.step)}"
                 report = {} if checked is None else checked.report()
@@ -227,7 +224,7 @@ def take_part(
             case Fresh():
                 return None
             case RestoreFailed():
-                raise _failed(order, call)
+                raise _failed(order, call) from cause
 
 
 def _vote_on(
@@ -235,7 +232,7 @@ def _vote_on(
 ) -> CheckedStep | CheckedFolder | None:
     check = check_folder if order.unverified else check_candidate
     try:
-        with collection_paused():
+        with collection_paused(), outside_inference_mode():
             checked = check(storage, order, targets)
     except Exception as error:
         _log_unexpected(error, "checking")
@@ -245,29 +242,36 @@ def _vote_on(
     return checked
 
 
-def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep | CheckedFolder) -> None:
+def _apply(
+    driver: ParticipantDriver, order: Apply, checked: CheckedStep | CheckedFolder
+) -> BaseException | None:
+    """Apply and vote; return what a component raised, which does not travel."""
+
     def check_cancelled() -> None:
         if driver.restore_ended(order.call):
             raise RestoreGivenUp("restore: given up: it has failed already, elsewhere")
 
     try:
-        checked.apply(check_cancelled)
+        with outside_inference_mode():
+            checked.apply(check_cancelled)
     except RestoreGivenUp:
-        return  # the answer is here
+        return None  # the answer is here
     except Exception as error:
         _log_unexpected(error, "applying")
         driver.vote(Rejected(order.call, order.round, touched=True, cause=failure_of(error)))
-        return
+        return error.__cause__ or error
     except BaseException as error:  # interrupted: the others need not wait for the deadline
         driver.vote(Rejected(order.call, order.round, touched=True, cause=failure_of(error)))
         raise
     driver.vote(Applied(order.call, order.round))
+    return None
 
 
 def _log_unexpected(error: Exception, doing: str) -> None:
     """Keep the traceback of what a user's component raised; only its message travels."""
-    if not isinstance(error, (CheckpointError, OSError)):
-        _log.error("stepseal: restore, %s: %s", doing, error, exc_info=error)
+    cause = error.__cause__ or error
+    if not isinstance(cause, (CheckpointError, OSError)):
+        _log.error("stepseal: restore, %s: %s", doing, error, exc_info=cause)
 
 
 def _failed(order: RestoreFailed, call: RestoreCalled) -> CheckpointError:

@@ -6,14 +6,49 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.components import RNGComponent
-from stepseal.errors import StateMismatch
+from stepseal.errors import CheckpointError, ParticipantFailed, StateMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from stepseal.components import Component, RestorePlan, SavedComponent, Topology
 
-__all__ = ["Targets"]
+__all__ = ["Targets", "apply_all", "reported"]
+
+
+def reported(component: Component, plan: RestorePlan, how: str = "restored") -> str:
+    """Return what the report of a restore says of one component."""
+    note = getattr(plan, "note", "")
+    return f"{how} ({component.kind}, {len(plan.sinks)} tensors{note and f', {note}'})"
+
+
+def apply_all(
+    plans: Iterable[tuple[Component, RestorePlan]], check_cancelled: Callable[[], None]
+) -> None:
+    """Finish each component after all sinks were filled; changes live state.
+
+    Raises:
+        CheckpointError: from a component, as it is.
+        ParticipantFailed: a component raised anything else; that exception is the cause.
+    """
+    for component, plan in plans:
+        check_cancelled()
+        try:
+            plan.apply()
+        except CheckpointError:
+            raise
+        except Exception as error:
+            text = (
+                f"component {component.name} could not be restored: it raised "
+                f"{type(error).__name__}: {error}. Add an object that takes the saved state; "
+                f"{_leaves_out(component.name)}"
+            )
+            raise ParticipantFailed(text, component=component.name) from error
+
+
+def _leaves_out(name: str) -> str:
+    """Return the advice that goes on without a component."""
+    return f"restore(skip=[{name!r}]) leaves it as it is now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +101,7 @@ class Targets:
     def _name_problems(self, saved: Collection[str]) -> list[str]:
         live = [component.name for component in self.components]
         problems = [
-            f"component {name}: added here, but not in the step; restore(skip=[{name!r}]) leaves "
-            "it as it is now"
+            f"component {name}: added here, but not in the step; {_leaves_out(name)}"
             for name in live
             if name not in saved
         ]

@@ -14,6 +14,7 @@ from stepseal.components import byte_view
 from stepseal.errors import Corrupt
 from stepseal.foreign import DcpFolder
 from stepseal.layout import step_name
+from stepseal.session._targets import apply_all, reported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ class CheckedFolder:
     def report(self) -> dict[str, str]:
         """Return, per component, what was taken."""
         return {
-            component.name: f"restored, unverified ({component.kind}, {len(plan.sinks)} tensors)"
+            component.name: reported(component, plan, "restored, unverified")
             for component, plan in self.plans
         }
 
@@ -64,9 +65,7 @@ class CheckedFolder:
             for box, piece in self.folder.boxes(tensor, sink.wanted):
                 check_cancelled()
                 sink.write(box, 0, byte_view(piece))
-        for _, plan in self.plans:
-            check_cancelled()
-            plan.apply()
+        apply_all(self.plans, check_cancelled)
 
 
 def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedFolder:
