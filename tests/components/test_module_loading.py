@@ -41,7 +41,7 @@ class ByLoad(Codebook):
 
 class ByPart(Codebook):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(*args, **kwargs)
         self.refresh()
 
 
@@ -118,9 +118,9 @@ def test_nothing_changes_while_it_is_planned() -> None:
 
 
 def test_hooks_translate_old_keys_before_they_are_compared() -> None:
-    source, target = nn.Sequential(Old()), nn.Sequential(Renaming())
-    through(source, target)
-    assert torch.equal(target[0].weight, source[0].kernel)
+    old, new = Old(), Renaming()
+    through(nn.Sequential(old), nn.Sequential(new))
+    assert torch.equal(new.weight, old.kernel)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

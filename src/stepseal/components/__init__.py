@@ -10,7 +10,7 @@ from stepseal.components._capture import capture, tree_of
 from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
-from stepseal.components._leaves import outside_inference_mode
+from stepseal.components._leaves import outside_inference_mode, skip_advice
 from stepseal.components._live_data import byte_view, tensor_over
 from stepseal.components._registry import Registry
 from stepseal.components._rng import RNG, RNGComponent
@@ -27,5 +27,5 @@ __all__ = [
     "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing", "StagingMemory",
     "Topology", "TreeComponent", "build_dcp_index", "byte_view", "capture", "decode_tree",
     "describe_flat", "encode_tree", "outside_inference_mode", "register", "register_codec",
-    "tensor_over", "tree_of", "value_copies",
+    "skip_advice", "tensor_over", "tree_of", "value_copies",
 ]  # fmt: skip

@@ -7,16 +7,18 @@ codecs.
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING
 
 import torch
 
 from stepseal.components._codecs import decode_tree
 from stepseal.components._dtensors import is_dtensor, leaf_of
+from stepseal.components._live_data import TensorData
 from stepseal.components._sinks import sinks_for
 from stepseal.components._types import SavedTensor, Sharing
 from stepseal.errors import StateMismatch, UnsupportedState
-from stepseal.layout import can_read, rule_of
+from stepseal.layout import can_read, digest, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,6 +38,8 @@ __all__ = [
     "mismatch",
     "open_saved",
     "outside_inference_mode",
+    "skip_advice",
+    "tie_problems",
 ]
 
 _SHOWN = 3
@@ -46,6 +50,11 @@ def outside_inference_mode() -> AbstractContextManager[object]:
     if torch.is_inference_mode_enabled():
         return torch.inference_mode(mode=False)
     return contextlib.nullcontext()
+
+
+def skip_advice(component: str) -> str:
+    """Return how a restore goes on without a component, for messages."""
+    return f"restore(skip=[{component!r}]) leaves it as it is now"
 
 
 def kind_of(sharing: Sharing | None) -> str:
@@ -95,19 +104,22 @@ class OpenedState:
     """A saved component after its kind, sharing and world were found to fit.
 
     Args:
+        component: its name, for messages.
         tensors: what is stored, by key.
         filled: the tensors themselves where they came with the tree (PER_RANK), else None.
         value: the decoded non-tensor state, None if there is none.
     """
 
-    __slots__ = ("filled", "tensors", "value")
+    __slots__ = ("_component", "filled", "tensors", "value")
 
     def __init__(
         self,
+        component: str,
         tensors: Mapping[str, SavedTensor],
         filled: Mapping[str, torch.Tensor] | None,
         value: object,
     ) -> None:
+        self._component = component
         self.tensors = tensors
         self.filled = filled
         self.value = value
@@ -122,6 +134,8 @@ class OpenedState:
         Raises:
             StateMismatch: leaves that share memory have different saved elements.
         """
+        if problems := self.tie_problems(leaves):
+            raise mismatch(self._component, problems)
         if self.filled is None:
             return LeafPlan(sinks_for(leaves), finish, note)
         filled = self.filled
@@ -133,6 +147,44 @@ class OpenedState:
             finish()
 
         return LeafPlan({}, copy_then_finish, note)
+
+    def tie_problems(self, leaves: Iterable[Leaf]) -> list[str]:
+        """Return leaves that share live memory and would take different elements."""
+        return tie_problems(
+            (leaf.key, leaf.local, functools.partial(self._content, leaf.key))
+            for leaf in leaves
+            if leaf.key in self.tensors
+        )
+
+    def _content(self, key: str) -> object:
+        if self.filled is None:
+            return self.tensors[key].digests
+        data = TensorData(self.filled[key])
+        content = bytearray(data.size_bytes)
+        data.fill(memoryview(content))
+        return digest(content)
+
+
+def tie_problems(places: Iterable[tuple[str, torch.Tensor, Callable[[], object]]]) -> list[str]:
+    """Return live tensors that share memory and would take different elements.
+
+    Args:
+        places: key, live local tensor, and what returns something that is equal for equal saved
+            elements, or something empty where that is unknown.
+    """
+    first: dict[object, tuple[str, Callable[[], object]]] = {}
+    problems = []
+    for key, tensor, content in places:
+        if not tensor.numel():
+            continue
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        other, expected = first.setdefault(memory, (key, content))
+        if other != key and content() != expected():
+            problems.append(
+                f"{key}: shares memory (live) with {other}, and their saved values differ: tie "
+                "or untie them as at the save"
+            )
+    return problems
 
 
 class LeafPlan:
@@ -176,7 +228,7 @@ def open_saved(saved: SavedComponent, sharing: Sharing, topology: Topology) -> O
         raise mismatch(saved.name, problems)
     value = None if saved.tree is None else decode_tree(saved.tree, component=saved.name)
     if rule.tensors_are_global:
-        return OpenedState(saved.tensors, None, value)
+        return OpenedState(saved.name, saved.tensors, None, value)
     return _open_per_rank(saved.name, value)
 
 
@@ -190,7 +242,7 @@ def _open_per_rank(name: str, value: object) -> OpenedState:
         key: SavedTensor(key, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         for key, tensor in filled.items()
     }
-    return OpenedState(tensors, filled, value.get("value"))
+    return OpenedState(name, tensors, filled, value.get("value"))
 
 
 def compare_leaf(leaf: Leaf, saved: SavedTensor | None) -> list[str]:

@@ -106,7 +106,11 @@ def plan_through(
         StateMismatch: a difference that no listener sees; `.problems` lists all.
     """
     values = opened.value if isinstance(opened.value, dict) else {}
-    if problems := _problems(live, opened, values, tuple(one.prefix for one in listeners)):
+    problems = _problems(live, opened, values, tuple(one.prefix for one in listeners))
+    problems += opened.tie_problems(
+        leaves_of(live.component, live.tensors, sharing, owns_plain=False)
+    )
+    if problems:
         raise mismatch(live.component, problems)
     device = next((tensor.device for tensor in live.tensors.values()), torch.device("cpu"))
     private: dict[str, torch.Tensor] = {}

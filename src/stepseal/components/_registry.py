@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from stepseal.components._modules import ModuleComponent
-from stepseal.components._optimizers import OptimizerComponent
+from stepseal.components._optimizer_own import optimizer_component
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._stateful import (
     LRSchedulerComponent,
@@ -125,7 +125,7 @@ class Registry:
         if isinstance(state, torch.nn.Module):
             return ModuleComponent(name, state, sharing=sharing)
         if isinstance(state, torch.optim.Optimizer):
-            return OptimizerComponent(name, state, lambda: self._modules, sharing=sharing)
+            return optimizer_component(name, state, lambda: self._modules, sharing=sharing)
         if isinstance(state, Scheduler):
             return LRSchedulerComponent(name, state, sharing)
         if kind == "tensors" or (kind is None and _is_tensor_dict(state)):

@@ -155,7 +155,9 @@ def _saved_component(
     tensors = {}
     if entry.kind == "tensors":
         for key, boxes in reader.stored(entry.name).items():
-            tensors[key] = SavedTensor(key, boxes[0].tensor.dtype, boxes[0].tensor.shape)
+            first = boxes[0].tensor
+            digests = frozenset((box.tensor.box, box.tensor.chunk_digests) for box in boxes)
+            tensors[key] = SavedTensor(key, first.dtype, first.shape, digests)
     sharing = Sharing(entry.sharing)
     owner = payload_owner(sharing, entry.payloads, topology.me)
     tree = None

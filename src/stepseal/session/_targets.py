@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stepseal.components import RNGComponent
+from stepseal.components import RNGComponent, skip_advice
 from stepseal.errors import CheckpointError, ParticipantFailed, StateMismatch
 
 if TYPE_CHECKING:
@@ -41,14 +41,9 @@ def apply_all(
             text = (
                 f"component {component.name} could not be restored: it raised "
                 f"{type(error).__name__}: {error}. Add an object that takes the saved state; "
-                f"{_leaves_out(component.name)}"
+                f"{skip_advice(component.name)}"
             )
             raise ParticipantFailed(text, component=component.name) from error
-
-
-def _leaves_out(name: str) -> str:
-    """Return the advice that goes on without a component."""
-    return f"restore(skip=[{name!r}]) leaves it as it is now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +96,7 @@ class Targets:
     def _name_problems(self, saved: Collection[str]) -> list[str]:
         live = [component.name for component in self.components]
         problems = [
-            f"component {name}: added here, but not in the step; {_leaves_out(name)}"
+            f"component {name}: added here, but not in the step; {skip_advice(name)}"
             for name in live
             if name not in saved
         ]
