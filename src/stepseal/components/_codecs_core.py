@@ -138,7 +138,9 @@ class Encoder:
             raise self.refuse(
                 "a type that a codec knows",
                 qualified(type(value)),
-                "Register it with stepseal.register(cls) (dataclass, enum, namedtuple) or "
+                "Add the component with kind='tensors', and leave its sharing to the default"
+                if type(value).__name__ == "DTensor"
+                else "Register it with stepseal.register(cls) (dataclass, enum, namedtuple) or "
                 "stepseal.register_codec(...), "
                 "or add the component as a (get, set) pair of plain values",
             )
