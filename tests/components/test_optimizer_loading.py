@@ -11,7 +11,7 @@ from tests.components._roundtrip import same
 from torch import nn
 
 from stepseal.components._capture import capture
-from stepseal.components._codecs_registry import register_codec
+from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._optimizer_own import OwnOptimizerComponent, optimizer_component
 from stepseal.components._optimizers import OptimizerComponent
 from stepseal.errors import InvalidInput, StateMismatch, UnsupportedState
@@ -250,6 +250,43 @@ def test_a_wrapper_of_tensors_goes_through_its_codec() -> None:
     restore(added(target), [captured])
     assert isinstance(target.state[other]["exp_avg"], Packed)
     assert same(target.state[other]["exp_avg"].codes, source.state[one]["exp_avg"].codes)
+
+
+class Flat(Packed):
+    """Says how it is taken apart."""
+
+    def __tensor_flatten__(self) -> tuple[list[str], object]:
+        return ["codes"], {"signed": True}
+
+    @staticmethod
+    def __tensor_unflatten__(inner: Any, context: Any, *_: object) -> Flat:  # noqa: ANN401
+        assert context == {"signed": True}
+        return Flat(inner["codes"])
+
+
+def test_an_unknown_wrapper_is_refused_with_advice_that_works() -> None:
+    source, target = (torch.optim.SGD([parameter()]) for _ in range(2))
+    one, other = (optimizer.param_groups[0]["params"][0] for optimizer in (source, target))
+    source.state[one] = {"exp_avg": Flat(torch.ones(2, 2, dtype=torch.uint8))}
+    with pytest.raises(UnsupportedState, match=r"stepseal\.register\(Flat\)"):
+        capture(added(source), ALONE, None)
+    register(Flat, name="test.Flat")
+    through(source, target)
+    assert isinstance(target.state[other]["exp_avg"], Flat)
+    assert same(target.state[other]["exp_avg"].codes, source.state[one]["exp_avg"].codes)
+
+
+def test_a_class_that_never_calls_the_base_class_is_stored() -> None:
+    class Bare(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:  # noqa: ANN401
+            self.param_groups = [{"params": list(params), "lr": 0.1}]
+            self.state: Any = {}
+            self.defaults = {}
+
+    source, target = Bare([parameter()]), Bare([parameter()])
+    source.param_groups[0]["lr"] = 0.5
+    through(source, target)
+    assert target.param_groups[0]["lr"] == 0.5
 
 
 def test_groups_that_share_a_tensor_lr_get_their_own_where_it_differs() -> None:

@@ -11,6 +11,7 @@ import enum
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from stepseal.components._codecs_core import Codec, Decoder, Encoder, describe, qualified
+from stepseal.components._codecs_wrappers import encode_wrapper, is_wrapper, wrapper_decoder
 from stepseal.errors import CheckpointError, InvalidInput
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def register(
 ) -> type[T] | Callable[[type[T]], type[T]]:
     """Let values of a dataclass, enum or namedtuple stand in a saved state; also a class decorator.
 
-    A dataclass is restored field by field without `__init__` or `__post_init__`.
+    A dataclass is restored field by field without `__init__` or `__post_init__`. A tensor class
+    that wraps other tensors goes by `__tensor_flatten__` and `__tensor_unflatten__`.
 
     Args:
         cls: the class; its subclasses are not included.
@@ -69,6 +71,8 @@ def register(
         entry = _Entry(cls, label, _encode_dataclass, _dataclass_decoder(cls), key=True)
     elif issubclass(cls, tuple) and hasattr(cls, "_fields") and hasattr(cls, "_make"):
         entry = _Entry(cls, label, _encode_namedtuple, _namedtuple_decoder(cls), key=True)
+    elif is_wrapper(cls):
+        entry = _Entry(cls, label, encode_wrapper, wrapper_decoder(cls), key=False)
     else:
         raise InvalidInput(
             f"cannot register {qualified(cls)}: expected a dataclass, enum or namedtuple. "

@@ -23,7 +23,7 @@ __all__ = ["check_inner", "install", "load_through", "own_code", "own_pair", "pu
 
 def own_pair(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether an optimizer makes a state dict of its own, so that only it can read it."""
-    if optimizer._optimizer_state_dict_post_hooks:
+    if _hooks(optimizer, "state_dict_post"):
         return True
     return _own(optimizer, "state_dict") and not (
         _shares_state(optimizer) and optimizer.state_dict().keys() == {"state", "param_groups"}
@@ -36,8 +36,8 @@ def own_code(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     names = [f"{cls}.{name}" for name in ("load_state_dict", "__setstate__")]
     found = [name for name in names if _own(optimizer, name.rpartition(".")[2])]
     hooks = (
-        *optimizer._optimizer_load_state_dict_pre_hooks.values(),
-        *optimizer._optimizer_load_state_dict_post_hooks.values(),
+        *_hooks(optimizer, "load_state_dict_pre"),
+        *_hooks(optimizer, "load_state_dict_post"),
     )
     return (*found, *(f"load hook {getattr(hook, '__qualname__', hook)}" for hook in hooks))
 
@@ -99,7 +99,7 @@ def load_through(
         optimizer.load_state_dict(state_dict)
         put_back_dtypes(optimizer, {parameters[n]: state for n, state in per_number.items()})
         return
-    for before in tuple(optimizer._optimizer_load_state_dict_pre_hooks.values()):
+    for before in _hooks(optimizer, "load_state_dict_pre"):
         changed = before(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
     taken, new = dict(state_dict["state"]), {}
@@ -109,7 +109,7 @@ def load_through(
     install(optimizer, {**new, **taken}, [_options(group) for group in state_dict["param_groups"]])
     if _own(optimizer, "__setstate__"):
         optimizer.__setstate__({"state": optimizer.state, "param_groups": optimizer.param_groups})
-    for after in tuple(optimizer._optimizer_load_state_dict_post_hooks.values()):
+    for after in _hooks(optimizer, "load_state_dict_post"):
         after(optimizer)
 
 
@@ -142,6 +142,11 @@ def install(
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
+
+
+def _hooks(optimizer: torch.optim.Optimizer, which: str) -> tuple[Any, ...]:
+    """Return registered hooks; a class that skips `Optimizer.__init__` has room for none."""
+    return tuple(getattr(optimizer, f"_optimizer_{which}_hooks", {}).values())
 
 
 def _own(optimizer: torch.optim.Optimizer, name: str) -> bool:
