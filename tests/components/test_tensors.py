@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.components._memory import ALONE, Sharing, keys_of, restore, saved_of, world
+from tests.components._roundtrip import same
 
 from stepseal.components._arena import Arena
 from stepseal.components._capture import capture
@@ -201,3 +202,43 @@ def test_global_state_restores_as_replicated() -> None:
     saved = saved_of([captured], ALONE)
     plan = TensorDictComponent("ema", nested(0.0)).plan(saved, world(2)[1])
     assert set(plan.sinks) == {"ema.weight", "ema.7"}
+
+
+class Shadows:
+    """Keeps its shadows in a list, and a tuple of a dict beside them."""
+
+    def __init__(self, value: float) -> None:
+        self.state: dict[str, Any] = {
+            "decay": value,
+            "shadows": [torch.full((2,), value), torch.full((3,), value)],
+            "pairs": ({"mean": torch.full((1,), value), "count": int(value)},),
+            "history": [value, value],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_lists_and_tuples_are_flattened_where_they_hold_tensors(as_object: bool) -> None:
+    source, target = Shadows(2.0), Shadows(1.0)
+    shadows = target.state["shadows"]
+    given: list[Any] = [one if as_object else one.state for one in (source, target)]
+    captured = capture(TensorDictComponent("ema", given[0]), ALONE, None)
+    assert keys_of(captured) == ["shadows.0", "shadows.1", "pairs.0.mean"]
+    first = shadows[0]
+    restore(TensorDictComponent("ema", given[1]), [captured])
+    assert same(target.state, source.state)
+    assert target.state["shadows"][0] is first
+    assert (target.state["shadows"] is shadows) != as_object
+
+
+def test_another_number_of_tensors_in_a_list_is_refused() -> None:
+    source, target = Shadows(2.0), Shadows(1.0)
+    captured = capture(TensorDictComponent("ema", source), ALONE, None)
+    del target.state["shadows"][1]
+    with pytest.raises(StateMismatch, match=r"shadows\.1: unexpected"):
+        restore(TensorDictComponent("ema", target), [captured])

@@ -11,6 +11,7 @@ from stepseal.components._capture import capture, tree_of
 from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
+from stepseal.components._leaves import outside_inference_mode
 from stepseal.components._live_data import byte_view, tensor_over
 from stepseal.components._loaders import LoaderComponent, check_generators, waits_to_resume
 from stepseal.components._modules import unsaved_buffers
@@ -28,7 +29,7 @@ __all__ = [
     "RNG", "Arena", "CapturedComponent", "Component", "DenseSink", "FlatState", "LoaderComponent",
     "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
     "StagingMemory", "Topology", "TreeComponent", "build_dcp_index", "byte_view", "capture",
-    "check_generators", "decode_tree", "describe_flat", "encode_tree", "leave_out", "register",
-    "register_codec", "tensor_over", "tree_of", "unsaved_buffers", "value_copies",
-    "waits_to_resume",
+    "check_generators", "decode_tree", "describe_flat", "encode_tree", "leave_out",
+    "outside_inference_mode", "register", "register_codec", "tensor_over", "tree_of",
+    "unsaved_buffers", "value_copies", "waits_to_resume",
 ]  # fmt: skip

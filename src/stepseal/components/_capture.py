@@ -27,6 +27,7 @@ from stepseal.layout import (
     TreeContents,
     TreeSource,
     digest,
+    encode_document,
     payload_report,
     rule_of,
 )
@@ -39,7 +40,15 @@ if TYPE_CHECKING:
     from stepseal.components._types import Component, StagingMemory, Topology
     from stepseal.layout import BytesSource, DataSource, Sharing
 
-__all__ = ["capture", "describe_leaves", "describe_tree", "describe_value", "stage", "tree_of"]
+__all__ = [
+    "capture",
+    "content_digest",
+    "describe_leaves",
+    "describe_tree",
+    "describe_value",
+    "stage",
+    "tree_of",
+]
 
 
 def capture(
@@ -114,6 +123,8 @@ def describe_leaves(
     value: object,
     value_keys: Iterable[str] = (),
     bytes_copies: Callable[[], Sequence[BytesSource]] = tuple,
+    *,
+    content: str = "",
 ) -> CapturedComponent:
     """Describe a component of tensor leaves by key, and one value for the typed codecs.
 
@@ -126,8 +137,9 @@ def describe_leaves(
         value_keys: names of the non-tensor leaves, which belong to the fingerprint.
         bytes_copies: makes the write-only copies for stock readers; called where the value is
             written and shared, after the codecs accepted it.
+        content: what else must agree, in words and digests.
     """
-    fingerprint, me = _fingerprint(leaves, value_keys), topology.me
+    fingerprint, me = _fingerprint(leaves, value_keys) + content, topology.me
     report = payload_report(sharing, topology.rank, topology.participants)
     if not rule_of(sharing).tensors_are_global:
         held = {"tensors": {leaf.key: leaf.local for leaf in leaves}, "value": value}
@@ -217,6 +229,18 @@ def _fingerprint(leaves: Iterable[Leaf], value_keys: Iterable[str]) -> str:
     lines = [f"{leaf.key}\t{leaf.dtype}\t{list(leaf.shape)}" for leaf in leaves]
     lines += [f"{key}\t-" for key in value_keys]
     return digest("\n".join(sorted(lines)).encode()).hex()
+
+
+def content_digest(component: str, value: object) -> str:
+    """Return a digest of a whole value, bytes included; copies its arrays.
+
+    Raises:
+        UnsupportedState: no codec knows a part of the value.
+    """
+    tree = describe_tree(component, "", value)
+    parts: list[bytes | memoryview] = [encode_document(tree.document)]
+    parts += [copy.view() for copy in stage([array.data for array in tree.arrays], None)]
+    return digest(b"".join(map(digest, parts))).hex()
 
 
 def tree_of(value: object, component: str) -> TreeContents:

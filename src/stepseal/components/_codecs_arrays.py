@@ -89,7 +89,7 @@ def own_memory(data: memoryview, alignment: int) -> memoryview:
 def tensor_from_bytes(name: str, shape: Sequence[int], data: memoryview) -> torch.Tensor:
     """Return a contiguous CPU tensor with these bytes; the caller checked the size."""
     if not data:
-        return torch.empty(tuple(shape), dtype=_DTYPES[name])
+        return torch.empty(tuple(shape), dtype=_DTYPES[name], device="cpu")
     flat = torch.frombuffer(own_memory(data, ITEMSIZE[name]), dtype=torch.uint8)
     return flat.view(_DTYPES[name]).view(tuple(shape))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from stepseal.components._codecs_core import Codec, Decoder, Encoder
 from stepseal.components._codecs_words import describe, qualified
+from stepseal.components._codecs_wrappers import encode_wrapper, is_wrapper, wrapper_decoder
 from stepseal.errors import CheckpointError, InvalidInput, StateMismatch
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def register(
 ) -> type[T] | Callable[[type[T]], type[T]]:
     """Let values of a dataclass, enum or namedtuple stand in a saved state; also a class decorator.
 
-    A dataclass is restored field by field without `__init__` or `__post_init__`.
+    A dataclass is restored field by field without `__init__` or `__post_init__`. A tensor class
+    that wraps other tensors goes by `__tensor_flatten__` and `__tensor_unflatten__`.
 
     Args:
         cls: the class; its subclasses are not included.
@@ -87,6 +89,8 @@ def register(
         names, make = tuple(named._fields), named._make
         decode = _fields_decoder(cls, names, make)
         entry = _Entry(cls, label, _encode_namedtuple, decode, True, names, make)
+    elif is_wrapper(cls):
+        entry = _Entry(cls, label, encode_wrapper, wrapper_decoder(cls), key=False)
     else:
         raise InvalidInput(
             f"cannot register {qualified(cls)}: expected a dataclass, enum or namedtuple. "

@@ -232,8 +232,9 @@ def _refusal(tensor: torch.Tensor) -> tuple[str, str]:
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return (
             f"a {type(tensor).__module__}.{type(tensor).__qualname__}, which wraps other tensors",
-            "Give the component a state_dict of its inner tensors (__tensor_flatten__), or convert "
-            "it",
+            f"In the state of an optimizer, stepseal.register({type(tensor).__qualname__}), or "
+            "register_codec if it has no __tensor_flatten__, lets it be stored; elsewhere, give "
+            "the component a state_dict of its inner tensors, or convert it",
         )
     if tensor.layout is not torch.strided:
         return f"a sparse tensor ({tensor.layout})", "Store its indices and values as two tensors"

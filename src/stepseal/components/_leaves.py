@@ -6,6 +6,8 @@ codecs.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,13 +15,15 @@ import torch
 from stepseal.components._advice import other_world
 from stepseal.components._codecs import decode_tree
 from stepseal.components._dtensors import is_dtensor, leaf_of
+from stepseal.components._live_data import TensorData
 from stepseal.components._sinks import sinks_for
 from stepseal.components._types import SavedTensor, Sharing
 from stepseal.errors import StateMismatch, UnsupportedState
-from stepseal.layout import can_read, rule_of
+from stepseal.layout import can_read, digest, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from stepseal.components._dtensors import Leaf
     from stepseal.components._types import SavedComponent, Topology
@@ -34,9 +38,18 @@ __all__ = [
     "leaves_of",
     "mismatch",
     "open_saved",
+    "outside_inference_mode",
+    "tie_problems",
 ]
 
 _SHOWN = 3
+
+
+def outside_inference_mode() -> AbstractContextManager[object]:
+    """Return a context in which new tensors are ordinary ones, whatever the caller's mode is."""
+    if torch.is_inference_mode_enabled():
+        return torch.inference_mode(mode=False)
+    return contextlib.nullcontext()
 
 
 def kind_of(sharing: Sharing | None) -> str:
@@ -86,27 +99,40 @@ class OpenedState:
     """A saved component after its kind, sharing and world were found to fit.
 
     Args:
+        component: its name, for messages.
         tensors: what is stored, by key.
         filled: the tensors themselves where they came with the tree (PER_RANK), else None.
         value: the decoded non-tensor state, None if there is none.
     """
 
-    __slots__ = ("filled", "tensors", "value")
+    __slots__ = ("_component", "filled", "tensors", "value")
 
     def __init__(
         self,
+        component: str,
         tensors: Mapping[str, SavedTensor],
         filled: Mapping[str, torch.Tensor] | None,
         value: object,
     ) -> None:
+        self._component = component
         self.tensors = tensors
         self.filled = filled
         self.value = value
 
-    def plan(self, leaves: list[Leaf], finish: Callable[[], None]) -> LeafPlan:
-        """Return the plan that fills `leaves`, then calls `finish`."""
+    def keys(self) -> frozenset[str]:
+        """Return the keys of all tensors and of all other leaves."""
+        return frozenset((*self.tensors, *(self.value if isinstance(self.value, dict) else ())))
+
+    def plan(self, leaves: list[Leaf], finish: Callable[[], None], *, note: str = "") -> LeafPlan:
+        """Return the plan that fills `leaves`, then calls `finish`; `note` is for the report.
+
+        Raises:
+            StateMismatch: leaves that share memory have different saved elements.
+        """
+        if problems := self.tie_problems(leaves):
+            raise mismatch(self._component, problems)
         if self.filled is None:
-            return LeafPlan(sinks_for(leaves), finish)
+            return LeafPlan(sinks_for(leaves), finish, note)
         filled = self.filled
 
         def copy_then_finish() -> None:
@@ -115,16 +141,57 @@ class OpenedState:
                     leaf.local.copy_(filled[leaf.key])
             finish()
 
-        return LeafPlan({}, copy_then_finish)
+        return LeafPlan({}, copy_then_finish, note)
+
+    def tie_problems(self, leaves: Iterable[Leaf]) -> list[str]:
+        """Return leaves that share live memory and would take different elements."""
+        return tie_problems(
+            (leaf.key, leaf.local, functools.partial(self._content, leaf.key))
+            for leaf in leaves
+            if leaf.key in self.tensors
+        )
+
+    def _content(self, key: str) -> object:
+        if self.filled is None:
+            return self.tensors[key].digests
+        data = TensorData(self.filled[key])
+        content = bytearray(data.size_bytes)
+        data.fill(memoryview(content))
+        return digest(content)
+
+
+def tie_problems(places: Iterable[tuple[str, torch.Tensor, Callable[[], object]]]) -> list[str]:
+    """Return live tensors that share memory and would take different elements.
+
+    Args:
+        places: key, live local tensor, and what returns something that is equal for equal saved
+            elements, or something empty where that is unknown.
+    """
+    first: dict[object, tuple[str, Callable[[], object]]] = {}
+    problems = []
+    for key, tensor, content in places:
+        if not tensor.numel():
+            continue
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        other, expected = first.setdefault(memory, (key, content))
+        if other != key and content() != expected():
+            problems.append(
+                f"{key}: shares memory (live) with {other}, and their saved values differ: tie "
+                "or untie them as at the save"
+            )
+    return problems
 
 
 class LeafPlan:
     """Sinks of the leaves, and what is left to do after they were filled; see `RestorePlan`."""
 
-    __slots__ = ("_finish", "sinks")
+    __slots__ = ("_finish", "note", "sinks")
 
-    def __init__(self, sinks: Mapping[str, TensorSink], finish: Callable[[], None]) -> None:
+    def __init__(
+        self, sinks: Mapping[str, TensorSink], finish: Callable[[], None], note: str = ""
+    ) -> None:
         self.sinks = sinks
+        self.note = note
         self._finish = finish
 
     def apply(self) -> None:
@@ -152,7 +219,7 @@ def open_saved(saved: SavedComponent, sharing: Sharing, topology: Topology) -> O
         raise mismatch(saved.name, problems)
     value = None if saved.tree is None else decode_tree(saved.tree, component=saved.name)
     if rule.tensors_are_global:
-        return OpenedState(saved.tensors, None, value)
+        return OpenedState(saved.name, saved.tensors, None, value)
     return _open_per_rank(saved.name, value)
 
 
@@ -166,7 +233,7 @@ def _open_per_rank(name: str, value: object) -> OpenedState:
         key: SavedTensor(key, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         for key, tensor in filled.items()
     }
-    return OpenedState(tensors, filled, value.get("value"))
+    return OpenedState(name, tensors, filled, value.get("value"))
 
 
 def compare_leaf(leaf: Leaf, saved: SavedTensor | None) -> list[str]:

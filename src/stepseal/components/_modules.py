@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from stepseal.components._leaves import default_sharing, kind_of, mismatch
+from stepseal.components._leaves import default_sharing, kind_of, mismatch, open_saved
+from stepseal.components._module_loading import listeners_of, own_load, plan_through
 from stepseal.components._tensors import FlatState, describe_flat, plan_flat
 from stepseal.errors import InvalidInput
 
@@ -83,7 +84,8 @@ class ModuleComponent:
     """A module's `state_dict`, under keys that are free of DDP and `torch.compile` prefixes.
 
     Parameters and persistent buffers are filled in place. What the state dict made anew (hooks) and
-    extra state go through `load_state_dict` afterwards.
+    extra state go through `load_state_dict` afterwards. A module that overrides loading, or has
+    load hooks, loads all by itself, from private tensors.
 
     Args:
         name: name of the component.
@@ -91,7 +93,7 @@ class ModuleComponent:
         sharing: declared sharing, None for the default.
 
     Raises:
-        InvalidInput: `module` holds FSDP1 modules.
+        InvalidInput: `module` holds FSDP1 modules, or is a wrapper with a load of its own.
     """
 
     def __init__(self, name: str, module: nn.Module, *, sharing: Sharing | None = None) -> None:
@@ -104,6 +106,14 @@ class ModuleComponent:
                     component=name,
                     path=path,
                 )
+        inner = unwrap(module)
+        if module is not inner and (own := own_load(module)) is not None:
+            raise InvalidInput(
+                f"module cannot be added: component {name}: expected the load of the wrapped "
+                f"module alone, found {own}, which a restore could not call: keys are saved "
+                "without the wrapper. Move it into the wrapped module, and add that one.",
+                component=name,
+            )
         self.name = name
         self.kind = kind_of(sharing)
         self.module = module
@@ -127,18 +137,21 @@ class ModuleComponent:
     def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
         """Check a saved state against live state, strictly, and change nothing; see `Component`."""
         state, flat = self._read()
+        root, sharing = unwrap(self.module), self._sharing_of(flat, topology)
+        opened, clean = open_saved(saved, sharing, topology), key_cleaner(root)
+        listeners = listeners_of(root, clean)
+        keys = {clean(raw): raw for raw in state}
+        if opened.keys() == keys.keys():  # nothing to translate
+            listeners = [one for one in listeners if not one.is_torch]
+        if listeners:
+            return plan_through(root, flat, opened, sharing, keys, listeners)
 
         def finish(values: Mapping[str, object]) -> None:
-            root = unwrap(self.module)
             live = {_storage(tensor) for tensor in (*root.parameters(), *root.buffers())}
-            if (
-                values
-                or _heeds_loading(root)
-                or any(_storage(tensor) not in live for tensor in flat.tensors.values())
-            ):
+            if values or any(_storage(tensor) not in live for tensor in flat.tensors.values()):
                 self._load(state, values)
 
-        return plan_flat(flat, saved, self._sharing_of(flat, topology), topology, finish)
+        return plan_flat(flat, opened, sharing, finish)
 
     def _sharing_of(self, flat: FlatState, topology: Topology) -> Sharing:
         return default_sharing(self._declared, flat.tensors.values(), topology)
@@ -177,21 +190,6 @@ def unsaved_buffers(component: Component) -> tuple[str, ...]:
     clean, saved = key_cleaner(root), set(component.keys())
     names = (clean(raw) for raw, _ in root.named_buffers(remove_duplicate=False))
     return tuple(name for name in names if name not in saved)
-
-
-def _heeds_loading(root: nn.Module) -> bool:
-    """Return whether some module's own code wants to see a `load_state_dict`."""
-    for module in root.modules():
-        cls: Any = type(module)
-        owner = next(base for base in cls.__mro__ if "_load_from_state_dict" in vars(base))
-        hooks = [
-            *module._load_state_dict_pre_hooks.values(),
-            *module._load_state_dict_post_hooks.values(),
-        ]
-        makers = [owner, *(getattr(hook, "hook", hook) for hook in hooks)]
-        if any(not str(getattr(m, "__module__", "")).startswith("torch.") for m in makers):
-            return True
-    return False
 
 
 def _wrapper_attribute(module: nn.Module) -> str | None:

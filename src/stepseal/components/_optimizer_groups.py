@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from stepseal.components._advice import leave_out
 from stepseal.components._tensors import saved_copy
 from stepseal.layout import BytesSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
 __all__ = [
     "GroupState",
+    "class_problems",
     "group_copies",
     "group_problems",
     "install_options",
     "on_cpu",
     "options_of",
+    "order_problems",
     "to_device",
 ]
 
@@ -28,6 +32,13 @@ _STRUCTURE = frozenset({"params", "param_names"})
 _SCALAR_TYPES = (bool, int, float, str, type(None))
 # What torch's optimizers keep on the CPU unless they run inside a CUDA graph or a fused kernel.
 _CPU_STATE = frozenset({"step", "mu_product"})
+
+
+# What schedulers write into groups.
+_OF_SCHEDULERS = frozenset(
+    {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr"}
+)
+_ADAM_STATE = frozenset({"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +113,71 @@ def group_problems(live: Sequence[GroupState], saved: Sequence[GroupState]) -> l
     return problems
 
 
-def install_options(optimizer: torch.optim.Optimizer, saved: Sequence[GroupState]) -> None:
+def order_problems(live: Sequence[GroupState], saved: Sequence[GroupState]) -> list[str]:
+    """Return where the order inside a group differs, which matters for state by number."""
+    return [
+        f"param_groups[{number}]: expected the parameters in the order of the save, found another"
+        for number, (mine, other) in enumerate(zip(live, saved, strict=True))
+        if mine.params != other.params
+    ]
+
+
+def class_problems(
+    component: str,
+    optimizer: torch.optim.Optimizer,
+    saved: str | None,
+    groups: Sequence[GroupState],
+    state_names: AbstractSet[object],
+) -> list[str]:
+    """Return why state of another class cannot go on in this one; empty if it can.
+
+    It can where all saved options and all names of saved state are those of the live class.
+
+    Args:
+        component: name of the component.
+        optimizer: the live one.
+        saved: name of the saved class, None where nobody wrote it down.
+        groups: saved groups.
+        state_names: names of all saved state.
+    """
+    live = type(optimizer).__name__
+    if saved in (None, live):
+        return []
+    found = {name for group in groups for name in group.options} - _OF_SCHEDULERS
+    options = set(optimizer.defaults)
+    names: set[object] = {name for state in optimizer.state.values() for name in state}
+    if not names and any(cls is torch.optim.Adam for cls in type(optimizer).__mro__):
+        names = set(_ADAM_STATE)
+    if found == options and state_names <= names:
+        return []
+    differ = sorted(map(str, (found ^ options) or state_names - names))
+    return [
+        f"class: expected (live) {live}, found {saved}, which differs in {differ[:8]}: build the "
+        f"{saved} of the save, or {leave_out(component)} leaves it as it is now"
+    ]
+
+
+def install_options(optimizer: torch.optim.Optimizer, saved: Sequence[Mapping[str, Any]]) -> None:
     """Set the saved options in the live groups; live options that the checkpoint lacks stay.
 
     A tensor (lr) that a live group holds is filled in place, because CUDA graphs and schedulers
-    refer to it.
+    refer to it. Where two groups hold one tensor and the saved values differ, the second gets its
+    own.
     """
-    for group, other in zip(optimizer.param_groups, saved, strict=True):
-        for key, value in other.options.items():
+    filled: dict[int, torch.Tensor] = {}
+    for group, options in zip(optimizer.param_groups, saved, strict=True):
+        for key, value in options.items():
             live = group.get(key)
-            if isinstance(live, torch.Tensor) and isinstance(value, (torch.Tensor, int, float)):
-                with torch.no_grad():
-                    live.detach().copy_(
-                        value
-                        if isinstance(value, torch.Tensor)
-                        else torch.tensor(value, dtype=torch.float64)
-                    )
-            else:
+            if not isinstance(live, torch.Tensor) or not isinstance(
+                value, (torch.Tensor, int, float)
+            ):
                 group[key] = value
+                continue
+            new = torch.as_tensor(value, device=live.device).to(live.dtype)
+            if not torch.equal(filled.setdefault(id(live), new), new):
+                group[key] = live = live.detach().clone()
+            with torch.no_grad():
+                live.detach().copy_(new)
 
 
 def group_copies(
@@ -167,8 +225,8 @@ def on_cpu(key: str, shape: tuple[int, ...], options: Mapping[str, Any]) -> bool
 
 def to_device(value: object, device: torch.device) -> Any:  # noqa: ANN401 - the same kind of value
     """Return a decoded value with the tensors in it on `device`."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
+    if isinstance(value, torch.Tensor):  # a wrapper of tensors may know no `to`
+        return value if value.device == device else value.to(device)
     if type(value) is list:
         return [to_device(item, device) for item in value]
     if type(value) is tuple:

@@ -1,45 +1,43 @@
 """Optimizers as components, through their own `state` and `param_groups`.
 
-Neither `state_dict`, `load_state_dict` nor `step` is ever called, so no hook fires and no state
-comes to life. A parameter is named by identity over all modules that were added.
+Neither `state_dict` nor `step` is ever called, so no such hook fires and no state comes to life; a
+load of their own, and load hooks, run at a restore. A parameter is named by identity over all
+modules that were added.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stepseal.components._capture import describe_leaves
-from stepseal.components._dtensors import is_dtensor, leaf_of, owns_plain_tensors
-from stepseal.components._leaves import (
-    compare_leaf,
-    default_sharing,
-    kind_of,
-    leaves_of,
-    mismatch,
-    open_saved,
-)
-from stepseal.components._modules import parameter_names, unwrap
+from stepseal.components._capture import content_digest, describe_leaves
+from stepseal.components._codecs_registry import find_registered
+from stepseal.components._dtensors import is_dtensor, owns_plain_tensors
+from stepseal.components._leaves import default_sharing, kind_of, leaves_of, mismatch, open_saved
 from stepseal.components._optimizer_groups import (
     GroupState,
+    class_problems,
     group_copies,
     group_problems,
-    install_options,
-    on_cpu,
     options_of,
-    to_device,
 )
+from stepseal.components._optimizer_loading import check_inner, install, load_through, own_code
+from stepseal.components._optimizer_names import class_name, names_of, whole_state
+from stepseal.components._optimizer_state import StateBuilder, local_part
 from stepseal.errors import InvalidInput, UnsupportedState
+from stepseal.layout import rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import nn
 
     from stepseal.components._dtensors import Leaf
-    from stepseal.components._leaves import LeafPlan, OpenedState
+    from stepseal.components._leaves import LeafPlan
     from stepseal.components._types import (
         CapturedComponent,
         SavedComponent,
@@ -81,16 +79,7 @@ class OptimizerComponent:
                 "fully_shard (FSDP2).",
                 component=name,
             )
-        inner = getattr(optimizer, "optimizer", None)
-        delegates = inner is not None and getattr(inner, "state", None) is optimizer.state
-        own = type(optimizer).state_dict is not torch.optim.Optimizer.state_dict
-        if own and not delegates:
-            raise InvalidInput(
-                f"optimizer cannot be added: component {name}: expected all state in .state and "
-                f".param_groups, found {type(optimizer).__qualname__} with a state_dict of its "
-                "own. Add the inner optimizer, and the rest as a (get, set) pair.",
-                component=name,
-            )
+        check_inner(name, optimizer)
         self.name = name
         self.kind = kind_of(sharing)
         self.optimizer = optimizer
@@ -103,118 +92,108 @@ class OptimizerComponent:
         return default_sharing(self._declared, parameters, topology)
 
     def describe(self, topology: Topology) -> CapturedComponent:
-        """Describe the state on the caller's thread; see `Component`."""
+        """Describe the state on the caller's thread; see `Component`.
+
+        Plain state beside DTensor parameters is digested: one rank writes it for all.
+        """
         names, sharing = self._names(), self.sharing(topology)
+        is_global = rule_of(sharing).tensors_are_global
         leaves: list[Leaf] = []
         state: dict[str, Any] = {}
+        beside: dict[str, Any] = {}
         owners: dict[Any, bool] = {}  # by mesh: most parameters share one
         for fqn, parameter in names.items():
             live = self._live_state(fqn, parameter)
             if not live:
                 continue
-            tensors = {k: v for k, v in live.items() if isinstance(v, torch.Tensor)}
-            scalars = {k: v for k, v in live.items() if k not in tensors}
+            tensors = {key: value for key, value in live.items() if _is_leaf(value)}
+            scalars = {key: value for key, value in live.items() if key not in tensors}
+            state[fqn] = {"names": list(live), "values": scalars}
+            if is_dtensor(parameter):
+                plain = [k for k, t in tensors.items() if t.ndim and not is_dtensor(t)]
+                state[fqn]["plain"] = plain
+                if plain or scalars:
+                    beside[fqn] = [scalars, {key: tensors[key] for key in plain}]
             mesh = getattr(parameter, "device_mesh", None)
             if mesh not in owners:
                 owners[mesh] = owns_plain_tensors(topology, [parameter])
-            keyed = {f"state.{fqn}.{key}": tensor for key, tensor in tensors.items()}
+            parts = tensors.items() if is_global else _local_parts(tensors)
+            keyed = {f"state.{fqn}.{key}": tensor for key, tensor in parts}
             leaves += leaves_of(self.name, keyed, sharing, owns_plain=owners[mesh])
-            state[fqn] = {"names": list(live), "values": scalars}
         self._check_distinct(leaves, state)
         groups = options_of(self.optimizer, names)
-        value = {"groups": [group.as_value() for group in groups], "state": state}
+        value = {
+            "class": class_name(self.optimizer),
+            "groups": [group.as_value() for group in groups],
+            "state": state,
+            "whole": whole_state(self.name, self.optimizer, names),
+        }
         keys = [f"state.{fqn}.{key}" for fqn, entry in state.items() for key in entry["values"]] + [
             f"param_groups.{fqn}" for fqn in names
         ]
         copies = functools.partial(group_copies, self.name, groups, state)
-        return describe_leaves(self.name, sharing, topology, leaves, value, keys, copies)
+        content = self._content(beside) if beside and is_global else ""
+        return describe_leaves(
+            self.name, sharing, topology, leaves, value, keys, copies, content=content
+        )
 
     def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
         """Check saved groups and state, strictly, and change nothing; see `Component`.
 
-        State of parameters that have none yet is made as new tensors, which `apply` installs.
+        State of parameters that have none yet is made as new tensors, which `apply` installs. An
+        optimizer with load code of its own gets new tensors throughout, through that code.
         """
         names, sharing = self._names(), self.sharing(topology)
         opened = open_saved(saved, sharing, topology)
-        groups, state = _read_value(self.name, opened.value)
-        live_groups = options_of(self.optimizer, names)
-        problems = group_problems(live_groups, groups)
+        value = _read_value(self.name, opened.value)
+        live_groups, groups = options_of(self.optimizer, names), value.groups
+        problems = group_problems(live_groups, groups) or class_problems(
+            self.name, self.optimizer, value.cls, groups, value.state_names()
+        )
         if problems:
             raise mismatch(self.name, problems)
         options = {fqn: group.options for group in groups for fqn in group.params}
-        builder = _StateBuilder(self.name, opened)
+        builder, code = StateBuilder(self.name, opened), own_code(self.optimizer)
         for fqn, parameter in names.items():
-            entry = state.get(fqn)
+            entry = value.state.get(fqn)
             if entry is not None:
-                live = self._live_state(fqn, parameter)
+                live = {} if code else self._live_state(fqn, parameter)
                 builder.add(fqn, parameter, live, entry, options[fqn])
         if problems := builder.all_problems():
             raise mismatch(self.name, problems)
 
         def finish() -> None:
-            for parameter in names.values():
-                self.optimizer.state.pop(parameter, None)
-            for fqn, new in builder.states.items():
-                self.optimizer.state[names[fqn]] = new
-            install_options(self.optimizer, groups)
+            if code:
+                load_through(self.optimizer, names, builder.states, value.whole, groups)
+                return
+            states = {names[fqn]: new for fqn, new in builder.states.items()}
+            install(self.optimizer, {**states, **value.whole}, [one.options for one in groups])
 
-        return opened.plan(builder.leaves, finish)
+        note = f"through {', '.join(code)}, by way of one private copy" if code else ""
+        return opened.plan(builder.leaves, finish, note=note)
 
     def _names(self) -> dict[str, torch.Tensor]:
-        """Return each parameter of the optimizer by its name, in the order of the groups."""
-        known = self._known_names()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if any(id(parameter) not in known for parameter in parameters):
-            # FSDP2 shows gathered parameters after a forward pass; its state dict hooks put the
-            # sharded ones back.
-            for module in self._modules().values():
-                unwrap(module).state_dict(keep_vars=True)
-            known = self._known_names()
-        names: dict[str, torch.Tensor] = {}
-        for number, group in enumerate(self.optimizer.param_groups):
-            for index, parameter in enumerate(group["params"]):
-                names[known.get(id(parameter), f"bare.{number}.{index}")] = parameter
-        if len(names) != len(parameters):
-            raise UnsupportedState(
-                f"optimizer cannot be stored: component {self.name}: expected a name of its own "
-                "for each of "
-                f"{len(parameters)} parameters, found {len(names)} names. Rename the module that "
-                "begins with "
-                "another component's name, or `bare`.",
-                component=self.name,
-            )
-        own = {id(parameter) for parameter in parameters}
-        strange = [key for key in self.optimizer.state if id(key) not in own]
-        if strange:
-            raise UnsupportedState(
-                f"optimizer cannot be stored: component {self.name}: expected state of its own "
-                "parameters only, "
-                f"found {len(strange)} entries of {type(strange[0]).__name__}. Remove them from "
-                "optimizer.state.",
-                component=self.name,
-            )
-        return names
+        return names_of(self.name, self.optimizer, self._modules())
 
-    def _known_names(self) -> dict[int, str]:
-        known: dict[int, str] = {}
-        for component, module in self._modules().items():
-            prefix = "" if component == "model" else f"{component}."
-            for identity, name in parameter_names(module).items():
-                known.setdefault(identity, prefix + name)
-        return known
+    def _content(self, beside: Mapping[str, object]) -> str:
+        return (
+            f", and plain state beside DTensors {content_digest(self.name, beside)} (where each "
+            f"rank has its own, add({self.name!r}, ..., sharing=ss.PER_RANK))"
+        )
 
-    def _live_state(self, fqn: str, parameter: torch.Tensor) -> dict[str, Any]:
+    def _live_state(self, fqn: str, parameter: torch.Tensor) -> Mapping[Any, Any]:
         """Return the state of a parameter, empty if it has none; indexing would make one."""
-        live = self.optimizer.state.get(parameter) or {}
-        for key in live:
-            if not isinstance(key, str):
-                raise UnsupportedState(
-                    f"optimizer cannot be stored: component {self.name}, state of {fqn}: expected "
-                    "str names, found "
-                    f"{key!r}. Name the entry by a string.",
-                    component=self.name,
-                    path=fqn,
-                )
+        live: Mapping[Any, Any] = self.optimizer.state.get(parameter, {})
+        names: list[object] = list(live) if isinstance(live, Mapping) else [live]
+        strange = next((name for name in names if type(name) not in (str, int)), None)
+        if strange is not None:
+            raise UnsupportedState(
+                f"optimizer cannot be stored: component {self.name}, state of {fqn}: expected "
+                f"a dict under str or int names, found a {type(strange).__qualname__}. Add the "
+                "optimizer as a pair that turns its state into such dicts and back.",
+                component=self.name,
+                path=fqn,
+            )
         return live
 
     def _check_distinct(self, leaves: list[Leaf], state: Mapping[str, Any]) -> None:
@@ -232,93 +211,52 @@ class OptimizerComponent:
             )
 
 
-class _StateBuilder:
-    """Builds the state that the optimizer will have, out of live tensors where they exist.
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """The tree of an optimizer."""
 
-    Args:
-        component: name of the component.
-        opened: the saved state.
-    """
+    cls: str | None
+    """Name of the class that was saved; None in what others wrote."""
+    groups: list[GroupState]
+    state: dict[str, dict[str, Any]]
+    """Entry by name of the parameter."""
+    whole: dict[str | int, object]
+    """State of the optimizer as a whole."""
 
-    def __init__(self, component: str, opened: OpenedState) -> None:
-        self.leaves: list[Leaf] = []
-        self.states: dict[str, dict[str, Any]] = {}
-        self._component = component
-        self._opened = opened
-        self._problems: list[str] = []
-
-    def add(
-        self,
-        fqn: str,
-        parameter: torch.Tensor,
-        live: Mapping[str, Any],
-        entry: Mapping[str, Any],
-        options: Mapping[str, Any],
-    ) -> None:
-        """Add the state of one parameter; `entry` has all names, and the values of non-tensors."""
-        state: dict[str, Any] = {}
-        for key in entry["names"]:
-            if key in entry["values"]:
-                state[key] = to_device(entry["values"][key], parameter.device)
-                continue
-            name = f"state.{fqn}.{key}"
-            saved = self._opened.tensors.get(name)
-            tensor = live.get(key)
-            if saved is not None and not isinstance(tensor, torch.Tensor):
-                device = on_cpu(key, saved.shape, options)
-                dtype = getattr(torch, saved.dtype)
-                tensor = _new_state(parameter, saved.shape, dtype, cpu=device)
-            if tensor is None:
-                self._problems.append(f"{name}: missing in the checkpoint")
-                continue
-            leaf = leaf_of(self._component, name, tensor, owns_plain=False)
-            self._problems += compare_leaf(leaf, saved)
-            self.leaves.append(leaf)
-            state[key] = tensor
-        self.states[fqn] = state
-
-    def all_problems(self) -> list[str]:
-        """Return every difference, also saved tensors that no state entry names."""
-        named = {leaf.key for leaf in self.leaves}
-        unnamed = [key for key in self._opened.tensors if key not in named]
-        return [*self._problems, *(f"{key}: unexpected in the checkpoint" for key in unnamed)]
+    def state_names(self) -> set[object]:
+        """Return the names of all state."""
+        return {name for entry in self.state.values() for name in entry["names"]}
 
 
-def _new_state(
-    parameter: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, *, cpu: bool
-) -> torch.Tensor:
-    """Return a tensor as the optimizer would have made it at its first step."""
-    if cpu:
-        return torch.zeros(shape, dtype=dtype, device="cpu")
-    with torch.no_grad():
-        if shape == tuple(parameter.shape):
-            return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-        if is_dtensor(parameter) and shape:  # replicated over the parameter's mesh
-            return parameter.new_zeros(shape, dtype=dtype)
-    return torch.zeros(shape, dtype=dtype, device=parameter.device)
-
-
-def _read_value(
-    component: str, value: object
-) -> tuple[list[GroupState], dict[str, dict[str, Any]]]:
-    """Return groups and state of a decoded tree document."""
+def _read_value(component: str, value: object) -> _Value:
+    """Return what a decoded tree document holds."""
     problem = mismatch(component, ["payload: expected groups and state, found another structure"])
     if not isinstance(value, dict) or not {"groups", "state"} <= value.keys():
         raise problem
-    groups, state = value["groups"], value["state"]
-    if not isinstance(groups, list) or not isinstance(state, dict):
+    groups, state, whole = value["groups"], value["state"], value.get("whole", {})
+    if not all(map(isinstance, (groups, state, whole), (list, dict, dict))):
         raise problem
     for entry in state.values():
         if not (
             isinstance(entry, dict)
             and isinstance(entry.get("names"), list)
             and isinstance(entry.get("values"), dict)
+            and isinstance(entry.get("plain", []), list)
         ):
             raise problem
     read = [GroupState.from_value(group) for group in groups]
     if None in read:
         raise problem
-    return [group for group in read if group is not None], state
+    return _Value(value.get("class"), [group for group in read if group is not None], state, whole)
+
+
+def _is_leaf(value: object) -> bool:
+    """Return whether a value is stored as a tensor; a wrapper with a codec is none."""
+    return isinstance(value, torch.Tensor) and find_registered(type(value)) is None
+
+
+def _local_parts(tensors: Mapping[Any, torch.Tensor]) -> list[tuple[Any, torch.Tensor]]:
+    return [(key, local_part(tensor)) for key, tensor in tensors.items()]
 
 
 def _has_twins(keys: list[str]) -> bool:

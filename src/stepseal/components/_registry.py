@@ -12,7 +12,7 @@ from stepseal.components._advice import check_no_snapshot, check_no_stand_in
 from stepseal.components._dicts import DictComponent
 from stepseal.components._loaders import LoaderComponent, check_generators
 from stepseal.components._modules import ModuleComponent
-from stepseal.components._optimizers import OptimizerComponent
+from stepseal.components._optimizer_own import optimizer_component
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._stateful import (
     LRSchedulerComponent,
@@ -186,7 +186,7 @@ class Registry:
         if isinstance(state, torch.nn.Module):
             return ModuleComponent(name, state, sharing=sharing)
         if isinstance(state, torch.optim.Optimizer):
-            return OptimizerComponent(name, state, lambda: self._modules, sharing=sharing)
+            return optimizer_component(name, state, lambda: self._modules, sharing=sharing)
         if isinstance(state, Scheduler):
             return LRSchedulerComponent(name, state, sharing)
         if kind == "tensors":

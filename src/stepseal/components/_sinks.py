@@ -43,7 +43,8 @@ class DenseSink:
 
     def write(self, stored: Box, start: int, data: memoryview) -> None:
         """Copy the part of `data` that lies inside `wanted`; see `TensorSink`."""
-        with torch.no_grad():
+        # Only inference mode may write to what was made in it.
+        with torch.inference_mode() if self._local.is_inference() else torch.no_grad():
             if self._flat is not None and stored == self.wanted:
                 begin = start * self._dtype.itemsize
                 source = tensor_over(data, torch.uint8)

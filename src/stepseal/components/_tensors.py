@@ -6,7 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 
@@ -24,7 +24,7 @@ from stepseal.errors import InvalidInput, UnsupportedState
 from stepseal.layout import BytesSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from stepseal.components._leaves import LeafPlan, OpenedState
     from stepseal.components._types import (
@@ -132,24 +132,21 @@ def value_copies(component: str, values: Mapping[str, object]) -> tuple[BytesSou
 
 def plan_flat(
     flat: FlatState,
-    saved: SavedComponent,
+    opened: OpenedState,
     sharing: Sharing,
-    topology: Topology,
     finish: Callable[[Mapping[str, object]], None],
 ) -> LeafPlan:
     """Compare a flat state with a saved one, strictly, and plan to fill its tensors in place.
 
     Args:
         flat: live state.
-        saved: what the step holds.
+        opened: the saved state.
         sharing: the sharing in use.
-        topology: who takes part.
         finish: takes the decoded other leaves once the tensors were filled.
 
     Raises:
         StateMismatch: keys, shapes or dtypes differ; `.problems` lists all.
     """
-    opened = open_saved(saved, sharing, topology)
     values = opened.value if isinstance(opened.value, dict) else {}
     leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=False)
     problems: list[str] = []
@@ -188,10 +185,11 @@ def saved_copy(value: object) -> bytes | None:
 
 
 class TensorDictComponent:
-    """A dict of tensors, or an object whose `state_dict` is one; nested dicts are flattened by '.'.
+    """A dict of tensors, or an object whose `state_dict` is one; nested state is flattened by '.'.
 
-    Tensors of a dict are restored in place, other leaves are put into it. An object gets its own
-    state dict back, with every leaf filled, through `load_state_dict`.
+    Lists and tuples are flattened, too, where a tensor is in them; else they are leaves. Tensors of
+    a dict are restored in place, other leaves are put into it. An object gets its own state dict
+    back, with every leaf filled, through `load_state_dict`.
 
     Args:
         name: name of the component.
@@ -233,7 +231,8 @@ class TensorDictComponent:
         """Check a saved state against live state, strictly, and change nothing; see `Component`."""
         state, flat = self._read()
         sharing = default_sharing(self._declared, flat.tensors.values(), topology)
-        return plan_flat(flat, saved, sharing, topology, lambda values: self._finish(state, values))
+        opened = open_saved(saved, sharing, topology)
+        return plan_flat(flat, opened, sharing, lambda values: self._finish(state, values))
 
     def _read(self) -> tuple[Any, FlatState]:
         state = self._state if isinstance(self._state, MutableMapping) else self._state.state_dict()
@@ -255,44 +254,72 @@ class TensorDictComponent:
             self._state.load_state_dict(_replaced(state, (), values))
 
 
-def _flatten(flat: FlatState, path: _Path, state: Mapping[Any, Any]) -> None:
-    """Add every leaf of a nested dict to `flat`."""
-    for key, value in state.items():
+def _flatten(flat: FlatState, path: _Path, state: object) -> None:
+    """Add every leaf of a nested state to `flat`."""
+    for key, value in _items(state):
         if type(key) not in (str, int) or len(path) == _MAX_DEPTH:
             where = _joined((*path, key))
             raise UnsupportedState(
                 f"state cannot be flattened: component {flat.component}, key {where}: expected str "
-                "or int keys, "
-                f"nested at most {_MAX_DEPTH} deep, found {type(key).__name__} at depth "
-                f"{len(path)}. "
-                "Flatten the state, or add it as a tree component.",
+                f"or int keys, nested at most {_MAX_DEPTH} deep, found {type(key).__name__} at "
+                f"depth {len(path)}. Flatten the state, or add it as a tree component.",
                 component=flat.component,
                 path=where,
             )
-        if isinstance(value, Mapping):
+        if _is_branch(value):
             _flatten(flat, (*path, key), value)
         else:
             flat.add(_joined((*path, key)), value)
 
 
-def _assign(state: MutableMapping[Any, Any], path: _Path, values: Mapping[str, object]) -> None:
-    """Put decoded leaves into a live nested dict, in place."""
-    for key, value in state.items():
-        if isinstance(value, MutableMapping):
-            _assign(value, (*path, key), values)
-        elif _joined((*path, key)) in values:
-            state[key] = values[_joined((*path, key))]
+def _is_branch(value: object, depth: int = 0) -> bool:
+    """Return whether a value is flattened: a dict, or a list or tuple with a tensor inside."""
+    if isinstance(value, (list, tuple)) and depth < _MAX_DEPTH:
+        return any(isinstance(one, torch.Tensor) or _holds(one, depth + 1) for one in value)
+    return isinstance(value, Mapping)
 
 
-def _replaced(state: Mapping[Any, Any], path: _Path, values: Mapping[str, object]) -> Any:  # noqa: ANN401
-    """Return a copy of a nested dict, of the same types, with decoded leaves in their places."""
-    new: Any = copy.copy(state)
-    for key, value in state.items():
-        if isinstance(value, Mapping):
-            new[key] = _replaced(value, (*path, key), values)
-        elif _joined((*path, key)) in values:
-            new[key] = values[_joined((*path, key))]
-    return new
+def _holds(value: object, depth: int) -> bool:
+    if isinstance(value, Mapping):
+        found = value.values()
+        return depth < _MAX_DEPTH and any(
+            isinstance(one, torch.Tensor) or _holds(one, depth + 1) for one in found
+        )
+    return _is_branch(value, depth)
+
+
+def _items(state: object) -> Iterable[tuple[Any, Any]]:
+    return state.items() if isinstance(state, Mapping) else enumerate(cast("Any", state))
+
+
+def _assign(state: Any, path: _Path, values: Mapping[str, object]) -> None:  # noqa: ANN401
+    """Put decoded leaves into a live nested dict or list, in place."""
+    for key, value in tuple(_items(state)):
+        here = (*path, key)
+        if isinstance(value, (MutableMapping, list)) and _is_branch(value):
+            _assign(value, here, values)
+        elif _is_branch(value):  # a tuple; its tensors were filled in place
+            state[key] = _replaced(value, here, values)
+        elif _joined(here) in values:
+            state[key] = values[_joined(here)]
+
+
+def _replaced(state: Any, path: _Path, values: Mapping[str, object]) -> Any:  # noqa: ANN401
+    """Return a copy of a nested state, of the same types, with decoded leaves in their places."""
+    new = {}
+    for key, value in _items(state):
+        here = (*path, key)
+        new[key] = (
+            _replaced(value, here, values)
+            if _is_branch(value)
+            else values.get(_joined(here), value)
+        )
+    if isinstance(state, tuple):
+        return state._make(new.values()) if hasattr(state, "_make") else type(state)(new.values())
+    target = copy.copy(state)
+    for key, value in new.items():
+        target[key] = value
+    return target
 
 
 def _joined(path: _Path) -> str:

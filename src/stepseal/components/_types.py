@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stepseal.layout import (
+        Box,
         BytesSource,
         PayloadReport,
         TensorSink,
@@ -88,6 +89,8 @@ class SavedTensor:
     key: str
     dtype: str
     shape: tuple[int, ...]
+    digests: frozenset[tuple[Box, bytes]] = frozenset()
+    """Digests of its chunks, by box; equal for equal elements in equal boxes, empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)

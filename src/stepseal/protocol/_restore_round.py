@@ -268,7 +268,9 @@ class RestoreRound:
         if kind not in _PASSED_ON:
             kind = kind_of(failures.values())
         touched = (
-            "Live state was changed: restore again" if self._tainted else "Nothing was changed"
+            "Live state was changed: restore before you go on"
+            if self._tainted
+            else "Nothing was changed"
         )
         text = summary(what, failures, f"{touched}.")
         return self._fail(kind, text, failures)

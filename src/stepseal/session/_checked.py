@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import SavedComponent, SavedTensor
 from stepseal.layout import Sharing, payload_owner, step_name
-from stepseal.session._targets import SavedStep
+from stepseal.session._targets import SavedStep, apply_all
 from stepseal.transfer import ReadRequest, StepReader
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ class CheckedStep:
             Corrupt: a digest did not match; live state may hold a mix of old and new by now.
         """
         self.reader.stream(self.requests(), check_cancelled=check_cancelled)
-        for _, plan in self.decisions.plans:
-            check_cancelled()
-            plan.apply()
+        apply_all(self.decisions.plans, check_cancelled)
 
 
 def check_step_fits(
@@ -90,7 +88,9 @@ def _saved_component(
     tensors = {}
     if entry.kind == "tensors":
         for key, boxes in reader.stored(entry.name).items():
-            tensors[key] = SavedTensor(key, boxes[0].tensor.dtype, boxes[0].tensor.shape)
+            first = boxes[0].tensor
+            digests = frozenset((box.tensor.box, box.tensor.chunk_digests) for box in boxes)
+            tensors[key] = SavedTensor(key, first.dtype, first.shape, digests)
     sharing = Sharing(entry.sharing)
     owner = payload_owner(sharing, entry.payloads, topology.me)
     tree = None

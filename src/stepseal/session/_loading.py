@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from stepseal.components import Registry, Topology
+from stepseal.components import Registry, Topology, outside_inference_mode
 from stepseal.errors import (
     Corrupt,
     InvalidInput,
@@ -90,7 +90,8 @@ def load(
         found = together.from_rank_0(lambda: _choose(path, step))
         one = _Load(path, found["step"], found["attempt"], topology, components)
         try:
-            return one.run(together, deadlines)
+            with outside_inference_mode():
+                return one.run(together, deadlines)
         except StepNotFound as error:
             touched = touched or error.tainted
             error.tainted = touched

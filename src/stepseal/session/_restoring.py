@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from stepseal import protocol
+from stepseal.components import outside_inference_mode
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput
 from stepseal.layout import (
     MANIFEST,
@@ -116,6 +117,7 @@ def take_part(
     """
     driver.call_restore(call)
     checked: CheckedStep | CheckedFolder | None = None
+    cause: BaseException | None = None
     touched = False
     while True:
         try:
@@ -128,7 +130,7 @@ def take_part(
                 checked = _vote_on(driver, order, storage, targets)
             case Apply() if checked is not None:
                 touched = True
-                _apply(driver, order, checked)
+                cause = _apply(driver, order, checked)
             case protocol.Restored():
                 assert checked is not None, "nobody restores what this participant rejected"
                 return Restored(
@@ -143,7 +145,7 @@ def take_part(
             case Fresh():
                 return None
             case RestoreFailed():
-                raise _failed(order, call)
+                raise _failed(order, call) from cause
 
 
 def _vote_on(
@@ -151,7 +153,7 @@ def _vote_on(
 ) -> CheckedStep | CheckedFolder | None:
     check = check_folder if order.unverified else check_candidate
     try:
-        with collection_paused():
+        with collection_paused(), outside_inference_mode():
             checked = check(storage, order, targets)
     except Exception as error:
         _log_unexpected(error, "checking")
@@ -161,29 +163,36 @@ def _vote_on(
     return checked
 
 
-def _apply(driver: ParticipantDriver, order: Apply, checked: CheckedStep | CheckedFolder) -> None:
+def _apply(
+    driver: ParticipantDriver, order: Apply, checked: CheckedStep | CheckedFolder
+) -> BaseException | None:
+    """Apply and vote; return what a component raised, which does not travel."""
+
     def check_cancelled() -> None:
         if driver.restore_ended(order.call):
             raise RestoreGivenUp("restore: given up: it has failed already, elsewhere")
 
     try:
-        checked.apply(check_cancelled)
+        with outside_inference_mode():
+            checked.apply(check_cancelled)
     except RestoreGivenUp:
-        return  # the answer is here
+        return None  # the answer is here
     except Exception as error:
         _log_unexpected(error, "applying")
         driver.vote(Rejected(order.call, order.round, touched=True, cause=failure_of(error)))
-        return
+        return error.__cause__ or error
     except BaseException as error:  # interrupted: the others need not wait for the deadline
         driver.vote(Rejected(order.call, order.round, touched=True, cause=failure_of(error)))
         raise
     driver.vote(Applied(order.call, order.round))
+    return None
 
 
 def _log_unexpected(error: Exception, doing: str) -> None:
     """Keep the traceback of what a user's component raised; only its message travels."""
-    if not isinstance(error, (CheckpointError, OSError)):
-        _log.error("stepseal: restore, %s: %s", doing, error, exc_info=error)
+    cause = error.__cause__ or error
+    if not isinstance(cause, (CheckpointError, OSError)):
+        _log.error("stepseal: restore, %s: %s", doing, error, exc_info=cause)
 
 
 def _failed(order: RestoreFailed, call: RestoreCalled) -> CheckpointError:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.components import RNGComponent, leave_out, unsaved_buffers
-from stepseal.errors import InvalidInput, StateMismatch
+from stepseal.errors import CheckpointError, InvalidInput, ParticipantFailed, StateMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from stepseal.components import Component, RestorePlan, SavedComponent, Topology
     from stepseal.session._policies import Choice, Policy
     from stepseal.session._reports import Restored
 
-__all__ = ["Decisions", "SavedStep", "Targets"]
+__all__ = ["Decisions", "SavedStep", "Targets", "apply_all"]
 
 _NAMED = 10
 """Differences, or buffers, that a text names before it counts the others."""
@@ -50,6 +50,30 @@ class Decisions:
     """Component that begins anew to what is recorded of it."""
 
 
+def apply_all(
+    plans: Iterable[tuple[Component, RestorePlan]], check_cancelled: Callable[[], None]
+) -> None:
+    """Finish each component after all sinks were filled; changes live state.
+
+    Raises:
+        CheckpointError: from a component, as it is.
+        ParticipantFailed: a component raised anything else; that exception is the cause.
+    """
+    for component, plan in plans:
+        check_cancelled()
+        try:
+            plan.apply()
+        except CheckpointError:
+            raise
+        except Exception as error:
+            text = (
+                f"component {component.name} could not be restored: it raised "
+                f"{type(error).__name__}: {error}. Add an object that takes the saved state; "
+                f"{leave_out(component.name)} leaves it as it is now"
+            )
+            raise ParticipantFailed(text, component=component.name) from error
+
+
 @dataclass(frozen=True, slots=True)
 class Targets:
     """The live state that a restore fills, and what was chosen for it."""
@@ -77,16 +101,17 @@ class Targets:
                 report[name] = f"fresh: left as it was{why}"
                 if isinstance(component, RNGComponent):
                     fresh[name]["seed"] = saved.seed
-                    plan = component.restart(saved.seed, saved.step, self.topology)
-                    plans.append((component, plan))
+                    anew = component.restart(saved.seed, saved.step, self.topology)
+                    plans.append((component, anew))
                     report[name] = f"fresh: streams from seed {saved.seed}, step and rank{why}"
             elif policy == "skip":
                 report[name] = "left as it was (skip)"
             elif name in saved.names:
                 try:
                     found = saved.open(component)
-                    plans.append((component, component.plan(found, self.topology)))
-                    report[name] = _restored(component, found, saved.note)
+                    plan = component.plan(found, self.topology)
+                    plans.append((component, plan))
+                    report[name] = _restored(component, found, plan, saved.note)
                 except StateMismatch as error:
                     listed = error.problems or (str(error),)
                     problems += [f"component {name}: {problem}" for problem in listed]
@@ -157,11 +182,12 @@ class Targets:
             )
 
 
-def _restored(component: Component, saved: SavedComponent, note: str) -> str:
+def _restored(component: Component, saved: SavedComponent, plan: RestorePlan, note: str) -> str:
     size = f", {len(saved.tensors)} tensors" if saved.tensors else ""
+    how = getattr(plan, "note", "")
     unsaved = unsaved_buffers(component)
     left = f"; buffers that nobody saves, left as they are: {_listed(unsaved)}" if unsaved else ""
-    return f"restored{note} ({component.kind}{size}){left}"
+    return f"restored{note} ({component.kind}{size}{how and f', {how}'}){left}"
 
 
 def _listed(texts: Sequence[str], comma: str = ", ") -> str:

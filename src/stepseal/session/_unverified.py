@@ -14,7 +14,7 @@ from stepseal.components import byte_view
 from stepseal.errors import Corrupt
 from stepseal.foreign import DcpFolder
 from stepseal.layout import step_name
-from stepseal.session._targets import SavedStep
+from stepseal.session._targets import SavedStep, apply_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,9 +56,7 @@ class CheckedFolder:
             for box, piece in self.folder.boxes(tensor, sink.wanted):
                 check_cancelled()
                 sink.write(box, 0, byte_view(piece))
-        for _, plan in self.decisions.plans:
-            check_cancelled()
-            plan.apply()
+        apply_all(self.decisions.plans, check_cancelled)
 
 
 def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedFolder:
