@@ -64,7 +64,7 @@ def test_an_empty_path_is_not_the_current_directory(
 
 
 def test_reading_where_nothing_is_creates_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RootNotFound, match="found nothing"):
+    with pytest.raises(RootNotFound, match="found no such path"):
         ss.open(tmp_path / "root")
     with pytest.raises(RootNotFound, match=r"no stepseal\.json"):
         ss.open(tmp_path)

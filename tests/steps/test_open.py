@@ -59,4 +59,4 @@ def test_a_store_is_made_only_on_request(tmp_path: Path) -> None:
 def test_a_root_that_others_can_write_says_so(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir(mode=0o777)
     (tmp_path / "root").chmod(0o777)
-    assert "everybody can write" in str(open_store(tmp_path / "root").writable_problem())
+    assert "all users can write" in str(open_store(tmp_path / "root").writable_problem())

@@ -30,7 +30,7 @@ def describe_step(path: str, wanted: str | None, *, tensors: bool) -> dict[str, 
         Corrupt: its manifest or an index is damaged.
     """
     root = open_root_or_step(path)
-    entry = find_step(root, wanted or root.only or "latest")
+    entry = find_step(root, (root.only or "latest") if wanted is None else wanted)
     if entry.manifest is None or entry.state == "damaged":
         raise Corrupt(f"{entry.name}: {entry.problem}", step=entry.step, path=entry.name)
     manifest = entry.manifest

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
     from stepseal.components._optimizer_groups import GroupState
 
-__all__ = ["check_inner", "install", "load_through", "own_code", "own_pair", "put_back_dtypes"]
+__all__ = [
+    "check_inner",
+    "check_own_load",
+    "install",
+    "load_through",
+    "own_code",
+    "own_pair",
+    "put_back_dtypes",
+]
 
 
 def own_pair(optimizer: torch.optim.Optimizer) -> bool:
@@ -27,6 +35,25 @@ def own_pair(optimizer: torch.optim.Optimizer) -> bool:
         return True
     return _own(optimizer, "state_dict") and not (
         _shares_state(optimizer) and optimizer.state_dict().keys() == {"state", "param_groups"}
+    )
+
+
+def check_own_load(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that writes a state dict of its own and leaves reading it to torch.
+
+    Raises:
+        InvalidInput: names the method that is missing.
+    """
+    if not _own(optimizer, "state_dict") or own_code(optimizer):
+        return
+    if optimizer.state_dict().keys() == {"state", "param_groups"}:
+        return
+    cls = type(optimizer).__qualname__
+    raise InvalidInput(
+        f"optimizer cannot be added: component {name}: expected {cls}.load_state_dict, because "
+        f"{cls} has a state_dict of its own, found torch's, which cannot read that. Define "
+        "load_state_dict, or add the state as a (get, set) pair.",
+        component=name,
     )
 
 

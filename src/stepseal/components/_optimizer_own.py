@@ -20,7 +20,7 @@ from stepseal.components._optimizer_groups import (
     options_of,
     order_problems,
 )
-from stepseal.components._optimizer_loading import own_pair, put_back_dtypes
+from stepseal.components._optimizer_loading import check_own_load, own_pair, put_back_dtypes
 from stepseal.components._optimizer_names import class_name, names_of
 from stepseal.components._optimizer_state import local_part
 from stepseal.components._optimizers import OptimizerComponent
@@ -51,6 +51,7 @@ def optimizer_component(
         InvalidInput: an optimizer whose state cannot be saved exactly.
     """
     if own_pair(optimizer):
+        check_own_load(name, optimizer)
         return OwnOptimizerComponent(name, optimizer, modules, sharing=sharing)
     return OptimizerComponent(name, optimizer, modules, sharing=sharing)
 
