@@ -35,7 +35,7 @@ def advice_for(value: object, component: str, steps: Sequence[Step]) -> str:
             f"itself, such as add({name!r}, ...)"
         )
     if hasattr(value, "device_mesh") and isinstance(value, torch.Tensor):
-        return "Pass kind='tensors' to add(), which stores the parts of a DTensor as one tensor"
+        return "Pass kind='tensors' to add(), and no sharing: the ranks' parts become one tensor"
     if isinstance(value, DataLoader):
         return "Leave it out here, and add a StatefulDataLoader of torchdata as a component"
     if inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value):
