@@ -184,7 +184,11 @@ def check_current(storage: Storage, incarnation: int) -> None:
     if highest == incarnation:
         return
     if highest > incarnation:
-        why = f"incarnation {highest} claimed this root after ours: another start of the job runs"
+        why = (
+            f"incarnation {highest} claimed this root after ours: another start of the job runs, "
+            "or another program of it. A program that only reads uses stepseal.load; one that "
+            "saves has a root of its own"
+        )
     else:
         why = f"our claim is gone, the highest is {highest}: its file was removed"
     raise NotCurrent(
