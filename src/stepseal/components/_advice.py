@@ -83,9 +83,10 @@ def check_no_stand_in(name: str, state: object) -> None:
     """Refuse objects that have a better way in, and name it.
 
     Raises:
-        InvalidInput: a bare random generator, or a data loader without a state.
+        InvalidInput: a bare random generator, tensor or array, a class, a generator of Python, or
+            a data loader without a state.
     """
-    numpy_random = sys.modules.get("numpy.random")
+    numpy, numpy_random = sys.modules.get("numpy"), sys.modules.get("numpy.random")
     found = type(state).__name__
     if isinstance(state, torch.Generator):
         instead = f"add({name!r}, RNG(torch=[generator]))"
@@ -98,6 +99,14 @@ def check_no_stand_in(name: str, state: object) -> None:
             f"add({name!r}, loader) with a torchdata.stateful_dataloader.StatefulDataLoader, "
             "which knows its position"
         )
+    elif inspect.isclass(state):
+        instead = f"add({name!r}, {state.__name__}(...)), an object of the class {state.__name__}"
+    elif isinstance(state, torch.Tensor) or (
+        numpy is not None and isinstance(state, numpy.ndarray)
+    ):
+        instead = f"add({name!r}, {{'value': it}}), a dict that holds it and is restored in place"
+    elif inspect.isgenerator(state):
+        instead = "the object that the generator comes from, such as a module for its parameters()"
     else:
         return
     raise InvalidInput(

@@ -24,14 +24,14 @@ from stepseal.components._stateful import (
 )
 from stepseal.components._tensors import HasStateDict, TensorDictComponent
 from stepseal.components._trees import TreeComponent
-from stepseal.components._types import Component
+from stepseal.components._types import Component, Sharing
 from stepseal.errors import CheckpointError, InvalidInput
 from stepseal.layout import check_component_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stepseal.components._types import Sharing, Topology
+    from stepseal.components._types import Topology
 
 __all__ = ["Registry"]
 
@@ -76,6 +76,12 @@ class Registry:
             raise InvalidInput(
                 f"add({name!r}): differs from {folded[name.casefold()]!r} in case only, and would "
                 "claim the same files on some file systems. Choose another name.",
+                component=name,
+            )
+        if sharing is not None and not isinstance(sharing, Sharing):
+            raise InvalidInput(
+                f"add({name!r}): sharing: expected one of ss.GLOBAL, ss.REPLICATED, ss.SHARDED and "
+                f"ss.PER_RANK, found {sharing!r:.80}",
                 component=name,
             )
         component = self._adapt(name, state, sharing, kind)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from stepseal.errors import InvalidInput
 
@@ -39,7 +41,7 @@ def check_annotations(
     numbers: dict[str, float | Literal["nan", "inf", "-inf"]] = {}
     for name, value in (metrics or {}).items():
         try:
-            numbers[name] = float(value)
+            numbers[name] = float(_detached(value))
         except (TypeError, ValueError, RuntimeError):
             problems.append(f"metrics[{name!r}]: expected a number, found {value!r:.80}")
     for what, given in (("metrics", metrics or {}), ("cut", cut or {})):
@@ -56,3 +58,8 @@ def check_annotations(
     if problems:
         raise InvalidInput(f"save: {'; '.join(problems)}", problems=tuple(problems))
     return Annotations(numbers, list(tags), dict(cut or {}))
+
+
+def _detached(value: Any) -> Any:  # noqa: ANN401 - whatever was handed in
+    """Return a tensor without its graph, as torch wants it for `float`."""
+    return value.detach() if isinstance(value, torch.Tensor) else value

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from stepseal import protocol
 from stepseal.components import outside_inference_mode
-from stepseal.errors import CheckpointError, Corrupt, InvalidInput
+from stepseal.errors import CheckpointError, Corrupt, InvalidInput, ParticipantFailed
 from stepseal.layout import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -190,7 +190,7 @@ def _apply(
 
 def _log_unexpected(error: Exception, doing: str) -> None:
     """Keep the traceback of what a user's component raised; only its message travels."""
-    cause = error.__cause__ or error
+    cause = error.__cause__ if isinstance(error, ParticipantFailed) else error
     if not isinstance(cause, (CheckpointError, OSError)):
         _log.error("stepseal: restore, %s: %s", doing, error, exc_info=cause)
 

@@ -120,7 +120,8 @@ class Targets:
             else:
                 problems.append(
                     f"component {name}: added here, but not in the step; {leave_out(name)} leaves "
-                    "it as it is now"
+                    "it as it is now, and add(..., on_restore='if-present') restores it from later "
+                    "steps"
                 )
         self._refuse(problems, saved.step)
         plans.sort(key=lambda plan: isinstance(plan[0], RNGComponent))

@@ -154,7 +154,7 @@ def _unmarked(root: str, commits: Sequence[StepEntry]) -> CheckpointError:
     if not commits:
         return RootNotFound(
             f"{root} has no {MARKER}: expected a stepseal root. Nothing was ever saved here, or "
-            "the path is wrong.",
+            "the path is wrong, or it is the folder of a step: stepseal.open_step reads that.",
             path=MARKER,
         )
     run_ids = sorted({entry.manifest.run_id for entry in commits if entry.manifest is not None})
