@@ -256,10 +256,12 @@ class Data:
 
     def __init__(self, rank: int, gate: Gate) -> None:
         self.state = {"rank": rank, "step": 0}
+        self.is_training = False
         self._gate = gate
 
     def state_dict(self) -> dict[str, Any]:
-        self._gate.reach("save/capture")
+        if self.is_training:  # a restore reads the state, too, to see whether it can be saved
+            self._gate.reach("save/capture")
         return dict(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -340,6 +342,7 @@ def _job(rank: int, life: Life, pipe: Connection[Any, Any], log: Log) -> None:
         step = restored.step
         log.put("values", "right" if _values(model, data.state) == (rank, step) else "wrong")
     _train(model, data, rank, life.world, step + 1)
+    data.is_training = True
     gate.reach("save/before")
     pending = log.call("save", lambda: ckpt.save(step + 1))
     if pending is not None and not life.in_flight:

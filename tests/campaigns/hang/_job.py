@@ -94,10 +94,12 @@ def _job(start: Start, rank: int, gate: Gate, log: Log) -> None:
         return
     replica = Replica(rank)
     replica.add_to(ckpt)
-    ckpt.add("data", Data(rank, gate), sharing=ss.PER_RANK)
+    data = Data(rank, gate)
+    ckpt.add("data", data, sharing=ss.PER_RANK)
     gate.reach("restore/join")
     log.call("restore", lambda: _restore(ckpt, replica))
     replica.fill(HIT_LIFE, 30)
+    data.is_training = True
     gate.reach("save/before")
     pending = log.call("save", lambda: ckpt.save(30, cut={"life": HIT_LIFE}))
     if pending is not None and not start.in_flight:
