@@ -47,6 +47,8 @@ def test_other_names_are_paths(name: str, tmp_path: Path) -> None:
 def test_what_is_no_path_is_refused() -> None:
     with pytest.raises(InvalidInput):
         locate_root(7)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="found bytes"):
+        locate_root(b"/runs")  # type: ignore[arg-type]
 
 
 def test_a_store_is_made_only_on_request(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ def manifest_of(root: Root, step: int) -> Manifest:
 
 def test_a_step_is_leased_exactly_while_it_is_read(storage: Storage) -> None:
     manifest = manifest_of(Root(storage), 10)
-    with Reading(storage, manifest, clock=lambda: 1000.0):
+    with Reading(storage, manifest, clock=lambda: 1000.0) as reading:
+        assert reading.is_leased
         assert list(read_leases(storage, 1000)) == [10]
     assert storage.list_dir(LEASES) == ()
 
