@@ -24,7 +24,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from tests.campaigns.harness._programs import print_row, row_of
+from tests.campaigns.harness._programs import finish, row_of
 from tests.campaigns.harness._sizes import Row, Size
 
 if TYPE_CHECKING:
@@ -185,17 +185,7 @@ def _main() -> int:
         cases = random.Random(arguments.seed).sample(cases, min(arguments.sample, len(cases)))
     variants = list(HANGING) if everything else arguments.variant
     row = _campaign(cases, variants, arguments.lanes)
-    if arguments.json:
-        print_row(row)
-        return 0
-    print(row.text())
-    for note in row.notes:
-        print(f"  {note}")
-    for name in row.missed:
-        print(f"  MISSED VARIANT: {name}")
-    for violation in row.violations:
-        print(f"  VIOLATION: {violation}")
-    return 1 if row.violations or row.missed else 0
+    return finish(row, as_json=arguments.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.campaigns.harness._sizes import Row
 
-__all__ = ["print_row", "row_of"]
+__all__ = ["finish", "print_row", "row_of"]
 
 _HOUSE = Path(__file__).parents[3]
 
@@ -41,3 +41,18 @@ def row_of(module: str, *arguments: str) -> Row:
 def print_row(row: Row) -> None:
     """Report to `row_of`."""
     print(json.dumps(asdict(row)), flush=True)
+
+
+def finish(row: Row, *, as_json: bool) -> int:
+    """Print the result of a campaign; return the exit code of its program."""
+    if as_json:
+        print_row(row)
+        return 0
+    print(row.text())
+    for note in row.notes:
+        print(f"  {note}")
+    for name in row.missed:
+        print(f"  MISSED VARIANT: {name}")
+    for violation in row.violations:
+        print(f"  VIOLATION: {violation}")
+    return 1 if row.violations or row.missed else 0

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, get_args
 
-from tests.campaigns.harness._programs import print_row, row_of
+from tests.campaigns.harness._programs import finish, row_of
 from tests.campaigns.harness._sizes import Row, Size
 
 if TYPE_CHECKING:
@@ -151,17 +151,7 @@ def _main() -> int:
         results = _soak(seeds, time.monotonic() + 60 * minutes, arguments.lanes)
     whole = not chosen and not arguments.variant
     row = _row(results, variants, time.monotonic() - begun, judge_floors=whole)
-    if arguments.json:
-        print_row(row)
-        return 0
-    print(row.text())
-    for note in row.notes:
-        print(f"  {note}")
-    for name in row.missed:
-        print(f"  MISSED VARIANT: {name}")
-    for violation in row.violations:
-        print(f"  VIOLATION: {violation}")
-    return 1 if row.violations or row.missed else 0
+    return finish(row, as_json=arguments.json)
 
 
 if __name__ == "__main__":
