@@ -345,3 +345,19 @@ def test_ranks_that_mix_up_save_and_restore_are_told(tmp_path: Path) -> None:
             "called (save, but others called restore|restore, but others)", str(failed)
         )
     assert ss.open(tmp_path).steps() == (5,)
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "advice"),
+    [
+        ({"a": 1}, {"sharing": "replicated"}, r"one of ss\.GLOBAL, .* found 'replicated'"),
+        (ss.RNG, {}, r"add\('x', RNG\(\.\.\.\)\)"),
+        (torch.ones(2), {}, r"add\('x', \{'value': it\}\)"),
+        (torch.nn.Linear(1, 1).parameters(), {}, "the object that the generator comes from"),
+    ],
+)
+def test_what_is_no_live_object_is_refused_with_what_to_add(
+    tmp_path: Path, state: object, options: dict[str, Any], advice: str
+) -> None:
+    with ss.Checkpointer(tmp_path) as ckpt, pytest.raises(ss.errors.InvalidInput, match=advice):
+        ckpt.add("x", state, **options)
