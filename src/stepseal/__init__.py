@@ -14,7 +14,7 @@ from stepseal._version import __version__
 
 if TYPE_CHECKING:
     from stepseal.protocol import Deadlines
-    from stepseal.components import RNG, Sharing, register, register_codec
+    from stepseal.components import RNG, Conversion, Sharing, register, register_codec
     from stepseal.retention import Retention, latest
     from stepseal.session import (
         Checkpointer, Imported, LoadReport, PendingSave, Restored, Run, Saved, Step, every,
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     PER_RANK = Sharing.PER_RANK
 
 __all__ = [
-    "Access", "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Deadlines",
-    "Imported", "LoadReport", "PendingSave", "Restored", "Retention", "Run", "Saved", "Sharing",
-    "Step", "__version__", "errors", "every", "import_dcp", "latest", "load", "open", "open_step",
-    "register", "register_codec", "save",
+    "Access", "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Conversion",
+    "Deadlines", "Imported", "LoadReport", "PendingSave", "Restored", "Retention", "Run", "Saved",
+    "Sharing", "Step", "__version__", "errors", "every", "import_dcp", "latest", "load", "open",
+    "open_step", "register", "register_codec", "save",
 ]  # fmt: skip
 
 

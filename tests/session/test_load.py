@@ -207,7 +207,7 @@ def test_a_step_of_a_number_that_is_pruned_in_the_middle_is_not_found(tmp_path: 
 def test_all_files_are_open_before_anything_is_touched(tmp_path: Path) -> None:
     root, model = unleased_root(tmp_path), nn.Linear(2, 2)
     attempt = ss.open(root).step(2).manifest.attempt
-    one = _Load(str(root), 2, attempt, Topology(0, ("reader/0",)), {"model": model})
+    one = _Load(str(root), 2, attempt, Topology(0, ("reader/0",)), {"model": model}, {})
     with ExitStack() as stack:
         reading, checked = one._open(stack)
         shutil.rmtree(root / "step-2")
@@ -329,3 +329,24 @@ def test_save_never_overwrites(tmp_path: Path) -> None:
     with pytest.raises(ss.errors.InvalidInput, match="no component"):
         ss.save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_an_optimizer_without_its_module_is_told_the_cause(tmp_path: Path) -> None:
+    trained(tmp_path, 1)
+    job = Job()
+    with pytest.raises(StateMismatch, match="pass it to load, under its name") as caught:
+        ss.load(tmp_path, optimizer=job.optimizer)
+    assert caught.value.problems[0].startswith("component optimizer: param_groups: the parameters")
+    assert ss.load(tmp_path, model=job.model, optimizer=job.optimizer).step == 1
+
+
+def test_a_mismatch_names_the_ways_on(tmp_path: Path) -> None:
+    trained(tmp_path, 1)
+    with pytest.raises(StateMismatch, match=r"convert=\{'model': ss.Conversion\(\.\.\.\)\}"):
+        ss.load(tmp_path, model=nn.Linear(5, 7))
+    with ss.Checkpointer(tmp_path) as ckpt:
+        ckpt.add("loader", Job().loader, sharing=ss.PER_RANK)
+        ckpt.add("model", nn.Linear(5, 7))
+        with pytest.raises(StateMismatch, match=r"Build the objects .*\.Conversion") as caught:
+            ckpt.restore(only=["model"])
+    assert str(caught.value).endswith("Nothing was changed.")

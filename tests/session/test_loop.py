@@ -337,3 +337,35 @@ def test_streams_are_captured_after_a_loader_that_draws_when_asked(tmp_path: Pat
                 ckpt.save(0)
             runs.append([(batch.item(), draw()) for batch in ckpt.batches(loader)])
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(("num_batches", "warns"), [(2, True), (3, False)])
+def test_a_save_in_mid_epoch_of_a_loader_without_state_warns_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, num_batches: int, warns: bool
+) -> None:
+    loader: Any = DataLoader(torch.arange(6.0), batch_size=2)  # type: ignore[arg-type]
+    with ss.Checkpointer(tmp_path, mode="sync") as ckpt:
+        ckpt.add("counter", {"n": 0})
+        for epoch in (1, 2):
+            for number, _ in enumerate(ckpt.batches(loader), start=1):
+                if number == num_batches:
+                    ckpt.save(epoch)
+    texts = [one.getMessage() for one in caplog.records if "has no state" in one.getMessage()]
+    assert len(texts) == warns
+    assert all("save of step 1 in the middle of an epoch" in text for text in texts)
+
+
+def test_nobody_warns_where_the_length_of_an_epoch_is_unknown_or_the_loader_has_a_state(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stream(torch.utils.data.IterableDataset[int]):
+        def __iter__(self) -> Iterator[int]:
+            return iter(DATA)
+
+    loaders: list[Any] = [DataLoader(Stream()), Stateful(torch.arange(6.0)), DATA]  # type: ignore[arg-type]
+    with ss.Checkpointer(tmp_path, mode="sync") as ckpt:
+        ckpt.add("counter", {"n": 0})
+        for step, loader in enumerate(loaders, start=1):
+            next(iter(ckpt.batches(loader)))
+            ckpt.save(step)
+    assert "has no state" not in caplog.text

@@ -9,14 +9,18 @@ from stepseal.components._advice import leave_out
 from stepseal.components._arena import Arena
 from stepseal.components._capture import capture, tree_of
 from stepseal.components._codecs import decode_tree, encode_tree
+from stepseal.components._conversion import Conversion
 from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
-from stepseal.components._leaves import outside_inference_mode
+from stepseal.components._leaves import outside_inference_mode, range_problem
 from stepseal.components._live_data import byte_view, tensor_over
-from stepseal.components._loaders import LoaderComponent, check_generators, waits_to_resume
-from stepseal.components._modules import unsaved_buffers
+from stepseal.components._loaders import (
+    LoaderComponent, check_generators, has_no_state, waits_to_resume,
+)  # fmt: skip
+from stepseal.components._modules import can_convert, unsaved_buffers
 from stepseal.components._registry import Registry
 from stepseal.components._rng import RNG, RNGComponent
+from stepseal.components._ranges import RangeScan
 from stepseal.components._sinks import DenseSink
 from stepseal.components._tensors import FlatState, describe_flat, value_copies
 from stepseal.components._trees import TreeComponent
@@ -26,10 +30,11 @@ from stepseal.components._types import (
 )  # fmt: skip
 
 __all__ = [
-    "RNG", "Arena", "CapturedComponent", "Component", "DenseSink", "FlatState", "LoaderComponent",
-    "RNGComponent", "Registry", "RestorePlan", "SavedComponent", "SavedTensor", "Sharing",
-    "StagingMemory", "Topology", "TreeComponent", "build_dcp_index", "byte_view", "capture",
-    "check_generators", "decode_tree", "describe_flat", "encode_tree", "leave_out",
-    "outside_inference_mode", "register", "register_codec", "tensor_over", "tree_of",
-    "unsaved_buffers", "value_copies", "waits_to_resume",
+    "RNG", "Arena", "CapturedComponent", "Component", "Conversion", "DenseSink", "FlatState",
+    "LoaderComponent", "RNGComponent", "RangeScan", "Registry", "RestorePlan", "SavedComponent",
+    "SavedTensor", "Sharing", "StagingMemory", "Topology", "TreeComponent", "build_dcp_index",
+    "byte_view", "can_convert", "capture", "check_generators", "decode_tree", "describe_flat",
+    "encode_tree", "has_no_state", "leave_out", "outside_inference_mode", "range_problem",
+    "register", "register_codec", "tensor_over", "tree_of", "unsaved_buffers", "value_copies",
+    "waits_to_resume",
 ]  # fmt: skip

@@ -69,7 +69,7 @@ class DictComponent:
             self._state.update(fresh)
             self._way, self.kind = way, way.kind
 
-        return LeafPlan(plan.sinks, finish)
+        return LeafPlan(plan.sinks, finish, scans=plan.scans)
 
     def _as(self, kind: str) -> TensorDictComponent | ValueComponent:
         shared = self._declared is None or rule_of(self._declared).tensors_are_global

@@ -16,7 +16,8 @@ from stepseal.components._advice import other_world
 from stepseal.components._codecs import decode_tree
 from stepseal.components._dtensors import is_dtensor, leaf_of
 from stepseal.components._live_data import TensorData
-from stepseal.components._sinks import sinks_for
+from stepseal.components._ranges import lost_in_cast
+from stepseal.components._sinks import scans_for, sinks_for
 from stepseal.components._types import SavedTensor, Sharing
 from stepseal.errors import StateMismatch, UnsupportedState
 from stepseal.layout import can_read, digest, rule_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from stepseal.components._dtensors import Leaf
+    from stepseal.components._ranges import RangeScan
     from stepseal.components._types import SavedComponent, Topology
     from stepseal.layout import TensorSink
 
@@ -39,6 +41,7 @@ __all__ = [
     "mismatch",
     "open_saved",
     "outside_inference_mode",
+    "range_problem",
     "tie_problems",
 ]
 
@@ -100,12 +103,14 @@ class OpenedState:
 
     Args:
         component: its name, for messages.
-        tensors: what is stored, by key.
+        tensors: what is stored, by live key, with the dtypes that live state takes it in.
         filled: the tensors themselves where they came with the tree (PER_RANK), else None.
         value: the decoded non-tensor state, None if there is none.
+        stored: `tensors` as they are in the step; None if these are the same.
+        note: how they were converted, for the report.
     """
 
-    __slots__ = ("_component", "filled", "tensors", "value")
+    __slots__ = ("_component", "_note", "_stored", "filled", "tensors", "value")
 
     def __init__(
         self,
@@ -113,11 +118,16 @@ class OpenedState:
         tensors: Mapping[str, SavedTensor],
         filled: Mapping[str, torch.Tensor] | None,
         value: object,
+        *,
+        stored: Mapping[str, SavedTensor] | None = None,
+        note: str = "",
     ) -> None:
         self._component = component
         self.tensors = tensors
         self.filled = filled
         self.value = value
+        self._stored = tensors if stored is None else stored
+        self._note = note
 
     def keys(self) -> frozenset[str]:
         """Return the keys of all tensors and of all other leaves."""
@@ -127,12 +137,20 @@ class OpenedState:
         """Return the plan that fills `leaves`, then calls `finish`; `note` is for the report.
 
         Raises:
-            StateMismatch: leaves that share memory have different saved elements.
+            StateMismatch: leaves that share memory have different saved elements, or an element is
+                outside the range of the dtype that it is cast to.
         """
-        if problems := self.tie_problems(leaves):
+        note = ", ".join(filter(None, (self._note, note)))
+        problems = self.tie_problems(leaves)
+        if self.filled is not None:
+            for leaf in leaves:
+                found = lost_in_cast(self.filled[leaf.key], leaf.local.dtype)
+                problems += range_problem(leaf.key, leaf.dtype, found)
+        if problems:
             raise mismatch(self._component, problems)
         if self.filled is None:
-            return LeafPlan(sinks_for(leaves), finish, note)
+            sinks, scans = sinks_for(leaves, self._stored), scans_for(leaves, self._stored)
+            return LeafPlan(sinks, finish, note, scans)
         filled = self.filled
 
         def copy_then_finish() -> None:
@@ -160,6 +178,13 @@ class OpenedState:
         return digest(content)
 
 
+def range_problem(key: str, dtype: str, found: object) -> list[str]:
+    """Return the text about an element that its live dtype cannot hold, if one was found."""
+    if found is None:
+        return []
+    return [f"{key}: expected values in the range of (live) {dtype}, found {found}"]
+
+
 def tie_problems(places: Iterable[tuple[str, torch.Tensor, Callable[[], object]]]) -> list[str]:
     """Return live tensors that share memory and would take different elements.
 
@@ -185,12 +210,17 @@ def tie_problems(places: Iterable[tuple[str, torch.Tensor, Callable[[], object]]
 class LeafPlan:
     """Sinks of the leaves, and what is left to do after they were filled; see `RestorePlan`."""
 
-    __slots__ = ("_finish", "note", "sinks")
+    __slots__ = ("_finish", "note", "scans", "sinks")
 
     def __init__(
-        self, sinks: Mapping[str, TensorSink], finish: Callable[[], None], note: str = ""
+        self,
+        sinks: Mapping[str, TensorSink],
+        finish: Callable[[], None],
+        note: str = "",
+        scans: Mapping[str, RangeScan] | None = None,
     ) -> None:
         self.sinks = sinks
+        self.scans = scans or {}
         self.note = note
         self._finish = finish
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from stepseal.components._types import Component, Sharing
 
-__all__ = ["LoaderComponent", "check_generators", "waits_to_resume"]
+__all__ = ["LoaderComponent", "check_generators", "has_no_state", "waits_to_resume"]
 
 
 _DRAWING = (
@@ -72,6 +72,11 @@ class LoaderComponent(StatefulComponent):
 def waits_to_resume(loader: object) -> bool:
     """Tell whether torchdata's loader took a state that its next iterator is going to use up."""
     return getattr(loader, "next_iter_state", None) is not None
+
+
+def has_no_state(loader: object) -> bool:
+    """Tell whether a loader is one of torch's, which do not know where they stand."""
+    return isinstance(loader, torch.utils.data.DataLoader) and not isinstance(loader, HasStateDict)
 
 
 def check_generators(components: Iterable[Component], *, complete: bool) -> None:

@@ -88,6 +88,7 @@ def plan_through(
     sharing: Sharing,
     raw_keys: Mapping[str, str],
     listeners: Sequence[Listener],
+    kept: Mapping[str, object],
 ) -> LeafPlan:
     """Plan to read a saved state into private tensors, and to hand them to the module's own load.
 
@@ -96,11 +97,12 @@ def plan_through(
 
     Args:
         root: the module, without wrappers.
-        live: its leaves now, under clean keys.
+        live: its leaves now that are restored, under clean keys.
         opened: the saved state.
         sharing: the sharing in use.
         raw_keys: clean key to the module's own key.
         listeners: code that sees the load.
+        kept: raw key to the live value of a leaf that stays as it is.
 
     Raises:
         StateMismatch: a difference that no listener sees; `.problems` lists all.
@@ -127,6 +129,7 @@ def plan_through(
             raw_keys.get(key) or _raw(key, listeners): value
             for key, value in {**private, **values}.items()
         }
+        taken.update(kept)
         _load(live.component, root, taken, frozenset(raw_keys.values()))
 
     names = ", ".join(dict.fromkeys(one.name for one in listeners))

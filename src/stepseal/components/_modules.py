@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+from stepseal.components._converting import converted
 from stepseal.components._leaves import default_sharing, kind_of, mismatch, open_saved
 from stepseal.components._module_loading import listeners_of, own_load, plan_through
 from stepseal.components._tensors import FlatState, describe_flat, plan_flat
@@ -25,7 +26,14 @@ if TYPE_CHECKING:
         Topology,
     )
 
-__all__ = ["ModuleComponent", "key_cleaner", "parameter_names", "unsaved_buffers", "unwrap"]
+__all__ = [
+    "ModuleComponent",
+    "can_convert",
+    "key_cleaner",
+    "parameter_names",
+    "unsaved_buffers",
+    "unwrap",
+]
 
 _EXTRA_STATE = "_extra_state"
 # Wrappers by class name, so that nothing is imported, and the attribute under which each holds the
@@ -136,15 +144,18 @@ class ModuleComponent:
 
     def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
         """Check a saved state against live state, strictly, and change nothing; see `Component`."""
-        state, flat = self._read()
-        root, sharing = unwrap(self.module), self._sharing_of(flat, topology)
-        opened, clean = open_saved(saved, sharing, topology), key_cleaner(root)
+        state, live = self._read()
+        root, sharing = unwrap(self.module), self._sharing_of(live, topology)
+        opened = open_saved(saved, sharing, topology)
+        opened, flat = converted(opened, live, saved.conversion)
+        clean = key_cleaner(root)
         listeners = listeners_of(root, clean)
         keys = {clean(raw): raw for raw in state}
-        if opened.keys() == keys.keys():  # nothing to translate
+        if opened.keys() == {*flat.tensors, *flat.values}:  # nothing to translate
             listeners = [one for one in listeners if not one.is_torch]
         if listeners:
-            return plan_through(root, flat, opened, sharing, keys, listeners)
+            kept = {raw: state[raw] for key, raw in keys.items() if not flat.has(key)}
+            return plan_through(root, flat, opened, sharing, keys, listeners, kept)
 
         def finish(values: Mapping[str, object]) -> None:
             live = {_storage(tensor) for tensor in (*root.parameters(), *root.buffers())}
@@ -180,6 +191,11 @@ class ModuleComponent:
             root.load_state_dict(state)
         except RuntimeError as error:
             raise mismatch(self.name, [f"load_state_dict: {error}"]) from error
+
+
+def can_convert(component: Component) -> bool:
+    """Return whether a component takes a `Conversion`."""
+    return isinstance(component, ModuleComponent)
 
 
 def unsaved_buffers(component: Component) -> tuple[str, ...]:

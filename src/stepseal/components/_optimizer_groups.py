@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stepseal.components._advice import leave_out
+from stepseal.components._optimizer_names import is_nameless
 from stepseal.components._tensors import saved_copy
 from stepseal.layout import BytesSource
 
@@ -92,7 +93,7 @@ def group_problems(live: Sequence[GroupState], saved: Sequence[GroupState]) -> l
     """Return how groups differ in number, membership and shapes; order inside a group is free."""
     if len(live) != len(saved):
         return [f"param_groups: expected (live) {len(live)} groups, found {len(saved)}"]
-    problems = []
+    problems = _no_module(live, saved)
     for number, (mine, other) in enumerate(zip(live, saved, strict=True)):
         where = f"param_groups[{number}]"
         found = dict(zip(other.params, other.shapes, strict=True))
@@ -111,6 +112,17 @@ def group_problems(live: Sequence[GroupState], saved: Sequence[GroupState]) -> l
             if name not in expected
         ]
     return problems
+
+
+def _no_module(live: Sequence[GroupState], saved: Sequence[GroupState]) -> list[str]:
+    """Return the likely cause where live parameters have no names, and the saved ones had."""
+    here, there = ({name for group in groups for name in group.params} for groups in (live, saved))
+    if any(is_nameless(name) for name in here - there) and not any(map(is_nameless, there)):
+        return [
+            "param_groups: the parameters belong to no module that was given, and did at the save: "
+            "add their module, or pass it to load, under its name"
+        ]
+    return []
 
 
 def order_problems(live: Sequence[GroupState], saved: Sequence[GroupState]) -> list[str]:

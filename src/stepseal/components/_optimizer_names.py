@@ -13,12 +13,19 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["class_name", "names_of", "whole_state"]
+__all__ = ["class_name", "is_nameless", "names_of", "whole_state"]
+
+_NAMELESS = "bare."
 
 
 def class_name(optimizer: torch.optim.Optimizer) -> str:
     """Return what a saved optimizer is compared by; a class may move to another file."""
     return type(optimizer).__qualname__.rpartition(".")[2]
+
+
+def is_nameless(name: str) -> bool:
+    """Return whether a parameter is named by its place, because no module has it."""
+    return name.startswith(_NAMELESS)
 
 
 def names_of(
@@ -45,7 +52,7 @@ def names_of(
     names: dict[str, torch.Tensor] = {}
     for number, group in enumerate(optimizer.param_groups):
         for index, parameter in enumerate(group["params"]):
-            names[known.get(id(parameter), f"bare.{number}.{index}")] = parameter
+            names[known.get(id(parameter), f"{_NAMELESS}{number}.{index}")] = parameter
     if len(names) != len(parameters):
         raise UnsupportedState(
             f"optimizer cannot be stored: component {component}: expected a name of its own for "

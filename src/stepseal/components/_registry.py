@@ -46,7 +46,7 @@ class Registry:
     def __init__(self) -> None:
         self._components: dict[str, Component] = {}
         self._modules: dict[str, torch.nn.Module] = {}
-        self._is_training = False
+        self._was_checked: set[bool] = set()
 
     def add(
         self,
@@ -113,7 +113,7 @@ class Registry:
     def check_savable(self, topology: Topology, *, first_step: bool = False) -> None:
         """Find out early what could never be saved: encode every tree, and throw that away.
 
-        Called in `restore`, and in each `step`, of which only the first does anything. It moves no
+        Called in `restore` and in each `step`; only the first of each does anything. It moves no
         random stream, and starts no iteration. What the user's own code raises tells nothing here:
         its state may not be there yet.
 
@@ -125,9 +125,9 @@ class Registry:
             InvalidInput: see `check_prefixes`.
             UnsupportedState: a value that no codec knows.
         """
-        if first_step and self._is_training:
+        if first_step in self._was_checked:
             return
-        self._is_training = first_step
+        self._was_checked.add(first_step)
         self.check_prefixes()
         streams = RNGComponent("rng", RNG())
         before = streams.read_state()

@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from stepseal.components._live_data import tensor_over
+from stepseal.components._ranges import RangeScan, narrows
 from stepseal.layout import Box, intersect, linear_boxes
 
 if TYPE_CHECKING:
-    from stepseal.components._dtensors import Leaf
+    from collections.abc import Mapping
 
-__all__ = ["DenseSink", "sinks_for"]
+    from stepseal.components._dtensors import Leaf
+    from stepseal.components._types import SavedTensor
+
+__all__ = ["DenseSink", "scans_for", "sinks_for"]
 
 
 class DenseSink:
     """Fills one live local tensor in place; any device and stride.
 
-    Autograd sees one more in-place change of the tensor and records no graph.
+    Stored elements of another type are cast. Autograd sees one more in-place change of the tensor
+    and records no graph.
 
     Args:
         local: the tensor to fill, with the shape of `wanted`.
@@ -67,13 +72,30 @@ class DenseSink:
                 _at(self._local, self.wanted, shared).copy_(_at(values, placed, shared))
 
 
-def sinks_for(leaves: list[Leaf]) -> dict[str, DenseSink]:
-    """Return a sink for each leaf that holds elements here, by key."""
-    return {
-        leaf.key: DenseSink(leaf.local, leaf.box, leaf.local.dtype)
-        for leaf in leaves
-        if leaf.box is not None and leaf.box.num_elements
-    }
+def sinks_for(leaves: list[Leaf], stored: Mapping[str, SavedTensor]) -> dict[str, DenseSink]:
+    """Return a sink for each leaf that holds elements here, by the key in the step.
+
+    Args:
+        leaves: what to fill.
+        stored: what each is filled from, by the key of the leaf.
+    """
+    sinks = {}
+    for leaf in leaves:
+        if leaf.box is not None and leaf.box.num_elements:
+            one = stored[leaf.key]
+            sinks[one.key] = DenseSink(leaf.local, leaf.box, getattr(torch, one.dtype))
+    return sinks
+
+
+def scans_for(leaves: list[Leaf], stored: Mapping[str, SavedTensor]) -> dict[str, RangeScan]:
+    """Return a scan for each leaf whose dtype has a smaller range than what is stored for it."""
+    scans = {}
+    for leaf in leaves:
+        one, live = stored[leaf.key], leaf.local.dtype
+        saved = getattr(torch, one.dtype)
+        if leaf.box is not None and leaf.box.num_elements and narrows(saved, live):
+            scans[one.key] = RangeScan(leaf.box, saved, live)
+    return scans
 
 
 def _at(tensor: torch.Tensor, holder: Box, part: Box) -> torch.Tensor:

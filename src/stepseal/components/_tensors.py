@@ -92,8 +92,12 @@ class FlatState:
         self._check(key)
         self.values[key] = value
 
+    def has(self, key: str) -> bool:
+        """Return whether there is a leaf of this key."""
+        return key in self.tensors or key in self.values
+
     def _check(self, key: str) -> None:
-        if key in self.tensors or key in self.values:
+        if self.has(key):
             raise UnsupportedState(
                 f"state has two leaves of one name: component {self.component}, key {key}: "
                 "expected "

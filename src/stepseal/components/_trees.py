@@ -19,6 +19,7 @@ from stepseal.layout import can_read, check_component_name, rule_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from stepseal.components._ranges import RangeScan
     from stepseal.layout import BytesSource, TensorSink
 
 __all__ = ["TreeComponent", "TreePlan"]
@@ -31,6 +32,8 @@ class TreePlan:
     _put: Callable[[], None]
     sinks: Mapping[str, TensorSink] = field(default_factory=dict)
     """Always empty: a tree has no tensors of its own."""
+    scans: Mapping[str, RangeScan] = field(default_factory=dict)
+    """Always empty, too."""
 
     def apply(self) -> None:
         """Hand the value to the live object. Changes live state."""

@@ -14,6 +14,8 @@ from stepseal.layout import Sharing
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from stepseal.components._conversion import Conversion
+    from stepseal.components._ranges import RangeScan
     from stepseal.layout import (
         Box,
         BytesSource,
@@ -105,6 +107,8 @@ class SavedComponent:
     """This participant's payload, or None where the component has only tensors."""
     num_participants: int
     """Number of participants at the save."""
+    conversion: Conversion | None = None
+    """How its keys and dtypes become those of live state; None takes them as they are."""
 
 
 class RestorePlan(Protocol):
@@ -112,7 +116,12 @@ class RestorePlan(Protocol):
 
     @property
     def sinks(self) -> Mapping[str, TensorSink]:
-        """Key to the sink of each tensor that this participant needs; empty boxes have none."""
+        """Saved key to the sink of each tensor that is needed here; empty boxes have none."""
+        ...
+
+    @property
+    def scans(self) -> Mapping[str, RangeScan]:
+        """Saved key to what looks at its elements, before any sink gets one."""
         ...
 
     def apply(self) -> None:

@@ -141,6 +141,8 @@ class RestoreCalled(_Message, frozen=True):
     """Components of the step that `policies` does not name are left out."""
     check_only: bool = False
     """Nothing is applied and nothing is claimed."""
+    conversions: dict[str, str] = {}
+    """Component to a digest of how its keys and dtypes are converted."""
 
 
 class Checked(_Message, frozen=True):

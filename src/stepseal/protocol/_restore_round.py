@@ -310,6 +310,7 @@ def _facts(call: messages.RestoreCalled) -> dict[str, object]:
         f"component {name}": f"{policy}{', by world' if name in by_world else ''}"
         for name, policy in call.policies.items()
     }
+    conversions = {f"convert {name}": value for name, value in call.conversions.items()}
     return {
         "step": call.step,
         "fresh": call.fresh,
@@ -317,6 +318,7 @@ def _facts(call: messages.RestoreCalled) -> dict[str, object]:
         "only": call.only,
         "check_only": call.check_only,
         **components,
+        **conversions,
     }
 
 

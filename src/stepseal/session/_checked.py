@@ -15,10 +15,10 @@ from stepseal.session._targets import SavedStep, apply_all
 from stepseal.transfer import ReadRequest, StepReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from stepseal.components import Topology
-    from stepseal.layout import ComponentEntry, Manifest
+    from stepseal.layout import ComponentEntry, Manifest, TensorSink
     from stepseal.session._targets import Decisions, Targets
     from stepseal.storage import Storage
 
@@ -34,11 +34,26 @@ class CheckedStep:
 
     def requests(self) -> list[ReadRequest]:
         """Return, for each tensor that is needed here, its stored boxes and its sink."""
-        return [
-            ReadRequest(stored, sink)
+        return self._requests(
+            (component.name, key, sink)
             for component, plan in self.decisions.plans
             for key, sink in plan.sinks.items()
-            for stored in self.reader.stored(component.name)[key]
+        )
+
+    def scan(self) -> None:
+        """Read what is cast to a smaller range, and let its scans look; change nothing.
+
+        Raises:
+            Corrupt: a digest did not match.
+        """
+        requests = self._requests(self.decisions.scans())
+        self.reader.stream(requests, check_cancelled=lambda: None)
+
+    def _requests(self, wanted: Iterable[tuple[str, str, TensorSink]]) -> list[ReadRequest]:
+        return [
+            ReadRequest(stored, sink)
+            for component, key, sink in wanted
+            for stored in self.reader.stored(component)[key]
         ]
 
     def apply(self, check_cancelled: Callable[[], None]) -> None:
@@ -79,7 +94,10 @@ def check_step_fits(
         seed=manifest_sha256[:32],
         open=lambda one: _saved_component(reader, manifest, entries[one.name], targets.topology),
     )
-    return CheckedStep(reader, targets.decide(saved))
+    checked = CheckedStep(reader, targets.decide(saved))
+    checked.scan()
+    targets.check_ranges(checked.decisions, manifest.step)
+    return checked
 
 
 def _saved_component(

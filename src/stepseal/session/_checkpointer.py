@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from stepseal.components import Sharing
+    from stepseal.components import Conversion, Sharing
     from stepseal.retention import KeepRule, Retention
     from stepseal.session._policies import Policy
     from stepseal.session._reports import Restored
@@ -165,6 +165,7 @@ class Checkpointer(Looping):
         fresh: bool = False,
         policies: Mapping[str, Policy] | None = None,
         only: Collection[str] | None = None,
+        convert: Mapping[str, Conversion] | None = None,
         unverified: bool = False,
         check_only: bool = False,
     ) -> Restored | None:
@@ -181,6 +182,7 @@ class Checkpointer(Looping):
             policies: component to policy, before those of `add`; `skip` also leaves out what is in
                 the step and was not added.
             only: restore these and skip all others, added or not.
+            convert: name of a module to how its saved keys and dtypes become the live ones.
             unverified: take a foreign DCP folder `step-N`, which no digest covers: the newest one
                 if the root has no step of stepseal, or the one that `step` names.
             check_only: return what a restore would do, or raise as it would; touch and claim
@@ -203,13 +205,14 @@ class Checkpointer(Looping):
         """
         self._check_open()
         step = check_choice(step, fresh=fresh, unverified=unverified)
-        choice = self._policies.choose(policies, only)
+        choice = self._policies.choose(policies, only, convert)
         self._settle_previous()
         self._registry.check_savable(self._topology)
         self._loop.restoring()
         self._progress.started = self._progress.started or not check_only
         driver, steps = self._wiring.driver, self._wiring.steps
         targets = Targets(self._registry.components(), choice, self._topology)
+        targets.check_conversions()
         call = choice.call(
             driver.new_call(), step, fresh=fresh, unverified=unverified, check_only=check_only
         )
@@ -288,6 +291,7 @@ class Checkpointer(Looping):
         self._loop.begin()
         self._settle_previous()
         self._progress.check_grows(step)
+        self._loop.saving(step)
         self._progress.started = True
         driver = self._wiring.driver
         call = driver.new_call()

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from stepseal.components import Conversion
     from stepseal.layout import ComponentEntry, Manifest
+    from stepseal.session._policies import Policy
     from stepseal.steps import PosixSteps, Reading
 
 __all__ = ["load"]
@@ -51,6 +53,7 @@ def load(
     /,
     *,
     step: int | Literal["latest"] = "latest",
+    convert: Mapping[str, Conversion] | None = None,
     **components: object,
 ) -> LoadReport:
     """Fill live objects from a committed step, without owning the run.
@@ -63,6 +66,7 @@ def load(
     Args:
         root: directory of the run.
         step: number, or `latest`: the newest one that a restore would choose.
+        convert: name of a module to how its saved keys and dtypes become the live ones.
         components: name to object, as in `Checkpointer.add`, for example `model=model`. Give an
             optimizer together with its module. What the step holds besides is left out.
 
@@ -88,7 +92,7 @@ def load(
     touched = False
     for tries_left in reversed(range(_TRIES)):
         found = together.from_rank_0(lambda: _choose(path, step))
-        one = _Load(path, found["step"], found["attempt"], topology, components)
+        one = _Load(path, found["step"], found["attempt"], topology, components, convert or {})
         try:
             with outside_inference_mode():
                 return one.run(together, deadlines)
@@ -120,6 +124,7 @@ class _Load:
     attempt: str
     topology: Topology
     components: Mapping[str, object]
+    conversions: Mapping[str, Conversion]
 
     def run(self, together: Together, deadlines: Deadlines) -> LoadReport:
         """Check, agree, fill, and agree again."""
@@ -179,8 +184,10 @@ class _Load:
         for name, state in self.components.items():
             if entry := entries.get(name):
                 _add(registry, entry, state, topology)
-        choice = Choice(dict.fromkeys(registry.names(), "require"), only=True)
+        policies: dict[str, Policy] = dict.fromkeys(registry.names(), "require")
+        choice = Choice(policies, only=True, conversions=self.conversions)
         targets = Targets(registry.components(), choice, topology)
+        targets.check_conversions()
         try:
             checked = check_step_fits(steps.storage, manifest, sha256, targets)
         except StateMismatch as error:
@@ -188,7 +195,8 @@ class _Load:
         if problems:
             raise StateMismatch(
                 f"load: step {self.step} does not fit: {'; '.join(problems[:10])}"
-                f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}",
+                f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}. "
+                f"{targets.way_on()}.",
                 step=self.step,
                 problems=tuple(problems),
             )

@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from stepseal.components import LoaderComponent, RNGComponent, check_generators, waits_to_resume
+from stepseal.components import (
+    LoaderComponent,
+    RNGComponent,
+    check_generators,
+    has_no_state,
+    waits_to_resume,
+)
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -91,9 +97,11 @@ class Loop:
         self._begun = False
         self._is_first_loop = False
         """No iterator was made by `batches` since the restore."""
-        self._was_entered = False
+        self._was_entered = self._warned = False
         self._waiting: list[LoaderComponent] = []
         """Loaders of torchdata whose iterator is to be made by `batches`, and by nobody else."""
+        self._batches_left: int | None = None
+        """Of an epoch under way whose loader has no state; None where no such epoch is."""
 
     def restoring(self) -> None:
         """Forget an earlier restore.
@@ -126,6 +134,17 @@ class Loop:
         self._forget()
         self._begun = True
 
+    def saving(self, step: int) -> None:
+        """Warn at the first save that a resume cannot take up where it is in an epoch."""
+        if self._warns and not self._warned and self._batches_left:
+            self._warned = True
+            _log.warning(
+                "stepseal: save of step %d in the middle of an epoch, and the loader has no state: "
+                "a job that resumes from it begins the epoch anew, and sees its samples twice. "
+                "Save where an epoch ends, or add a StatefulDataLoader of torchdata.",
+                step,
+            )
+
     def end(self) -> None:
         """Warn if batches were read after a restore and no step was ever said to be done."""
         self._warn(unused=False)
@@ -133,8 +152,11 @@ class Loop:
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Make the iterator at the first `next`, then yield its batches."""
-        for batch in self._iterator(loader):  # noqa: UP028 - a loop that ends early leaves it open
+        num_batches = _num_batches(loader) if has_no_state(loader) else None
+        for number, batch in enumerate(self._iterator(loader), start=1):
+            self._batches_left = None if num_batches is None else num_batches - number
             yield batch
+        self._batches_left = None
 
     def steps(self, num_steps: int) -> Iterator[int]:
         """Put the streams back at the first `next`, then count."""
@@ -193,3 +215,11 @@ class Loop:
             for rng in self._streams():
                 stack.enter_context(rng.kept())
             yield
+
+
+def _num_batches(loader: Iterable[object]) -> int | None:
+    """Return the number of batches in an epoch, None where the loader does not know."""
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):  # a dataset without a length
+        return None

@@ -16,7 +16,7 @@ from stepseal.protocol import RestoreCalled
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from stepseal.components import Sharing
+    from stepseal.components import Conversion, Sharing
 
 __all__ = ["Choice", "Policies", "Policy", "check_policy"]
 
@@ -37,6 +37,8 @@ class Choice:
     """Restored for the same number of participants, `fresh` for another."""
     only: bool = False
     """Components of a step that `policies` does not name are left out."""
+    conversions: Mapping[str, Conversion] = field(default_factory=dict)
+    """Component to how its saved keys and dtypes become those of live state."""
 
     def call(
         self, number: int, step: int | None, *, fresh: bool, unverified: bool, check_only: bool
@@ -51,6 +53,7 @@ class Choice:
             sorted(self.by_world),
             self.only,
             check_only,
+            {name: one.fingerprint() for name, one in self.conversions.items()},
         )
 
 
@@ -96,7 +99,12 @@ class Policies:
                 "save: no component was added: there is nothing to save. Call add() first."
             )
 
-    def choose(self, policies: Mapping[str, Policy] | None, only: Collection[str] | None) -> Choice:
+    def choose(
+        self,
+        policies: Mapping[str, Policy] | None,
+        only: Collection[str] | None,
+        convert: Mapping[str, Conversion] | None = None,
+    ) -> Choice:
         """Return what one restore does: the call's policies before `only` before the declared ones.
 
         Raises:
@@ -111,7 +119,7 @@ class Policies:
                 for name, policy in chosen.items()
             }
         chosen.update(policies)
-        return Choice(chosen, frozenset(self._by_world), only is not None)
+        return Choice(chosen, frozenset(self._by_world), only is not None, convert or {})
 
     def _check(self, policies: object, only: Collection[str] | None) -> None:
         problems = []

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from stepseal.components import RNGComponent, leave_out, unsaved_buffers
+from stepseal.components import (
+    Conversion,
+    RNGComponent,
+    can_convert,
+    leave_out,
+    range_problem,
+    unsaved_buffers,
+)
 from stepseal.errors import CheckpointError, InvalidInput, ParticipantFailed, StateMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from stepseal.components import Component, RestorePlan, SavedComponent, Topology
+    from stepseal.components import Component, RangeScan, RestorePlan, SavedComponent, Topology
     from stepseal.session._policies import Choice, Policy
     from stepseal.session._reports import Restored
 
@@ -48,6 +56,12 @@ class Decisions:
     """Component to what was, or would be, done with it; the same on all participants."""
     fresh: Mapping[str, Mapping[str, object]]
     """Component that begins anew to what is recorded of it."""
+
+    def scans(self) -> Iterator[tuple[str, str, RangeScan]]:
+        """Yield component, saved key, and what looks at its elements before anything changes."""
+        for component, plan in self.plans:
+            for key, scan in plan.scans.items():
+                yield component.name, key, scan
 
 
 def apply_all(
@@ -108,7 +122,8 @@ class Targets:
                 report[name] = "left as it was (skip)"
             elif name in saved.names:
                 try:
-                    found = saved.open(component)
+                    conversion = self.choice.conversions.get(name)
+                    found = replace(saved.open(component), conversion=conversion)
                     plan = component.plan(found, self.topology)
                     plans.append((component, plan))
                     report[name] = _restored(component, found, plan, saved.note)
@@ -126,6 +141,60 @@ class Targets:
         self._refuse(problems, saved.step)
         plans.sort(key=lambda plan: isinstance(plan[0], RNGComponent))
         return Decisions(tuple(plans), report, fresh)
+
+    def check_ranges(self, decisions: Decisions, step: int) -> None:
+        """Refuse casts that lose elements, once all scans have seen theirs.
+
+        Raises:
+            StateMismatch: an element is outside the range of its live dtype; `.problems` lists all.
+        """
+        problems = [
+            f"component {name}: {problem}"
+            for name, key, scan in decisions.scans()
+            for problem in range_problem(key, scan.live, scan.found)
+        ]
+        self._refuse(problems, step)
+
+    def way_on(self) -> str:
+        """Return what to do where saved and live state differ."""
+        text = "Build the objects as they were at the save"
+        modules = [one.name for one in self.components if can_convert(one)]
+        if modules:
+            text += f"; names and dtypes of a module may change: convert={{{modules[0]!r}: "
+            text += "ss.Conversion(...)}"
+        return text
+
+    def check_conversions(self) -> None:
+        """Refuse conversions of what cannot be converted, or is not restored.
+
+        Raises:
+            InvalidInput: what is wrong; `.problems` lists all.
+        """
+        given: object = self.choice.conversions
+        if not isinstance(given, Mapping):
+            raise InvalidInput(
+                f"convert: expected a dict, name to ss.Conversion, found {given!r:.80}"
+            )
+        problems = [
+            f"convert[{name!r}]: {problem}"
+            for name, conversion in given.items()
+            if (problem := self._conversion_problem(name, conversion))
+        ]
+        if problems:
+            raise InvalidInput(f"{'; '.join(problems)}.", problems=tuple(problems))
+
+    def _conversion_problem(self, name: str, conversion: object) -> str | None:
+        live = {component.name: component for component in self.components}
+        policy = self.choice.policies.get(name)
+        if not isinstance(conversion, Conversion):
+            return f"expected ss.Conversion(...), found {conversion!r:.80}"
+        if name not in live:
+            return f"no such component was added; added: {', '.join(live) or 'none'}"
+        if not can_convert(live[name]):
+            return f"only a module can be converted, and {name} is none"
+        if policy not in ("require", "if-present"):
+            return f"this call does not restore the component ({policy})"
+        return None
 
     def restored(self, found: Restored | None) -> list[Component]:
         """Return the components that took what was saved; `found` is what the restore returned."""
@@ -176,7 +245,7 @@ class Targets:
     def _refuse(self, problems: list[str], step: int) -> None:
         if problems:
             raise StateMismatch(
-                f"saved and live state differ: {_listed(problems, '; ')}",
+                f"saved and live state differ: {_listed(problems, '; ')}. {self.way_on()}",
                 step=step,
                 participant=self.topology.me,
                 problems=tuple(problems),

@@ -17,7 +17,7 @@ from stepseal.layout import step_name
 from stepseal.session._targets import SavedStep, apply_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from stepseal.foreign import ForeignTensor
     from stepseal.layout import TensorSink
@@ -52,11 +52,25 @@ class CheckedFolder:
         Raises:
             UnsupportedState, Corrupt: a record is refused; live state may hold a mix by now.
         """
-        for tensor, sink in self.reads():
+        self._fill(self.reads(), check_cancelled)
+        apply_all(self.decisions.plans, check_cancelled)
+
+    def scan(self) -> None:
+        """Read what is cast to a smaller range, and let its scans look; change nothing."""
+        scans = self.decisions.scans()
+        components = self.folder.components
+        wanted = ((components[name].tensors[key], scan) for name, key, scan in scans)
+        self._fill(wanted, lambda: None)
+
+    def _fill(
+        self,
+        wanted: Iterable[tuple[ForeignTensor, TensorSink]],
+        check_cancelled: Callable[[], None],
+    ) -> None:
+        for tensor, sink in wanted:
             for box, piece in self.folder.boxes(tensor, sink.wanted):
                 check_cancelled()
                 sink.write(box, 0, byte_view(piece))
-        apply_all(self.decisions.plans, check_cancelled)
 
 
 def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedFolder:
@@ -88,6 +102,8 @@ def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> Ch
     checked = CheckedFolder(folder, targets.decide(saved))
     for tensor, sink in checked.reads():
         folder.check(tensor, sink.wanted)
+    checked.scan()
+    targets.check_ranges(checked.decisions, step)
     if targets.topology.rank == 0:
         _log.warning(
             "stepseal: restoring unverified: %s was not written by stepseal, and no digest covers "

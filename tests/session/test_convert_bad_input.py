@@ -1,0 +1,100 @@
+"""Conversions that do not fit are refused, and nothing is changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from tests.session._converting import refused, saved
+from torch import nn
+
+import stepseal as ss
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+InvalidInput = ss.errors.InvalidInput
+FP32, INT64, UINT8, COMPLEX = torch.float32, torch.int64, torch.uint8, torch.complex64
+
+
+def test_two_saved_keys_that_become_one_are_refused(tmp_path: Path) -> None:
+    old = nn.ModuleDict({"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
+    new = nn.ModuleDict({"c": nn.Linear(1, 1, bias=False)})
+    saved(tmp_path, old)
+    for conversion in (
+        ss.Conversion(prefix={"a.": "c.", "b.": "c."}),
+        ss.Conversion(rename={"a.weight": "c.weight", "b.weight": "c.weight"}),
+    ):
+        problems = refused(tmp_path, new, conversion)
+        assert problems == (
+            "component model: c.weight: two saved keys become it, a.weight and b.weight",
+        )
+    problems = refused(tmp_path, nn.ModuleDict({"b": new["c"]}), ss.Conversion(prefix={"a.": "b."}))
+    assert problems == (
+        "component model: b.weight: two saved keys become it, a.weight and b.weight",
+    )
+
+
+def test_every_entry_must_have_an_effect(tmp_path: Path) -> None:
+    saved(tmp_path, nn.Linear(2, 2))
+    conversion = ss.Conversion(
+        prefix={"module.": ""}, rename={"w": "weight"}, drop=["head.*"], keep=["lora.*"]
+    )
+    assert refused(tmp_path, nn.Linear(2, 2), conversion) == (
+        "component model: drop: no saved key matches 'head.*'",
+        "component model: rename: no saved key is 'w'",
+        "component model: prefix: it is of no saved key: 'module.'",
+        "component model: keep: no live key matches 'lora.*'",
+    )
+    kept_too = ss.Conversion(keep=["weight"])
+    assert refused(tmp_path, nn.Linear(2, 2), kept_too) == (
+        "component model: weight: the step has it (weight), and keep= says that it stays: drop the "
+        "one, or do not keep the other",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"prefix": "module."}, "prefix: expected a dict of str to str, found 'module.'"),
+        ({"rename": {"a": 1}}, "rename: expected a dict of str to str"),
+        ({"drop": "head.*"}, r"drop: expected a list of patterns, found one string: drop=\['head"),
+        ({"keep": [1]}, "keep: expected a list of patterns"),
+        ({"cast": {"float32": "float16"}}, "cast: expected a dict of dtype to dtype"),
+        (
+            {"cast": {FP32: INT64}},
+            "cast: expected two floating point.*torch.float32 to torch.int64",
+        ),
+        ({"cast": {COMPLEX: FP32}}, "cast: expected two floating point"),
+        ({"cast": {torch.bool: UINT8}}, "cast: expected two floating point"),
+    ],
+)
+def test_a_conversion_that_makes_no_sense_is_refused_at_once(
+    arguments: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(InvalidInput, match=text):
+        ss.Conversion(**arguments)
+
+
+def test_a_conversion_needs_a_module_that_is_restored(tmp_path: Path) -> None:
+    saved(tmp_path, nn.Linear(2, 2))
+    same, model = ss.Conversion(), nn.Linear(2, 2)
+    with ss.Checkpointer(tmp_path) as ckpt:
+        ckpt.add("model", model)
+        ckpt.add("extra", {"a": 1}, on_restore="if-present")
+        for convert, text in [
+            ({"modle": same}, "'modle'.*no such component was added; added: model, extra"),
+            ({"extra": same}, "only a module can be converted, and extra is none"),
+            ({"model": {"prefix": "a"}}, "expected ss.Conversion"),
+            ([("model", same)], "convert: expected a dict"),
+        ]:
+            wrong: Any = convert
+            with pytest.raises(InvalidInput, match=text):
+                ckpt.restore(convert=wrong)
+        with pytest.raises(InvalidInput, match=r"does not restore the component \(skip\)"):
+            ckpt.restore(convert={"model": same}, only=["extra"])
+        assert ckpt.restore(convert={"model": same}) is not None
+    with pytest.raises(InvalidInput, match="no such component was added"):
+        ss.load(tmp_path, model=model, convert={"modle": same})
+    assert ss.load(tmp_path, model=model, convert={"model": same}).step == 1
