@@ -3,7 +3,8 @@
 Repetitions are interleaved in random order; ratios are taken repetition by repetition, so that a
 machine whose speed drifts favours nobody. DCP syncs its files (its default) but no directory, and
 verifies nothing on load; stepseal syncs both and verifies every byte. Both load into preallocated
-tensors from a warm page cache.
+tensors, once with all files in the page cache and once with none: what a save leaves there differs,
+because stepseal writes past the cache where the kernel can.
 
     python benchmarks/compare_dcp.py --workload llama --gigabytes 1 --repetitions 5
     python benchmarks/compare_dcp.py --workload small --tensors 10000
@@ -99,8 +100,11 @@ class Dcp:
         futures[0].result()  # type: ignore[attr-defined]
         return seconds
 
+    def newest(self) -> Path:
+        return self._root / f"dcp-{self._number}"
+
     def load(self) -> float:
-        path = self._root / f"dcp-{self._number}"
+        path = self.newest()
         return timed(lambda: dcp_load(self._state, checkpoint_id=path, no_dist=True))
 
     def clean(self) -> None:
@@ -134,6 +138,9 @@ class Stepseal:
         pending[0].wait()
         return seconds
 
+    def newest(self) -> Path:
+        return max((self._root / "sync").glob("step-*"), key=_number)
+
     def load(self) -> float:
         return timed(self._modes["sync"].restore)
 
@@ -145,6 +152,27 @@ class Stepseal:
     def close(self) -> None:
         for checkpointer in self._modes.values():
             checkpointer.close()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return all files of a step."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def warm(folder: Path) -> None:
+    """Read every file once."""
+    for path in files_in(folder):
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
+
+
+def cool(folder: Path) -> None:
+    """Drop every file from the page cache."""
+    for path in files_in(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _number(path: Path) -> int:
@@ -170,6 +198,15 @@ def ceilings(root: Path, size_bytes: int) -> dict[str, float]:
     return seconds
 
 
+ACTIONS: dict[str, tuple[str, str, Callable[[Path], None] | None]] = {
+    "save": ("durable save", "save", None),
+    "load": ("restore (warm)", "load", warm),
+    "load_cold": ("restore (cold)", "load", cool),
+    "save_async": ("async stall", "save_async", None),
+}
+"""Name to label, method, and what is done to the newest folder before it."""
+
+
 def measure(state: State, root: Path, repetitions: int) -> tuple[Samples, dict[str, list[float]]]:
     """Run all actions interleaved; return seconds per action, and of the ceilings."""
     peers: dict[str, Dcp | Stepseal] = {
@@ -182,11 +219,13 @@ def measure(state: State, root: Path, repetitions: int) -> tuple[Samples, dict[s
     for repetition in range(repetitions + 1):
         for name, value in ceilings(root, size_bytes).items():
             limits.setdefault(name, []).append(value)
-        for action in ("save", "load", "save_async"):
+        for action, (_, method, before) in ACTIONS.items():
             order = list(peers.items())
             random.shuffle(order)
             for name, peer in order:
-                seconds = getattr(peer, action)()
+                if before is not None:
+                    before(peer.newest())
+                seconds = getattr(peer, method)()
                 if repetition > 0:  # the first round warms memory and caches, and is not counted
                     samples.setdefault(f"{name}.{action}", []).append(seconds)
                 peer.clean()
@@ -199,9 +238,8 @@ def measure(state: State, root: Path, repetitions: int) -> tuple[Samples, dict[s
 def report(samples: Samples, limits: Samples, size_bytes: int) -> dict[str, object]:
     """Print medians and per-repetition ratios; return them."""
     rows: dict[str, object] = {"size_bytes": size_bytes}
-    labels = {"save": "durable save", "load": "restore (warm)", "save_async": "async stall"}
     print(f"{'':16} {'dcp':>12} {'stepseal':>12} {'ratio':>8}  spread", flush=True)
-    for action, label in labels.items():
+    for action, (label, _, _) in ACTIONS.items():
         theirs, ours = samples[f"dcp.{action}"], samples[f"stepseal.{action}"]
         ratios = sorted(a / b for a, b in zip(theirs, ours, strict=True))
         middle = statistics.median(ratios)
