@@ -141,7 +141,8 @@ EXEMPT: Mapping[tuple[str, str], str] = {
 }
 """(path, what) to the reason.
 
-`what` is a name of the unsafe sets or of the moves, the name of a function that is too long, or `file-length`.
+`what` is a name of the unsafe sets or of the moves, the name of a function that is too long, or
+`file-length`.
 """
 
 

@@ -14,7 +14,9 @@ from stepseal._version import __version__
 
 if TYPE_CHECKING:
     from stepseal.protocol import Deadlines
-    from stepseal.components import RNG, Conversion, Sharing, register, register_codec
+    from stepseal.components import (
+        RNG, Conversion, GlobalSampler, Sharing, register, register_codec,
+    )  # fmt: skip
     from stepseal.retention import Retention, latest
     from stepseal.session import (
         Checkpointer, Imported, LoadReport, PendingSave, Restored, Run, Saved, Step, every,
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access", "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Conversion",
-    "Deadlines", "Imported", "LoadReport", "PendingSave", "Restored", "Retention", "Run", "Saved",
-    "Sharing", "Step", "__version__", "errors", "every", "import_dcp", "latest", "load", "open",
-    "open_step", "register", "register_codec", "save",
+    "Deadlines", "GlobalSampler", "Imported", "LoadReport", "PendingSave", "Restored", "Retention",
+    "Run", "Saved", "Sharing", "Step", "__version__", "errors", "every", "import_dcp", "latest",
+    "load", "open", "open_step", "register", "register_codec", "save",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from stepseal.components._modules import can_convert, unsaved_buffers
 from stepseal.components._registry import Registry
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._ranges import RangeScan
+from stepseal.components._samplers import GlobalSampler, SamplerComponent, sampler_of
 from stepseal.components._sinks import DenseSink
 from stepseal.components._tensors import FlatState, describe_flat, value_copies
 from stepseal.components._trees import TreeComponent
@@ -31,10 +32,10 @@ from stepseal.components._types import (
 
 __all__ = [
     "RNG", "Arena", "CapturedComponent", "Component", "Conversion", "DenseSink", "FlatState",
-    "LoaderComponent", "RNGComponent", "RangeScan", "Registry", "RestorePlan", "SavedComponent",
-    "SavedTensor", "Sharing", "StagingMemory", "Topology", "TreeComponent", "build_dcp_index",
-    "byte_view", "can_convert", "capture", "check_generators", "decode_tree", "describe_flat",
-    "encode_tree", "has_no_state", "leave_out", "outside_inference_mode", "range_problem",
-    "register", "register_codec", "tensor_over", "tree_of", "unsaved_buffers", "value_copies",
-    "waits_to_resume",
+    "GlobalSampler", "LoaderComponent", "RNGComponent", "RangeScan", "Registry", "RestorePlan",
+    "SamplerComponent", "SavedComponent", "SavedTensor", "Sharing", "StagingMemory", "Topology",
+    "TreeComponent", "build_dcp_index", "byte_view", "can_convert", "capture", "check_generators",
+    "decode_tree", "describe_flat", "encode_tree", "has_no_state", "leave_out",
+    "outside_inference_mode", "range_problem", "register", "register_codec", "sampler_of",
+    "tensor_over", "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from stepseal.components._loaders import LoaderComponent, check_generators
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizer_own import optimizer_component
 from stepseal.components._rng import RNG, RNGComponent
+from stepseal.components._samplers import GlobalSampler, SamplerComponent
 from stepseal.components._stateful import (
     LRSchedulerComponent,
     PairComponent,
@@ -193,6 +194,8 @@ class Registry:
             return ModuleComponent(name, state, sharing=sharing)
         if isinstance(state, torch.optim.Optimizer):
             return optimizer_component(name, state, lambda: self._modules, sharing=sharing)
+        if isinstance(state, GlobalSampler):
+            return SamplerComponent(name, state, sharing)
         if isinstance(state, Scheduler):
             return LRSchedulerComponent(name, state, sharing)
         if kind == "tensors":

@@ -21,8 +21,10 @@ import torch
 from stepseal.components import (
     LoaderComponent,
     RNGComponent,
+    SamplerComponent,
     check_generators,
     has_no_state,
+    sampler_of,
     waits_to_resume,
 )
 from stepseal.errors import InvalidInput
@@ -30,7 +32,7 @@ from stepseal.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from stepseal.components import Component, Registry, Topology
+    from stepseal.components import Component, GlobalSampler, Registry, Topology
     from stepseal.session._reports import Restored
 
 __all__ = ["Loop", "Looping"]
@@ -116,7 +118,7 @@ class Loop:
         """Take note of what a restore brought back; None for a fresh start."""
         self._step = 0 if found is None else found.step
         if found is not None:
-            kinds = (RNGComponent, LoaderComponent)
+            kinds = (RNGComponent, LoaderComponent, SamplerComponent)
             self._restored = [one for one in components if isinstance(one, kinds)]
             self._is_first_loop = True
             self._waiting = self._loaders_to_resume()
@@ -152,11 +154,17 @@ class Loop:
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Make the iterator at the first `next`, then yield its batches."""
-        num_batches = _num_batches(loader) if has_no_state(loader) else None
+        sampler = self._sampler_of(loader)
+        forgets = sampler is None and has_no_state(loader)
+        num_batches = _num_batches(loader) if forgets else None
         for number, batch in enumerate(self._iterator(loader), start=1):
             self._batches_left = None if num_batches is None else num_batches - number
+            if sampler is not None:
+                sampler.advance()  # a step in the body of the loop is saved with its batch
             yield batch
         self._batches_left = None
+        if sampler is not None:
+            sampler.end_epoch()
 
     def steps(self, num_steps: int) -> Iterator[int]:
         """Put the streams back at the first `next`, then count."""
@@ -173,10 +181,22 @@ class Loop:
             with self._streams_kept():
                 loader.state_dict()  # type: ignore[attr-defined]
             return iter(loader)  # draws only where the saved epoch was over
-        if not is_first or isinstance(loader, torch.utils.data.DataLoader):
-            return iter(loader)  # an epoch begins: what it draws belongs to the run
+        if not is_first or self._begins_epoch(loader):
+            return iter(loader)  # what it draws belongs to the run
         with self._streams_kept():
             return iter(loader)
+
+    def _begins_epoch(self, loader: object) -> bool:
+        """Tell whether a loader of torch's begins an epoch; other loaders may go on with one."""
+        sampler = self._sampler_of(loader)
+        at_start = sampler is None or not sampler.consumed
+        return isinstance(loader, torch.utils.data.DataLoader) and at_start
+
+    def _sampler_of(self, loader: object) -> GlobalSampler | None:
+        """Return the sampler of a loader that is a component; its position is counted here."""
+        sampler, components = sampler_of(loader), self._registry.components()
+        samplers = [one.sampler for one in components if isinstance(one, SamplerComponent)]
+        return sampler if any(one is sampler for one in samplers) else None
 
     def _enter(self) -> None:
         self._was_entered = True
