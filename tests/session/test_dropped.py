@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,7 @@ import stepseal as ss
 from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage, World
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -80,6 +82,47 @@ def test_a_closed_one_ends_once(tmp_path: Path) -> None:
         ckpt.add("counters", {"n": 1})
     del ckpt
     assert held() == before
+
+
+class Loader:
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield torch.ones(2)
+        yield torch.ones(2)
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_what_was_added_is_freed_without_the_collector(tmp_path: Path, *, closes: bool) -> None:
+    model, loader = torch.nn.Linear(2, 2), Loader()
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    held = [weakref.ref(one) for one in (model, optimizer, loader)]
+    gc.disable()
+    try:
+        ckpt = ss.Checkpointer(tmp_path)
+        for name, state in (("model", model), ("optimizer", optimizer), ("scheduler", scheduler)):
+            ckpt.add(name, state)
+        ckpt.add("loader", loader)
+        ckpt.add("rng", ss.RNG())
+        ckpt.restore()
+        for batch in ckpt.batches(loader):
+            model(batch).sum().backward()
+            optimizer.step()
+            ckpt.save(1).wait()
+            ckpt.restore(1)
+            break
+        if closes:
+            ckpt.close()
+        del model, optimizer, scheduler, state, loader, batch, ckpt
+        wait_ended()
+        assert [one() for one in held] == [None] * 3
+    finally:
+        gc.enable()
 
 
 CHILD = """

@@ -193,7 +193,8 @@ class Registry:
         if isinstance(state, torch.nn.Module):
             return ModuleComponent(name, state, sharing=sharing)
         if isinstance(state, torch.optim.Optimizer):
-            return optimizer_component(name, state, lambda: self._modules, sharing=sharing)
+            modules = self._modules  # not self: in a cycle, what was added is freed late
+            return optimizer_component(name, state, lambda: modules, sharing=sharing)
         if isinstance(state, GlobalSampler):
             return SamplerComponent(name, state, sharing)
         if isinstance(state, Scheduler):
