@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -23,6 +26,16 @@ def _sum(rank: int, factor: int) -> tuple[int, torch.Tensor, int]:
 def test_results_come_in_rank_order() -> None:
     for world, total, threads in run_ranks(3, _sum, 10):
         assert (world, int(total), threads) == (3, 30, 1)
+
+
+def _start_method(rank: int) -> str:
+    return multiprocessing.get_start_method()
+
+
+def test_a_rank_starts_children_as_a_process_of_the_user_does() -> None:
+    asked = "import multiprocessing; print(multiprocessing.get_start_method())"
+    default = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True).stdout
+    assert run_ranks(1, _start_method) == [default.strip()]
 
 
 def _fail_on_one(rank: int) -> None:

@@ -53,8 +53,9 @@ def run_ranks(
 ) -> list[T]:
     """Run `work(rank, *args)` in separate processes that share a default gloo process group.
 
-    Each process has one torch thread. Blocks until all have ended. If one fails, the others get a
-    few seconds to end by themselves, and are then killed.
+    Each process has one torch thread, and starts its own children, such as the workers of a loader,
+    by Python's default method. Blocks until all have ended. If one fails, the others get a few
+    seconds to end by themselves, and are then killed.
 
     Args:
         num_ranks: number of processes, at least 1.
@@ -147,6 +148,7 @@ def _serve(
     with _stack_file(Path(folder), rank).open("w") as stack:
         faulthandler.dump_traceback_later(0.8 * timeout_s, file=stack)
         torch.set_num_threads(1)
+        mp.set_start_method(None, force=True)  # the server left its own, which imports all anew
         try:
             dist.init_process_group(
                 "gloo",
