@@ -165,6 +165,25 @@ def run(job: Job, ckpt: ss.Checkpointer, *, step: int, saves: bool) -> list[floa
     return losses
 
 
+def live(job: Job, folder: str, cell: Cell | None) -> list[float]:
+    """Run a job from the place of a cell, or from the beginning, with saves; return the losses.
+
+    On return, the workers of its loader have ended.
+    """
+    with ss.Checkpointer(folder) as ckpt:
+        job.add_to(ckpt)
+        if cell is None:
+            ckpt.restore()
+            losses = run(job, ckpt, step=0, saves=True)
+        else:
+            ckpt.restore(PLACES[cell.place])
+            if cell.warms_up:
+                job.model(torch.rand(2, 3))
+            losses = run(job, ckpt, step=PLACES[cell.place], saves=False)
+    del job.loader  # the job may live on: the imports of the first DDP keep the frames below them
+    return losses
+
+
 def inexact_cells(rank: int, root: str, world: str, cells: list[Cell]) -> list[Cell]:
     """Run cells on one rank of a world; return those whose losses differ in a bit."""
     wrong = []
@@ -173,19 +192,8 @@ def inexact_cells(rank: int, root: str, world: str, cells: list[Cell]) -> list[C
         setting = cell.kind, cell.num_workers
         folder = f"{root}/{cell.kind.replace(' ', '-')}-{cell.num_workers}"
         if setting not in straight:
-            job = Job(world, *setting, seed=10)
-            with ss.Checkpointer(folder) as ckpt:
-                job.add_to(ckpt)
-                ckpt.restore()
-                straight[setting] = run(job, ckpt, step=0, saves=True)
-        step = PLACES[cell.place]
-        job = Job(world, *setting, seed=99)
-        with ss.Checkpointer(folder) as ckpt:
-            job.add_to(ckpt)
-            ckpt.restore(step)
-            if cell.warms_up:
-                job.model(torch.rand(2, 3))
-            losses = run(job, ckpt, step=step, saves=False)
-        if losses != straight[setting][step:]:
+            straight[setting] = live(Job(world, *setting, seed=10), folder, None)
+        losses = live(Job(world, *setting, seed=99), folder, cell)
+        if losses != straight[setting][PLACES[cell.place] :]:
             wrong.append(cell)
     return wrong
