@@ -180,7 +180,7 @@ def live(job: Job, folder: str, cell: Cell | None) -> list[float]:
             if cell.warms_up:
                 job.model(torch.rand(2, 3))
             losses = run(job, ckpt, step=PLACES[cell.place], saves=False)
-    del job.loader  # the job may live on: the imports of the first DDP keep the frames below them
+    del job.loader  # importing torch._dynamo, as the first optimizer does, keeps the job alive
     return losses
 
 

@@ -1,7 +1,7 @@
 """Real processes with a gloo process group, for the few tests that need them.
 
-Processes are forked from a server that has imported only torch, so they start in a fraction of a
-second and inherit no threads. Invariant: no process outlives the call.
+Processes are forked from a server that has only imported torch and stepseal, so they start in a
+fraction of a second and inherit no threads. Invariant: no process outlives the call.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ __all__ = ["RanksFailed", "run_ranks"]
 
 T = TypeVar("T")
 
-_PRELOAD = ["torch.distributed.checkpoint", "torch.distributed.fsdp"]
+_PRELOAD = [
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch._dynamo",  # which the first optimizer imports
+    "stepseal.session",
+]
 _GRACE_S = 3.0
 """Seconds that the other ranks have to end by themselves after one has failed."""
 
