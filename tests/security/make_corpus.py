@@ -17,7 +17,7 @@ from tests._collisions import equal_ints, equal_tuples
 from tests.security._forge import BASE, NEWEST, OWNER, Forgery, canonical, header, sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 CORPUS = Path(__file__).with_name("corpus")
 TREE = f"components/loader/{OWNER}.json"
@@ -248,41 +248,48 @@ def small() -> Items:
             for name, data in group.items()}  # fmt: skip
 
 
-def large() -> Iterator[tuple[str, bytes]]:
-    """Yield items that try to exhaust time or memory, one at a time."""
+def large() -> dict[str, Callable[[], bytes]]:
+    """Return makers of items that try to exhaust time or memory."""
     deep = b"[" * 300_000
-    yield "manifest--deep-lists", deep
-    yield "manifest--deep-closed", deep + b"]" * 300_000
-    yield "manifest--deep-objects", b'{"a":' * 300_000
-    yield "manifest--brackets-in-text", b'"' + b"[" * 3_000_000 + b'"\n'
-    yield "manifest--int-of-a-million-digits", b'{\n "a": ' + b"9" * 1_000_000 + b"\n}\n"
-    yield "manifest--float-of-a-million-digits", b'{\n "a": 0.' + b"1" * 1_000_000 + b"\n}\n"
-    yield "manifest--exponent", b'{\n "a": 1e999999999\n}\n'
-    good = _body("manifest.json")
-    names = [f"t/{n}" for n in range(100_000)]
-    yield "manifest--100000-participants", sealed({**good, "participants": names})
-    yield "manifest--million-values", sealed({**good, "topology": {"a": [0] * 1_900_000}})
+    good, part = _body("manifest.json"), _body(f"parts/{OWNER}.json")
     entry = {"path": "x", "role": "payload", "size_bytes": 0, "digests": []}
-    part = _body(f"parts/{OWNER}.json")
-    yield "part--100000-files", sealed({**part, "files": [entry] * 100_000})
-    yield "header--100000-arrays", header({f"t{n}": _float("x", [1], 4 * n, 4 * n + 4)["x"]
-                                           for n in range(100_000)}, bytes(400_000))  # fmt: skip
-    yield "header--100000-empty", header({f"t{n}": _float("x", [0, 2**40], 0, 0)["x"]
-                                          for n in range(100_000)})  # fmt: skip
-    yield "header--100000-overlapping", header({f"t{n}": _float("x", [1], 0, 4)["x"]
-                                                for n in range(100_000)}, bytes(4))  # fmt: skip
-    yield "header--deep", header(b'{"a":' * 300_000)
-    yield "tree--wide", canonical({"$tuple": [{"$int": "9"}] * 200_000})
-    yield "tree--int-of-a-million-digits", canonical({"$int": "9" * 1_000_000})
-    yield (
-        "tree--set-of-equal-hashes",
-        canonical({"$set": [{"$int": str(n)} for n in equal_ints(20_000)]}),
-    )
-    yield (
-        "tree--dict-of-equal-hashes",
-        canonical({"$dict": [[{"$tuple": list(key)}, 0] for key in equal_tuples(20_000)]}),
-    )
-    yield "tree--bomb-of-shapes", canonical([{"$size": [2**30] * 2}] * 50_000)
+
+    def arrays(shape: list[int], step: int, size: int) -> bytes:
+        """Return a header of 100,000 arrays, each `step` bytes after the one before it."""
+        one = {n: _float("x", shape, step * n, step * n + size)["x"] for n in range(100_000)}
+        data_size = max(size, step * 100_000)
+        return header({f"t{n}": value for n, value in one.items()}, bytes(data_size))
+
+    def keys() -> bytes:
+        return canonical({"$dict": [[{"$tuple": list(key)}, 0] for key in equal_tuples(20_000)]})
+
+    return {
+        "manifest--deep-lists": lambda: deep,
+        "manifest--deep-closed": lambda: deep + b"]" * 300_000,
+        "manifest--deep-objects": lambda: b'{"a":' * 300_000,
+        "manifest--brackets-in-text": lambda: b'"' + b"[" * 3_000_000 + b'"\n',
+        "manifest--int-of-a-million-digits": lambda: b'{\n "a": ' + b"9" * 1_000_000 + b"\n}\n",
+        "manifest--float-of-a-million-digits": (
+            lambda: b'{\n "a": 0.' + b"1" * 1_000_000 + b"\n}\n"
+        ),
+        "manifest--exponent": lambda: b'{\n "a": 1e999999999\n}\n',
+        "manifest--100000-participants": (
+            lambda: sealed({**good, "participants": [f"t/{n}" for n in range(100_000)]})
+        ),
+        "manifest--million-values": lambda: sealed({**good, "topology": {"a": [0] * 1_900_000}}),
+        "part--100000-files": lambda: sealed({**part, "files": [entry] * 100_000}),
+        "header--100000-arrays": lambda: arrays([1], 4, 4),
+        "header--100000-empty": lambda: arrays([0, 2**40], 0, 0),
+        "header--100000-overlapping": lambda: arrays([1], 0, 4),
+        "header--deep": lambda: header(b'{"a":' * 300_000),
+        "tree--wide": lambda: canonical({"$tuple": [{"$int": "9"}] * 200_000}),
+        "tree--int-of-a-million-digits": lambda: canonical({"$int": "9" * 1_000_000}),
+        "tree--set-of-equal-hashes": (
+            lambda: canonical({"$set": [{"$int": str(n)} for n in equal_ints(20_000)]})
+        ),
+        "tree--dict-of-equal-hashes": keys,
+        "tree--bomb-of-shapes": lambda: canonical([{"$size": [2**30] * 2}] * 50_000),
+    }
 
 
 def largest() -> dict[str, Callable[[], bytes]]:

@@ -48,7 +48,7 @@ TYPED = {
 }  # fmt: skip
 
 
-LARGE = dict(large())
+LARGE = large()
 
 
 def decode(name: str, data: bytes) -> object:
@@ -69,7 +69,7 @@ def check(cost: Cost, size_bytes: int, *, num_readings: int = 1) -> None:
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_item_is_decoded_or_refused_cheaply(name: str) -> None:
-    data = LARGE[name]
+    data = LARGE[name]()
     check(cost_of(lambda: decode(name, data)), len(data))
 
 
@@ -95,7 +95,7 @@ def test_a_small_item_is_decoded_or_refused_at_once(name: str) -> None:
 
 
 def test_an_index_of_100000_columns_is_refused_cheaply() -> None:
-    data = LARGE["header--100000-arrays"]
+    data = LARGE["header--100000-arrays"]()
     cost = cost_of(lambda: decode_index(data))
     check(cost, len(data))
     assert cost.came_to == "Corrupt"
@@ -122,7 +122,7 @@ back; the second look trusts nothing of the first."""
 @pytest.mark.parametrize("name", ["header--100000-arrays", "tree--wide", "part--100000-files"])
 def test_a_large_item_inside_a_step_is_read_cheaply(name: str, load: str, tmp_path: Path) -> None:
     forgery = Forgery(tmp_path / "root")
-    data = LARGE[name]
+    data = LARGE[name]()
     plant(forgery, name, data)
     cost = cost_of(lambda: LOADS[load](forgery.root))
     check(cost, len(data), num_readings=NUM_READINGS)
