@@ -3,7 +3,7 @@
 Nightly, every operation of two workloads in memory is struck (`fresh`, and `pruning`, whose every
 commit removes a step beside a pin and a lease), one in 7 of the others, and one in 31 on a disk and
 of system calls. The release size strikes every operation of all workloads in memory, and one in 3
-on a disk and of system calls. The fast one strikes five operations of each workload in each way,
+on a disk and of system calls. The fast one strikes three operations of each workload in each way,
 spread over the whole run.
 
     python -m tests.campaigns.errno.run --size fast
@@ -36,6 +36,7 @@ from tests.campaigns.errno._job import WORKLOADS, Trial, Where
 from tests.campaigns.errno._strike import KINDS
 from tests.campaigns.errno._variants import VARIANTS
 from tests.campaigns.harness._journal import Journal
+from tests.campaigns.harness._processes import each
 from tests.campaigns.harness._sizes import Row, Size, report
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ R = TypeVar("R")
 
 _MODULE = "tests.campaigns.errno.run"
 _HANG_S = 120.0
+_VARIANT_LIMIT_S = 600.0
 _TOLD_EVERY = 20
 _PROCESSES_PER_WALK = 4
 """Those that strike every operation take that long; several do it together."""
@@ -62,11 +64,11 @@ class _Scale(NamedTuple):
     stride_of_calls: int
     """The same for system calls."""
     most: int | None = None
-    """Strikes in memory of one walk, and a third of them elsewhere; None for all to the end."""
+    """Strikes of one walk; None for all to the end."""
 
 
 _SCALES: dict[Size, _Scale] = {
-    "fast": _Scale({"fresh": 150, "superseding": 190, "pruning": 240}, 450, 1700, most=3),
+    "fast": _Scale({"fresh": 450, "superseding": 570, "pruning": 720}, 450, 1700, most=1),
     "nightly": _Scale({"fresh": 1, "pruning": 1, "resumed": 7, "superseding": 7}, 31, 31),
     "release": _Scale(dict.fromkeys(WORKLOADS, 1), 3, 3),
 }
@@ -149,11 +151,12 @@ def _shares(scale: _Scale) -> list[_Share]:
                 "disk": scale.stride_on_disk,
                 "calls": scale.stride_of_calls,
             }[where]
-            most = scale.most if scale.most is None or where == "memory" else scale.most // 3
             num_parts = _PROCESSES_PER_WALK if stride == 1 else 1
             first = _start(number, stride)
             shares += [
-                _Share(workload, kind, sticky, first + part, stride * num_parts, where, most=most)
+                _Share(
+                    workload, kind, sticky, first + part, stride * num_parts, where, most=scale.most
+                )
                 for part in range(num_parts)
             ]
     return shares
@@ -210,12 +213,12 @@ def _spread(shares: Sequence[_Share], journal: Journal[_Share, _Report]) -> list
 
 
 def _caught(name: str) -> bool:
-    """Tell whether a variant is noticed; in a process of its own, because it patches that."""
+    """Tell whether a variant is noticed; it patches this process."""
     variant = VARIANTS[name]
     share = _Share(
         variant.workload, variant.kind, variant.sticky, 0, 1, variant=name, at=variant.at
     )
-    return bool(_apart(_work, share).kinds & variant.caught_as)
+    return bool(_work(share).kinds & variant.caught_as)
 
 
 def _apart(work: Callable[[T], R], argument: T) -> R:
@@ -232,7 +235,8 @@ def run(size: Size, journal: Path | None = None) -> Row:
     reports += _spread(_left_over(shares, reports), done)
     seconds = done.seconds
     names = [name for name in VARIANTS if name != "none"]
-    caught = {name: _caught(name) for name in names}
+    cores = len(os.sched_getaffinity(0))
+    caught = dict(each(names, _caught, cores, _VARIANT_LIMIT_S))
     return Row(
         "storage errors",
         "operations struck",

@@ -50,7 +50,7 @@ _ATHERIS_EXTRA_MB = 300
 """The same with what libFuzzer keeps: its corpus, its counters of coverage."""
 _ATHERIS_TIMEOUT_S = 6
 """Of the wall's clock, for one input; `Target.check` judges the 2 s of processor time."""
-_EXAMPLES = {"fast": 600, "nightly": 20_000, "release": 200_000}
+_EXAMPLES = {"fast": 200, "nightly": 20_000, "release": 200_000}
 _ATHERIS_S = {"fast": 0, "nightly": 1800, "release": 6 * 3600}
 _VARIANT_EXAMPLES = 3_000
 

@@ -31,7 +31,7 @@ def check(size: Size, capsys: pytest.CaptureFixture[str]) -> Row:
 @pytest.mark.serial
 def test_nobody_hangs_whoever_is_hit(capsys: pytest.CaptureFixture[str]) -> None:
     row = check("fast", capsys)
-    assert row.cases > 200
+    assert row.cases > 150
 
 
 @pytest.mark.nightly

@@ -94,9 +94,10 @@ def test_a_reproduction_names_the_operation_and_the_seed() -> None:
 
 
 def test_the_second_of_two_operations_of_one_pattern_is_struck() -> None:
-    reports = [run_program("alone", "--kill-at", f"sync_dir #{number}")[0] for number in (1, 8)]
-    assert [report.struck for report in reports] == [["sync_dir #1"], ["sync_dir #8"]]
-    assert [report.num_torn for report in reports] == [0, 1]
+    points = ("--kill-at", "sync_dir #1", "--kill-at", "sync_dir #8")
+    (report,) = run_program("alone", *points)
+    assert report.struck == ["sync_dir #1", "sync_dir #8"]
+    assert (report.num_kills, report.num_torn) == (2, 1)
 
 
 def test_killed_between_the_two_moves_of_a_superseding(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,8 @@ class Soaked:
     troubles: tuple[Trouble, ...]
     told: str
     """What a problem must say: on a slow machine a round may fail for other reasons."""
+    seed: int = 0
+    """Of a round that told it before; what is told depends on the scheduler, too."""
 
 
 def _no_incarnations() -> None:

@@ -21,7 +21,7 @@ from tests.campaigns.harness._programs import finish, row_of
 from tests.campaigns.harness._sizes import Row, Size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tests.campaigns.soak._round import RoundReport
 
@@ -63,21 +63,43 @@ def _print_problems(seed: int, report: RoundReport | None) -> None:
         print(f"seed {seed}: {problem}", file=sys.stderr, flush=True)
 
 
-def _catch(name: str, lanes: int) -> str:
-    """Run rounds of a broken protocol until one tells; return what it tells."""
+def _catch_all(names: Sequence[str], lanes: int, *, known: bool) -> dict[str, str]:
+    """Run rounds of each broken protocol until one tells; return what they tell.
+
+    Args:
+        names: of the variants.
+        lanes: how many rounds run at once.
+        known: begin with the round in which each was seen before.
+    """
+    from tests.campaigns.soak._variants import SOAKED
+
+    told = dict.fromkeys(names, "")
+    if known:
+        told |= _told([(name, SOAKED[name].seed) for name in names], lanes)
+    for name in names:
+        if not told[name]:
+            told |= _told([(name, seed) for seed in range(_MOST_ROUNDS)], lanes)
+    return told
+
+
+def _told(rounds: Sequence[tuple[str, int]], lanes: int) -> dict[str, str]:
+    """Run rounds, each of a variant and a seed, until all variants told; return what they tell."""
     from tests.campaigns.harness._processes import each
     from tests.campaigns.soak._round import run_round
     from tests.campaigns.soak._variants import SOAKED
 
-    variant = SOAKED[name]
-    rounds = each(
-        range(_MOST_ROUNDS),
-        lambda seed: run_round(seed, variant.troubles, variant.patch),
-        lanes,
-        _LIMIT_S,
-    )
-    problems = (text for _, report in rounds if report is not None for text in report.problems)
-    return next((text for text in problems if variant.told in text), "")
+    def work(item: tuple[str, int]) -> RoundReport:
+        variant = SOAKED[item[0]]
+        return run_round(item[1], variant.troubles, variant.patch)
+
+    told: dict[str, str] = {}
+    for (name, _), report in each(rounds, work, lanes, _LIMIT_S):
+        texts = () if report is None else report.problems
+        text = next((text for text in texts if SOAKED[name].told in text), "")
+        told |= {name: text} if text else {}
+        if told.keys() == {name for name, _ in rounds}:
+            break
+    return told
 
 
 def _row(
@@ -143,7 +165,7 @@ def _main() -> int:
     begun = time.monotonic()
     chosen = arguments.rounds is not None or arguments.minutes is not None
     names = arguments.variant if arguments.variant or chosen else list(SOAKED)
-    variants = {name: _catch(name, arguments.lanes) for name in names}
+    variants = _catch_all(names, arguments.lanes, known=arguments.size == "fast")
     minutes = arguments.minutes or (1e6 if arguments.rounds else _MINUTES[arguments.size])
     seeds = itertools.islice(itertools.count(arguments.seed), arguments.rounds)
     results = []

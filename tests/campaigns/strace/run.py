@@ -105,7 +105,7 @@ class _Scale(NamedTuple):
 
 
 _SCALES: dict[Size, _Scale] = {
-    "fast": _Scale(("two",), 7, (KILL,)),
+    "fast": _Scale(("two",), 3, (KILL,)),
     "nightly": _Scale(tuple(WORKLOADS), None, (KILL, *_ERRORS)),
     "release": _Scale(tuple(WORKLOADS), None, (KILL, *_ERRORS, "error=EDQUOT", "error=EACCES")),
 }
