@@ -36,6 +36,7 @@ from stepseal.layout import (
     manifest_digest,
     part_document_path,
     seal,
+    sets_option,
 )
 
 if TYPE_CHECKING:
@@ -63,14 +64,15 @@ sizes = st.integers(0, 2**63 - 1)
 def manifests(draw: st.DrawFn) -> Manifest:
     names = draw(participant_lists)
     owners = st.dictionaries(st.sampled_from(names), st.sampled_from(names))
-    component = st.builds(
-        ComponentEntry,
-        segments,
-        st.sampled_from(["tensors", "tree", "external"]),
-        st.sampled_from(["global", "replicated", "sharded", "per_rank", "per_group", "per_node"]),
-        owners,
-        st.booleans(),
-        st.dictionaries(text, json_values, max_size=2),
+    words = st.sampled_from(["tensors", "tree", "external"])
+    plain = st.sampled_from(["global", "replicated", "sharded", "per_rank"])
+    options = st.dictionaries(text.filter(lambda key: key != "sets"), json_values, max_size=2)
+    component = st.builds(ComponentEntry, segments, words, plain, owners, st.booleans(), options)
+    first = dict.fromkeys(names, names[0])
+    whole = sets_option({}, {names[0]: ""})
+    divided = st.sampled_from(["per_group", "per_node"])
+    component |= st.builds(
+        ComponentEntry, segments, words, divided, st.just(first), st.booleans(), st.just(whole)
     )
     kinds: list[StepKind] = ["full", "weights"]
     kind = draw(st.sampled_from(kinds))
@@ -156,6 +158,16 @@ def metadata(**changes: Any) -> FileEntry:
     return replace(FileEntry(".metadata", 3, "dcp-index", ("ef" * 16,)), **changes)
 
 
+OWN = {name: name for name in PARTICIPANTS}
+CROSSED = dict(zip(PARTICIPANTS, PARTICIPANTS[::-1], strict=True))
+TWO = dict(zip(PARTICIPANTS, ("tp=0", "tp=1"), strict=True))
+
+
+def in_sets(axes: dict[str, int], coordinates: dict[str, str], **changes: Any) -> ComponentEntry:
+    options = sets_option(axes, coordinates)
+    return component(sharing="per_group", options=options, **({"payloads": OWN} | changes))
+
+
 def component(**changes: Any) -> ComponentEntry:
     return replace(ComponentEntry("model", "tensors", "sharded", {}, True, {}), **changes)
 
@@ -203,6 +215,34 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"components": (component(), component(name="b", payloads={"trainer/0": "x"}))},
         "components[1].payloads.trainer/0: expected a participant of this step, found 'x'",
+    ),
+    (
+        {"components": (component(sharing="per_group", payloads=OWN),)},
+        "components[0]: sets: Expected `object`, got `null`",
+    ),
+    (
+        {"components": (component(options=sets_option({}, {"trainer/0": ""})),)},
+        "components[0]: expected no sets of this sharing",
+    ),
+    (
+        {"components": (in_sets({"tp": 2}, {"trainer/0": "tp=0"}),)},
+        "components[0]: sets: expected a coordinate for each owner",
+    ),
+    (
+        {"components": (in_sets({"tp": 2}, OWN),)},
+        "components[0]: sets: expected one owner for each coordinate of the axes",
+    ),
+    (
+        {"components": (in_sets({"tp": 2**40, "pp": 2**40}, OWN),)},
+        "components[0]: sets: expected one owner for each coordinate of the axes",
+    ),
+    (
+        {"components": (in_sets({"tp": 2}, TWO, payloads={"trainer/0": "trainer/0"}),)},
+        "components[0]: expected a payload for each participant",
+    ),
+    (
+        {"components": (in_sets({"tp": 2}, TWO, payloads=CROSSED),)},
+        "which reads its own payload",
     ),
     (
         {"components": (component(payloads={"x": "trainer/0"}),)},

@@ -7,10 +7,13 @@ from itertools import product
 import pytest
 
 from stepseal.layout import (
+    Division,
     PayloadReport,
     Sharing,
+    agreeing,
     can_read,
-    must_agree,
+    divided,
+    fits_world,
     payload_owner,
     payload_owners,
     payload_problems,
@@ -25,11 +28,14 @@ NAMES = ("trainer/0", "trainer/1", "replay/0")
 Reports = dict[str, PayloadReport | None]
 
 
-def reports(sharing: Sharing, names: tuple[str, ...] = NAMES) -> Reports:
+WITHOUT_SETS = [one for one in Sharing if rule_of(one).coordinate is not None]
+
+
+def reports(sharing: Sharing | Division, names: tuple[str, ...] = NAMES) -> Reports:
     return {name: payload_report(sharing, rank, names) for rank, name in enumerate(names)}
 
 
-@pytest.mark.parametrize("sharing", Sharing)
+@pytest.mark.parametrize("sharing", WITHOUT_SETS)
 @pytest.mark.parametrize("num", [1, 2, 3])
 def test_each_participant_reads_one_payload_that_one_of_them_writes(
     sharing: Sharing, num: int
@@ -62,7 +68,8 @@ ZERO, ONE, TWO = NAMES
         ("per_rank", {ONE: PayloadReport(ONE, False)}, {ONE}, "found none"),
         ("per_rank", {ONE: PayloadReport("trainer/9", True)}, {ONE}, "the payload 'trainer/9'"),
         ("per_rank", {ONE: PayloadReport(ZERO, True)}, {ONE}, "the payload 'trainer/0'"),
-        ("per_group", {}, set(NAMES), "expected a known sharing, found 'per_group'"),
+        ("per_rank", dict.fromkeys(NAMES), set(NAMES), "expected a payload that it reads"),
+        ("magic", {}, set(NAMES), "expected a known sharing, found 'magic'"),
     ],
 )  # fmt: skip
 def test_bad_reports_are_named(sharing: str, changes: Reports, blamed: set[str], text: str) -> None:
@@ -83,17 +90,70 @@ def test_a_new_sharing_is_a_row_and_a_coordinate_that_participants_report(
         reads=frozenset(),
         any_world=False,
     )
-    monkeypatch.setitem(ownership._TABLE, "per_group", row)
-    names = [f"trainer/{rank}" for rank in range(4)]
+    monkeypatch.setitem(ownership._TABLE, "per_box", row)
+    names, axes = [f"trainer/{rank}" for rank in range(4)], {"tp": 2}
     found: Reports = {
         name: PayloadReport(f"tp={rank % 2}", rank < 2) for rank, name in enumerate(names)
     }
-    assert payload_problems("per_group", found) == {}
+    assert payload_problems("per_box", found, axes) == {}
     assert payload_owners(found) == dict(zip(names, [*names[:2], *names[:2]], strict=True))
     found[names[2]] = PayloadReport("tp=0", True)
-    assert set(payload_problems("per_group", found)) == {names[0], names[2]}
+    assert set(payload_problems("per_box", found, axes)) == {names[0], names[2]}
     found[names[2]] = PayloadReport("tp=2", False)
-    assert "writes the payload 'tp=2', found none" in payload_problems("per_group", found)[names[2]]
+    assert "writes the payload 'tp=2', found none" in payload_problems("per_box", found)[names[2]]
+
+
+TENSOR_PARALLEL = divided(Sharing.PER_GROUP, {"tp": 2}, {"tp=0": [0, 2], "tp=1": [3, 1]})
+FOUR = tuple(f"trainer/{rank}" for rank in range(4))
+
+
+def test_the_lowest_rank_of_each_set_writes_for_it() -> None:
+    found = reports(TENSOR_PARALLEL, FOUR)
+    assert payload_problems("per_group", found, {"tp": 2}) == {}
+    assert payload_owners(found) == dict(zip(FOUR, (*FOUR[:2], *FOUR[:2]), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "axes", "blamed", "text"),
+    [
+        (dict.fromkeys(FOUR), {"tp": 2}, set(FOUR), "expected a payload that it reads"),
+        ({FOUR[3]: None}, {"tp": 2}, {FOUR[3]}, "as the others have, found none"),
+        ({}, {"tp": 3}, set(FOUR), "expected a set for each coordinate of {'tp': 3}, found 2 sets"),
+        ({}, {"tp": 10**9}, set(FOUR), "found 2 sets"),
+        ({}, {}, set(FOUR), "found 2 sets"),
+        ({}, {"pp": 2}, set(FOUR), "expected a coordinate on {'pp': 2}, found 'tp="),
+        ({FOUR[2]: PayloadReport("tp=0", True)}, {"tp": 2}, {FOUR[0], FOUR[2]}, "0 and trainer/2"),
+        ({FOUR[1]: PayloadReport("tp=1", False)}, {"tp": 2}, {FOUR[1], FOUR[3]}, "found none"),
+    ],
+)  # fmt: skip
+def test_sets_that_do_not_cover_the_axes_are_refused(
+    changes: Reports, axes: dict[str, int], blamed: set[str], text: str
+) -> None:
+    found = payload_problems("per_group", reports(TENSOR_PARALLEL, FOUR) | changes, axes)
+    assert set(found) == blamed
+    assert all(text in problem for problem in found.values())
+
+
+def test_sets_may_change_their_size_but_not_the_axes_along_which_they_differ() -> None:
+    alone = divided(Sharing.PER_GROUP, {"tp": 2}, {"tp=0": [0], "tp=1": [1]})
+    wider = divided(Sharing.PER_GROUP, {"tp": 4}, {f"tp={rank}": [rank] for rank in range(4)})
+    assert fits_world(alone, 2, TENSOR_PARALLEL, 4)
+    assert not fits_world(wider, 4, TENSOR_PARALLEL, 4)
+    assert fits_world(Sharing.REPLICATED, 2, Sharing.GLOBAL, 4)
+    assert [fits_world(Sharing.PER_RANK, num, Sharing.PER_RANK, 4) for num in (4, 2)] == [
+        True,
+        False,
+    ]
+
+
+def test_the_coordinate_decides_which_payload_of_a_set_is_read() -> None:
+    owners = payload_owners(reports(TENSOR_PARALLEL, FOUR))
+    shuffled = dict(sorted(owners.items(), reverse=True))  # documents sort keys in their own way
+    for coordinate, owner in (("tp=0", FOUR[0]), ("tp=1", FOUR[1]), ("tp=2", None), (None, None)):
+        found = payload_owner(
+            TENSOR_PARALLEL, shuffled, FOUR[0], coordinate=coordinate, participants=FOUR
+        )
+        assert found == owner
 
 
 def test_which_saved_sharings_can_be_read() -> None:
@@ -103,12 +163,20 @@ def test_which_saved_sharings_can_be_read() -> None:
         assert can_read(live, saved, "tensors") == alike
         assert can_read(live, saved, "tree") == (alike and saved is not Sharing.SHARDED)
     assert [one for one in Sharing if not rule_of(one).is_for_trees] == [Sharing.SHARDED]
-    assert [one for one in Sharing if not rule_of(one).any_world] == [Sharing.PER_RANK]
-    assert [one for one in Sharing if not must_agree(one.value)] == [Sharing.PER_RANK]
-    assert must_agree("per_group")
+    own = [Sharing.PER_RANK, Sharing.PER_GROUP, Sharing.PER_NODE]
+    assert [one for one in Sharing if not rule_of(one).any_world] == own
+    assert can_read(TENSOR_PARALLEL, TENSOR_PARALLEL, "tree")
+    assert not can_read(TENSOR_PARALLEL, Sharing.PER_NODE, "tree")
 
 
-@pytest.mark.parametrize("sharing", Sharing)
+def test_who_must_agree_with_whom() -> None:
+    assert [one for one in Sharing if agreeing(one.value, "") == ""][:3] == WITHOUT_SETS[:3]
+    assert agreeing("per_rank", "trainer/0") is None
+    assert agreeing("per_group", "tp=1") == agreeing("per_node", "tp=1") == "tp=1"
+    assert agreeing("magic", "x") == ""
+
+
+@pytest.mark.parametrize("sharing", WITHOUT_SETS)
 def test_who_reads_which_saved_payload(sharing: Sharing) -> None:
     owners = payload_owners(reports(sharing))
     for name in NAMES:

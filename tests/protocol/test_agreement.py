@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 from tests.steps._kit import THREE, TWO, captured, cause, component
 
 from stepseal import errors
 from stepseal.protocol._agreement import disagreements, kind_of, summary, told_once
+
+if TYPE_CHECKING:
+    from stepseal.protocol._messages import Captured
 
 USUAL = captured()
 
@@ -40,10 +45,39 @@ def test_each_difference_is_named(odd: object, text: str) -> None:
 
 
 def test_per_rank_fingerprints_may_differ() -> None:
-    reports = [
-        captured(components=[component(sharing="per_rank", fingerprint=str(n))]) for n in range(3)
-    ]
-    assert disagreements(dict(zip(THREE, reports, strict=True))) == {}
+    facts: dict[str, Any] = {"sharing": "per_rank", "writes": True}
+    reports = {
+        name: captured(components=[component(fingerprint=name, payload=name, **facts)])
+        for name in THREE
+    }
+    assert disagreements(reports) == {}
+
+
+def in_sets(fingerprints: str, sets: str = "sss", num_sets: int = 2) -> dict[str, Captured]:
+    """Return the reports of three participants: two in one set, the last in another."""
+    places = [("set=0", True), ("set=0", False), ("set=1", True)]
+    facts: dict[str, Any] = {"sharing": "per_group", "axes": {"set": num_sets}}
+    return {
+        name: captured(
+            components=[component(payload=at, writes=own, fingerprint=digest, sets=text, **facts)]
+        )
+        for name, (at, own), digest, text in zip(THREE, places, fingerprints, sets, strict=True)
+    }
+
+
+def test_fingerprints_are_compared_within_each_set() -> None:
+    assert disagreements(in_sets("aab")) == {}
+    found = disagreements(in_sets("abb"))
+    assert set(found) == {THREE[1]}
+    assert "component model: on the set set=0" in found[THREE[1]].message
+    assert f"has digest b, but {THREE[0]}: a" in found[THREE[1]].message
+
+
+def test_sets_that_differ_or_leave_a_coordinate_out_are_named() -> None:
+    found = disagreements(in_sets("aab", sets="sst"))
+    assert set(found) == {THREE[2]}
+    assert "is equal on the ranks of the sets [t], but" in found[THREE[2]].message
+    assert set(disagreements(in_sets("aab", num_sets=3))) == set(THREE)
 
 
 @pytest.mark.parametrize(

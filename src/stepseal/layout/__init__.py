@@ -24,30 +24,33 @@ from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER
     check_component_name, check_participant, check_step, dcp_fqn, dcp_path, parse_payload_path,
     parse_step_name, part_document_path, part_index_path, path_problem, path_set_problems,
     payload_path, step_name, tree_document_path, tree_segment_path)
-from stepseal.layout._ownership import (PayloadReport, Sharing, can_read, must_agree,
+from stepseal.layout._ownership import (PayloadReport, agreeing, can_read, fits_world,
     payload_owner, payload_owners, payload_problems, payload_report, rule_of, writes_plain,
     writes_replica)
 from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part
+from stepseal.layout._saved_sets import saved_sharing, sets_option
 from stepseal.layout._sealed import FORMAT_VERSION, DocumentRef, FileEntry
+from stepseal.layout._sharing import (AnySharing, Division, Sharing, coordinate_at, divided,
+    division_problems, numbered_sets)
 from stepseal.layout._times import duration_text, unix_time, utc_text
 
 __all__ = [
-    "ArraySource", "Box", "Buffer", "BufferData", "BytesSource", "CHUNK_BYTES", "CONTROL",
-    "ComponentEntry", "ComponentKind", "ContainerEntry", "DCP_INDEX", "DIGEST_BYTES", "DataSource",
-    "DocumentRef", "Durability", "FORMAT_VERSION", "FileEntry", "Frame", "ITEMSIZE", "LATEST",
-    "StepRef", "MANIFEST", "MARKER", "MAX_DCP_INDEX_BYTES", "MAX_INDEX_BYTES", "MAX_MANIFEST_BYTES",
-    "MAX_PART_BYTES", "MAX_STEP", "Manifest", "Part", "PartContents", "PartIndex", "PartRef",
-    "PayloadReport", "Sharing", "SharingName", "StoredBytes", "StoredItem", "StoredTensor",
-    "TO_SAFETENSORS", "TensorSink", "TensorSource", "TreeContents", "TreeSource",
-    "build_header", "can_read",
-    "check_component_name", "check_participant", "check_step", "chunk_digests", "coverage_problems",
+    "AnySharing", "ArraySource", "Box", "Buffer", "BufferData", "BytesSource", "CHUNK_BYTES",
+    "CONTROL", "ComponentEntry", "ComponentKind", "ContainerEntry", "DCP_INDEX", "DIGEST_BYTES",
+    "DataSource", "Division", "DocumentRef", "Durability", "FORMAT_VERSION", "FileEntry", "Frame",
+    "ITEMSIZE", "LATEST", "MANIFEST", "MARKER", "MAX_DCP_INDEX_BYTES", "MAX_INDEX_BYTES",
+    "MAX_MANIFEST_BYTES", "MAX_PART_BYTES", "MAX_STEP", "Manifest", "Part", "PartContents",
+    "PartIndex", "PartRef", "PayloadReport", "Sharing", "SharingName", "StepRef", "StoredBytes",
+    "StoredItem", "StoredTensor", "TO_SAFETENSORS", "TensorSink", "TensorSource", "TreeContents",
+    "TreeSource", "agreeing", "build_header", "can_read", "check_component_name",
+    "check_participant", "check_step", "chunk_digests", "coordinate_at", "coverage_problems",
     "dcp_fqn", "dcp_path", "decode_document", "decode_index", "decode_manifest", "decode_part",
-    "digest", "duration_text", "encode_document", "encode_index", "encode_manifest", "encode_part",
-    "hex_digests",
-    "hull", "intersect", "linear_boxes", "manifest_digest", "must_agree", "num_chunks",
-    "parse_header", "parse_payload_path", "parse_step_name", "part_document_path",
-    "part_index_path", "path_problem", "path_set_problems", "payload_owner", "payload_owners",
-    "payload_path", "payload_problems", "payload_report", "payload_sizes", "refuse", "rule_of",
-    "seal", "sha256_hex", "step_name", "tree_document_path", "tree_segment_path", "unix_time",
-    "unseal", "utc_text", "whole", "writes_plain", "writes_replica",
+    "digest", "divided", "division_problems", "duration_text", "encode_document", "encode_index",
+    "encode_manifest", "encode_part", "fits_world", "hex_digests", "hull", "intersect",
+    "linear_boxes", "manifest_digest", "num_chunks", "numbered_sets", "parse_header",
+    "parse_payload_path", "parse_step_name", "part_document_path", "part_index_path",
+    "path_problem", "path_set_problems", "payload_owner", "payload_owners", "payload_path",
+    "payload_problems", "payload_report", "payload_sizes", "refuse", "rule_of", "saved_sharing",
+    "seal", "sets_option", "sha256_hex", "step_name", "tree_document_path", "tree_segment_path",
+    "unix_time", "unseal", "utc_text", "whole", "writes_plain", "writes_replica",
 ]

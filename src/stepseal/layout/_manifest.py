@@ -20,6 +20,7 @@ from stepseal.layout._names import (
     participant_problem,
     path_set_problems,
 )
+from stepseal.layout._saved_sets import sets_problems
 from stepseal.layout._sealed import (
     FORMAT_VERSION,
     DocumentRef,
@@ -223,6 +224,8 @@ def _check_components(manifest: Manifest, participants: frozenset[str], problems
                 problems.add(path, "expected a participant of this step as key")
             if owner not in participants:
                 problems.add(path, f"expected a participant of this step, found {show(owner)}")
+        found = sets_problems(entry.sharing, entry.payloads, entry.options, participants)
+        problems.extend(f"components[{number}]", found)
 
 
 def _check_parts(manifest: Manifest, participants: frozenset[str], problems: Problems) -> None:

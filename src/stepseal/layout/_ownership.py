@@ -5,24 +5,29 @@ coordinate share that payload, and exactly one of them writes it. Each participa
 coordinate and whether it writes; the coordinator builds the map of all owners from the reports.
 
 A new sharing needs a new row, and participants that report its coordinate; nothing else changes.
+Where participants alone know their coordinates, a `Division` holds them.
 """
 
 from __future__ import annotations
 
 import binascii
-import enum
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from stepseal.layout._sharing import Division, Sharing, coordinates_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from stepseal.layout._sharing import AnySharing
+
 __all__ = [
     "PayloadReport",
-    "Sharing",
     "SharingRule",
+    "agreeing",
     "can_read",
-    "must_agree",
+    "fits_world",
     "payload_owner",
     "payload_owners",
     "payload_problems",
@@ -31,19 +36,6 @@ __all__ = [
     "writes_plain",
     "writes_replica",
 ]
-
-
-class Sharing(str, enum.Enum):
-    """How a component's state relates across participants; one payload per ..."""
-
-    GLOBAL = "global"
-    """... job: one participant owns it, the others have none or an equal copy."""
-    REPLICATED = "replicated"
-    """... job: every participant holds the same."""
-    SHARDED = "sharded"
-    """... box of a global tensor."""
-    PER_RANK = "per_rank"
-    """... participant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +55,8 @@ class SharingRule:
     """Maps a participant to the coordinate of its payload; None if only that participant knows."""
     agrees: bool
     """Whether keys, shapes and dtypes must be equal on all participants."""
+    is_equal_in_sets: bool = False
+    """Whether the whole state, values included, must be equal on all that read one payload."""
     tensors_are_global: bool
     """Whether tensors are boxes of global tensors; otherwise they are stored in trees."""
     is_for_trees: bool
@@ -102,32 +96,66 @@ _TABLE = {
         any_world=False,
     ),
 }
+for _divided in (Sharing.PER_GROUP, Sharing.PER_NODE):
+    _TABLE[_divided.value] = replace(
+        _TABLE[Sharing.PER_RANK.value],
+        coordinate=None,
+        is_equal_in_sets=True,
+        reads=frozenset({_divided}),
+    )
 
 
-def rule_of(sharing: Sharing) -> SharingRule:
+def rule_of(sharing: AnySharing) -> SharingRule:
     """Return the row of a sharing."""
     return _TABLE[sharing.value]
 
 
-def must_agree(sharing: str) -> bool:
-    """Return whether keys, shapes and dtypes must be equal; true for an unknown sharing."""
+def agreeing(sharing: str, coordinate: str | None) -> str | None:
+    """Return a word that is the same for all whose fingerprints must be equal; None for nobody.
+
+    Args:
+        sharing: sharing of the component; with an unknown one all must agree.
+        coordinate: of the payload that a participant reads.
+    """
     rule = _TABLE.get(sharing)
-    return rule is None or rule.agrees
+    if rule is None or rule.agrees:
+        return ""
+    return coordinate if rule.is_equal_in_sets else None
 
 
-def can_read(live: Sharing, saved: Sharing, kind: str) -> bool:
+def can_read(live: AnySharing, saved: AnySharing, kind: str) -> bool:
     """Return whether a live component of a kind and a sharing can read a saved sharing."""
-    return saved in rule_of(live).reads and (kind != "tree" or rule_of(saved).is_for_trees)
+    found = Sharing(saved.value)
+    return found in rule_of(live).reads and (kind != "tree" or rule_of(found).is_for_trees)
 
 
-def payload_report(sharing: Sharing, rank: int, participants: Sequence[str]) -> PayloadReport:
+def fits_world(live: AnySharing, num_live: int, saved: AnySharing, num_saved: int) -> bool:
+    """Return whether the participants of a job can read what those of the save wrote.
+
+    Sets of participants may have other sizes, if the axes along which they differ are the same.
+
+    Args:
+        live: sharing of the component now, one that can read `saved`.
+        num_live: number of participants now.
+        saved: sharing that was saved.
+        num_saved: number of participants that saved it.
+    """
+    if isinstance(live, Division) and isinstance(saved, Division):
+        return live.axes == saved.axes
+    return rule_of(saved).any_world or num_saved == num_live
+
+
+def payload_report(sharing: AnySharing, rank: int, participants: Sequence[str]) -> PayloadReport:
     """Return a participant's report; the first participant with a coordinate writes its payload.
 
     Args:
-        sharing: sharing of the component.
+        sharing: sharing of the component, with its sets where it has some.
         rank: position of the participant in `participants`.
         participants: all participants, in ordinal order.
     """
+    if isinstance(sharing, Division):
+        mine = sharing.coordinates()[rank]
+        return PayloadReport(mine, sharing.ranks_at(mine)[0] == rank)
     coordinate_of = rule_of(sharing).coordinate
     assert coordinate_of is not None, "a participant that alone knows its coordinate reports it"
     mine = coordinate_of(participants[rank])
@@ -135,17 +163,23 @@ def payload_report(sharing: Sharing, rank: int, participants: Sequence[str]) -> 
     return PayloadReport(mine, first == rank)
 
 
-def payload_problems(sharing: str, reports: Mapping[str, PayloadReport | None]) -> dict[str, str]:
-    """Return, per participant, what is wrong with its report; empty if each payload has one owner.
+def payload_problems(
+    sharing: str, reports: Mapping[str, PayloadReport | None], axes: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Return, per participant, what is wrong with its report.
+
+    It is empty if each participant reads exactly one payload, each payload has one owner, and there
+    is a payload for each coordinate of the axes.
 
     Args:
         sharing: sharing of the component.
         reports: report of every participant; None means that it reads no payload.
+        axes: name and size of each axis along which sets differ; None where there are no sets.
     """
     rule = _TABLE.get(sharing)
     if rule is None:
         return dict.fromkeys(reports, f"expected a known sharing, found {sharing!r:.80}")
-    if not any(reports.values()):
+    if rule.tensors_are_global and not any(reports.values()):
         return {}
     found: dict[str, str] = {}
     readers: dict[str, list[str]] = {}
@@ -165,7 +199,22 @@ def payload_problems(sharing: str, reports: Mapping[str, PayloadReport | None]) 
             told = " and ".join(writers[:4]) or "none"
             text = f"expected one participant that writes {_shown(coordinate)}, found {told}"
             found |= dict.fromkeys(writers or names, text)
+    if rule.coordinate is None and not found:
+        return _off_axes(readers, axes or {})
     return found
+
+
+def _off_axes(readers: Mapping[str, Sequence[str]], axes: Mapping[str, int]) -> dict[str, str]:
+    """Return who reads a coordinate that the axes lack; all, where one of the axes has no reader.
+
+    There are no more sets than participants, so long products are never built.
+    """
+    if math.prod(axes.values()) != len(readers):
+        text = f"expected a set for each coordinate of {dict(axes)}, found {len(readers)} sets"
+        return {one: text for names in readers.values() for one in names}
+    wrong = readers.keys() - coordinates_on(axes)
+    text = f"expected a coordinate on {dict(axes)}"
+    return {one: f"{text}, found {name!r:.80}" for name in wrong for one in readers[name]}
 
 
 def payload_owners(reports: Mapping[str, PayloadReport | None]) -> dict[str, str]:
@@ -175,18 +224,31 @@ def payload_owners(reports: Mapping[str, PayloadReport | None]) -> dict[str, str
     return {one: owners[report.coordinate] for one, report in held}
 
 
-def payload_owner(sharing: Sharing, payloads: Mapping[str, str], participant: str) -> str | None:
+def payload_owner(
+    saved: AnySharing,
+    payloads: Mapping[str, str],
+    participant: str,
+    *,
+    coordinate: str | None = None,
+    participants: Sequence[str] = (),
+) -> str | None:
     """Return the owner of the saved payload that a participant reads; None if there is none.
 
-    A participant that did not take part in the save reads the payload of the whole job.
+    A participant that did not take part in the save reads the payload of the whole job. Where sets
+    share payloads, the coordinate decides, whoever was in the set at the save.
 
     Args:
-        sharing: sharing of the saved component.
+        saved: sharing of the saved component, with its sets where it has some.
         payloads: participant of the save to the owner of its payload.
         participant: the participant that reads now.
+        coordinate: its coordinate now, where sets share payloads.
+        participants: all participants of the save, in ordinal order, where sets share payloads.
     """
+    if isinstance(saved, Division):
+        ranks = saved.ranks_at(coordinate) if coordinate is not None else ()
+        return payloads[participants[ranks[0]]] if ranks else None
     owner = payloads.get(participant)
-    if owner is None and rule_of(sharing).any_world:
+    if owner is None and rule_of(saved).any_world:
         return next(iter(payloads.values()), None)
     return owner
 

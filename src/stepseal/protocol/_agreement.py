@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from stepseal import errors
-from stepseal.layout import PayloadReport, must_agree, payload_problems
+from stepseal.layout import PayloadReport, agreeing, payload_problems
 from stepseal.protocol._messages import Captured, ComponentReport, Failure
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ _NUM_NAMED = 4
 def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
     """Return, per participant, how it differs from the majority; empty if all captured one cut.
 
-    Compares the step, the cut, the component names, and each component's kind, sharing and
-    fingerprint. Exactly one participant must write each payload.
+    Compares the step, the cut, the component names, and each component's kind, sharing, sets and
+    fingerprint. Each participant must read exactly one payload, and one participant write it.
 
     Args:
         captured: reports of all participants, in ordinal order.
@@ -38,13 +38,19 @@ def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
     for name in next(iter(facts.values()), {}):
         held = {p: f"{f[name].kind} {f[name].sharing}" for p, f in facts.items()}
         _compare(found, held, f"component {name}: holds", name)
-        shapes = {p: _comparable(f[name]) for p, f in facts.items()}
-        _compare(found, shapes, f"component {name}: key set, shapes or dtypes have digest", name)
+        sets = {p: f"[{f[name].sets}]" for p, f in facts.items()}
+        _compare(found, sets, f"component {name}: is equal on the ranks of the sets", name)
+        for coordinate, digests in _comparable({p: f[name] for p, f in facts.items()}).items():
+            what = "key set, shapes or dtypes have digest"
+            if next(iter(facts.values()))[name].sets:
+                which = f"the set {coordinate or 'of all'}, whose ranks must hold equal state"
+                what = f"on {which}, has digest"
+            _compare(found, digests, f"component {name}: {what}", name)
     if found:
         return found
     for name, reports in payload_reports(captured).items():
-        sharing = next(iter(facts.values()))[name].sharing
-        for participant, problem in payload_problems(sharing, reports).items():
+        first = next(iter(facts.values()))[name]
+        for participant, problem in payload_problems(first.sharing, reports, first.axes).items():
             message = f"component {name}: {problem}"
             cause = Failure(errors.StateMismatch.kind, message, component=name)
             found.setdefault(participant, cause)
@@ -63,8 +69,14 @@ def payload_reports(
     return found
 
 
-def _comparable(facts: ComponentReport) -> str:
-    return facts.fingerprint if must_agree(facts.sharing) else "its own"
+def _comparable(facts: Mapping[str, ComponentReport]) -> dict[str, dict[str, str]]:
+    """Return the fingerprints of those who must agree with each other, by what they share."""
+    found: dict[str, dict[str, str]] = {}
+    for participant, report in facts.items():
+        shared = agreeing(report.sharing, report.payload)
+        if shared is not None:
+            found.setdefault(shared, {})[participant] = report.fingerprint
+    return found
 
 
 def _compare(

@@ -13,6 +13,7 @@ from stepseal.layout import (
     PartRef,
     StepRef,
     payload_owners,
+    sets_option,
     utc_text,
 )
 from stepseal.protocol._agreement import payload_reports
@@ -20,8 +21,9 @@ from stepseal.protocol._agreement import payload_reports
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stepseal.layout import ComponentKind, Durability, SharingName
+    from stepseal.layout import ComponentKind, Durability, PayloadReport, SharingName
     from stepseal.protocol._actions import Publish
+    from stepseal.protocol._messages import ComponentReport
 
 __all__ = ["JobInfo", "Origin", "draft_manifest"]
 
@@ -72,7 +74,7 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
             sharing=cast("SharingName", found.sharing),
             payloads=payload_owners(reports[found.name]),
             required=True,
-            options=dict(found.options),
+            options=_options(found, reports[found.name]),
         )
         for found in sorted(first.components, key=lambda component: component.name)
     )
@@ -102,3 +104,12 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
         versions=dict(job.versions),
         durability=origin.durability,
     )
+
+
+def _options(
+    first: ComponentReport, reports: Mapping[str, PayloadReport | None]
+) -> dict[str, object]:
+    if not first.sets:
+        return dict(first.options)
+    owned = {p: report.coordinate for p, report in reports.items() if report and report.writes}
+    return {**first.options, **sets_option(first.axes, owned)}

@@ -70,6 +70,10 @@ class ComponentReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Whether the participant writes that payload."""
     options: dict[str, Any] = {}
     """What the manifest says about the component besides; the first participant's counts."""
+    sets: str = ""
+    """Text about the sets of participants that share its payloads; differs where they differ."""
+    axes: dict[str, int] = {}
+    """Name and size of each axis along which these sets differ."""
 
 
 class PartReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,6 +147,8 @@ class RestoreCalled(_Message, frozen=True):
     """Nothing is applied and nothing is claimed."""
     conversions: dict[str, str] = {}
     """Component to a digest of how its keys and dtypes are converted."""
+    sets: dict[str, str] = {}
+    """Component to a text about the sets of participants that share its payloads."""
 
 
 class Checked(_Message, frozen=True):

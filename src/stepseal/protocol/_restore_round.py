@@ -311,6 +311,7 @@ def _facts(call: messages.RestoreCalled) -> dict[str, object]:
         for name, policy in call.policies.items()
     }
     conversions = {f"convert {name}": value for name, value in call.conversions.items()}
+    sets = {f"sets of {name}": value for name, value in call.sets.items()}
     return {
         "step": call.step,
         "fresh": call.fresh,
@@ -319,6 +320,7 @@ def _facts(call: messages.RestoreCalled) -> dict[str, object]:
         "check_only": call.check_only,
         **components,
         **conversions,
+        **sets,
     }
 
 
