@@ -15,7 +15,7 @@ from stepseal._version import __version__
 if TYPE_CHECKING:
     from stepseal.protocol import Deadlines
     from stepseal.components import (
-        RNG, Conversion, GlobalSampler, Sharing, register, register_codec,
+        RNG, Conversion, GlobalSampler, Sharing, per_group, register, register_codec,
     )  # fmt: skip
     from stepseal.retention import Retention, latest
     from stepseal.session import (
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     REPLICATED = Sharing.REPLICATED
     SHARDED = Sharing.SHARDED
     PER_RANK = Sharing.PER_RANK
+    PER_NODE = Sharing.PER_NODE
 
 __all__ = [
-    "Access", "GLOBAL", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer", "Conversion",
-    "Deadlines", "GlobalSampler", "Imported", "LoadReport", "PendingSave", "Restored", "Retention",
-    "Run", "Saved", "Sharing", "Step", "__version__", "errors", "every", "import_dcp", "latest",
-    "load", "open", "open_step", "register", "register_codec", "save",
+    "Access", "GLOBAL", "PER_NODE", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer",
+    "Conversion", "Deadlines", "GlobalSampler", "Imported", "LoadReport", "PendingSave", "Restored",
+    "Retention", "Run", "Saved", "Sharing", "Step", "__version__", "errors", "every", "import_dcp",
+    "latest", "load", "open", "open_step", "per_group", "register", "register_codec", "save",
 ]  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
         raise AttributeError(f"module 'stepseal' has no attribute {name!r}")
     from stepseal import components, protocol, retention, session, storage
 
-    if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK"):
+    if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK", "PER_NODE"):
         return components.Sharing[name]
     if name == "open":
         return session.open_run

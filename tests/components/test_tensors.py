@@ -193,7 +193,7 @@ def test_per_rank_state_refuses_another_world() -> None:
 def test_per_rank_and_shared_state_do_not_mix() -> None:
     captured = capture(TensorDictComponent("noise", nested(1.0)), ALONE, None)
     component = TensorDictComponent("noise", nested(1.0), sharing=Sharing.PER_RANK)
-    with pytest.raises(StateMismatch, match="per_rank, found global"):
+    with pytest.raises(StateMismatch, match="saved with sharing global, now per_rank"):
         component.plan(saved_of([captured], ALONE), ALONE)
 
 

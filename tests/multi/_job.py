@@ -240,9 +240,9 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
             gate.reach("coordinator/listening")
             gated = GatedHub(hub, gate, topology.participants[-1])
             coordinator = coordinate(steps, topology, options, gated)
-            rendezvous.publish(hub.address)
+            rendezvous.publish(hub.address, ())
         else:
-            link = rendezvous.connect(ss.__version__)
+            link, _ = rendezvous.connect(ss.__version__, "")
             gate.reach("connect/reached")
         driver = GatedDriver(topology.me, link, options.deadlines)
         driver.gate = gate

@@ -12,6 +12,8 @@ from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._conversion import Conversion
 from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
+from stepseal.components._fitting import changed_world
+from stepseal.components._groups import DeclaredSharing, per_group
 from stepseal.components._leaves import outside_inference_mode, range_problem
 from stepseal.components._live_data import byte_view, tensor_over
 from stepseal.components._loaders import (
@@ -31,11 +33,12 @@ from stepseal.components._types import (
 )  # fmt: skip
 
 __all__ = [
-    "RNG", "Arena", "CapturedComponent", "Component", "Conversion", "DenseSink", "FlatState",
-    "GlobalSampler", "LoaderComponent", "RNGComponent", "RangeScan", "Registry", "RestorePlan",
-    "SamplerComponent", "SavedComponent", "SavedTensor", "Sharing", "StagingMemory", "Topology",
-    "TreeComponent", "build_dcp_index", "byte_view", "can_convert", "capture", "check_generators",
-    "decode_tree", "describe_flat", "encode_tree", "has_no_state", "leave_out",
-    "outside_inference_mode", "range_problem", "register", "register_codec", "sampler_of",
-    "tensor_over", "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
+    "RNG", "Arena", "CapturedComponent", "Component", "Conversion", "DeclaredSharing", "DenseSink",
+    "FlatState", "GlobalSampler", "LoaderComponent", "RNGComponent", "RangeScan", "Registry",
+    "RestorePlan", "SamplerComponent", "SavedComponent", "SavedTensor", "Sharing", "StagingMemory",
+    "Topology", "TreeComponent", "build_dcp_index", "byte_view", "can_convert", "capture",
+    "changed_world", "check_generators", "decode_tree", "describe_flat", "encode_tree",
+    "has_no_state", "leave_out", "outside_inference_mode", "per_group", "range_problem", "register",
+    "register_codec", "sampler_of", "tensor_over", "tree_of", "unsaved_buffers", "value_copies",
+    "waits_to_resume",
 ]  # fmt: skip

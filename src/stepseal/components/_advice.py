@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from stepseal.components._codecs_words import Step
 
-__all__ = ["advice_for", "check_no_snapshot", "check_no_stand_in", "leave_out", "other_world"]
+__all__ = ["advice_for", "check_no_snapshot", "check_no_stand_in", "leave_out"]
 
 _NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_NAME = 64
@@ -125,11 +125,3 @@ def _is_stateful(value: object) -> bool:
 def leave_out(name: str) -> str:
     """Return the call that leaves a component as it is, saved or not."""
     return f"restore(policies={{{name!r}: 'skip'}})"
-
-
-def other_world(name: str, saved: int, now: int) -> str:
-    """Say why state of each rank cannot be restored by another number of ranks, and what helps."""
-    return (
-        f"saved per rank by {saved} participants, now {now}: restore with {saved}, or add it with "
-        f"on_world_change='fresh'; {leave_out(name)} leaves it as it is now"
-    )

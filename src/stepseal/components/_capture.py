@@ -8,7 +8,7 @@ today's saves: a component is described, and what must be private is staged at o
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,7 @@ from stepseal.components._types import CapturedComponent
 from stepseal.layout import (
     ArraySource,
     BufferData,
+    Division,
     TensorSource,
     TreeContents,
     TreeSource,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from stepseal.components._codecs_core import Leaf as TreeLeaf
     from stepseal.components._dtensors import Leaf
     from stepseal.components._types import Component, StagingMemory, Topology
-    from stepseal.layout import BytesSource, DataSource, Sharing
+    from stepseal.layout import AnySharing, BytesSource, DataSource
 
 __all__ = [
     "capture",
@@ -117,7 +118,7 @@ def stage(sources: Sequence[DataSource], memory: StagingMemory | None) -> list[B
 
 def describe_leaves(
     component: str,
-    sharing: Sharing,
+    sharing: AnySharing,
     topology: Topology,
     leaves: Sequence[Leaf],
     value: object,
@@ -140,11 +141,10 @@ def describe_leaves(
         content: what else must agree, in words and digests.
     """
     fingerprint, me = _fingerprint(leaves, value_keys) + content, topology.me
-    report = payload_report(sharing, topology.rank, topology.participants)
     if not rule_of(sharing).tensors_are_global:
         held = {"tensors": {leaf.key: leaf.local for leaf in leaves}, "value": value}
-        tree = describe_tree(component, me, held)
-        return CapturedComponent(component, "tree", sharing, fingerprint, report, trees=(tree,))
+        return describe_value(component, sharing, topology, lambda: held, lambda _: ())
+    report = payload_report(sharing, topology.rank, topology.participants)
     writes_value = value is not None and report.writes
     trees = (describe_tree(component, me, value),) if writes_value else ()
     return CapturedComponent(
@@ -161,12 +161,15 @@ def describe_leaves(
 
 def describe_value(
     component: str,
-    sharing: Sharing,
+    sharing: AnySharing,
     topology: Topology,
     read: Callable[[], object],
     bytes_copies: Callable[[object], Sequence[BytesSource]],
 ) -> CapturedComponent:
     """Describe a component of kind `tree`; only who writes a payload reads the state.
+
+    Where a set of ranks must hold equal state, each of them reads it, and its digest is the
+    fingerprint; this copies one array after another.
 
     Args:
         component: its name.
@@ -176,13 +179,17 @@ def describe_value(
         bytes_copies: makes the write-only copies for stock readers; called on rank 0 only.
     """
     report = payload_report(sharing, topology.rank, topology.participants)
-    if not report.writes:
+    is_compared = isinstance(sharing, Division) and len(sharing.ranks_at(report.coordinate)) > 1
+    if not report.writes and not is_compared:
         return CapturedComponent(component, "tree", sharing, "", report)
     value = read()
     tree = describe_tree(component, topology.me, value)
+    fingerprint = _tree_digest(tree) if is_compared else ""
+    if not report.writes:
+        return CapturedComponent(component, "tree", sharing, fingerprint, report)
     copies = tuple(bytes_copies(value)) if topology.rank == 0 else ()
     return CapturedComponent(
-        component, "tree", sharing, "", report, bytes_copies=copies, trees=(tree,)
+        component, "tree", sharing, fingerprint, report, bytes_copies=copies, trees=(tree,)
     )
 
 
@@ -237,10 +244,26 @@ def content_digest(component: str, value: object) -> str:
     Raises:
         UnsupportedState: no codec knows a part of the value.
     """
-    tree = describe_tree(component, "", value)
-    parts: list[bytes | memoryview] = [encode_document(tree.document)]
-    parts += [copy.view() for copy in stage([array.data for array in tree.arrays], None)]
-    return digest(b"".join(map(digest, parts))).hex()
+    return _tree_digest(describe_tree(component, "", value))
+
+
+def _tree_digest(tree: TreeSource) -> str:
+    """Return a digest of all values of a tree; equal on any device, as replicas are on several."""
+    parts = [digest(encode_document(_without_devices(tree.document)))]
+    for array in tree.arrays:
+        (copy,) = stage([array.data], None)
+        parts.append(digest(copy.view()))
+    return digest(b"".join(parts)).hex()
+
+
+def _without_devices(node: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(node, list):
+        return [_without_devices(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if isinstance(tensor := node.get("$tensor"), dict):
+        return {"$tensor": {key: value for key, value in tensor.items() if key != "device"}}
+    return {key: _without_devices(child) for key, child in node.items()}
 
 
 def tree_of(value: object, component: str) -> TreeContents:

@@ -18,10 +18,10 @@ from stepseal.layout import rule_of
 
 if TYPE_CHECKING:
     from stepseal.components._types import (
+        AnySharing,
         CapturedComponent,
         RestorePlan,
         SavedComponent,
-        Sharing,
         Topology,
     )
 
@@ -37,16 +37,24 @@ class DictComponent:
         declared: sharing that the user declared, None for the default of the kind.
     """
 
-    def __init__(self, name: str, state: dict[Any, Any], declared: Sharing | None = None) -> None:
+    def __init__(
+        self, name: str, state: dict[Any, Any], declared: AnySharing | None = None
+    ) -> None:
         self.name = name
         self._state = state
         self._declared = declared
-        self._way: TensorDictComponent | ValueComponent = self._as(
-            "tensors" if _is_tensor_dict(state) else "tree"
-        )
+        self._wanted = "tensors" if _is_tensor_dict(state) else "tree"
+        self._way: TensorDictComponent | ValueComponent = self._as(self._wanted)
         self.kind = self._way.kind
 
-    def sharing(self, topology: Topology) -> Sharing:
+    def declare(self, sharing: AnySharing) -> None:
+        """Go by another sharing from now on."""
+        if sharing != self._declared:
+            self._declared = sharing
+            self._way = self._as(self._wanted)
+            self.kind = self._way.kind
+
+    def sharing(self, topology: Topology) -> AnySharing:
         """Return the declared sharing or the default for `topology`."""
         return self._way.sharing(topology)
 

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from stepseal.components._advice import other_world
 from stepseal.components._codecs import decode_tree
 from stepseal.components._dtensors import is_dtensor, leaf_of
+from stepseal.components._fitting import sharing_problem
+from stepseal.components._groups import resolved
 from stepseal.components._live_data import TensorData
 from stepseal.components._ranges import lost_in_cast
 from stepseal.components._sinks import scans_for, sinks_for
-from stepseal.components._types import SavedTensor, Sharing
+from stepseal.components._types import AnySharing, SavedTensor, Sharing
 from stepseal.errors import StateMismatch, UnsupportedState
-from stepseal.layout import can_read, digest, rule_of
+from stepseal.layout import digest, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -55,7 +56,7 @@ def outside_inference_mode() -> AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def kind_of(sharing: Sharing | None) -> str:
+def kind_of(sharing: AnySharing | None) -> str:
     """Return the kind of a component with this declared sharing.
 
     Tensors that differ per participant have no place in the payload that stock readers see: they
@@ -65,18 +66,22 @@ def kind_of(sharing: Sharing | None) -> str:
 
 
 def default_sharing(
-    declared: Sharing | None, tensors: Iterable[object], topology: Topology
-) -> Sharing:
-    """Return the declared sharing, or what the tensors and the number of participants suggest."""
+    name: str, declared: AnySharing | None, tensors: Iterable[object], topology: Topology
+) -> AnySharing:
+    """Return the declared sharing, or what the tensors and the number of participants suggest.
+
+    Raises:
+        InvalidInput: the sets of a declared sharing do not fit the ranks of the job.
+    """
     if declared is not None:
-        return declared
+        return resolved(name, declared, topology)
     if any(is_dtensor(tensor) for tensor in tensors):
         return Sharing.SHARDED
     return Sharing.GLOBAL if topology.world_size == 1 else Sharing.REPLICATED
 
 
 def leaves_of(
-    component: str, tensors: Mapping[str, torch.Tensor], sharing: Sharing, *, owns_plain: bool
+    component: str, tensors: Mapping[str, torch.Tensor], sharing: AnySharing, *, owns_plain: bool
 ) -> list[Leaf]:
     """Return what this participant holds of each tensor.
 
@@ -87,9 +92,9 @@ def leaves_of(
         for key, tensor in tensors.items():
             if is_dtensor(tensor):
                 raise UnsupportedState(
-                    f"component cannot be stored per rank: {component}, key {key}: expected plain "
-                    "tensors, found a DTensor, which is part of one global tensor. Leave the "
-                    "sharing to its default.",
+                    f"component cannot be stored per rank or set of ranks: {component}, key "
+                    f"{key}: expected plain tensors, found a DTensor, which is part of one global "
+                    "tensor. Leave the sharing to its default.",
                     component=component,
                     path=key,
                 )
@@ -104,7 +109,7 @@ class OpenedState:
     Args:
         component: its name, for messages.
         tensors: what is stored, by live key, with the dtypes that live state takes it in.
-        filled: the tensors themselves where they came with the tree (PER_RANK), else None.
+        filled: the tensors themselves where they came with the tree, else None.
         value: the decoded non-tensor state, None if there is none.
         stored: `tensors` as they are in the step; None if these are the same.
         note: how they were converted, for the report.
@@ -229,20 +234,19 @@ class LeafPlan:
         self._finish()
 
 
-def open_saved(saved: SavedComponent, sharing: Sharing, topology: Topology) -> OpenedState:
+def open_saved(saved: SavedComponent, sharing: AnySharing, topology: Topology) -> OpenedState:
     """Check that a saved component fits in kind, sharing and world, and decode its value.
 
     Raises:
         StateMismatch: it does not fit; `.problems` lists why.
         Corrupt: the tree is not what a tensor component stores.
     """
-    kind, rule, problems = kind_of(sharing), rule_of(sharing), []
-    if not can_read(sharing, saved.sharing, kind):
-        problems.append(f"sharing: expected (live) {sharing.value}, found {saved.sharing.value}")
+    kind, rule = kind_of(sharing), rule_of(sharing)
+    problems: list[str] = []
+    if problem := sharing_problem(saved, sharing, kind, topology):
+        problems.append(problem)
     elif saved.kind != kind:
         problems.append(f"kind: expected (live) {kind}, found {saved.kind}")
-    elif not rule.any_world and saved.num_participants != topology.world_size:
-        problems.append(other_world(saved.name, saved.num_participants, topology.world_size))
     elif not rule.tensors_are_global and saved.tree is None:
         problems.append(f"payload of {topology.me}: expected one, found none")
     if problems:

@@ -18,7 +18,7 @@ from stepseal.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stepseal.components._types import Component, Sharing
+    from stepseal.components._types import AnySharing, Component
 
 __all__ = ["LoaderComponent", "check_generators", "has_no_state", "waits_to_resume"]
 
@@ -39,7 +39,7 @@ class LoaderComponent(StatefulComponent):
             would go on in another order.
     """
 
-    def __init__(self, name: str, loader: HasStateDict, declared: Sharing | None = None) -> None:
+    def __init__(self, name: str, loader: HasStateDict, declared: AnySharing | None = None) -> None:
         super().__init__(name, loader, declared)
         if sampler_of(loader) is not None:
             raise InvalidInput(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from stepseal.components._leaves import LeafPlan, OpenedState
     from stepseal.components._tensors import FlatState
-    from stepseal.components._types import Sharing
+    from stepseal.components._types import AnySharing
 
 __all__ = ["Listener", "listeners_of", "own_load", "plan_through"]
 
@@ -85,7 +85,7 @@ def plan_through(
     root: nn.Module,
     live: FlatState,
     opened: OpenedState,
-    sharing: Sharing,
+    sharing: AnySharing,
     raw_keys: Mapping[str, str],
     listeners: Sequence[Listener],
     kept: Mapping[str, object],

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     from stepseal.components._leaves import LeafPlan
     from stepseal.components._types import (
+        AnySharing,
         CapturedComponent,
         Component,
         SavedComponent,
-        Sharing,
         Topology,
     )
 
@@ -104,7 +104,7 @@ class ModuleComponent:
         InvalidInput: `module` holds FSDP1 modules, or is a wrapper with a load of its own.
     """
 
-    def __init__(self, name: str, module: nn.Module, *, sharing: Sharing | None = None) -> None:
+    def __init__(self, name: str, module: nn.Module, *, sharing: AnySharing | None = None) -> None:
         for path, part in module.named_modules():
             if any(cls.__name__ == "FullyShardedDataParallel" for cls in type(part).__mro__):
                 raise InvalidInput(
@@ -125,6 +125,11 @@ class ModuleComponent:
         self.name = name
         self.kind = kind_of(sharing)
         self.module = module
+        self._declared: AnySharing | None = sharing
+
+    def declare(self, sharing: AnySharing) -> None:
+        """Go by another sharing from now on."""
+        self.kind = kind_of(sharing)
         self._declared = sharing
 
     def keys(self) -> tuple[str, ...]:
@@ -132,7 +137,7 @@ class ModuleComponent:
         _, flat = self._read()
         return (*flat.tensors, *flat.values)
 
-    def sharing(self, topology: Topology) -> Sharing:
+    def sharing(self, topology: Topology) -> AnySharing:
         """Return the declared sharing or the default for `topology`."""
         _, flat = self._read()
         return self._sharing_of(flat, topology)
@@ -164,8 +169,8 @@ class ModuleComponent:
 
         return plan_flat(flat, opened, sharing, finish)
 
-    def _sharing_of(self, flat: FlatState, topology: Topology) -> Sharing:
-        return default_sharing(self._declared, flat.tensors.values(), topology)
+    def _sharing_of(self, flat: FlatState, topology: Topology) -> AnySharing:
+        return default_sharing(self.name, self._declared, flat.tensors.values(), topology)
 
     def _read(self) -> tuple[dict[str, Any], FlatState]:
         """Return the raw state dict, and its leaves under clean keys; extra state is a value."""

@@ -25,7 +25,7 @@ from stepseal.components._optimizer_names import class_name, names_of
 from stepseal.components._optimizer_state import local_part
 from stepseal.components._optimizers import OptimizerComponent
 from stepseal.components._trees import TreeComponent
-from stepseal.components._types import Sharing
+from stepseal.components._types import AnySharing, Sharing
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def optimizer_component(
     optimizer: torch.optim.Optimizer,
     modules: Callable[[], Mapping[str, nn.Module]],
     *,
-    sharing: Sharing | None = None,
+    sharing: AnySharing | None = None,
 ) -> OptimizerComponent | OwnOptimizerComponent:
     """Return the component of an optimizer; see the two classes.
 
@@ -89,7 +89,7 @@ class OwnOptimizerComponent(TreeComponent):
         optimizer: torch.optim.Optimizer,
         modules: Callable[[], Mapping[str, nn.Module]],
         *,
-        sharing: Sharing | None = None,
+        sharing: AnySharing | None = None,
     ) -> None:
         super().__init__(name, sharing)
         self.optimizer = optimizer
@@ -105,9 +105,9 @@ class OwnOptimizerComponent(TreeComponent):
                 component=name,
             )
 
-    def sharing(self, topology: Topology) -> Sharing:
+    def sharing(self, topology: Topology) -> AnySharing:
         """Return the declared sharing or the default for `topology`."""
-        return default_sharing(self._declared, (), topology)
+        return default_sharing(self.name, self._declared, (), topology)
 
     def read_state(self) -> object:
         """Return class, names, shapes and the optimizer's own state dict."""

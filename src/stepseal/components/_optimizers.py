@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from stepseal.components._dtensors import Leaf
     from stepseal.components._leaves import LeafPlan
     from stepseal.components._types import (
+        AnySharing,
         CapturedComponent,
         SavedComponent,
-        Sharing,
         Topology,
     )
 
@@ -69,7 +69,7 @@ class OptimizerComponent:
         optimizer: torch.optim.Optimizer,
         modules: Callable[[], Mapping[str, nn.Module]],
         *,
-        sharing: Sharing | None = None,
+        sharing: AnySharing | None = None,
     ) -> None:
         if any(cls.__name__ == "ZeroRedundancyOptimizer" for cls in type(optimizer).__mro__):
             raise InvalidInput(
@@ -84,12 +84,17 @@ class OptimizerComponent:
         self.kind = kind_of(sharing)
         self.optimizer = optimizer
         self._modules = modules
+        self._declared: AnySharing | None = sharing
+
+    def declare(self, sharing: AnySharing) -> None:
+        """Go by another sharing from now on."""
+        self.kind = kind_of(sharing)
         self._declared = sharing
 
-    def sharing(self, topology: Topology) -> Sharing:
+    def sharing(self, topology: Topology) -> AnySharing:
         """Return the declared sharing or the default for `topology`."""
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
-        return default_sharing(self._declared, parameters, topology)
+        return default_sharing(self.name, self._declared, parameters, topology)
 
     def describe(self, topology: Topology) -> CapturedComponent:
         """Describe the state on the caller's thread; see `Component`.

@@ -10,6 +10,7 @@ import torch
 
 from stepseal.components._advice import check_no_snapshot, check_no_stand_in
 from stepseal.components._dicts import DictComponent
+from stepseal.components._groups import check_sharing
 from stepseal.components._loaders import LoaderComponent, check_generators
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizer_own import optimizer_component
@@ -27,12 +28,13 @@ from stepseal.components._tensors import HasStateDict, TensorDictComponent
 from stepseal.components._trees import TreeComponent
 from stepseal.components._types import Component, Sharing
 from stepseal.errors import CheckpointError, InvalidInput
-from stepseal.layout import check_component_name
+from stepseal.layout import Division, check_component_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from stepseal.components._types import Topology
+    from stepseal.components._groups import DeclaredSharing
+    from stepseal.components._types import AnySharing, Topology
 
 __all__ = ["Registry"]
 
@@ -47,6 +49,8 @@ class Registry:
     def __init__(self) -> None:
         self._components: dict[str, Component] = {}
         self._modules: dict[str, torch.nn.Module] = {}
+        self._asked: dict[str, Callable[[], object]] = {}
+        """Component to what returns its sharing at each save."""
         self._was_checked: set[bool] = set()
 
     def add(
@@ -54,16 +58,19 @@ class Registry:
         name: str,
         state: Any,  # noqa: ANN401 - told apart below
         *,
-        sharing: Sharing | None,
+        sharing: DeclaredSharing | None,
         kind: Kind | None,
         topology: Topology,
-    ) -> None:
+    ) -> AnySharing | None:
         """Add one component: an object to adapt, or what is a `Component` of this name already.
+
+        Returns:
+            Its sharing; None where a function decides it at each save.
 
         Raises:
             InvalidInput: the name is taken or not usable, the type is unknown, the sharing must be
-                declared, a loader's generator is not in `RNG(torch=[...])`, or the object is a
-                snapshot of what lives on.
+                declared or does not fit the ranks of the job, a loader's generator is not in
+                `RNG(torch=[...])`, or the object is a snapshot of what lives on.
             UnsupportedState: a plain value that cannot be saved as it is now.
         """
         check_component_name(name)
@@ -79,21 +86,28 @@ class Registry:
                 "claim the same files on some file systems. Choose another name.",
                 component=name,
             )
-        if sharing is not None and not isinstance(sharing, Sharing):
+        asked = sharing if callable(sharing) and not isinstance(sharing, type) else None
+        if asked is None and sharing is not None:
+            check_sharing(name, sharing)
+        declared = Sharing.GLOBAL if callable(sharing) else sharing
+        component = self._adapt(name, state, declared, kind)
+        used = component.sharing(topology) if asked is None else None
+        if asked is not None and not hasattr(component, "declare"):
             raise InvalidInput(
-                f"add({name!r}): sharing: expected one of ss.GLOBAL, ss.REPLICATED, ss.SHARDED and "
-                f"ss.PER_RANK, found {sharing!r:.80}",
+                f"add({name!r}): sharing: a {type(state).__name__} decides its sharing by itself, "
+                "found a function. Leave it out.",
                 component=name,
             )
-        component = self._adapt(name, state, sharing, kind)
-        component.sharing(topology)
         check_generators((*self.components(), component), complete=False)
         if isinstance(component, (ValueComponent, DictComponent)):
             component.describe(topology)
         self._check_prefixes({**self._components, name: component})
         self._components[name] = component
+        if asked is not None:
+            self._asked[name] = asked
         if isinstance(component, ModuleComponent):
             self._modules[name] = component.module
+        return used
 
     def names(self) -> tuple[str, ...]:
         """Return the names in the order of adding."""
@@ -102,6 +116,50 @@ class Registry:
     def components(self) -> tuple[Component, ...]:
         """Return the components in the order of adding."""
         return tuple(self._components.values())
+
+    def ask_sharings(self, topology: Topology) -> None:
+        """Let each component whose sharing is a function go by what that returns now.
+
+        Raises:
+            InvalidInput: a function raised or returned no sharing, or one that does not fit.
+        """
+        for name in self._asked:
+            self._declare(name, self._ask(name), topology)
+
+    def go_by(self, name: str, saved: AnySharing, topology: Topology) -> None:
+        """Let a component whose sharing is a function go by what was recorded at a save.
+
+        Where sets share payloads, the function names the sets of now, if there are any.
+        """
+        if name not in self._asked:
+            return
+        sharing: object = saved
+        if isinstance(saved, Division):
+            now, same_world = self._ask(name), len(saved.coordinates()) == topology.world_size
+            if getattr(now, "value", None) == saved.value or not same_world:
+                sharing = now
+        self._declare(name, sharing, topology)
+
+    def declared_sets(self, topology: Topology) -> dict[str, str]:
+        """Return, per component with sets of ranks, a text that is equal for equal sets."""
+        fixed = (one for name, one in self._components.items() if name not in self._asked)
+        found = {one.name: one.sharing(topology) for one in fixed}
+        return {name: one.shown() for name, one in found.items() if isinstance(one, Division)}
+
+    def _ask(self, name: str) -> object:
+        try:
+            return self._asked[name]()
+        except Exception as error:
+            raise InvalidInput(
+                f"component {name!r}: sharing: the function raised {type(error).__name__}: {error}",
+                component=name,
+            ) from error
+
+    def _declare(self, name: str, sharing: object, topology: Topology) -> None:
+        check_sharing(name, sharing)
+        component: Any = self._components[name]
+        component.declare(sharing)
+        component.sharing(topology)
 
     def check_prefixes(self) -> None:
         """Refuse bare keys of `model` that another component's prefixed keys could collide with.
@@ -166,7 +224,7 @@ class Registry:
         self,
         name: str,
         state: Any,  # noqa: ANN401 - told apart here
-        sharing: Sharing | None,
+        sharing: AnySharing | None,
         kind: Kind | None,
     ) -> Component:
         check_no_snapshot(name, state, kind)

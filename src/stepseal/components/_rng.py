@@ -15,9 +15,9 @@ from stepseal.components._codecs_random import bit_state_problem, seed_sequence_
 from stepseal.components._codecs_words import qualified
 from stepseal.components._reseed import Streams, reseed
 from stepseal.components._trees import TreeComponent, TreePlan
-from stepseal.components._types import Sharing, Topology
+from stepseal.components._types import AnySharing, Sharing, Topology
 from stepseal.errors import InvalidInput
-from stepseal.layout import rule_of
+from stepseal.layout import Division, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ class RNGComponent(TreeComponent):
 
     default_sharing: ClassVar[Sharing | None] = Sharing.PER_RANK
 
-    def __init__(self, name: str, rng: RNG, declared: Sharing | None = None) -> None:
+    def __init__(self, name: str, rng: RNG, declared: AnySharing | None = None) -> None:
         super().__init__(name, declared)
         self._numpy, self._torch = tuple(rng.numpy), tuple(rng.torch)
         self._restored: object = None
@@ -82,15 +82,19 @@ class RNGComponent(TreeComponent):
     def restart(self, seed: str, step: int, topology: Topology) -> TreePlan:
         """Plan to begin all streams anew, each rank with streams of its own; change nothing.
 
-        Ranks that share one state begin alike.
+        Ranks that share one state begin alike, by the lowest of them.
 
         Args:
             seed: what the new streams derive from, with `step` and the rank; any text.
             step: number of the step that is restored.
             topology: who takes part.
         """
-        alike = rule_of(self.sharing(topology)).any_world
-        streams = Streams(seed, step, 0 if alike else topology.rank)
+        sharing, rank = self.sharing(topology), topology.rank
+        if isinstance(sharing, Division):
+            rank = sharing.ranks_at(sharing.coordinates()[rank])[0]
+        elif rule_of(sharing).any_world:
+            rank = 0
+        streams = Streams(seed, step, rank)
         return TreePlan(lambda: self._restart(streams))
 
     def _restart(self, streams: Streams) -> None:

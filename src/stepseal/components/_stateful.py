@@ -12,7 +12,7 @@ import torch
 from stepseal.components._codecs_words import qualified
 from stepseal.components._in_place import InPlace
 from stepseal.components._trees import TreeComponent
-from stepseal.components._types import Sharing
+from stepseal.components._types import AnySharing, Sharing
 from stepseal.errors import InvalidInput
 from stepseal.layout import BytesSource
 
@@ -35,7 +35,7 @@ Scheduler: TypeAlias = torch.optim.lr_scheduler.LRScheduler
 class StatefulComponent(TreeComponent):
     """An object with `state_dict` and `load_state_dict`; it loads a new value, on the CPU."""
 
-    def __init__(self, name: str, obj: HasStateDict, declared: Sharing | None = None) -> None:
+    def __init__(self, name: str, obj: HasStateDict, declared: AnySharing | None = None) -> None:
         super().__init__(name, declared)
         for method in ("state_dict", "load_state_dict"):
             if not callable(getattr(obj, method, None)):
@@ -74,7 +74,7 @@ class LRSchedulerComponent(StatefulComponent):
 
     default_sharing: ClassVar[Sharing | None] = Sharing.REPLICATED
 
-    def __init__(self, name: str, scheduler: Scheduler, declared: Sharing | None = None) -> None:
+    def __init__(self, name: str, scheduler: Scheduler, declared: AnySharing | None = None) -> None:
         super().__init__(name, scheduler, declared)
 
     def state_problems(self, value: object) -> list[str]:
@@ -134,7 +134,7 @@ class PairComponent(TreeComponent):
         self,
         name: str,
         pair: tuple[Callable[[], object], Callable[[Any], object]],
-        declared: Sharing | None = None,
+        declared: AnySharing | None = None,
     ) -> None:
         super().__init__(name, declared)
         if not isinstance(pair, tuple) or len(pair) != 2 or not all(map(callable, pair)):
@@ -175,7 +175,7 @@ class ValueComponent(TreeComponent):
     is none.
     """
 
-    def __init__(self, name: str, value: object, declared: Sharing | None = None) -> None:
+    def __init__(self, name: str, value: object, declared: AnySharing | None = None) -> None:
         super().__init__(name, declared)
         if not isinstance(value, (dict, list, deque)):
             raise InvalidInput(

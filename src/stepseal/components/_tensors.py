@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from stepseal.components._leaves import LeafPlan, OpenedState
     from stepseal.components._types import (
+        AnySharing,
         CapturedComponent,
         SavedComponent,
-        Sharing,
         Topology,
     )
 
@@ -108,7 +108,7 @@ class FlatState:
 
 
 def describe_flat(
-    flat: FlatState, sharing: Sharing, topology: Topology, tree: object = None
+    flat: FlatState, sharing: AnySharing, topology: Topology, tree: object = None
 ) -> CapturedComponent:
     """Describe a flat state, with one tree document of the first participant.
 
@@ -137,7 +137,7 @@ def value_copies(component: str, values: Mapping[str, object]) -> tuple[BytesSou
 def plan_flat(
     flat: FlatState,
     opened: OpenedState,
-    sharing: Sharing,
+    sharing: AnySharing,
     finish: Callable[[Mapping[str, object]], None],
 ) -> LeafPlan:
     """Compare a flat state with a saved one, strictly, and plan to fill its tensors in place.
@@ -206,7 +206,7 @@ class TensorDictComponent:
         name: str,
         state: MutableMapping[str, Any] | HasStateDict,
         *,
-        sharing: Sharing | None = None,
+        sharing: AnySharing | None = None,
     ) -> None:
         if not isinstance(state, (MutableMapping, HasStateDict)):
             raise InvalidInput(
@@ -218,23 +218,28 @@ class TensorDictComponent:
         self.name = name
         self.kind = kind_of(sharing)
         self._state = state
+        self._declared: AnySharing | None = sharing
+
+    def declare(self, sharing: AnySharing) -> None:
+        """Go by another sharing from now on."""
+        self.kind = kind_of(sharing)
         self._declared = sharing
 
-    def sharing(self, topology: Topology) -> Sharing:
+    def sharing(self, topology: Topology) -> AnySharing:
         """Return the declared sharing or the default for `topology`."""
         _, flat = self._read()
-        return default_sharing(self._declared, flat.tensors.values(), topology)
+        return default_sharing(self.name, self._declared, flat.tensors.values(), topology)
 
     def describe(self, topology: Topology) -> CapturedComponent:
         """Describe the state on the caller's thread; see `Component`."""
         _, flat = self._read()
-        sharing = default_sharing(self._declared, flat.tensors.values(), topology)
+        sharing = default_sharing(self.name, self._declared, flat.tensors.values(), topology)
         return describe_flat(flat, sharing, topology)
 
     def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
         """Check a saved state against live state, strictly, and change nothing; see `Component`."""
         state, flat = self._read()
-        sharing = default_sharing(self._declared, flat.tensors.values(), topology)
+        sharing = default_sharing(self.name, self._declared, flat.tensors.values(), topology)
         opened = open_saved(saved, sharing, topology)
         return plan_flat(flat, opened, sharing, lambda values: self._finish(state, values))
 

@@ -9,12 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from stepseal.components._advice import other_world
 from stepseal.components._capture import describe_value
 from stepseal.components._codecs import decode_tree
-from stepseal.components._types import CapturedComponent, SavedComponent, Sharing, Topology
+from stepseal.components._fitting import sharing_problem
+from stepseal.components._groups import resolved
+from stepseal.components._types import (
+    AnySharing,
+    CapturedComponent,
+    SavedComponent,
+    Sharing,
+    Topology,
+)
 from stepseal.errors import InvalidInput, StateMismatch
-from stepseal.layout import can_read, check_component_name, rule_of
+from stepseal.layout import check_component_name, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,18 +62,28 @@ class TreeComponent:
     default_sharing: ClassVar[Sharing | None] = None
     """Sharing where none is declared; None: GLOBAL in a world of one, else it must be declared."""
 
-    def __init__(self, name: str, declared: Sharing | None = None) -> None:
+    def __init__(self, name: str, declared: AnySharing | None = None) -> None:
         check_component_name(name)
-        if declared is not None and not rule_of(declared).is_for_trees:
-            raise InvalidInput(
-                f"component {name!r}: expected a sharing of a tree, found "
-                f"{declared.name}, which only tensors have. Declare sharing=ss.PER_RANK, "
-                "ss.REPLICATED or ss.GLOBAL.",
-                component=name,
-                found=declared.value,
-            )
         self.name = name
-        self._declared = declared
+        self._declared: AnySharing | None = None
+        if declared is not None:
+            self.declare(declared)
+
+    def declare(self, sharing: AnySharing) -> None:
+        """Go by another sharing from now on.
+
+        Raises:
+            InvalidInput: a tree cannot have it.
+        """
+        if not rule_of(sharing).is_for_trees:
+            raise InvalidInput(
+                f"component {self.name!r}: expected a sharing of a tree, found "
+                f"{sharing.name}, which only tensors have. Declare sharing=ss.PER_RANK, "
+                "ss.REPLICATED or ss.GLOBAL.",
+                component=self.name,
+                found=sharing.value,
+            )
+        self._declared = sharing
 
     def read_state(self) -> object:
         """Return the live state; called once per capture by owners of a payload."""
@@ -92,14 +109,14 @@ class TreeComponent:
         """Return the copies of `value` for stock DCP readers; asked on rank 0 only."""
         return ()
 
-    def sharing(self, topology: Topology) -> Sharing:
+    def sharing(self, topology: Topology) -> AnySharing:
         """Return the declared sharing or the default for `topology`.
 
         Raises:
-            InvalidInput: several participants and nothing declared.
+            InvalidInput: several participants and nothing declared, or sets that do not fit them.
         """
         if self._declared is not None:
-            return self._declared
+            return resolved(self.name, self._declared, topology)
         if self.default_sharing is not None:
             return self.default_sharing
         if topology.world_size == 1:
@@ -147,15 +164,8 @@ class TreeComponent:
                 f"under this name, with kind={saved.kind!r} if it is a dict, a (get, set) pair or "
                 "has a state_dict"
             ]
-        now = self.sharing(topology)
-        if not can_read(now, saved.sharing, self.kind):
-            return [
-                f"saved with sharing {saved.sharing.value}, now {now.value}: declare "
-                f"sharing=ss.{saved.sharing.name}"
-            ]
-        if not rule_of(now).any_world and saved.num_participants != topology.world_size:
-            return [other_world(self.name, saved.num_participants, topology.world_size)]
-        return []
+        problem = sharing_problem(saved, self.sharing(topology), self.kind, topology)
+        return [problem] if problem else []
 
     def _refuse(self, problems: list[str]) -> None:
         if problems:

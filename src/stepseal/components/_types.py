@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from stepseal.layout import Sharing
+from stepseal.layout import AnySharing, Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AnySharing",
     "CapturedComponent",
     "Component",
     "RestorePlan",
@@ -46,6 +47,8 @@ class Topology:
     """Position of this participant in `participants`."""
     participants: tuple[str, ...]
     """All participants in the order that gives payload ordinals."""
+    nodes: tuple[int, ...] = ()
+    """Number of the node that each participant is on; empty where it is not known of all."""
 
     @property
     def me(self) -> str:
@@ -73,8 +76,8 @@ class CapturedComponent:
     name: str
     kind: str
     """`tensors` or `tree`."""
-    sharing: Sharing
-    """The sharing that was used, after defaults."""
+    sharing: AnySharing
+    """The sharing that was used, after defaults, with its sets where it has some."""
     fingerprint: str
     """Digest of keys, global shapes and dtypes, for sharings whose participants must agree."""
     payload: PayloadReport | None
@@ -101,7 +104,8 @@ class SavedComponent:
 
     name: str
     kind: str
-    sharing: Sharing
+    sharing: AnySharing
+    """With the sets of the save where it has some."""
     tensors: Mapping[str, SavedTensor]
     tree: TreeContents | None
     """This participant's payload, or None where the component has only tensors."""
@@ -136,7 +140,7 @@ class Component(Protocol):
     name: str
     kind: str
 
-    def sharing(self, topology: Topology) -> Sharing:
+    def sharing(self, topology: Topology) -> AnySharing:
         """Return the declared sharing or the default; InvalidInput when it must be declared."""
         ...
 

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.components import SavedComponent, SavedTensor
-from stepseal.layout import Sharing, payload_owner, step_name
+from stepseal.layout import Division, payload_owner, payload_report, saved_sharing, step_name
 from stepseal.session._targets import SavedStep, apply_all
 from stepseal.transfer import ReadRequest, StepReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from stepseal.components import Topology
-    from stepseal.layout import ComponentEntry, Manifest, TensorSink
+    from stepseal.components import Component, Topology
+    from stepseal.layout import AnySharing, ComponentEntry, Manifest, TensorSink
     from stepseal.session._targets import Decisions, Targets
     from stepseal.storage import Storage
 
-__all__ = ["CheckedStep", "check_step_fits"]
+__all__ = ["CheckedStep", "check_step_fits", "sharing_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +87,20 @@ def check_step_fits(
     """
     reader = StepReader(storage, step_name(manifest.step), manifest)
     entries = {entry.name: entry for entry in manifest.components}
+    sharings = {name: sharing_of(entry, manifest) for name, entry in entries.items()}
+
+    def find(one: Component) -> SavedComponent:
+        mine = _coordinate(one, targets.topology)
+        saved, entry = sharings[one.name], entries[one.name]
+        return _saved_component(reader, manifest, entry, saved, targets.topology.me, mine)
+
     saved = SavedStep(
         manifest.step,
         entries,
         num_participants=len(manifest.participants),
         seed=manifest_sha256[:32],
-        open=lambda one: _saved_component(reader, manifest, entries[one.name], targets.topology),
+        open=find,
+        sharings=sharings,
     )
     checked = CheckedStep(reader, targets.decide(saved))
     checked.scan()
@@ -100,8 +108,26 @@ def check_step_fits(
     return checked
 
 
+def sharing_of(entry: ComponentEntry, manifest: Manifest) -> AnySharing:
+    """Return the sharing that a component was saved with, with its sets where it has some."""
+    return saved_sharing(entry.sharing, entry.payloads, entry.options, manifest.participants)
+
+
+def _coordinate(component: Component, topology: Topology) -> str | None:
+    """Return the coordinate of the payload that this participant reads, where sets share them."""
+    live = component.sharing(topology)
+    if not isinstance(live, Division):
+        return None
+    return payload_report(live, topology.rank, topology.participants).coordinate
+
+
 def _saved_component(
-    reader: StepReader, manifest: Manifest, entry: ComponentEntry, topology: Topology
+    reader: StepReader,
+    manifest: Manifest,
+    entry: ComponentEntry,
+    sharing: AnySharing,
+    me: str,
+    coordinate: str | None,
 ) -> SavedComponent:
     tensors = {}
     if entry.kind == "tensors":
@@ -109,8 +135,9 @@ def _saved_component(
             first = boxes[0].tensor
             digests = frozenset((box.tensor.box, box.tensor.chunk_digests) for box in boxes)
             tensors[key] = SavedTensor(key, first.dtype, first.shape, digests)
-    sharing = Sharing(entry.sharing)
-    owner = payload_owner(sharing, entry.payloads, topology.me)
+    owner = payload_owner(
+        sharing, entry.payloads, me, coordinate=coordinate, participants=manifest.participants
+    )
     tree = None
     if owner is not None and reader.has_tree(entry.name, owner):
         tree = reader.read_tree(entry.name, owner)

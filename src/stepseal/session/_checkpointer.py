@@ -18,6 +18,7 @@ from stepseal.session._annotations import check_annotations
 from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._inflight import InFlight
 from stepseal.session._loop import Loop, Looping
+from stepseal.session._nodes import node_text
 from stepseal.session._pending import PendingSave
 from stepseal.session._policies import Policies, check_policy
 from stepseal.session._progress import Progress
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from stepseal.components import Conversion, Sharing
+    from stepseal.components import Conversion, DeclaredSharing
     from stepseal.retention import KeepRule, Retention
     from stepseal.session._policies import Policy
     from stepseal.session._reports import Restored
@@ -76,6 +77,8 @@ class Checkpointer(Looping):
             makes files for the owner alone, and refuses such roots.
         control_host: interface of rank 0 for the control plane; None takes loopback when all ranks
             share a host.
+        node: name of this process's node, for `PER_NODE`; None takes torchrun's GROUP_RANK, or else
+            the machine's boot id.
 
     Raises:
         InvalidInput: an argument is wrong, the root is a file or a DCP folder itself, or others can
@@ -97,6 +100,7 @@ class Checkpointer(Looping):
         max_staging_bytes: int | None = None,
         access: Access | None = None,
         control_host: str | None = None,
+        node: str | int | None = None,
         _join: Join | None = None,
     ) -> None:
         _check_arguments(save, mode)
@@ -110,7 +114,9 @@ class Checkpointer(Looping):
         self._flight = InFlight(max_staging_bytes)
         self._progress = Progress()
         self._closed = False
-        join = _join or functools.partial(join_process_group, role, control_host=control_host)
+        join = _join or functools.partial(
+            join_process_group, role, control_host=control_host, node=node_text(node)
+        )
         self._topology, self._wiring = join(self._root, options)
         self._loop = Loop(self._registry, self._topology)
         close_at_exit(self, functools.partial(self._flight.end, self._wiring.close))
@@ -120,7 +126,7 @@ class Checkpointer(Looping):
         name: str,
         state: object,
         *,
-        sharing: Sharing | None = None,
+        sharing: DeclaredSharing | None = None,
         kind: Literal["tensors", "tree"] | None = None,
         on_restore: Policy = "require",
         on_world_change: Literal["fresh"] | None = None,
@@ -134,13 +140,14 @@ class Checkpointer(Looping):
         Args:
             name: component name, for example `model`.
             state: the live object.
-            sharing: how it relates across ranks; None takes the default where there is one.
+            sharing: how it relates across ranks, or a function that returns this at each save (a
+                restore then goes by what was saved); None takes the default where there is one.
             kind: `tensors` stores a `state_dict()` as DCP payload; None decides by type.
             on_restore: `require`: a step must have it. `if-present`: restored where a step has it.
                 `skip`: never touched. `fresh`: the same, recorded as a restart; `RNG()` then begins
                 streams that derive from a recorded seed, the step and the rank.
-            on_world_change: `fresh` for state of each rank: restored by as many ranks as saved it,
-                `fresh` on another number.
+            on_world_change: `fresh` for state of each rank, set or node: restored where these are
+                as at the save, else `fresh`.
 
         Raises:
             InvalidInput: the name is taken or not usable, the type is not known, the sharing must
@@ -154,8 +161,7 @@ class Checkpointer(Looping):
                 "them before.",
                 component=name,
             )
-        self._registry.add(name, state, sharing=sharing, kind=kind, topology=self._topology)
-        used = self._registry.components()[-1].sharing(self._topology)
+        used = self._registry.add(name, state, sharing=sharing, kind=kind, topology=self._topology)
         self._policies.declare(name, on_restore, on_world_change, used)
 
     def restore(
@@ -205,13 +211,15 @@ class Checkpointer(Looping):
         """
         self._check_open()
         step = check_choice(step, fresh=fresh, unverified=unverified)
-        choice = self._policies.choose(policies, only, convert)
+        sets = self._registry.declared_sets(self._topology)
+        choice = self._policies.choose(policies, only, convert, sets)
         self._settle_previous()
         self._registry.check_savable(self._topology)
         self._loop.restoring()
         self._progress.started = self._progress.started or not check_only
         driver, steps = self._wiring.driver, self._wiring.steps
-        targets = Targets(self._registry.components(), choice, self._topology)
+        go_by = functools.partial(self._registry.go_by, topology=self._topology)
+        targets = Targets(self._registry.components(), choice, self._topology, go_by)
         targets.check_conversions()
         call = choice.call(
             driver.new_call(), step, fresh=fresh, unverified=unverified, check_only=check_only
@@ -297,6 +305,7 @@ class Checkpointer(Looping):
         call = driver.new_call()
         staging = self._flight.staging() if self._mode == "async" else None
         with tell_failure(driver, self._wiring.steps, call, step), collection_paused():
+            self._registry.ask_sharings(self._topology)
             captured = capture_all(self._registry.components(), self._topology, staging, step)
         components = reports_of(captured, self._progress.fresh)
         driver.send_captured(Captured(call, step, components, notes.cut, notes.metrics, notes.tags))

@@ -25,9 +25,10 @@ import torch.distributed as dist
 from stepseal.components import Topology
 from stepseal.errors import CoordinatorLost
 from stepseal.protocol import Address, Deadlines, SocketHub, SocketLink, error_from, failure_of
+from stepseal.session._nodes import packed, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["Rendezvous", "discover"]
 
@@ -105,9 +106,10 @@ class Rendezvous:
         host = self._control_host or own
         return SocketHub(host, self._topology.participants, token, self._deadlines, version)
 
-    def publish(self, address: Address) -> None:
-        """Tell the others where to connect."""
-        self._tell({"host": address.host, "port": address.port, "token": address.token})
+    def publish(self, address: Address, nodes: Iterable[int]) -> None:
+        """Tell the others where to connect, and the node of each rank."""
+        where = {"host": address.host, "port": address.port, "token": address.token}
+        self._tell({**where, "nodes": packed(nodes)})
 
     def refuse(self, error: Exception) -> None:
         """Tell the others why there is no coordinator; each raises the same error."""
@@ -118,26 +120,28 @@ class Rendezvous:
         with contextlib.suppress(CoordinatorLost):
             self._tell({"kind": cause.kind, "message": cause.message})
 
-    def connect(self, version: str) -> SocketLink:
-        """Wait for the address and connect.
+    def connect(self, version: str, node: str) -> tuple[SocketLink, tuple[int, ...]]:
+        """Say our node, wait for the address and connect; return the node of each rank, too.
 
         Raises:
             CoordinatorLost: rank 0 did not answer within `connect_s`.
             CheckpointError: what rank 0 refused with.
         """
-        found = self._ask()
+        found = self.ask(node)
         if "kind" in found:
             raise error_from(found["kind"], f"rank 0 cannot coordinate: {found['message']}")
         address = Address(found["host"], found["port"], found["token"])
-        return SocketLink(address, self._topology.me, self._deadlines, version)
+        link = SocketLink(address, self._topology.me, self._deadlines, version)
+        return link, unpacked(found["nodes"])
 
     def gather(self) -> dict[int, Any]:
-        """Return what each other rank said to `ask`; only rank 0 calls it.
+        """Return what each other rank said to `ask` or `connect`; only rank 0 calls it.
 
         Raises:
             CoordinatorLost: a rank did not show up in time.
         """
-        self._meet()
+        if not self._met:
+            self._meet()
         return self._notes
 
     def tell(self, answer: dict[str, Any]) -> None:

@@ -20,9 +20,9 @@ from stepseal.errors import (
     StepNotFound,
     StorageUnavailable,
 )
-from stepseal.layout import Sharing, check_step, rule_of, step_name
+from stepseal.layout import check_step, rule_of, step_name
 from stepseal.protocol import Deadlines
-from stepseal.session._checked import CheckedStep, check_step_fits
+from stepseal.session._checked import CheckedStep, check_step_fits, sharing_of
 from stepseal.session._job import discover
 from stepseal.session._policies import Choice
 from stepseal.session._reports import LoadReport
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stepseal.components import Conversion
-    from stepseal.layout import ComponentEntry, Manifest
+    from stepseal.layout import AnySharing, ComponentEntry, Manifest
     from stepseal.session._policies import Policy
     from stepseal.steps import PosixSteps, Reading
 
@@ -175,15 +175,16 @@ class _Load:
         if topology.world_size == len(manifest.participants):  # each reads its own payload
             topology = replace(topology, participants=manifest.participants)
         entries = {entry.name: entry for entry in manifest.components}
-        problems = [
-            f"component {name}: {problem}"
+        refused = {
+            name: problem
             for name in self.components
             if (problem := _entry_problem(entries.get(name), manifest, topology))
-        ]
+        }
+        problems = [f"component {name}: {problem}" for name, problem in refused.items()]
         registry = Registry()
         for name, state in self.components.items():
-            if entry := entries.get(name):
-                _add(registry, entry, state, topology)
+            if name not in refused:
+                _add(registry, entries[name], sharing_of(entries[name], manifest), state, topology)
         policies: dict[str, Policy] = dict.fromkeys(registry.names(), "require")
         choice = Choice(policies, only=True, conversions=self.conversions)
         targets = Targets(registry.components(), choice, topology)
@@ -210,17 +211,25 @@ def _entry_problem(
         names = ", ".join(sorted(one.name for one in manifest.components))
         return f"not in step {manifest.step}, which has {names}: leave it out of the call"
     before = len(manifest.participants)
-    if before != topology.world_size and not rule_of(Sharing(entry.sharing)).any_world:
+    sharing = sharing_of(entry, manifest)
+    if before != topology.world_size and not rule_of(sharing).any_world:
+        each = {"PER_NODE": "node", "PER_GROUP": "set of ranks"}.get(sharing.name, "rank")
         return (
-            f"saved per rank by {before} participants, now {topology.world_size}: load it with "
+            f"saved per {each} by {before} participants, now {topology.world_size}: load it with "
             f"{before}, or leave it out of the call"
         )
     return None
 
 
-def _add(registry: Registry, entry: ComponentEntry, state: object, topology: Topology) -> None:
+def _add(
+    registry: Registry,
+    entry: ComponentEntry,
+    saved: AnySharing,
+    state: object,
+    topology: Topology,
+) -> None:
     """Add a live object as what it was saved as: nobody declares that for a load."""
-    sharing = Sharing(entry.sharing) if entry.kind == "tree" else None
+    sharing = saved if entry.kind == "tree" else None
     kind: Literal["tensors", "tree"] | None = None
     if entry.kind == "tensors" and _has_tensors(state):
         kind = "tensors"

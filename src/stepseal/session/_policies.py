@@ -16,7 +16,8 @@ from stepseal.protocol import RestoreCalled
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from stepseal.components import Conversion, Sharing
+    from stepseal.components import Conversion
+    from stepseal.layout import AnySharing
 
 __all__ = ["Choice", "Policies", "Policy", "check_policy"]
 
@@ -39,6 +40,8 @@ class Choice:
     """Components of a step that `policies` does not name are left out."""
     conversions: Mapping[str, Conversion] = field(default_factory=dict)
     """Component to how its saved keys and dtypes become those of live state."""
+    sets: Mapping[str, str] = field(default_factory=dict)
+    """Component to a text about its sets of ranks, which must be the same on all."""
 
     def call(
         self, number: int, step: int | None, *, fresh: bool, unverified: bool, check_only: bool
@@ -54,6 +57,7 @@ class Choice:
             self.only,
             check_only,
             {name: one.fingerprint() for name, one in self.conversions.items()},
+            dict(self.sets),
         )
 
 
@@ -69,18 +73,24 @@ class Policies:
         name: str,
         on_restore: Policy,
         on_world_change: Literal["fresh"] | None,
-        sharing: Sharing,
+        sharing: AnySharing | None,
     ) -> None:
         """Remember what a component was added with; the values were checked before.
+
+        Args:
+            name: its name.
+            on_restore: its policy.
+            on_world_change: what happens where the ranks cannot read what those of the save wrote.
+            sharing: its sharing; None where a function decides it later.
 
         Raises:
             InvalidInput: `on_world_change` of state that any number of participants can read.
         """
-        if on_world_change is not None and rule_of(sharing).any_world:
+        if on_world_change is not None and sharing is not None and rule_of(sharing).any_world:
             raise InvalidInput(
                 f"add({name!r}, on_world_change={on_world_change!r}): expected state of each rank, "
-                f"found sharing {sharing.name}, which any number of ranks restores. Declare "
-                "sharing=ss.PER_RANK, or leave on_world_change out.",
+                f"set or node, found sharing {sharing.name}, which any number of ranks restores. "
+                "Declare sharing=ss.PER_RANK, or leave on_world_change out.",
                 component=name,
                 found=sharing.value,
             )
@@ -104,6 +114,7 @@ class Policies:
         policies: Mapping[str, Policy] | None,
         only: Collection[str] | None,
         convert: Mapping[str, Conversion] | None = None,
+        sets: Mapping[str, str] | None = None,
     ) -> Choice:
         """Return what one restore does: the call's policies before `only` before the declared ones.
 
@@ -119,7 +130,9 @@ class Policies:
                 for name, policy in chosen.items()
             }
         chosen.update(policies)
-        return Choice(chosen, frozenset(self._by_world), only is not None, convert or {})
+        return Choice(
+            chosen, frozenset(self._by_world), only is not None, convert or {}, sets or {}
+        )
 
     def _check(self, policies: object, only: Collection[str] | None) -> None:
         problems = []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import RNGComponent, capture
 from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
-from stepseal.layout import PartContents
+from stepseal.layout import Division, PartContents
 from stepseal.protocol import ComponentReport, PartReport, resolve_save
 from stepseal.transfer import write_part
 
@@ -108,6 +108,8 @@ def reports_of(
             None if c.payload is None else c.payload.coordinate,
             c.payload is not None and c.payload.writes,
             {"fresh": dict(fresh[c.name])} if c.name in fresh else {},
+            c.sharing.shown() if isinstance(c.sharing, Division) else "",
+            dict(c.sharing.axes) if isinstance(c.sharing, Division) else {},
         )
         for c in captured
     ]

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from stepseal.components import (
     Conversion,
     RNGComponent,
     can_convert,
+    changed_world,
     leave_out,
     range_problem,
     unsaved_buffers,
 )
 from stepseal.errors import CheckpointError, InvalidInput, ParticipantFailed, StateMismatch
+from stepseal.layout import can_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from stepseal.components import Component, RangeScan, RestorePlan, SavedComponent, Topology
+    from stepseal.layout import AnySharing
     from stepseal.session._policies import Choice, Policy
     from stepseal.session._reports import Restored
 
@@ -44,6 +47,8 @@ class SavedStep:
     """Returns what the step holds for a live component."""
     note: str = ""
     """Stands in the report of each component that is restored."""
+    sharings: Mapping[str, AnySharing] = field(default_factory=dict)
+    """Component to the sharing that it was saved with; empty where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,8 @@ class Targets:
     components: Sequence[Component]
     choice: Choice
     topology: Topology
+    go_by: Callable[[str, AnySharing], None] = lambda _name, _saved: None
+    """Lets a component whose sharing is a function go by what was recorded at the save."""
 
     def decide(self, saved: SavedStep) -> Decisions:
         """Decide for each component, and plan how live state takes it; touch nothing.
@@ -109,7 +116,9 @@ class Targets:
         plans: list[tuple[Component, RestorePlan]] = []
         for component in self.components:
             name = component.name
-            policy, why = self._policy_of(name, saved)
+            if name in saved.sharings:
+                self.go_by(name, saved.sharings[name])
+            policy, why = self._policy_of(component, saved)
             if policy == "fresh":
                 fresh[name] = {"step": saved.step}
                 report[name] = f"fresh: left as it was{why}"
@@ -205,13 +214,18 @@ class Targets:
             if component.name not in left and self.choice.policies[component.name] != "skip"
         ]
 
-    def _policy_of(self, name: str, saved: SavedStep) -> tuple[Policy, str]:
+    def _policy_of(self, component: Component, saved: SavedStep) -> tuple[Policy, str]:
         """Return the policy of a live component for this step, and why it is not the chosen one."""
-        policy, now = self.choice.policies[name], self.topology.world_size
-        before = saved.num_participants
-        if policy == "skip" or name not in self.choice.by_world or before in (None, now):
+        name, policy = component.name, self.choice.policies[component.name]
+        num_before, now = saved.num_participants, self.topology.world_size
+        if policy == "skip" or name not in self.choice.by_world or num_before is None:
             return policy, ""
-        return "fresh", f" ({before} participants at the save, now {now})"
+        live = component.sharing(self.topology)
+        before = saved.sharings.get(name, live)
+        if not can_read(live, before, component.kind):
+            return policy, ""  # the plan says in which sharing they differ
+        change = changed_world(live, now, before, num_before)
+        return ("fresh", f" ({change})") if change else (policy, "")
 
     def _check_names(self, saved: SavedStep) -> None:
         live = {component.name for component in self.components}

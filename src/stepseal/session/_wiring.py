@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +25,7 @@ from stepseal.protocol import (
 from stepseal.retention import Housekeeper
 from stepseal.session._indexer import DcpIndexer
 from stepseal.session._job import Rendezvous, discover
+from stepseal.session._nodes import numbered
 from stepseal.steps import StepStore, open_store
 from stepseal.storage import Access
 
@@ -71,7 +72,7 @@ Join = Callable[[str, JobOptions], tuple[Topology, Wiring]]
 
 
 def join_process_group(
-    role: str, root: str, options: JobOptions, *, control_host: str | None
+    role: str, root: str, options: JobOptions, *, control_host: str | None, node: str
 ) -> tuple[Topology, Wiring]:
     """Connect this process with all ranks of the default process group, or with itself alone.
 
@@ -80,6 +81,7 @@ def join_process_group(
         root: absolute path of the root.
         options: limits, retention, and how the root is made.
         control_host: interface of rank 0 for the control plane, or None.
+        node: text that names the node of this process, or nothing.
 
     Raises:
         CheckpointError: the root or the coordinator cannot be reached or used; alike on all ranks.
@@ -89,15 +91,15 @@ def join_process_group(
         return topology, _alone(root, topology, options)
     rendezvous = Rendezvous(topology, options.deadlines, control_host)
     if topology.rank == 0:
-        return topology, _host(root, topology, options, rendezvous)
-    link = rendezvous.connect(__version__)
+        return _host(root, topology, options, rendezvous, node)
+    link, nodes = rendezvous.connect(__version__, node)
     driver = ParticipantDriver(topology.me, link, options.deadlines)
     try:
         steps = open_store(root, access=options.access)
     except CheckpointError:
         driver.close()
         raise
-    return topology, Wiring(steps, driver, None)
+    return replace(topology, nodes=nodes), Wiring(steps, driver, None)
 
 
 def _alone(root: str, topology: Topology, options: JobOptions) -> Wiring:
@@ -108,7 +110,9 @@ def _alone(root: str, topology: Topology, options: JobOptions) -> Wiring:
     return Wiring(steps, driver, coordinator)
 
 
-def _host(root: str, topology: Topology, options: JobOptions, rendezvous: Rendezvous) -> Wiring:
+def _host(
+    root: str, topology: Topology, options: JobOptions, rendezvous: Rendezvous, node: str
+) -> tuple[Topology, Wiring]:
     try:
         steps = open_store(root, access=options.access, create=True)
         hub = rendezvous.listen(__version__)
@@ -118,8 +122,10 @@ def _host(root: str, topology: Topology, options: JobOptions, rendezvous: Rendez
         rendezvous.refuse(error)
         raise
     driver = ParticipantDriver(topology.me, link, options.deadlines)
-    rendezvous.publish(hub.address)
-    return Wiring(steps, driver, coordinator)
+    told = {**rendezvous.gather(), 0: node}
+    nodes = numbered([told[rank] for rank in range(topology.world_size)])
+    rendezvous.publish(hub.address, nodes)
+    return replace(topology, nodes=nodes), Wiring(steps, driver, coordinator)
 
 
 def coordinate(

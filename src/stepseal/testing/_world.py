@@ -12,7 +12,7 @@ from stepseal.session import Checkpointer, JobOptions, Wiring, coordinate
 from stepseal.steps import PosixSteps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from stepseal.protocol import CoordinatorDriver
     from stepseal.retention import KeepRule, Retention
@@ -31,6 +31,7 @@ class World:
         storage: returns the storage of one participant; called once per participant, in order.
         deadlines: time limits of the job.
         keep: keep rule; None keeps all steps.
+        nodes: number of the node of each participant; None puts all on one.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class World:
         *,
         deadlines: Deadlines | None = None,
         keep: KeepRule | Retention | None = None,
+        nodes: Sequence[int] | None = None,
     ) -> None:
         self.participants = tuple(f"trainer/{rank}" for rank in range(num_participants))
+        self._nodes = (0,) * num_participants if nodes is None else tuple(nodes)
         self._deadlines = deadlines or Deadlines()
         self._hub = InProcessHub()
         self._stores = [PosixSteps(storage(rank)) for rank in range(num_participants)]
@@ -56,7 +59,7 @@ class World:
         """Return the checkpointer of one participant; `options` as for `Checkpointer`."""
 
         def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
-            topology = Topology(rank, self.participants)
+            topology = Topology(rank, self.participants, self._nodes)
             link = self._hub.link(topology.me)
             driver = ParticipantDriver(topology.me, link, options.deadlines)
             coordinator = self._coordinator if rank == 0 else None
