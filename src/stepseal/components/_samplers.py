@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from stepseal.components._advice import leave_out
 from stepseal.components._stateful import StatefulComponent
-from stepseal.components._types import Sharing
+from stepseal.components._types import AnySharing, Sharing
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -151,7 +151,9 @@ class SamplerComponent(StatefulComponent):
 
     default_sharing: ClassVar[Sharing | None] = Sharing.REPLICATED
 
-    def __init__(self, name: str, sampler: GlobalSampler, declared: Sharing | None = None) -> None:
+    def __init__(
+        self, name: str, sampler: GlobalSampler, declared: AnySharing | None = None
+    ) -> None:
         super().__init__(name, sampler, declared)
         self.sampler = sampler
 
