@@ -12,7 +12,7 @@ import json
 import math
 import re
 import struct
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,6 +96,18 @@ class Step:
             for offsets, sizes in self._boxes[name]:
                 count[tuple(map(slice, offsets, map(sum, zip(offsets, sizes, strict=True))))] += 1
             assert (count == 1).all(), f"every element of {name} in exactly one box"
+
+    def owner_at(self, component: str, coordinate: str) -> str:
+        """Return the owner of the payload of a set, after a check of what the manifest says."""
+        (entry,) = [one for one in self.manifest["components"] if one["name"] == component]
+        sets, payloads = entry["options"]["sets"], entry["payloads"]
+        names = sorted(sets["axes"])
+        places = product(*(range(sets["axes"][name]) for name in names))
+        known = [",".join(map("{}={}".format, names, place)) for place in places]
+        assert sorted(sets["coordinates"].values()) == sorted(known), "one owner per coordinate"
+        assert sorted(payloads) == sorted(self.manifest["participants"]), "everybody has a payload"
+        assert {payloads[owner] for owner in payloads.values()} == sets["coordinates"].keys()
+        return next(owner for owner, at in sets["coordinates"].items() if at == coordinate)
 
     def _document(self, reference: dict[str, Any]) -> bytes:
         data: bytes = (self.folder / reference["path"]).read_bytes()

@@ -97,6 +97,16 @@ def loader_state(step: int, rank: int) -> dict[str, Any]:
     }
 
 
+def stage_state(step: int, rank: int) -> dict[str, Any]:
+    """Return the state of a set of ranks; each rank is a set of its own."""
+    return {"schedule": step + rank, "scales": counted(step + rank, 3)}
+
+
+def cache_state(step: int) -> dict[str, Any]:
+    """Return the state of the one node."""
+    return {"shards": [f"shard-{step}"]}
+
+
 COUNTERS = {"tokens": 123_456_789_012, "loss": 0.1, "small": 1e-5, "name": "v1", "none": None}
 
 
@@ -131,6 +141,8 @@ class Job:
         self.table = {name: torch.zeros_like(value) for name, value in table_tensors(0).items()}
         self.loader: dict[str, Any] = {}
         self.counters: dict[str, Any] = {}
+        self.stage: dict[str, Any] = {}
+        self.cache: dict[str, Any] = {}
 
     def add_to(self, checkpointer: ss.Checkpointer) -> None:
         """Add every component."""
@@ -142,6 +154,10 @@ class Job:
         counters = (lambda: self.counters, lambda value: self.__dict__.update(counters=value))
         checkpointer.add("counters", counters, sharing=ss.GLOBAL)
         checkpointer.add("rng", ss.RNG())
+        stage = (lambda: self.stage, lambda value: self.__dict__.update(stage=value))
+        checkpointer.add("stage", stage, sharing=ss.per_group(same_on=[[0], [1]]))
+        cache = (lambda: self.cache, lambda value: self.__dict__.update(cache=value))
+        checkpointer.add("cache", cache, sharing=ss.PER_NODE)
 
     def advance_to(self, step: int, place: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
         """Take the state of a step, as if it had been trained."""
@@ -160,6 +176,8 @@ class Job:
         self.optimizer.param_groups[0]["lr"] = 0.05 / step
         self.loader = loader_state(step, self.rank)
         self.counters = dict(COUNTERS)
+        self.stage = stage_state(step, self.rank)
+        self.cache = cache_state(step)
         seed_all(step, self.rank)
 
 

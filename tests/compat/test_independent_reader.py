@@ -13,7 +13,15 @@ import torch
 from hypothesis import example, given
 from hypothesis.strategies import floats
 from tests.compat.independent_reader import Step, Tree
-from tests.compat.make_v1 import COUNTERS, PARTICIPANTS, ROOT, STEPS, loader_state
+from tests.compat.make_v1 import (
+    COUNTERS,
+    PARTICIPANTS,
+    ROOT,
+    STEPS,
+    cache_state,
+    loader_state,
+    stage_state,
+)
 
 import stepseal as ss
 from stepseal.layout import dcp_fqn, encode_document
@@ -82,6 +90,17 @@ def test_agrees_on_trees(step: int, rank: int) -> None:
             assert np.array_equal(found[name], value)
         else:
             assert found[name] == (list(value) if name == "window" else value)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_agrees_on_the_payloads_of_sets_and_nodes(step: int) -> None:
+    found = Step(ROOT / f"step-{step}")
+    for rank, participant in enumerate(PARTICIPANTS):
+        assert found.owner_at("stage", f"set={rank}") == participant
+        stage = found.trees["stage", participant]
+        assert stage["schedule"] == stage_state(step, rank)["schedule"]
+        assert stage["scales"].tolist() == stage_state(step, rank)["scales"].tolist()
+    assert found.trees["cache", found.owner_at("cache", "node=0")] == cache_state(step)
 
 
 def test_the_chain_of_documents_leads_from_claim_to_step() -> None:

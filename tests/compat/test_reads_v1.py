@@ -15,10 +15,12 @@ from tests.compat.make_v1 import (
     ROOT,
     STEPS,
     Job,
+    cache_state,
     loader_state,
     model_tensors,
     moments,
     seed_all,
+    stage_state,
     table_tensors,
 )
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
@@ -86,6 +88,8 @@ def test_reads_every_tree(step: int, rank: int, random_streams: None) -> None:
     found = ss.open(ROOT).step(step)
     assert_identical(found.value("loader", PARTICIPANTS[rank]), loader_state(step, rank))
     assert_identical(found.value("counters"), COUNTERS)
+    assert_identical(found.value("stage", PARTICIPANTS[rank]), stage_state(step, rank))
+    assert_identical(found.value("cache", PARTICIPANTS[rank]), cache_state(step))
     seed_all(step, rank)
     streams = found.value("rng", PARTICIPANTS[rank])
     assert streams["python"] == random.getstate()
@@ -113,6 +117,8 @@ def test_restores_every_component(step: int, tmp_path: Path, random_streams: Non
         assert_identical(job.table, table_tensors(step))
         assert_identical(job.loader, loader_state(step, job.rank))
         assert_identical(job.counters, COUNTERS)
+        assert_identical(job.stage, stage_state(step, job.rank))
+        assert_identical(job.cache, cache_state(step))
         held = {name: job.optimizer.state[getattr(job.model, name)] for name in moments(step)}
         assert_identical(held, moments(step))
         assert job.optimizer.param_groups[0]["lr"] == 0.05 / step
