@@ -107,7 +107,8 @@ class Step:
         assert sorted(sets["coordinates"].values()) == sorted(known), "one owner per coordinate"
         assert sorted(payloads) == sorted(self.manifest["participants"]), "everybody has a payload"
         assert {payloads[owner] for owner in payloads.values()} == sets["coordinates"].keys()
-        return next(owner for owner, at in sets["coordinates"].items() if at == coordinate)
+        found: str = next(who for who, at in sets["coordinates"].items() if at == coordinate)
+        return found
 
     def _document(self, reference: dict[str, Any]) -> bytes:
         data: bytes = (self.folder / reference["path"]).read_bytes()

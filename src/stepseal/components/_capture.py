@@ -68,6 +68,22 @@ def capture(
         UnsupportedState: a value that no codec knows; `.component` and `.path` lead to it.
     """
     found = component.describe(topology)
+    report = found.payload
+    if report is None or not _has_replicas(found.sharing, report.coordinate):
+        return _staged(found, memory)
+    if not report.writes:
+        return replace(found, fingerprint=_trees_digest(found.trees), trees=())
+    found = _staged(found, memory)
+    return replace(found, fingerprint=_trees_digest(found.trees))
+
+
+def _has_replicas(sharing: AnySharing, coordinate: str) -> bool:
+    """Return whether several ranks form a set, whose state must be equal."""
+    return isinstance(sharing, Division) and len(sharing.ranks_at(coordinate)) > 1
+
+
+def _staged(found: CapturedComponent, memory: StagingMemory | None) -> CapturedComponent:
+    """Return a described component whose bytes are private where they must be."""
     wanted = [s.data for s in found.tensors if memory is not None or not _on_cpu(s.data)]
     wanted += [array.data for tree in found.trees for array in tree.arrays]
     if not wanted:
@@ -168,8 +184,7 @@ def describe_value(
 ) -> CapturedComponent:
     """Describe a component of kind `tree`; only who writes a payload reads the state.
 
-    Where a set of ranks must hold equal state, each of them reads it, and its digest is the
-    fingerprint; this copies one array after another.
+    Where a set of ranks must hold equal state, each of them reads it, for its digest.
 
     Args:
         component: its name.
@@ -179,17 +194,13 @@ def describe_value(
         bytes_copies: makes the write-only copies for stock readers; called on rank 0 only.
     """
     report = payload_report(sharing, topology.rank, topology.participants)
-    is_compared = isinstance(sharing, Division) and len(sharing.ranks_at(report.coordinate)) > 1
-    if not report.writes and not is_compared:
+    if not report.writes and not _has_replicas(sharing, report.coordinate):
         return CapturedComponent(component, "tree", sharing, "", report)
     value = read()
     tree = describe_tree(component, topology.me, value)
-    fingerprint = _tree_digest(tree) if is_compared else ""
-    if not report.writes:
-        return CapturedComponent(component, "tree", sharing, fingerprint, report)
     copies = tuple(bytes_copies(value)) if topology.rank == 0 else ()
     return CapturedComponent(
-        component, "tree", sharing, fingerprint, report, bytes_copies=copies, trees=(tree,)
+        component, "tree", sharing, "", report, bytes_copies=copies, trees=(tree,)
     )
 
 
@@ -244,15 +255,20 @@ def content_digest(component: str, value: object) -> str:
     Raises:
         UnsupportedState: no codec knows a part of the value.
     """
-    return _tree_digest(describe_tree(component, "", value))
+    return _trees_digest([describe_tree(component, "", value)])
 
 
-def _tree_digest(tree: TreeSource) -> str:
-    """Return a digest of all values of a tree; equal on any device, as replicas are on several."""
-    parts = [digest(encode_document(_without_devices(tree.document)))]
-    for array in tree.arrays:
-        (copy,) = stage([array.data], None)
-        parts.append(digest(copy.view()))
+def _trees_digest(trees: Iterable[TreeSource]) -> str:
+    """Return a digest of all values of trees; equal on any device, as replicas are on several.
+
+    Arrays that are not in CPU memory in stored form are copied, one after another.
+    """
+    parts = []
+    for tree in trees:
+        parts.append(digest(encode_document(_without_devices(tree.document))))
+        for array in tree.arrays:
+            view = array.data.view()
+            parts.append(digest(stage([array.data], None)[0].view() if view is None else view))
     return digest(b"".join(parts)).hex()
 
 
