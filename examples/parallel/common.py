@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -45,8 +47,15 @@ class Parallel:
     """Which data this rank trains on; ranks that hold parts of one replica share it."""
     reduce: Callable[[], None] | None = None
     """Combines gradients over ranks where the model does not do so by itself."""
-    rng: ss.Sharing = ss.PER_RANK
+    rng: Any = ss.PER_RANK
     """Which ranks have equal random streams: those that hold parts of one replica must."""
+
+
+def seed_all(seed: int) -> None:
+    """Begin every global stream: ranks that hold parts of one replica must agree in all of them."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def batch_of(step: int, data_rank: int) -> torch.Tensor:
@@ -60,14 +69,11 @@ def train(root: str, num_steps: int, parallel: Parallel) -> list[float]:
     """Train from the newest step in `root`, or from scratch; return the loss of each step."""
     model, losses = parallel.model, []
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    torch.manual_seed(parallel.data_rank)
+    seed_all(parallel.data_rank)
     with ss.Checkpointer(root, save=ss.every(steps=2)) as ckpt:
         ckpt.add("model", model)
         ckpt.add("optimizer", optimizer)
-        if parallel.rng == ss.PER_RANK:
-            ckpt.add("rng", ss.RNG(), on_world_change="fresh")
-        else:
-            ckpt.add("rng", ss.RNG(), sharing=parallel.rng)
+        ckpt.add("rng", ss.RNG(), sharing=parallel.rng, on_world_change="fresh")
         ckpt.restore()
         for step in ckpt.steps(num_steps):
             loss = model(batch_of(step, parallel.data_rank)).square().mean()

@@ -20,7 +20,8 @@ def build() -> Parallel:
     """Return the model, cut over all ranks; the norm stays whole, and equal on all of them."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
     plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
-    return Parallel(parallelize_module(Mlp(), mesh, plan), data_rank=0, rng=ss.REPLICATED)
+    rng = ss.per_group(same_on=mesh["tp"])
+    return Parallel(parallelize_module(Mlp(), mesh, plan), data_rank=0, rng=rng)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EVERYDAY = ("ddp", "fsdp2", "tensor_parallel")
-ALL = ("single", *EVERYDAY, "hsdp", "expert_parallel")
+ALL = ("single", *EVERYDAY, "hsdp", "dp_tp", "fsdp_tp", "expert_parallel")
 SAVED, LAST = 4, 7
 """Step that survives the kill, and the last step of the run."""
 
@@ -76,8 +76,9 @@ def on_another_mesh(
 
 def check(tmp_path: Path, names: list[str], worlds: list[tuple[int, dict[str, Any]]]) -> None:
     root, good = str(tmp_path), dict.fromkeys(names, True)
-    with pytest.raises(RanksFailed):
+    with pytest.raises(RanksFailed) as killed:
         run_ranks(4, until_killed, root, names, timeout_s=300)
+    assert killed.value.failures == dict.fromkeys(range(4), "died without a report")
     for name in names:
         assert ss.open(tmp_path / name).steps()[-1] == SAVED
     assert run_ranks(4, resumed, root, names, timeout_s=300) == [good] * 4
@@ -94,7 +95,7 @@ def test_the_three_most_common_ways(tmp_path: Path) -> None:
 def test_every_way_on_every_mesh(tmp_path: Path) -> None:
     names = [name for name in ALL if name != "single"]
     worlds: list[tuple[int, dict[str, Any]]] = [(n, {}) for n in (2, 4, 3, 1)]
-    check(tmp_path, names, worlds)
+    check(tmp_path, names, [*worlds, (4, {"dp_tp": {"num_tp": 1}})])
 
 
 def test_one_process(tmp_path: Path) -> None:
