@@ -172,9 +172,9 @@ class Registry:
     def check_savable(self, topology: Topology, *, first_step: bool = False) -> None:
         """Find out early what could never be saved: encode every tree, and throw that away.
 
-        Called in `restore` and in each `step`; only the first of each does anything. It moves no
-        random stream, and starts no iteration. What the user's own code raises tells nothing here:
-        its state may not be there yet.
+        Called in `restore` and in each `step`; the first of each that could read all is enough, and
+        no later `step` looks. It moves no random stream, and starts no iteration. What the user's
+        own code raises tells nothing here: its state may not be there yet.
 
         Args:
             topology: who takes part; trees that others write are not read.
@@ -186,8 +186,10 @@ class Registry:
         """
         if first_step in self._was_checked:
             return
-        self._was_checked.add(first_step)
+        if first_step:
+            self._was_checked.add(True)
         self.check_prefixes()
+        could_read_all = True
         streams = RNGComponent("rng", RNG())
         before = streams.read_state()
         for component in self._components.values():
@@ -202,9 +204,12 @@ class Registry:
             except CheckpointError:
                 raise
             except Exception as error:
+                could_read_all = False
                 _log.debug("stepseal: %s cannot be read yet: %r", component.name, error)
             finally:
                 streams.write_state(before)
+        if could_read_all:
+            self._was_checked.add(first_step)
 
     def _check_prefixes(self, components: Mapping[str, Component]) -> None:
         model = components.get("model")
