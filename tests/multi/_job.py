@@ -225,7 +225,7 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
 
     def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
         topology = discover("trainer")
-        rendezvous = GatedRendezvous(topology, options.deadlines, None)
+        rendezvous = GatedRendezvous(topology, options.deadlines)
         rendezvous.gate = gate
         steps = PosixSteps(gated_storage(root, gate))
         coordinator = None
@@ -240,7 +240,7 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
             gate.reach("coordinator/listening")
             gated = GatedHub(hub, gate, topology.participants[-1])
             coordinator = coordinate(steps, topology, options, gated)
-            rendezvous.publish(hub.address, ())
+            rendezvous.publish(hub.addresses, ())
         else:
             link, _ = rendezvous.connect(ss.__version__, "")
             gate.reach("connect/reached")

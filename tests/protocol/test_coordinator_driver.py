@@ -337,6 +337,14 @@ def test_close_lingers_no_longer_than_its_limit() -> None:
         driver.close()
 
 
+def test_close_without_lingering_waits_for_nobody() -> None:
+    endless = Deadlines(close_s=1e6)
+    job = Job(deadlines=endless)
+    job.coordinator.close(linger=False)
+    for driver in job.drivers.values():
+        driver.close()
+
+
 def test_defect_of_the_coordinator_releases_all(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -19,6 +19,7 @@ from stepseal.storage import KeyExists, KeyNotFound
 CAUSE = messages.Failure("corrupt", "text", "path", 5, "model")
 FROM_PARTICIPANT: list[messages.FromParticipant] = [
     messages.Hello("trainer/0", "token", "1.0"),
+    messages.Challenge("n" * 32),
     messages.Heartbeat(),
     captured(components=[component(payload="", writes=True)], cut={"x": 1}, tags=["t"]),
     messages.Prepared(1, "a" * 32, part_report("trainer/0")),
@@ -33,6 +34,7 @@ FROM_PARTICIPANT: list[messages.FromParticipant] = [
 ]
 FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Heartbeat(),
+    messages.Proof("d" * 64),
     messages.Welcome(),
     messages.Refused("invalid_input", "another release"),
     messages.Write(1, "a" * 32, "staging", "nonce", 3),

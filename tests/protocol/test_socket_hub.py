@@ -27,9 +27,9 @@ from tests.protocol._hub_peers import (
 from tests.steps._kit import captured, component
 
 from stepseal import errors
-from stepseal.protocol import Deadlines, SocketHub, _socket_hub
+from stepseal.protocol import Deadlines, SocketHub, SocketLink, _socket_hub
 from stepseal.protocol import _messages as messages
-from stepseal.protocol._wire import pack_message
+from stepseal.protocol._wire import pack_message, prove
 
 
 def test_messages_go_both_ways() -> None:
@@ -86,6 +86,36 @@ def test_garbage_of_a_participant_ends_its_line_with_a_cause(data: bytes) -> Non
         peer.socket.sendall(data)
         assert "control plane" in lost(inbox.next()).message
         assert peer.next() is None
+
+
+def test_hub_proves_itself_once_before_hello() -> None:
+    with running() as (hub, inbox), connected(hub) as peer, connected(hub) as other:
+        peer.send(messages.Challenge("nonce"))
+        assert peer.next() == messages.Proof(prove(TOKEN, "nonce"))
+        peer.hello()
+        assert inbox.next() == ("a", messages.Hello("a", TOKEN, "0"))
+        peer.send(messages.Challenge("nonce"))
+        assert "one Hello" in lost(inbox.next()).message
+        for number in range(2):
+            other.send(messages.Challenge(str(number)))
+        assert other.next() == messages.Proof(prove(TOKEN, "0"))
+        assert other.next() is None
+
+
+def test_hub_listens_on_every_socket_that_it_is_given() -> None:
+    sockets = [socket.create_server((f"127.0.0.{number}", 0)) for number in (1, 2)]
+    hub, inbox = SocketHub(sockets, NAMES, TOKEN, PATIENT), Inbox()
+    hub.start(inbox)
+    with closing(hub):
+        assert [one.host for one in hub.addresses] == ["127.0.0.1", "127.0.0.2"]
+        for name, address in zip(("a", "b"), hub.addresses, strict=True):
+            with closing(SocketLink(address, name, PATIENT, "0")) as link:
+                link.start(Inbox())
+                assert inbox.next() == (name, messages.Hello(name, TOKEN, "0"))
+                link.send(GOODBYE)
+                assert inbox.next() == (name, GOODBYE)
+            lost(inbox.next())
+    assert [one.fileno() for one in sockets] == [-1, -1]
 
 
 def test_second_hello_on_one_line_ends_it() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from stepseal.errors import InvalidInput
 from stepseal.protocol import _wire
-from stepseal.protocol._wire import Address, MessageReader, pack_message
+from stepseal.protocol._wire import Address, MessageReader, pack_message, prove
 
 
 def all_of(reader: MessageReader) -> list[bytes]:
@@ -51,6 +51,12 @@ def test_frame_that_nobody_would_take_is_not_made(monkeypatch: pytest.MonkeyPatc
     assert pack_message(b"x" * 10)
     with pytest.raises(InvalidInput):
         pack_message(b"x" * 11)
+
+
+def test_a_proof_depends_on_token_and_nonce_and_gives_no_token_away() -> None:
+    proofs = {prove(token, nonce) for token in ("token-1", "token-2") for nonce in ("n", "m")}
+    assert len(proofs) == 4
+    assert not any("token" in proof for proof in proofs)
 
 
 def test_address_does_not_show_its_token() -> None:

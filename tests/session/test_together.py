@@ -10,7 +10,9 @@ import pytest
 from stepseal import errors
 from stepseal.components import Topology
 from stepseal.protocol import Deadlines, failure_of
-from stepseal.session._together import Together, _error_of, _verdict
+from stepseal.session._together import Together
+from stepseal.session._verdicts import error_of
+from stepseal.session._verdicts import verdict as verdict_of
 
 GONE = errors.StepNotFound("step 2: it was pruned")
 MISFIT = errors.StateMismatch("w: shape", problems=("w: shape",), component="model")
@@ -22,8 +24,9 @@ def verdict(*failures: Exception | None, touched: bool = False) -> errors.Checkp
         rank: None if one is None else msgspec.to_builtins(failure_of(one))
         for rank, one in enumerate(failures)
     }
-    answer = _verdict(notes, "load from /root", touched)
-    return _error_of(answer) if answer else None
+    state = "Live state was changed: load again." if touched else "Nothing was changed."
+    answer = verdict_of(notes, "load from /root", state)
+    return error_of(answer) if answer else None
 
 
 def test_all_go_on_if_nobody_failed() -> None:

@@ -18,6 +18,7 @@ from stepseal.protocol._messages import (Applied, Apply, Candidate, Captured, Ch
 from stepseal.protocol._outcome import resolve_save
 from stepseal.protocol._participant import Participant
 from stepseal.protocol._participant_driver import ParticipantDriver
+from stepseal.protocol._reach import place_of, reach
 from stepseal.protocol._socket_hub import SocketHub
 from stepseal.protocol._socket_link import SocketLink
 from stepseal.protocol._steps import CoordinatorSteps, ResolveAttempt
@@ -30,5 +31,5 @@ __all__ = [
     "Failure", "Fresh", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link", "PartReport",
     "Participant", "ParticipantDriver", "Rejected", "ResolveAttempt", "RestoreCalled",
     "RestoreFailed", "Restored", "SocketHub", "SocketLink", "Write", "details_of", "error_from",
-    "failure_of", "messages_of", "resolve_save",
+    "failure_of", "messages_of", "place_of", "reach", "resolve_save",
 ]

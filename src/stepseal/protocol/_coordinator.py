@@ -106,7 +106,9 @@ class Coordinator:
                 return save.on_prepared(participant, message, now)
             case messages.Checked() | messages.Applied() | messages.Rejected():
                 return self._on_vote(participant, message, now)
-            case messages.Heartbeat():  # pragma: no branch - FromParticipant has no other
+            case (
+                messages.Heartbeat() | messages.Challenge()
+            ):  # pragma: no branch - FromParticipant has no other
                 return []
 
     def _on_save(

@@ -94,12 +94,17 @@ class CoordinatorDriver:
         self._worker.start()
         self._keeper.start()
 
-    def close(self) -> None:
-        """Wait up to `close_s` until all participants are done or lost; then stop. Idempotent."""
+    def close(self, *, linger: bool = True) -> None:
+        """Wait up to `close_s` until all participants are done or lost; then stop. Idempotent.
+
+        Args:
+            linger: False stops at once, where nobody is going to say goodbye.
+        """
         if self._closed:
             return
         self._closed = True
-        self._left.wait(self._deadlines.close_s)
+        if linger:
+            self._left.wait(self._deadlines.close_s)
         self._inbox.put("stop")
         self._jobs.put(None)
         self._chores.put(None)

@@ -21,6 +21,7 @@ __all__ = [
     "Apply",
     "Candidate",
     "Captured",
+    "Challenge",
     "Failure",
     "Checked",
     "Committed",
@@ -36,6 +37,7 @@ __all__ = [
     "PartReport",
     "PollSave",
     "Prepared",
+    "Proof",
     "Refused",
     "Rejected",
     "RestoreCalled",
@@ -94,6 +96,12 @@ class Hello(_Message, frozen=True):
     def __repr__(self) -> str:
         """Return a text without the secret token, for logs and tracebacks."""
         return f"Hello({self.participant!r}, version={self.version!r})"
+
+
+class Challenge(_Message, frozen=True):
+    """Asks who listens here, before `Hello` gives the token away; at most one per connection."""
+
+    nonce: str
 
 
 class Heartbeat(_Message, frozen=True):
@@ -184,6 +192,12 @@ class PollSave(_Message, frozen=True):
 
 class Goodbye(_Message, frozen=True):
     """The participant is done; it does not answer any more."""
+
+
+class Proof(_Message, frozen=True):
+    """Answers a `Challenge`: only who knows the token can make it."""
+
+    digest: str
 
 
 class Welcome(_Message, frozen=True):
@@ -300,6 +314,7 @@ class SaveStatus(_Message, frozen=True):
 Decided = Committed | Aborted | Unresolved
 FromParticipant = (
     Hello
+    | Challenge
     | Heartbeat
     | Captured
     | Prepared
@@ -313,6 +328,7 @@ FromParticipant = (
 )
 FromCoordinator = (
     Heartbeat
+    | Proof
     | Welcome
     | Refused
     | Write

@@ -125,7 +125,7 @@ class Participant:
     def on_message(self, message: messages.FromCoordinator) -> None:
         """Handle a message; keep orders and outcomes of calls that were not made yet."""
         match message:
-            case messages.Heartbeat():
+            case messages.Heartbeat() | messages.Proof():
                 pass
             case messages.Welcome():
                 self.welcomed = True

@@ -1,7 +1,8 @@
 """The coordinator's end of the control plane over TCP; one thread serves all connections.
 
-The first message on a connection must be a short Hello with the right token. Otherwise, or if it
-comes too late, the hub closes the connection. The number of connections without Hello is bounded.
+The first message on a connection must be a short Hello with the right token; one Challenge may come
+before it. Otherwise, or if it comes too late, the hub closes the connection. The number of
+connections without Hello is bounded.
 Each participant has one connection; a second one is refused. No call blocks forever: sends never
 block, memory for a peer that does not read is bounded, and a silent connection is reported dead
 after `lost_s`.
@@ -28,9 +29,12 @@ from stepseal.protocol._wire import (
     Address,
     MessageReader,
     pack_message,
+    prove,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stepseal.protocol._deadlines import Deadlines
     from stepseal.protocol._transport import FromLinks
 
@@ -58,6 +62,8 @@ class _Line:
     reader: MessageReader = field(default_factory=lambda: MessageReader(MAX_HELLO_BYTES))
     unsent: bytearray = field(default_factory=bytearray)
     participant: str | None = None
+    challenged: bool = False
+    """It has asked for a proof that the hub knows the token."""
     stuck: bool = False
     """Too many bytes wait to be sent, so the connection must be dropped."""
 
@@ -71,19 +77,20 @@ class SocketHub:
     """Connections to participants in other processes and in the coordinator's own process.
 
     Args:
-        host: interface to listen on.
+        host: address to listen on, at a port that the system chooses; or sockets that listen, which
+            the hub closes.
         participants: ids that may connect.
         token: secret that Hello must contain.
         deadlines: heartbeat and loss limits.
         version: release that every participant must run; None accepts any.
 
     Raises:
-        OSError: the hub cannot listen on the interface.
+        OSError: the hub cannot listen on the address.
     """
 
     def __init__(
         self,
-        host: str,
+        host: str | Sequence[socket.socket],
         participants: tuple[str, ...],
         token: str,
         deadlines: Deadlines,
@@ -101,19 +108,24 @@ class SocketHub:
         self._known: set[str] = set()
         self._strangers: dict[_Line, None] = {}
         self._closing = threading.Event()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        backlog = min(4096, len(participants) + _BACKLOG)
-        self._listener = socket.create_server((host, 0), family=family, backlog=backlog)
-        self._listener.setblocking(False)
+        if isinstance(host, str):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            host = (socket.create_server((host, 0), family=family),)
+        self._listeners = frozenset(host)
+        for listener in host:
+            listener.listen(min(4096, len(participants) + _BACKLOG))
+            listener.setblocking(False)
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ, None)
+        for listener in host:
+            self._selector.register(listener, selectors.EVENT_READ, None)
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._thread: threading.Thread | None = None
         self._on_message: FromLinks | None = None
-        self.address = Address(host, int(self._listener.getsockname()[1]), token)
+        self.addresses = tuple(_address_of(listener, token) for listener in host)
+        self.address = self.addresses[0]
 
     def link(self, participant: str) -> InProcessLink:
         """Return an in-process link for a participant in the coordinator's process."""
@@ -199,8 +211,9 @@ class SocketHub:
             self._selector.modify(line.connection, selectors.EVENT_READ | write, line)
 
     def _on_ready(self, key: selectors.SelectorKey, mask: int) -> None:
-        if key.fileobj is self._listener:
-            self._accept()
+        if key.fileobj in self._listeners:
+            assert isinstance(key.fileobj, socket.socket)
+            self._accept(key.fileobj)
         elif key.fileobj is self._wake_read:
             with suppress(BlockingIOError):  # drained
                 while self._wake_read.recv(4096):
@@ -212,11 +225,11 @@ class SocketHub:
             if mask & selectors.EVENT_WRITE and line.is_open:
                 self._transmit(line)
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         if len(self._strangers) >= self._max_strangers:
             self._drop(next(iter(self._strangers)), "too many connections without Hello")
         try:
-            connection, _ = self._listener.accept()
+            connection, _ = listener.accept()
         except OSError:  # the peer gave up meanwhile, or there are no descriptors left
             for line in list(self._strangers):
                 self._drop(line, "no descriptors left")
@@ -250,15 +263,27 @@ class SocketHub:
 
     def _take(self, line: _Line, message: messages.FromParticipant) -> None:
         if line.participant is None:
+            if isinstance(message, messages.Challenge):
+                self._prove(line, message)
+                return
             if not self._admit(line, message):
                 return
-        elif isinstance(message, messages.Hello):
+        elif isinstance(message, (messages.Hello, messages.Challenge)):
             raise errors.InvalidInput("control plane: expected one Hello, found a second")
         elif isinstance(message, messages.Heartbeat):
             return
         assert self._on_message is not None
         assert line.participant is not None
         self._on_message(line.participant, message)
+
+    def _prove(self, line: _Line, challenge: messages.Challenge) -> None:
+        """Show a stranger that this hub knows the token; a second time is refused."""
+        if line.challenged:
+            raise errors.InvalidInput("control plane: expected Hello, found a second Challenge")
+        line.challenged = True
+        proof = messages.Proof(prove(self._token, challenge.nonce))
+        with suppress(OSError):  # the first bytes on this connection always fit
+            line.connection.send(pack_message(messages.encode_message(proof)))
 
     def _admit(self, line: _Line, message: messages.FromParticipant) -> bool:
         """Accept a Hello, or raise; False if the connection was closed at once."""
@@ -332,9 +357,14 @@ class SocketHub:
         self._on_message = None
         for line in self._all():
             self._drop(line, "hub closed")
-        for end in (self._listener, self._wake_read, self._wake_write):
+        for end in (*self._listeners, self._wake_read, self._wake_write):
             end.close()
         self._selector.close()
+
+
+def _address_of(listener: socket.socket, token: str) -> Address:
+    host, port = listener.getsockname()[:2]
+    return Address(host, port, token)
 
 
 def _queue(line: _Line, data: bytes) -> None:

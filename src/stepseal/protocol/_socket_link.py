@@ -33,13 +33,19 @@ class SocketLink:
         participant: own id.
         deadlines: connection, heartbeat and loss limits.
         version: own library version; the coordinator must run the same.
+        connection: an open connection to the address, closed here; None opens one.
 
     Raises:
         CoordinatorLost: the coordinator cannot be reached within `connect_s`.
     """
 
     def __init__(
-        self, address: Address, participant: str, deadlines: Deadlines, version: str
+        self,
+        address: Address,
+        participant: str,
+        deadlines: Deadlines,
+        version: str,
+        connection: socket.socket | None = None,
     ) -> None:
         self._deadlines = deadlines
         self._hello = messages.Hello(participant, address.token, version)
@@ -47,17 +53,7 @@ class SocketLink:
         self._ended = threading.Event()
         self._closed = False
         self._threads: list[threading.Thread] = []
-        try:
-            self._connection = socket.create_connection(
-                (address.host, address.port), timeout=deadlines.connect_s
-            )
-        except OSError as error:
-            raise errors.CoordinatorLost(
-                f"control plane: {participant} cannot reach the coordinator at "
-                f"{address.host}:{address.port} within {deadlines.connect_s:g} s: {error}. Is the "
-                "address reachable from this host?",
-                participant=participant,
-            ) from error
+        self._connection = connection or _connect(address, participant, deadlines.connect_s)
         self._connection.settimeout(deadlines.lost_s)
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -129,3 +125,15 @@ class SocketLink:
     def _beat(self) -> None:
         while not self._ended.wait(self._deadlines.heartbeat_s):
             self.send(messages.Heartbeat())
+
+
+def _connect(address: Address, participant: str, limit_s: float) -> socket.socket:
+    try:
+        return socket.create_connection((address.host, address.port), timeout=limit_s)
+    except OSError as error:
+        raise errors.CoordinatorLost(
+            f"control plane: {participant} cannot reach the coordinator at "
+            f"{address.host}:{address.port} within {limit_s:g} s: {error}. Is the address "
+            "reachable from this host?",
+            participant=participant,
+        ) from error

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import struct
 from dataclasses import dataclass, field
 
 from stepseal import errors
 
-__all__ = ["MAX_HELLO_BYTES", "MAX_MESSAGE_BYTES", "Address", "MessageReader", "pack_message"]
+__all__ = [
+    "MAX_HELLO_BYTES",
+    "MAX_MESSAGE_BYTES",
+    "Address",
+    "MessageReader",
+    "pack_message",
+    "prove",
+]
 
 MAX_MESSAGE_BYTES = 64 << 20
 """Largest message from the coordinator, or from a participant after its Hello."""
@@ -23,6 +32,11 @@ class Address:
     host: str
     port: int
     token: str = field(repr=False)
+
+
+def prove(token: str, nonce: str) -> str:
+    """Return what shows that its maker knows the token, without giving the token away."""
+    return hmac.new(token.encode(), nonce.encode(), hashlib.sha256).hexdigest()
 
 
 def pack_message(data: bytes) -> bytes:

@@ -75,8 +75,9 @@ class Checkpointer(Looping):
             no bound.
         access: modes of what is made, and whether a root that others can change is accepted; None
             makes files for the owner alone, and refuses such roots.
-        control_host: interface of rank 0 for the control plane; None takes loopback when all ranks
-            share a host.
+        control_host: address or name of rank 0 for the control plane; None offers all its
+            addresses, or loopback where all ranks are on one host. Rank 0's counts.
+        control_port: port of rank 0, or a `range` of them, for firewalls. Rank 0's counts.
         node: name of this process's node, for `PER_NODE`; None takes torchrun's GROUP_RANK, or else
             the machine's boot id.
 
@@ -85,7 +86,8 @@ class Checkpointer(Looping):
             write there.
         IncompatibleFormat: the root was made by a newer format version.
         StorageUnavailable: the root cannot be made or written.
-        CoordinatorLost: the ranks did not find each other within `deadlines.connect_s`.
+        CoordinatorLost: the ranks did not find each other within `deadlines.connect_s`; `problems`
+            lists the addresses that were tried.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Checkpointer(Looping):
         max_staging_bytes: int | None = None,
         access: Access | None = None,
         control_host: str | None = None,
+        control_port: int | range | None = None,
         node: str | int | None = None,
         _join: Join | None = None,
     ) -> None:
@@ -107,16 +110,15 @@ class Checkpointer(Looping):
         self._root = locate_root(root)
         self._rule = save
         self._mode = mode
-        options = JobOptions(deadlines or Deadlines(), as_retention(keep), access or Access())
+        rules = (as_retention(keep), access or Access())
+        options = JobOptions(deadlines or Deadlines(), *rules, control_host, control_port)
         self._deadlines = options.deadlines
         self._registry = Registry()
         self._policies = Policies()
         self._flight = InFlight(max_staging_bytes)
         self._progress = Progress()
         self._closed = False
-        join = _join or functools.partial(
-            join_process_group, role, control_host=control_host, node=node_text(node)
-        )
+        join = _join or functools.partial(join_process_group, role, node=node_text(node))
         self._topology, self._wiring = join(self._root, options)
         self._loop = Loop(self._registry, self._topology)
         close_at_exit(self, functools.partial(self._flight.end, self._wiring.close))

@@ -1,10 +1,11 @@
 """Who takes part in this job, and how its ranks find the coordinator.
 
-The coordinator's address travels once through the process group's store; after that no collective
+The coordinator's addresses travel once through the process group's store; after that no collective
 and no store is used. Invariants: a coordinator that cannot start tells the others why, through the
-same store; no call of the store is waited for beyond `connect_s`, though a store whose server was
-stopped blocks far past its own timeout; nothing that an earlier life of the job left in the store
-is taken for this one's, though torchrun keeps one store for all restarts.
+same store, and so does a rank that cannot connect, so that all raise alike; no call of the store is
+waited for beyond `connect_s`, though a store whose server was stopped blocks far past its own
+timeout; nothing that an earlier life of the job left in the store is taken for this one's, though
+torchrun keeps one store for all restarts.
 """
 
 from __future__ import annotations
@@ -14,29 +15,42 @@ import itertools
 import json
 import queue
 import secrets
-import socket
 import threading
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch.distributed as dist
 
 from stepseal.components import Topology
 from stepseal.errors import CoordinatorLost
-from stepseal.protocol import Address, Deadlines, SocketHub, SocketLink, error_from, failure_of
+from stepseal.protocol import (
+    Address,
+    Deadlines,
+    SocketHub,
+    SocketLink,
+    error_from,
+    failure_of,
+    reach,
+)
+from stepseal.session._host import host_id
+from stepseal.session._listening import ControlAddress, choose_hosts, open_listeners
 from stepseal.session._nodes import packed, unpacked
+from stepseal.session._verdicts import error_of, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 __all__ = ["Rendezvous", "discover"]
 
-_LOOPBACK = "127.0.0.1"
 _GRACE_S = 1.0
 """What a store gets beyond its own timeout to answer by itself."""
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.5, 5.0
 """How long a rank waits for an answer until it looks whether another life has begun."""
+_REACH_SHARE = 0.8
+"""Part of the time that is left in which a rank tries to connect; the rest is for its report."""
+_DUTY = "start the Checkpointer on all ranks"
 _numbers = itertools.count()
 
 
@@ -53,16 +67,15 @@ class Rendezvous:
     """One exchange between the ranks of the default process group: all to rank 0, and its answer.
 
     Every rank makes one, in the same order as its others. For a coordinator, rank 0 then calls
-    `listen` and `publish` (or `refuse`), the others call `connect`. Whoever has something else to
-    settle calls `gather` and `tell` (or `refuse`) on rank 0, and `ask` on the others. Rank 0 names
-    this life of the job by a random word; each other rank answers to it with a word of its own,
-    under which it finds the address: so both sides know that the other one is of this life.
+    `listen` and `publish` (or `refuse`), and the others call `find` and `join` (or `connect`, which
+    is both); unless rank 0 refused, all call `settle`. Whoever has something else to settle calls
+    `gather` and `tell` (or `refuse`) on rank 0, and `ask` on the others. Rank 0 names this life of
+    the job by a random word; each other rank answers to it with a word of its own, under which it
+    finds the addresses: so both sides know that the other one is of this life.
 
     Args:
         topology: who takes part; more than one participant.
         deadlines: connection limits.
-        control_host: interface of rank 0 to listen on; None takes loopback when all ranks share a
-            host name, else the address of rank 0's host name.
         duty: what every rank must do to take part, for messages.
 
     Raises:
@@ -73,13 +86,11 @@ class Rendezvous:
         self,
         topology: Topology,
         deadlines: Deadlines,
-        control_host: str | None,
         duty: str = "make its Checkpointer",
     ) -> None:
         self._duty = duty
         self._topology = topology
         self._deadlines = deadlines
-        self._control_host = control_host
         self._end = time.monotonic() + deadlines.connect_s
         self._prefix = f"stepseal/{next(_numbers)}"
         self._store: Any = dist.distributed_c10d._get_default_store()
@@ -87,29 +98,39 @@ class Rendezvous:
         self._words: dict[int, str] = {}
         self._notes: dict[int, Any] = {}
         self._note: Any = None
-        self._hosts: set[str] = {socket.gethostname()}
+        self._host = host_id()
+        self._hosts: set[str] = {self._host}
+        self._life = self._word if topology.rank == 0 else ""
         self._met = False
         if topology.rank == 0:
             self._set({self._life_key: self._word})
 
-    def listen(self, version: str) -> SocketHub:
-        """Open the coordinator's socket, once every rank has shown up; only `version` may enter.
+    def listen(self, version: str, control: ControlAddress | None = None) -> SocketHub:
+        """Open the coordinator's sockets, once every rank has shown up; only `version` may enter.
+
+        Loopback alone where all ranks are on one host, else every address of this host.
 
         Raises:
             CoordinatorLost: a rank did not show up within `connect_s`.
-            OSError: the interface cannot be listened on.
+            InvalidInput: what `control` says cannot be used.
         """
         self._meet()
-        mine = socket.gethostname()
-        own = _LOOPBACK if self._hosts == {mine} else socket.gethostbyname(mine)
+        control = control or ControlAddress()
+        one_host = self._hosts == {self._host}
+        hosts = self._within(
+            lambda: choose_hosts(control, one_host=one_host, towards=_host_of(self._store)),
+            self._left_s(),
+            f"rank 0 did not find its own addresses ({control})",
+        )
+        listeners = open_listeners(control, hosts)
         token = secrets.token_hex(16)
-        host = self._control_host or own
-        return SocketHub(host, self._topology.participants, token, self._deadlines, version)
+        return SocketHub(listeners, self._topology.participants, token, self._deadlines, version)
 
-    def publish(self, address: Address, nodes: Iterable[int]) -> None:
-        """Tell the others where to connect, and the node of each rank."""
-        where = {"host": address.host, "port": address.port, "token": address.token}
-        self._tell({**where, "nodes": packed(nodes)})
+    def publish(self, addresses: Sequence[Address], nodes: Iterable[int]) -> None:
+        """Tell the others where to connect, best first, and the node of each rank."""
+        places = [[address.host, address.port] for address in addresses]
+        answer = {"places": places, "token": addresses[0].token, "left_s": self._left_s()}
+        self._tell({**answer, "nodes": packed(nodes)})
 
     def refuse(self, error: Exception) -> None:
         """Tell the others why there is no coordinator; each raises the same error."""
@@ -119,9 +140,20 @@ class Rendezvous:
                 self._meet()
         with contextlib.suppress(CoordinatorLost):
             self._tell({"kind": cause.kind, "message": cause.message})
+            self._linger()
 
     def connect(self, version: str, node: str) -> tuple[SocketLink, tuple[int, ...]]:
-        """Say our node, wait for the address and connect; return the node of each rank, too.
+        """Say our node, connect to rank 0, and return the node of each rank, too.
+
+        Raises:
+            CoordinatorLost: rank 0 did not answer within `connect_s`, or no address leads to it.
+            CheckpointError: what rank 0 refused with.
+        """
+        addresses, limit_s, nodes = self.find(node)
+        return self.join(addresses, limit_s, version), nodes
+
+    def find(self, node: str) -> tuple[list[Address], float, tuple[int, ...]]:
+        """Say our node; return rank 0's addresses, seconds to try them, the node of each rank.
 
         Raises:
             CoordinatorLost: rank 0 did not answer within `connect_s`.
@@ -129,10 +161,74 @@ class Rendezvous:
         """
         found = self.ask(node)
         if "kind" in found:
+            self._say_heard()
             raise error_from(found["kind"], f"rank 0 cannot coordinate: {found['message']}")
-        address = Address(found["host"], found["port"], found["token"])
-        link = SocketLink(address, self._topology.me, self._deadlines, version)
-        return link, unpacked(found["nodes"])
+        addresses = [Address(host, port, found["token"]) for host, port in found["places"]]
+        limit_s = _REACH_SHARE * min(self._left_s(), found["left_s"])
+        return addresses, limit_s, unpacked(found["nodes"])
+
+    def join(self, addresses: Sequence[Address], limit_s: float, version: str) -> SocketLink:
+        """Connect to the first of the addresses that proves to be rank 0's.
+
+        Raises:
+            CoordinatorLost: none does; `problems` says why.
+        """
+        me = self._topology.me
+        connection = reach(addresses, me, limit_s)
+        return SocketLink(addresses[0], me, self._deadlines, version, connection)
+
+    def settle(self, error: Exception | None) -> None:
+        """Return if every rank is connected; else raise, on all ranks alike.
+
+        Args:
+            error: why this rank is not connected, or None.
+
+        Raises:
+            CheckpointError: a rank is not; `failures` says why.
+        """
+        mine = None if error is None else msgspec.to_builtins(failure_of(error))
+        if self._topology.rank:
+            self._set({self._key("joined", self._word): json.dumps(mine)})
+            try:
+                answer = json.loads(self._read(self._outcome_key, "rank 0"))
+            except CoordinatorLost as lost:
+                raise error or lost from error
+        else:
+            answer = verdict(self._gather_joined(), _DUTY, "Nothing was changed.")
+            self._set({self._outcome_key: json.dumps(answer)})
+        if not answer:
+            return
+        if self._topology.rank:
+            self._say_heard()
+        else:
+            self._linger()
+        raise error_of(answer) from error
+
+    def _gather_joined(self) -> dict[int, Any]:
+        """Return what each other rank said to `settle`, or that it said nothing."""
+        found: dict[int, Any] = {}
+        for rank, word in self._words.items():
+            try:
+                found[rank] = json.loads(self._read(self._key("joined", word), f"rank {rank}"))
+            except CoordinatorLost:
+                limit_s = self._deadlines.connect_s
+                text = f"it did not say within {limit_s:g} s that it is connected"
+                found[rank] = {"kind": CoordinatorLost.kind, "message": text}
+        return found
+
+    def _say_heard(self) -> None:
+        with contextlib.suppress(CoordinatorLost):
+            self._set({self._key("heard", self._word): ""})
+
+    def _linger(self) -> None:
+        """Wait shortly until the others have read why all fail: the store may end with rank 0."""
+        heard = [self._key("heard", word) for word in self._words.values()]
+
+        def wait() -> None:
+            self._store.wait(heard, timedelta(seconds=_GRACE_S))
+
+        with contextlib.suppress(CoordinatorLost):
+            self._within(wait, _GRACE_S, "the others did not hear why rank 0 failed")
 
     def gather(self) -> dict[int, Any]:
         """Return what each other rank said to `ask` or `connect`; only rank 0 calls it.
@@ -182,12 +278,12 @@ class Rendezvous:
 
     def _ask(self) -> dict[str, Any]:
         """Return rank 0's answer to our word; names of earlier lives are given up on the way."""
-        facts = {"host": socket.gethostname(), "word": self._word, "note": self._note}
+        facts = {"host": self._host, "word": self._word, "note": self._note}
         mine = json.dumps(facts)
         end = self._end + _GRACE_S  # rank 0 may be saying right now who is missing
         look_s = _FIRST_LOOK_S
         while True:
-            life = self._read(self._life_key, "rank 0")
+            life = self._life = self._read(self._life_key, "rank 0")
             self._set({self._rank_key(life, self._topology.rank): mine})
             begun = time.monotonic()
             limit_s = max(0.001, min(look_s, end - begun))
@@ -226,6 +322,13 @@ class Rendezvous:
 
     def _answer_key(self, life: str, word: str) -> str:
         return f"{self._prefix}/{life}/answer/{word}"
+
+    def _key(self, kind: str, word: str) -> str:
+        return f"{self._prefix}/{self._life}/{kind}/{word}"
+
+    @property
+    def _outcome_key(self) -> str:
+        return self._key("outcome", "all")
 
     def _left_s(self) -> float:
         return max(0.001, self._end - time.monotonic())
@@ -274,3 +377,11 @@ class Rendezvous:
             "so, in the same order.",
             participant=self._topology.me,
         )
+
+
+def _host_of(store: Any) -> str | None:  # noqa: ANN401 - a store of torch
+    """Return the host of a TCP store, under whatever wraps it; None for other stores."""
+    while (inner := getattr(store, "underlying_store", None)) is not None:
+        store = inner
+    host = getattr(store, "host", None)
+    return host if isinstance(host, str) else None

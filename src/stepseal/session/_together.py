@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from stepseal.errors import CheckpointError, ParticipantFailed, StepNotFound
-from stepseal.protocol import Failure, details_of, error_from, failure_of
+from stepseal.errors import CheckpointError
+from stepseal.protocol import error_from, failure_of
 from stepseal.session._job import Rendezvous
+from stepseal.session._verdicts import error_of, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from stepseal.components import Topology
     from stepseal.protocol import Deadlines
 
 __all__ = ["Together"]
-
-_SHOWN = 4
 
 
 class Together:
@@ -78,43 +77,15 @@ class Together:
             except CheckpointError as lost:
                 meeting.refuse(lost)
                 raise _marked(lost, touched) from error
-            answer = _verdict(notes, self._duty, touched)
+            state = "Live state was changed: load again." if touched else "Nothing was changed."
+            answer = verdict(notes, self._duty, state)
             meeting.tell(answer)
         if answer:
-            raise _marked(_error_of(answer), touched) from error
+            raise _marked(error_of(answer), touched) from error
 
     def _meeting(self, limit_s: float) -> Rendezvous:
         limits = replace(self._deadlines, connect_s=limit_s)
-        return Rendezvous(self._topology, limits, None, duty=self._duty)
-
-
-def _verdict(notes: Mapping[int, Any], duty: str, touched: bool) -> dict[str, Any]:
-    """Return what all ranks raise, empty if nothing failed."""
-    failures = {rank: msgspec.convert(note, Failure) for rank, note in notes.items() if note}
-    if not failures:
-        return {}
-    others = {rank: one for rank, one in failures.items() if one.kind != StepNotFound.kind}
-    failures = others or failures  # a step that is gone is gone for all; anything else is told
-    kinds = {failure.kind for failure in failures.values()}
-    kind = kinds.pop() if len(kinds) == 1 else ParticipantFailed.kind
-    shown = [f"rank {rank}: {one.message}" for rank, one in sorted(failures.items())[:_SHOWN]]
-    more = f"; and {len(failures) - _SHOWN} ranks more" if len(failures) > _SHOWN else ""
-    state = "Live state was changed: load again." if touched else "Nothing was changed."
-    return {
-        "kind": kind,
-        "message": f"could not {duty}: {'; '.join(shown)}{more} {state}",
-        "failures": {
-            str(rank): msgspec.to_builtins(one) for rank, one in sorted(failures.items())[:_SHOWN]
-        },
-    }
-
-
-def _error_of(answer: Mapping[str, Any]) -> CheckpointError:
-    told = answer.get("failures", {})
-    failures = {f"rank {rank}": msgspec.convert(one, Failure) for rank, one in told.items()}
-    texts = {name: failure.message for name, failure in failures.items()}
-    details = details_of(None, failures)
-    return error_from(answer["kind"], answer["message"], failures=texts, **details)
+        return Rendezvous(self._topology, limits, duty=self._duty)
 
 
 def _taken(answer: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from stepseal.protocol import (
 from stepseal.retention import Housekeeper
 from stepseal.session._indexer import DcpIndexer
 from stepseal.session._job import Rendezvous, discover
+from stepseal.session._listening import ControlAddress
 from stepseal.session._nodes import numbered
 from stepseal.steps import StepStore, open_store
 from stepseal.storage import Access
@@ -49,6 +50,9 @@ class JobOptions:
     """None keeps every step."""
     access: Access = field(default_factory=Access)
     """Modes of what is made, and whether shared directories are accepted."""
+    control_host: str | None = None
+    control_port: int | range | None = None
+    """Where rank 0 listens for the others; None lets it find out by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +76,14 @@ Join = Callable[[str, JobOptions], tuple[Topology, Wiring]]
 
 
 def join_process_group(
-    role: str, root: str, options: JobOptions, *, control_host: str | None, node: str
+    role: str, root: str, options: JobOptions, *, node: str
 ) -> tuple[Topology, Wiring]:
     """Connect this process with all ranks of the default process group, or with itself alone.
 
     Args:
         role: first part of the participant ids.
         root: absolute path of the root.
-        options: limits, retention, and how the root is made.
-        control_host: interface of rank 0 for the control plane, or None.
+        options: limits, retention, how the root is made, and where rank 0 listens.
         node: text that names the node of this process, or nothing.
 
     Raises:
@@ -89,20 +92,14 @@ def join_process_group(
     topology = discover(role)
     if topology.world_size == 1:
         return topology, _alone(root, topology, options)
-    rendezvous = Rendezvous(topology, options.deadlines, control_host)
+    rendezvous = Rendezvous(topology, options.deadlines)
     if topology.rank == 0:
         return _host(root, topology, options, rendezvous, node)
-    link, nodes = rendezvous.connect(__version__, node)
-    driver = ParticipantDriver(topology.me, link, options.deadlines)
-    try:
-        steps = open_store(root, access=options.access)
-    except CheckpointError:
-        driver.close()
-        raise
-    return replace(topology, nodes=nodes), Wiring(steps, driver, None)
+    return _guest(root, topology, options, rendezvous, node)
 
 
 def _alone(root: str, topology: Topology, options: JobOptions) -> Wiring:
+    ControlAddress(options.control_host, options.control_port)  # wrong even where not needed
     steps = open_store(root, access=options.access, create=True)
     hub = InProcessHub()
     coordinator = coordinate(steps, topology, options, hub)
@@ -114,18 +111,46 @@ def _host(
     root: str, topology: Topology, options: JobOptions, rendezvous: Rendezvous, node: str
 ) -> tuple[Topology, Wiring]:
     try:
+        control = ControlAddress(options.control_host, options.control_port)
         steps = open_store(root, access=options.access, create=True)
-        hub = rendezvous.listen(__version__)
+        hub = rendezvous.listen(__version__, control)
         link = hub.link(topology.me)
         coordinator = coordinate(steps, topology, options, hub)
     except (CheckpointError, OSError) as error:
         rendezvous.refuse(error)
         raise
     driver = ParticipantDriver(topology.me, link, options.deadlines)
-    told = {**rendezvous.gather(), 0: node}
-    nodes = numbered([told[rank] for rank in range(topology.world_size)])
-    rendezvous.publish(hub.address, nodes)
+    try:
+        told = {**rendezvous.gather(), 0: node}
+        nodes = numbered([told[rank] for rank in range(topology.world_size)])
+        rendezvous.publish(hub.addresses, nodes)
+        rendezvous.settle(None)
+    except BaseException:
+        driver.close()
+        coordinator.close(linger=False)  # whoever never connected says no goodbye
+        raise
     return replace(topology, nodes=nodes), Wiring(steps, driver, coordinator)
+
+
+def _guest(
+    root: str, topology: Topology, options: JobOptions, rendezvous: Rendezvous, node: str
+) -> tuple[Topology, Wiring]:
+    addresses, limit_s, nodes = rendezvous.find(node)
+    driver, failure = None, None
+    try:
+        link = rendezvous.join(addresses, limit_s, __version__)
+        driver = ParticipantDriver(topology.me, link, options.deadlines)
+        steps = open_store(root, access=options.access)
+    except Exception as error:
+        failure = error
+    try:
+        rendezvous.settle(failure)
+    except BaseException:
+        if driver is not None:
+            driver.close()
+        raise
+    assert driver is not None
+    return replace(topology, nodes=nodes), Wiring(steps, driver, None)
 
 
 def coordinate(
