@@ -93,10 +93,8 @@ def test_one_host_takes_loopback_and_several_take_every_address() -> None:
 
 
 def test_the_store_leads_to_the_first_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str | None] = []
-    monkeypatch.setattr(_listening, "own_addresses", lambda host: asked.append(host) or OWN)
-    choose(towards="10.1.0.7")
-    assert asked == ["10.1.0.7"]
+    monkeypatch.setattr(_listening, "own_addresses", lambda host: [f"towards {host}", *OWN])
+    assert choose(towards="10.1.0.7")[0] == "towards 10.1.0.7"
 
 
 def test_the_number_of_addresses_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,6 +170,19 @@ def test_a_taken_port_is_refused_and_a_range_goes_on_to_the_next(stack: ExitStac
     both = range(min(port, other), max(port, other) + 1, abs(port - other))
     with pytest.raises(errors.InvalidInput, match="none of 2 ports is free"):
         open_listeners(ControlAddress(port=both), ["127.0.0.1"])
+
+
+def test_a_port_that_is_taken_at_the_best_address_is_refused_though_others_are_free(
+    stack: ExitStack,
+) -> None:
+    taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    port = taken.getsockname()[1]
+    with pytest.raises(errors.InvalidInput, match=r"127\.0\.0\.1: ") as caught:
+        open_listeners(ControlAddress(port=port), ["127.0.0.1", "127.0.0.2"])
+    assert len(caught.value.problems) == 1
+    socket.create_server(("127.0.0.2", port)).close()  # nothing was left behind
+    (found,) = open_listeners(ControlAddress(port=port), ["127.0.0.2", "127.0.0.1"])
+    found.close()
 
 
 def test_an_address_that_cannot_be_bound_does_not_stop_the_others() -> None:

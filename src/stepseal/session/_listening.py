@@ -177,20 +177,22 @@ def _loopback() -> str:
 def open_listeners(control: ControlAddress, hosts: Sequence[str]) -> list[socket.socket]:
     """Return a socket for each address that can be listened on, in the same order.
 
+    A port that the user chose must be free at the best address at least: the others may lie behind
+    a firewall.
+
     Raises:
-        InvalidInput: none of them can, at the host or port that the user chose; `problems` has one
-            line for each address.
+        InvalidInput: none of them can, at the host or port that the user chose, or the port is
+            taken at the best one; `problems` has one line for each address.
         CoordinatorLost: none of them can, and the user chose nothing.
     """
-    opened: list[socket.socket] = []
-    problems = []
-    for host in hosts:
-        found = _open_one(host, control.ports)
-        if isinstance(found, str):
-            problems.append(f"{host}: {found}")
-        else:
-            opened.append(found)
-    if not opened:
+    found = [_open_one(host, control.ports) for host in hosts]
+    opened = [one for one in found if not isinstance(one, str)]
+    problems = [
+        f"{host}: {one}" for host, one in zip(hosts, found, strict=True) if isinstance(one, str)
+    ]
+    if not opened or (control.port is not None and isinstance(found[0], str)):
+        for one in opened:
+            one.close()
         raise _cannot_listen(control, problems)
     if problems:
         _log.info("stepseal: control plane: not offered: %s", "; ".join(problems))
