@@ -155,6 +155,8 @@ class Rendezvous:
     def find(self, node: str) -> tuple[list[Address], float, tuple[int, ...]]:
         """Say our node; return rank 0's addresses, seconds to try them, the node of each rank.
 
+        From here on the time that rank 0 has left counts on all ranks, so all give up together.
+
         Raises:
             CoordinatorLost: rank 0 did not answer within `connect_s`.
             CheckpointError: what rank 0 refused with.
@@ -164,8 +166,8 @@ class Rendezvous:
             self._say_heard()
             raise error_from(found["kind"], f"rank 0 cannot coordinate: {found['message']}")
         addresses = [Address(host, port, found["token"]) for host, port in found["places"]]
-        limit_s = _REACH_SHARE * min(self._left_s(), found["left_s"])
-        return addresses, limit_s, unpacked(found["nodes"])
+        self._end = time.monotonic() + found["left_s"]
+        return addresses, _REACH_SHARE * found["left_s"], unpacked(found["nodes"])
 
     def join(self, addresses: Sequence[Address], limit_s: float, version: str) -> SocketLink:
         """Connect to the first of the addresses that proves to be rank 0's.
@@ -190,7 +192,8 @@ class Rendezvous:
         if self._topology.rank:
             self._set({self._key("joined", self._word): json.dumps(mine)})
             try:
-                answer = json.loads(self._read(self._outcome_key, "rank 0"))
+                limit_s = self._left_s() + 2 * _GRACE_S  # rank 0 may be saying who is missing
+                answer = json.loads(self._read(self._outcome_key, "rank 0", limit_s))
             except CoordinatorLost as lost:
                 raise error or lost from error
         else:
