@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 from tests.protocol._conversations import together
+from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
 from stepseal import errors
 from stepseal.components import Topology
