@@ -69,7 +69,7 @@ def test_fingerprints_are_compared_within_each_set() -> None:
     assert disagreements(in_sets("aab")) == {}
     found = disagreements(in_sets("abb"))
     assert set(found) == {THREE[1]}
-    assert "component model: on the set set=0" in found[THREE[1]].message
+    assert "component model: the ranks of set=0" in found[THREE[1]].message
     assert f"has digest b, but {THREE[0]}: a" in found[THREE[1]].message
 
 

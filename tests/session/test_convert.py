@@ -92,7 +92,7 @@ def test_the_longest_prefix_wins_and_the_empty_one_takes_the_rest(tmp_path: Path
     new = nn.ModuleDict({"x": nn.Linear(1, 1), "all": nn.ModuleDict({"c": nn.Linear(1, 1)})})
     conversion = ss.Conversion(prefix={"a.": "wrong.", "a.b.": "x.", "": "all."})
     problems = refused(saved(tmp_path, old), new, conversion)
-    assert problems == ("component model: prefix: it is of no saved key: 'a.'",)
+    assert problems == ("component model: prefix: no saved key begins with 'a.'",)
     restored(tmp_path, new, ss.Conversion(prefix={"a.b.": "x.", "": "all."}))
     assert torch.equal(new.get_parameter("x.weight"), old.get_parameter("a.b.weight"))
     assert torch.equal(new.get_parameter("all.c.weight"), old.get_parameter("c.weight"))

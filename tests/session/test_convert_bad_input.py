@@ -41,17 +41,34 @@ def test_every_entry_must_have_an_effect(tmp_path: Path) -> None:
     conversion = ss.Conversion(
         prefix={"module.": ""}, rename={"w": "weight"}, drop=["head.*"], keep=["lora.*"]
     )
-    assert refused(tmp_path, nn.Linear(2, 2), conversion) == (
+    assert refused(tmp_path, nn.Linear(2, 2, bias=False), conversion) == (
         "component model: drop: no saved key matches 'head.*'",
         "component model: rename: no saved key is 'w'",
-        "component model: prefix: it is of no saved key: 'module.'",
+        "component model: prefix: no saved key begins with 'module.'",
         "component model: keep: no live key matches 'lora.*'",
     )
     kept_too = ss.Conversion(keep=["weight"])
     assert refused(tmp_path, nn.Linear(2, 2), kept_too) == (
-        "component model: weight: the step has it (weight), and keep= says that it stays: drop the "
-        "one, or do not keep the other",
+        "component model: weight: it is in keep=, but the saved weight would go there: add that to "
+        "drop=, or take this out of keep=",
     )
+
+
+def test_a_conversion_that_is_left_in_the_script_is_told_to_go(tmp_path: Path) -> None:
+    saved(tmp_path, nn.ModuleDict({"new": nn.Linear(2, 2)}))
+    conversion = ss.Conversion(prefix={"old.": "new."})
+    assert refused(tmp_path, nn.ModuleDict({"new": nn.Linear(2, 2)}), conversion) == (
+        "component model: the step has the keys of the live module already: leave the conversion "
+        "out",
+    )
+    with pytest.raises(
+        ss.errors.StateMismatch, match=r"Correct convert\['model'\], or leave it out"
+    ):
+        ss.load(
+            tmp_path,
+            model=nn.ModuleDict({"new": nn.Linear(2, 2)}),
+            convert={"model": conversion},
+        )
 
 
 @pytest.mark.parametrize(
@@ -85,7 +102,7 @@ def test_a_conversion_needs_a_module_that_is_restored(tmp_path: Path) -> None:
         ckpt.add("extra", {"a": 1}, on_restore="if-present")
         for convert, text in [
             ({"modle": same}, "'modle'.*no such component was added; added: model, extra"),
-            ({"extra": same}, "only a module can be converted, and extra is none"),
+            ({"extra": same}, "only a module can be converted, which extra is not"),
             ({"model": {"prefix": "a"}}, "expected ss.Conversion"),
             ([("model", same)], "convert: expected a dict"),
         ]:

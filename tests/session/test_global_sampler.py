@@ -104,6 +104,8 @@ def test_epochs_differ_and_what_fills_no_global_batch_is_counted() -> None:
         epochs.append(list(sampler))
         for _ in epochs[-1]:
             sampler.advance()
+        with pytest.raises(InvalidInput, match=r"leave sampler.advance\(\) out"):
+            sampler.advance()
         sampler.end_epoch()
     assert [len(epoch) for epoch in epochs] == [2, 2]
     assert epochs[0] != epochs[1]
@@ -224,3 +226,47 @@ def test_the_sampler_is_added_and_not_its_loader(caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         World(1, lambda _: MemoryStorage()).run(work)
     assert "the loader has no state" in caplog.text
+
+
+def test_batches_that_were_looked_at_before_the_restore_do_not_count() -> None:
+    storage = MemoryStorage()
+    life(storage, 1, 3, saves_at=[3])
+
+    def work(_: int, ckpt: ss.Checkpointer) -> None:
+        sampler = ss.GlobalSampler(NUM_SAMPLES, BATCH_SIZE, seed=5, rank=0, num_ranks=1)
+        loader = loader_of(sampler)
+        ckpt.add("data", sampler)
+        ckpt.add("model", {"w": torch.zeros(2)})
+        next(iter(loader))
+        with ckpt:
+            assert ckpt.restore() is not None
+            next(iter(ckpt.batches(loader)))
+            assert sampler.consumed == 4 * BATCH_SIZE
+            ckpt.save(4)
+
+    World(1, lambda _: storage).run(work)
+
+
+def test_an_epoch_that_nobody_ends_is_told() -> None:
+    sampler = ss.GlobalSampler(6, 3, rank=0, num_ranks=1)
+    for _ in sampler:
+        sampler.advance()
+    assert list(sampler) == []  # a job that was saved at the end of an epoch begins so
+    with pytest.raises(InvalidInput, match="epoch 0 is over"):
+        list(sampler)
+    sampler.end_epoch()
+    assert len(list(sampler)) == 2
+
+
+def test_a_loader_that_takes_it_for_single_samples_is_refused() -> None:
+    def work(_: int, ckpt: ss.Checkpointer) -> None:
+        sampler = ss.GlobalSampler(NUM_SAMPLES, 10, rank=0, num_ranks=1)
+        samples: Any = torch.arange(NUM_SAMPLES)
+        ckpt.add("data", sampler)
+        with ckpt:
+            ckpt.restore()
+            single: Any = sampler
+            with pytest.raises(InvalidInput, match="batch_sampler="):
+                next(iter(ckpt.batches(DataLoader(samples, sampler=single))))
+
+    World(1, lambda _: MemoryStorage()).run(work)

@@ -334,7 +334,7 @@ def test_save_never_overwrites(tmp_path: Path) -> None:
 def test_an_optimizer_without_its_module_is_told_the_cause(tmp_path: Path) -> None:
     trained(tmp_path, 1)
     job = Job()
-    with pytest.raises(StateMismatch, match="pass it to load, under its name") as caught:
+    with pytest.raises(StateMismatch, match="add their module, or pass it to load, too") as caught:
         ss.load(tmp_path, optimizer=job.optimizer)
     assert caught.value.problems[0].startswith("component optimizer: param_groups: the parameters")
     assert ss.load(tmp_path, model=job.model, optimizer=job.optimizer).step == 1

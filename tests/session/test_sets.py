@@ -190,7 +190,7 @@ def test_what_is_no_set_of_ranks_is_refused_when_it_is_declared(sets: Any, text:
 
 BAD_SHARINGS: list[tuple[Any, str]] = [
     (ss.Sharing.PER_GROUP, "PER_GROUP without them. Declare sharing=ss.per_group"),
-    (ss.per_group(same_on=[[0]]), "expected each rank in a set, found in none: 1"),
+    (ss.per_group(same_on=[[0]]), "expected each of 2 ranks in a set, found in none: 1"),
     (ss.per_group(same_on=[[0, 1], [2]]), "expected ranks below 2, found 2"),
     (GROUPS, "sharing: expected one of ss.GLOBAL"),
     (ss.Sharing, "sharing: expected one of ss.GLOBAL"),
@@ -266,6 +266,6 @@ def test_one_element_or_one_leaf_that_differs_is_found_and_another_device_is_not
     for change, component in (("element", "tree"), ("key", "tree"), ("momentum", "optimizer")):
         found = in_world(2, MemoryStorage(), functools.partial(work, change=change))
         assert [type(error) for error in found] == [ss.errors.ParticipantFailed] * 2
-        assert f"component {component}: on the set set=0" in str(found[0])
+        assert f"component {component}: the ranks of set=0" in str(found[0])
     there = {"a": [{"$tensor": {"leaf": "1", "device": "cuda:1"}}], "device": 1}
     assert _without_devices(there) == {"a": [{"$tensor": {"leaf": "1"}}], "device": 1}

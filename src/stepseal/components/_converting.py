@@ -45,8 +45,8 @@ def converted(
         *_collisions(names),
         *conversion.without_effect(saved_keys, live_keys),
         *(
-            f"{name}: the step has it ({key}), and keep= says that it stays: drop the one, or do "
-            "not keep the other"
+            f"{name}: it is in keep=, but the saved {key} would go there: add that to drop=, or "
+            "take this out of keep="
             for key, name in names.items()
             if name in live_keys and matches(name, conversion.keep)
         ),

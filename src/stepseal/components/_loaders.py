@@ -10,7 +10,6 @@ import torch
 from stepseal.components._advice import leave_out
 from stepseal.components._codecs_words import qualified
 from stepseal.components._rng import RNGComponent
-from stepseal.components._samplers import sampler_of
 from stepseal.components._stateful import StatefulComponent
 from stepseal.components._tensors import HasStateDict
 from stepseal.errors import InvalidInput
@@ -41,13 +40,6 @@ class LoaderComponent(StatefulComponent):
 
     def __init__(self, name: str, loader: HasStateDict, declared: AnySharing | None = None) -> None:
         super().__init__(name, loader, declared)
-        if sampler_of(loader) is not None:
-            raise InvalidInput(
-                f"component {name!r}: the loader takes its batches from a GlobalSampler, which has "
-                f"the position. Make it a torch.utils.data.DataLoader, and add the sampler: "
-                f"add({name!r}, loader.batch_sampler).",
-                component=name,
-            )
         if not hasattr(loader, "next_iter_state"):
             return
         samplers = (getattr(loader, "sampler", None), _sampler_of_batches(loader))

@@ -93,7 +93,8 @@ def group_problems(live: Sequence[GroupState], saved: Sequence[GroupState]) -> l
     """Return how groups differ in number, membership and shapes; order inside a group is free."""
     if len(live) != len(saved):
         return [f"param_groups: expected (live) {len(live)} groups, found {len(saved)}"]
-    problems = _no_module(live, saved)
+    if problems := _no_module(live, saved):
+        return problems
     for number, (mine, other) in enumerate(zip(live, saved, strict=True)):
         where = f"param_groups[{number}]"
         found = dict(zip(other.params, other.shapes, strict=True))
@@ -115,12 +116,18 @@ def group_problems(live: Sequence[GroupState], saved: Sequence[GroupState]) -> l
 
 
 def _no_module(live: Sequence[GroupState], saved: Sequence[GroupState]) -> list[str]:
-    """Return the likely cause where live parameters have no names, and the saved ones had."""
+    """Return the likely cause where parameters have names on one side only."""
     here, there = ({name for group in groups for name in group.params} for groups in (live, saved))
-    if any(is_nameless(name) for name in here - there) and not any(map(is_nameless, there)):
+    nameless = [any(map(is_nameless, names)) for names in (here, there)]
+    if nameless == [True, False]:
         return [
             "param_groups: the parameters belong to no module that was given, and did at the save: "
-            "add their module, or pass it to load, under its name"
+            "add their module, or pass it to load, too, such as load(root, model=model, "
+            "optimizer=optimizer)"
+        ]
+    if nameless == [False, True]:
+        return [
+            "param_groups: the optimizer was saved without its module: restore it without one, too"
         ]
     return []
 

@@ -18,14 +18,16 @@ class RangeScan:
     """Looks for elements that a cast would lose, and fills nothing.
 
     Args:
+        name: live key of the tensor, for messages.
         wanted: box of the global tensor that is going to be filled.
         saved: element type of the stored bytes.
         live: element type that they are cast to.
     """
 
-    __slots__ = ("_live", "_saved", "found", "wanted")
+    __slots__ = ("_live", "_saved", "found", "name", "wanted")
 
-    def __init__(self, wanted: Box, saved: torch.dtype, live: torch.dtype) -> None:
+    def __init__(self, name: str, wanted: Box, saved: torch.dtype, live: torch.dtype) -> None:
+        self.name = name
         self.wanted = wanted
         self.found: float | int | complex | None = None
         """First element that was found, None so far."""

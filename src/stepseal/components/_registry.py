@@ -15,7 +15,7 @@ from stepseal.components._loaders import LoaderComponent, check_generators
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizer_own import optimizer_component
 from stepseal.components._rng import RNG, RNGComponent
-from stepseal.components._samplers import GlobalSampler, SamplerComponent
+from stepseal.components._samplers import GlobalSampler, SamplerComponent, check_no_loader_of
 from stepseal.components._stateful import (
     LRSchedulerComponent,
     PairComponent,
@@ -233,6 +233,7 @@ class Registry:
         kind: Kind | None,
     ) -> Component:
         check_no_snapshot(name, state, kind)
+        check_no_loader_of(name, state)
         check_no_stand_in(name, state)
         pair = isinstance(state, tuple) and len(state) == 2 and all(callable(f) for f in state)
         stateful = pair or isinstance(state, (MutableMapping, HasStateDict))

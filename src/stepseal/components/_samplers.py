@@ -21,7 +21,7 @@ from stepseal.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["GlobalSampler", "SamplerComponent", "sampler_of"]
+__all__ = ["GlobalSampler", "SamplerComponent", "check_no_loader_of", "sampler_of"]
 
 _COMPARED = ("num_samples", "seed", "shuffle", "dataset")
 _COUNTED = ("epoch", "consumed", "num_dropped")
@@ -74,8 +74,8 @@ class GlobalSampler(Sampler[list[int]]):
         """Samples of this epoch that the whole job has consumed."""
         self.num_dropped = 0
         """Samples of all epochs so far that filled no global batch."""
-        self.is_uncounted = False
-        """Batches were given and none was counted: a loop by hand."""
+        self._num_given = self._num_counted = 0
+        self._was_empty = False
         self._check()
 
     def _check(self) -> None:
@@ -110,16 +110,38 @@ class GlobalSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield this rank's batches of what is left of the epoch."""
-        order, size = self._order(), self.batch_size
+        order, size, num_batches = self._order(), self.batch_size, len(self)
+        if not num_batches and self._was_empty:
+            raise InvalidInput(
+                f"GlobalSampler: epoch {self.epoch} is over, and was iterated once more: call "
+                "sampler.end_epoch() after each epoch, or loop over ckpt.batches(loader)."
+            )
+        self._was_empty = not num_batches
+        self._num_given = self._num_counted = 0
         start = self.consumed + self.rank * size
-        for number in range(len(self)):
-            self.is_uncounted = self.is_uncounted or number == 0
+        for number in range(num_batches):
+            self._num_given += 1
             first = start + number * self.global_batch_size
             yield order[first : first + size].tolist()
 
+    @property
+    def is_uncounted(self) -> bool:
+        """Whether batches were given and none was counted: a loop by hand."""
+        return self._num_given > 0 and not self._num_counted
+
     def advance(self) -> None:
-        """Count one global batch as consumed. `Checkpointer.batches` does this."""
-        self.is_uncounted = False
+        """Count one global batch as consumed. `Checkpointer.batches` does this.
+
+        Raises:
+            InvalidInput: more batches were counted than given.
+        """
+        if self._num_counted >= self._num_given:
+            raise InvalidInput(
+                f"GlobalSampler.advance: expected at most {self._num_given} batches, as many as "
+                "were given, found one more. ckpt.batches(loader) counts by itself: leave "
+                "sampler.advance() out there."
+            )
+        self._num_counted += 1
         self.consumed += self.global_batch_size
 
     def end_epoch(self) -> None:
@@ -127,6 +149,7 @@ class GlobalSampler(Sampler[list[int]]):
         self.num_dropped += self.num_samples - self.consumed
         self.epoch += 1
         self.consumed = 0
+        self._forget_iteration()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, and what it depends on; the same on all ranks."""
@@ -134,9 +157,13 @@ class GlobalSampler(Sampler[list[int]]):
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Go on at a saved position, whatever the number of ranks that saved it."""
-        self.is_uncounted = False
         for name in _COUNTED:
             setattr(self, name, state[name])
+        self._forget_iteration()
+
+    def _forget_iteration(self) -> None:
+        self._num_given = self._num_counted = 0
+        self._was_empty = False
 
     def _order(self) -> torch.Tensor:
         if not self.shuffle:
@@ -158,8 +185,8 @@ class SamplerComponent(StatefulComponent):
         self.sampler = sampler
 
     def may_start_iteration(self, *, under_way: bool) -> bool:
-        """Return False: its state is a few numbers."""
-        return False
+        """Return True before training: batches may have been given that a restore forgets."""
+        return not under_way
 
     def read_state(self) -> object:
         """Return the position.
@@ -188,7 +215,8 @@ class SamplerComponent(StatefulComponent):
         ]
         if problems:
             problems[-1] += (
-                f": another dataset or order. {leave_out(self.name)} begins with the first sample"
+                f": another dataset or order. {leave_out(self.name)}, at this start only, begins "
+                "with the first sample"
             )
         elif not all(type(value[key]) is int and value[key] >= 0 for key in _COUNTED):
             problems = [f"expected counts of at least 0, found {value!r:.200}"]
@@ -206,7 +234,31 @@ def _default_group() -> tuple[int, int]:
     return 0, 1
 
 
+def check_no_loader_of(name: str, state: object) -> None:
+    """Refuse a loader whose position is that of its `GlobalSampler`.
+
+    Raises:
+        InvalidInput: names what to add instead.
+    """
+    if sampler_of(state) is not None:
+        raise InvalidInput(
+            f"add({name!r}): the loader takes its batches from a GlobalSampler, which has the "
+            f"position. Make it a torch.utils.data.DataLoader, and add the sampler: "
+            f"add({name!r}, loader.batch_sampler).",
+            component=name,
+        )
+
+
 def sampler_of(loader: object) -> GlobalSampler | None:
-    """Return the `GlobalSampler` that gives a loader its batches, if one does."""
+    """Return the `GlobalSampler` that gives a loader its batches, if one does.
+
+    Raises:
+        InvalidInput: the loader takes it for a sampler of single samples.
+    """
+    if isinstance(getattr(loader, "sampler", None), GlobalSampler):
+        raise InvalidInput(
+            "a GlobalSampler gives whole batches: pass it to the loader as batch_sampler=, not as "
+            "sampler=."
+        )
     found = getattr(loader, "batch_sampler", None)
     return found if isinstance(found, GlobalSampler) else None

@@ -94,7 +94,7 @@ def scans_for(leaves: list[Leaf], stored: Mapping[str, SavedTensor]) -> dict[str
         one, live = stored[leaf.key], leaf.local.dtype
         saved = getattr(torch, one.dtype)
         if leaf.box is not None and leaf.box.num_elements and narrows(saved, live):
-            scans[one.key] = RangeScan(leaf.box, saved, live)
+            scans[one.key] = RangeScan(leaf.key, leaf.box, saved, live)
     return scans
 
 

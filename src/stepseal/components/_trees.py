@@ -124,8 +124,9 @@ class TreeComponent:
         raise InvalidInput(
             f"component {self.name!r}: expected a declared sharing among {topology.world_size} "
             "participants, found none. "
-            "Declare sharing=ss.PER_RANK (each its own state), ss.REPLICATED (all the same) "
-            "or ss.GLOBAL (rank 0's); a dict of tensors needs none with kind='tensors'.",
+            "Declare sharing=ss.PER_RANK (each its own state), ss.REPLICATED (all the same), "
+            "ss.GLOBAL (rank 0's), ss.PER_NODE or ss.per_group(same_on=...); a dict of tensors "
+            "needs none with kind='tensors'.",
             component=self.name,
         )
 

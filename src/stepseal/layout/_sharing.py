@@ -156,7 +156,10 @@ def division_problems(division: Division, world_size: int | None = None) -> list
         if outside:
             problems.append(f"expected ranks below {world_size}, found {_listed(outside)}")
         if missing:
-            problems.append(f"expected each rank in a set, found in none: {_listed(missing)}")
+            problems.append(
+                f"expected each of {world_size} ranks in a set, found in none: "
+                f"{_listed(missing)} (list all sets on every rank)"
+            )
     return problems
 
 

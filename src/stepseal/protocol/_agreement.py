@@ -43,8 +43,8 @@ def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
         for coordinate, digests in _comparable({p: f[name] for p, f in facts.items()}).items():
             what = "key set, shapes or dtypes have digest"
             if next(iter(facts.values()))[name].sets:
-                which = f"the set {coordinate or 'of all'}, whose ranks must hold equal state"
-                what = f"on {which}, has digest"
+                which = f"the ranks of {coordinate or 'the job'} must hold equal state"
+                what = f"{which}: make it equal before the save, or declare PER_RANK: has digest"
             _compare(found, digests, f"component {name}: {what}", name)
     if found:
         return found

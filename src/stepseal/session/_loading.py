@@ -195,9 +195,9 @@ class _Load:
             problems += error.problems
         if problems:
             raise StateMismatch(
-                f"load: step {self.step} does not fit: {'; '.join(problems[:10])}"
+                f"load: {self.root}: step {self.step} does not fit: {'; '.join(problems[:10])}"
                 f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}. "
-                f"{targets.way_on()}.",
+                f"{targets.way_on(problems)}. Nothing was changed.",
                 step=self.step,
                 problems=tuple(problems),
             )

@@ -118,7 +118,7 @@ class Loop:
         """Take note of what a restore brought back; None for a fresh start."""
         self._step = 0 if found is None else found.step
         if found is not None:
-            kinds = (RNGComponent, LoaderComponent, SamplerComponent)
+            kinds = (RNGComponent, LoaderComponent)
             self._restored = [one for one in components if isinstance(one, kinds)]
             self._is_first_loop = True
             self._waiting = self._loaders_to_resume()
@@ -143,7 +143,8 @@ class Loop:
             _log.warning(
                 "stepseal: save of step %d in the middle of an epoch, and the loader has no state: "
                 "a job that resumes from it begins the epoch anew, and sees its samples twice. "
-                "Save where an epoch ends, or add a StatefulDataLoader of torchdata.",
+                "Save where an epoch ends, or give the loader a position: add a StatefulDataLoader "
+                "of torchdata, or an ss.GlobalSampler that is the loader's batch_sampler.",
                 step,
             )
 

@@ -56,7 +56,8 @@ class Progress:
         if self.newest is not None and step <= self.newest:
             raise StepExists(
                 f"save of step {step}: expected a step above {self.newest}, the newest one that "
-                "this job restored or committed. Steps are never overwritten.",
+                "this job restored or committed. Steps are never overwritten. Count on from the "
+                "restored one: step = resumed.step + 1.",
                 step=step,
                 expected=f"> {self.newest}",
                 found=step,

@@ -159,19 +159,32 @@ class Targets:
         """
         problems = [
             f"component {name}: {problem}"
-            for name, key, scan in decisions.scans()
-            for problem in range_problem(key, scan.live, scan.found)
+            for name, _, scan in decisions.scans()
+            for problem in range_problem(scan.name, scan.live, scan.found)
         ]
         self._refuse(problems, step)
 
-    def way_on(self) -> str:
-        """Return what to do where saved and live state differ."""
-        text = "Build the objects as they were at the save"
-        modules = [one.name for one in self.components if can_convert(one)]
+    def way_on(self, problems: Iterable[str]) -> str:
+        """Return what to do where saved and live state differ; each text names its component."""
+        differing = {text.partition(":")[0].removeprefix("component ") for text in problems}
+        live = [one for one in self.components if one.name in differing]
+        converted = [one.name for one in live if one.name in self.choice.conversions]
+        modules = [one.name for one in live if can_convert(one) and one.name not in converted]
+        texts = [f"Correct convert[{name!r}], or leave it out" for name in converted]
+        if len(converted) < len(live) or not live:
+            texts.append("Build the objects as they were at the save")
         if modules:
-            text += f"; names and dtypes of a module may change: convert={{{modules[0]!r}: "
-            text += "ss.Conversion(...)}"
-        return text
+            texts.append(
+                "names and dtypes of a module may change: "
+                f"convert={{{modules[0]!r}: ss.Conversion(...)}}"
+            )
+        if self.choice.conversions:
+            texts += [
+                f"if {one.name} belongs to a converted module, {fresh_once(one.name)}"
+                for one in live
+                if not can_convert(one)
+            ]
+        return "; ".join(texts)
 
     def check_conversions(self) -> None:
         """Refuse conversions of what cannot be converted, or is not restored.
@@ -200,7 +213,7 @@ class Targets:
         if name not in live:
             return f"no such component was added; added: {', '.join(live) or 'none'}"
         if not can_convert(live[name]):
-            return f"only a module can be converted, and {name} is none"
+            return f"only a module can be converted, which {name} is not; {fresh_once(name)}"
         if policy not in ("require", "if-present"):
             return f"this call does not restore the component ({policy})"
         return None
@@ -259,11 +272,16 @@ class Targets:
     def _refuse(self, problems: list[str], step: int) -> None:
         if problems:
             raise StateMismatch(
-                f"saved and live state differ: {_listed(problems, '; ')}. {self.way_on()}",
+                f"saved and live state differ: {_listed(problems, '; ')}. {self.way_on(problems)}",
                 step=step,
                 participant=self.topology.me,
                 problems=tuple(problems),
             )
+
+
+def fresh_once(name: str) -> str:
+    """Return the call that begins a component anew, at one start."""
+    return f"restore(policies={{{name!r}: 'fresh'}}) begins it anew, at this start only"
 
 
 def _restored(component: Component, saved: SavedComponent, plan: RestorePlan, note: str) -> str:
