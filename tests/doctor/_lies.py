@@ -80,7 +80,7 @@ class _LinkReplaces(Syscalls):
     """A link takes the place of what is there."""
 
     def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
-        if target in os.listdir(target_fd):
+        with contextlib.suppress(FileNotFoundError):  # another racer was here first
             os.unlink(target, dir_fd=target_fd)
         super().link(source, source_fd, target, target_fd)
 

@@ -44,8 +44,13 @@ FORBIDDEN = re.compile(
     r"|subprocess\.Popen|socket\.(?!gethostname).*|ctypes\.(dlopen|dlsym|call_function)|pty\.spawn"
     r"|webbrowser\.open|urllib\.Request|shutil\..*|tempfile\..*"
 )
-HARMLESS_PATHS = ("/proc/self/fdinfo/", "/proc/self/mountinfo", str(Path(torch.__file__).parent))
-"""Mount numbers; and torch's own source, which it quotes in warnings."""
+HARMLESS_PATHS = (
+    "/proc/self/fdinfo/",
+    "/proc/self/mountinfo",
+    "/proc/sys/kernel/random/boot_id",
+    str(Path(torch.__file__).parent),
+)
+"""Mount numbers; the identity of the machine; torch's own source, which it quotes in warnings."""
 
 
 NOT_IN_DCP = ("counters", "loader", "rng")
