@@ -98,6 +98,14 @@ def test_the_longest_prefix_wins_and_the_empty_one_takes_the_rest(tmp_path: Path
     assert torch.equal(new.get_parameter("all.c.weight"), old.get_parameter("c.weight"))
 
 
+def test_two_keys_can_change_places(tmp_path: Path) -> None:
+    old = nn.ModuleDict({"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
+    new = nn.ModuleDict({"a": nn.Linear(1, 1, bias=False), "b": nn.Linear(1, 1, bias=False)})
+    restored(saved(tmp_path, old), new, ss.Conversion(prefix={"a.": "b.", "b.": "a."}))
+    for one, other in (("a", "b"), ("b", "a")):
+        assert torch.equal(new.get_parameter(f"{one}.weight"), old.get_parameter(f"{other}.weight"))
+
+
 def test_what_is_new_in_the_model_stays_as_it_is(tmp_path: Path) -> None:
     old = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1000)})
     new = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 10)})

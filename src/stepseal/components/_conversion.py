@@ -90,10 +90,11 @@ class Conversion:
 
     def without_effect(self, saved: Collection[str], live: Collection[str]) -> list[str]:
         """Return a text for each entry that has no effect on these saved and live keys."""
-        if self._renames() and set(saved) == set(live):
-            return ["the step has the keys of the live module already: leave the conversion out"]
         left = {key for key in saved if not matches(key, self.drop)}
         used = {self._prefix_of(key) for key in left.difference(self.rename)}
+        renames = {*self.prefix, *self.rename}
+        if renames and not renames & {*used, *left} and set(saved) == set(live):
+            return ["the step has the keys of the live module already: leave the conversion out"]
         return [
             *(f"drop: no saved key matches {one!r}" for one in _idle(self.drop, saved)),
             *(f"rename: no saved key is {key!r}" for key in self.rename if key not in left),
@@ -104,9 +105,6 @@ class Conversion:
             ),
             *(f"keep: no live key matches {one!r}" for one in _idle(self.keep, live)),
         ]
-
-    def _renames(self) -> bool:
-        return bool(self.prefix or self.rename)
 
     def _prefix_of(self, saved: str) -> str | None:
         return max((old for old in self.prefix if saved.startswith(old)), key=len, default=None)
