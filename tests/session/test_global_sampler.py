@@ -104,7 +104,7 @@ def test_epochs_differ_and_what_fills_no_global_batch_is_counted() -> None:
         epochs.append(list(sampler))
         for _ in epochs[-1]:
             sampler.advance()
-        with pytest.raises(InvalidInput, match=r"leave sampler.advance\(\) out"):
+        with pytest.raises(InvalidInput, match=r"leave sampler.advance\(\)"):
             sampler.advance()
         sampler.end_epoch()
     assert [len(epoch) for epoch in epochs] == [2, 2]
@@ -268,5 +268,25 @@ def test_a_loader_that_takes_it_for_single_samples_is_refused() -> None:
             single: Any = sampler
             with pytest.raises(InvalidInput, match="batch_sampler="):
                 next(iter(ckpt.batches(DataLoader(samples, sampler=single))))
+
+    World(1, lambda _: MemoryStorage()).run(work)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_are_counted_by_the_loop_alone(num_workers: int) -> None:
+    def work(_: int, ckpt: ss.Checkpointer) -> None:
+        sampler = ss.GlobalSampler(NUM_SAMPLES, 10, rank=0, num_ranks=1)
+        loader = loader_of(sampler, num_workers)
+        ckpt.add("data", sampler)
+        with ckpt:
+            ckpt.restore()
+            for step, _batch in enumerate(ckpt.batches(loader), start=1):
+                with pytest.raises(InvalidInput, match=r"leave sampler.advance\(\)"):
+                    sampler.advance()
+                if step == 4:
+                    next(iter(loader))  # somebody looks at a batch in the middle
+                assert sampler.consumed == 10 * step
+            next(iter(loader))
+            ckpt.save(1)
 
     World(1, lambda _: MemoryStorage()).run(work)

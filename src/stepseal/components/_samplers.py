@@ -74,8 +74,8 @@ class GlobalSampler(Sampler[list[int]]):
         """Samples of this epoch that the whole job has consumed."""
         self.num_dropped = 0
         """Samples of all epochs so far that filled no global batch."""
+        self._is_counted = self._was_empty = False
         self._num_given = self._num_counted = 0
-        self._was_empty = False
         self._check()
 
     def _check(self) -> None:
@@ -117,7 +117,6 @@ class GlobalSampler(Sampler[list[int]]):
                 "sampler.end_epoch() after each epoch, or loop over ckpt.batches(loader)."
             )
         self._was_empty = not num_batches
-        self._num_given = self._num_counted = 0
         start = self.consumed + self.rank * size
         for number in range(num_batches):
             self._num_given += 1
@@ -126,22 +125,27 @@ class GlobalSampler(Sampler[list[int]]):
 
     @property
     def is_uncounted(self) -> bool:
-        """Whether batches were given and none was counted: a loop by hand."""
-        return self._num_given > 0 and not self._num_counted
+        """Whether batches were given and none was counted: a loop by hand that forgets it."""
+        return self._num_given > 0 and not self._num_counted and not self._is_counted
 
     def advance(self) -> None:
-        """Count one global batch as consumed. `Checkpointer.batches` does this.
+        """Count one global batch as consumed, in a loop by hand.
 
         Raises:
-            InvalidInput: more batches were counted than given.
+            InvalidInput: more batches were counted than given, or `Checkpointer.batches` counts.
         """
-        if self._num_counted >= self._num_given:
+        if self._is_counted or self._num_counted >= self._num_given:
             raise InvalidInput(
-                f"GlobalSampler.advance: expected at most {self._num_given} batches, as many as "
-                "were given, found one more. ckpt.batches(loader) counts by itself: leave "
-                "sampler.advance() out there."
+                f"GlobalSampler.advance: expected to count each of {self._num_given} batches once, "
+                "found one more. ckpt.batches(loader) counts by itself: leave sampler.advance() "
+                "out there."
             )
         self._num_counted += 1
+        self.consumed += self.global_batch_size
+
+    def count(self) -> None:
+        """Count one global batch as consumed, for `Checkpointer.batches`."""
+        self._is_counted = True
         self.consumed += self.global_batch_size
 
     def end_epoch(self) -> None:
@@ -149,7 +153,7 @@ class GlobalSampler(Sampler[list[int]]):
         self.num_dropped += self.num_samples - self.consumed
         self.epoch += 1
         self.consumed = 0
-        self._forget_iteration()
+        self._forget_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, and what it depends on; the same on all ranks."""
@@ -159,9 +163,9 @@ class GlobalSampler(Sampler[list[int]]):
         """Go on at a saved position, whatever the number of ranks that saved it."""
         for name in _COUNTED:
             setattr(self, name, state[name])
-        self._forget_iteration()
+        self._forget_epoch()
 
-    def _forget_iteration(self) -> None:
+    def _forget_epoch(self) -> None:
         self._num_given = self._num_counted = 0
         self._was_empty = False
 

@@ -161,7 +161,7 @@ class Loop:
         for number, batch in enumerate(self._iterator(loader), start=1):
             self._batches_left = None if num_batches is None else num_batches - number
             if sampler is not None:
-                sampler.advance()  # a step in the body of the loop is saved with its batch
+                sampler.count()  # a step in the body of the loop is saved with its batch
             yield batch
         self._batches_left = None
         if sampler is not None:
