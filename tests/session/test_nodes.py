@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import stepseal as ss
-from stepseal.session import _nodes
+from stepseal.session import _host
 from stepseal.session._nodes import node_text, numbered, packed, unpacked
 
 
@@ -20,7 +20,7 @@ def test_what_the_user_says_comes_before_torchrun_and_that_before_the_machine(
     assert node_text(None) == "GROUP_RANK 3"
     monkeypatch.delenv("GROUP_RANK")
     assert node_text(None).startswith("boot ")
-    monkeypatch.setattr(_nodes, "_BOOT_ID", tmp_path / "gone")
+    monkeypatch.setattr(_host, "_BOOT_ID", tmp_path / "gone")
     assert node_text(None) == ""
 
 

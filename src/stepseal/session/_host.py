@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["host_id", "is_loopback", "own_addresses"]
+__all__ = ["boot_id", "host_id", "is_loopback", "own_addresses"]
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NAMESPACE = Path("/proc/self/ns/net")
@@ -33,6 +33,15 @@ _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 
 
+def boot_id() -> str:
+    """Return what names this machine since it was started; containers on it share it.
+
+    Raises:
+        OSError: not Linux, or a sandbox that hides it.
+    """
+    return _BOOT_ID.read_text("ascii").strip()
+
+
 def host_id() -> str:
     """Return what all processes of this host have in common, and those of no other host.
 
@@ -40,7 +49,7 @@ def host_id() -> str:
     """
     try:
         space = _NAMESPACE.stat()
-        return f"{_BOOT_ID.read_text('ascii').strip()}/{space.st_dev}/{space.st_ino}"
+        return f"{boot_id()}/{space.st_dev}/{space.st_ino}"
     except OSError:  # not Linux, or a sandbox that hides it
         return f"{uuid.getnode():012x}"
 

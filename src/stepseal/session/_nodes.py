@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
+from stepseal.session._host import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 __all__ = ["node_text", "numbered", "packed", "unpacked"]
-
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def node_text(node: str | int | None) -> str:
@@ -34,8 +32,8 @@ def node_text(node: str | int | None) -> str:
     if group_rank := os.environ.get("GROUP_RANK"):
         return f"GROUP_RANK {group_rank}"
     try:
-        return f"boot {_BOOT_ID.read_text('ascii').strip()}"
-    except (OSError, ValueError):
+        return f"boot {boot_id()}"
+    except OSError:
         return ""
 
 
