@@ -47,7 +47,8 @@ class CheckedStep:
             Corrupt: a digest did not match.
         """
         requests = self._requests(self.decisions.scans())
-        self.reader.stream(requests, check_cancelled=lambda: None)
+        if requests:
+            self.reader.stream(requests, check_cancelled=lambda: None)
 
     def _requests(self, wanted: Iterable[tuple[str, str, TensorSink]]) -> list[ReadRequest]:
         return [
