@@ -79,7 +79,7 @@ def test_a_save_without_a_private_copy_is_caught(
     def views(components: Any, topology: Any, _: object, step: int) -> Any:  # noqa: ANN401
         return capture_all(components, topology, None, step)
 
-    monkeypatch.setattr("stepseal.session._checkpointer.capture_all", views)
+    monkeypatch.setattr("stepseal.session._save_call.capture_all", views)
     assert find_difference(every_kind(1), save_then_overwrite(tmp_path)) is not None
 
 

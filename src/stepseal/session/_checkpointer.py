@@ -12,25 +12,19 @@ from typing import TYPE_CHECKING, Literal
 from stepseal import errors
 from stepseal.components import Registry
 from stepseal.layout import check_step, step_name
-from stepseal.protocol import Captured, Deadlines
+from stepseal.protocol import Deadlines
 from stepseal.retention import as_retention
 from stepseal.session._annotations import check_annotations
 from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._inflight import InFlight
 from stepseal.session._loop import Loop, Looping
 from stepseal.session._nodes import node_text
-from stepseal.session._pending import PendingSave
 from stepseal.session._policies import Policies, check_policy
 from stepseal.session._progress import Progress
 from stepseal.session._restoring import check_choice, take_part
 from stepseal.session._rules import SaveRule, check_rule
-from stepseal.session._saving import (
-    PartWriter,
-    capture_all,
-    collection_paused,
-    reports_of,
-    tell_failure,
-)
+from stepseal.session._save_call import SaveCall, begin_save
+from stepseal.session._saving import capture_all
 from stepseal.session._targets import Targets
 from stepseal.session._wiring import JobOptions, join_process_group
 from stepseal.steps import locate_root
@@ -45,6 +39,7 @@ if TYPE_CHECKING:
 
     from stepseal.components import Conversion, DeclaredSharing
     from stepseal.retention import KeepRule, Retention
+    from stepseal.session._pending import PendingSave
     from stepseal.session._policies import Policy
     from stepseal.session._reports import Restored
     from stepseal.session._wiring import Join
@@ -303,29 +298,10 @@ class Checkpointer(Looping):
         self._progress.check_grows(step)
         self._loop.saving(step)
         self._progress.started = True
-        driver = self._wiring.driver
-        call = driver.new_call()
-        staging = self._flight.staging() if self._mode == "async" else None
-        with tell_failure(driver, self._wiring.steps, call, step), collection_paused():
-            self._registry.ask_sharings(self._topology)
-            captured = capture_all(self._registry.components(), self._topology, staging, step)
-        components = reports_of(captured, self._progress.fresh)
-        driver.send_captured(Captured(call, step, components, notes.cut, notes.metrics, notes.tags))
         path = f"{self._root}/{step_name(step)}"
-        pending = PendingSave(call, step, path, driver, self._wiring.steps)
-        write = driver.wait_write(call)
-        if write is None:
-            pending.wait()
-            raise errors.InternalError(f"save of step {step}: ended without an order to write")
-        writer = PartWriter(captured, write, step, driver, self._wiring.steps)
-        try:
-            self._flight.start(pending, writer, reads_live=self._mode == "sync")
-            if self._mode == "sync":
-                self._settle_previous()
-        except BaseException:
-            self._flight.thaw()  # however the wait ended: the caller's memory is its own again
-            raise
-        return pending
+        fresh = self._progress.fresh
+        asked = SaveCall(step, self._mode, path, notes, self._settle_previous, fresh)
+        return begin_save(self._wiring, self._registry, self._topology, self._flight, asked)
 
     def prewarm(self) -> int:
         """Allocate and touch the private memory of asynchronous saves; return its bytes.

@@ -1,0 +1,78 @@
+"""One save on the caller's thread: capture, agree on the cut, and let the writer go on behind.
+
+Invariant: a failure before the order to write is told to the others; a failure after it goes
+through the writer, which reports it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from stepseal import errors
+from stepseal.protocol import Captured
+from stepseal.session._pending import PendingSave
+from stepseal.session._saving import (
+    PartWriter,
+    capture_all,
+    collection_paused,
+    reports_of,
+    tell_failure,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from stepseal.components import Registry, Topology
+    from stepseal.session._annotations import Annotations
+    from stepseal.session._inflight import InFlight
+    from stepseal.session._wiring import Wiring
+
+__all__ = ["SaveCall", "begin_save"]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCall:
+    """What a call of `save` asks for, checked."""
+
+    step: int
+    mode: Literal["async", "sync"]
+    path: str
+    """Folder of the step once it is committed."""
+    notes: Annotations
+    settle: Callable[[], None]
+    """Waits for the save in flight, in mode `sync`."""
+    fresh: Mapping[str, Mapping[str, object]]
+    """Component that began anew in this life to what is recorded of it."""
+
+
+def begin_save(
+    wiring: Wiring, registry: Registry, topology: Topology, flight: InFlight, asked: SaveCall
+) -> PendingSave:
+    """Capture all components and start to write; in mode `sync`, wait for the outcome, too.
+
+    Raises:
+        CheckpointError: see `Checkpointer.save`.
+    """
+    driver, steps, step = wiring.driver, wiring.steps, asked.step
+    call = driver.new_call()
+    staging = flight.staging() if asked.mode == "async" else None
+    with tell_failure(driver, steps, call, step), collection_paused():
+        registry.ask_sharings(topology)
+        captured = capture_all(registry.components(), topology, staging, step)
+    components, notes = reports_of(captured, asked.fresh), asked.notes
+    driver.send_captured(Captured(call, step, components, notes.cut, notes.metrics, notes.tags))
+    pending = PendingSave(call, step, asked.path, driver, steps)
+    write = driver.wait_write(call)
+    if write is None:
+        pending.wait()
+        raise errors.InternalError(f"save of step {step}: ended without an order to write")
+    writer = PartWriter(captured, write, step, driver, steps)
+    try:
+        flight.start(pending, writer, reads_live=asked.mode == "sync")
+        if asked.mode == "sync":
+            asked.settle()
+    except BaseException:
+        flight.thaw()  # however the wait ended: the caller's memory is its own again
+        raise
+    return pending
