@@ -208,8 +208,9 @@ def unsaved_buffers(component: Component) -> tuple[str, ...]:
     if not isinstance(component, ModuleComponent):
         return ()
     root = unwrap(component.module)
-    clean, saved = key_cleaner(root), set(component.keys())
-    names = (clean(raw) for raw, _ in root.named_buffers(remove_duplicate=False))
+    clean = key_cleaner(root)
+    names = [clean(raw) for raw, _ in root.named_buffers(remove_duplicate=False)]
+    saved = set(component.keys()) if names else ()
     return tuple(name for name in names if name not in saved)
 
 

@@ -51,6 +51,8 @@ class Registry:
         self._modules: dict[str, torch.nn.Module] = {}
         self._asked: dict[str, Callable[[], object]] = {}
         """Component to what returns its sharing at each save."""
+        self._divided: list[str] = []
+        """Components that were declared with sets of ranks."""
         self._was_checked: set[bool] = set()
 
     def add(
@@ -105,6 +107,8 @@ class Registry:
         self._components[name] = component
         if asked is not None:
             self._asked[name] = asked
+        if isinstance(used, Division):
+            self._divided.append(name)
         if isinstance(component, ModuleComponent):
             self._modules[name] = component.module
         return used
@@ -142,8 +146,7 @@ class Registry:
 
     def declared_sets(self, topology: Topology) -> dict[str, str]:
         """Return, per component with sets of ranks, a text that is equal for equal sets."""
-        fixed = (one for name, one in self._components.items() if name not in self._asked)
-        found = {one.name: one.sharing(topology) for one in fixed}
+        found = {name: self._components[name].sharing(topology) for name in self._divided}
         return {name: one.shown() for name, one in found.items() if isinstance(one, Division)}
 
     def _ask(self, name: str) -> object:
@@ -213,11 +216,11 @@ class Registry:
 
     def _check_prefixes(self, components: Mapping[str, Component]) -> None:
         model = components.get("model")
-        if not isinstance(model, ModuleComponent):
-            return
         others = tuple(f"{name}." for name in components if name != "model")
+        if not others or not isinstance(model, ModuleComponent):
+            return
         taken = next((key for key in model.keys() if key.startswith(others)), None)  # noqa: SIM118
-        if others and taken is not None:
+        if taken is not None:
             raise InvalidInput(
                 f"component model: the key {taken!r} begins with the name of another component: "
                 "stock DCP readers could not tell them apart. Give that component another name.",

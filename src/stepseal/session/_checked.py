@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import SavedComponent, SavedTensor
 from stepseal.layout import Division, payload_owner, payload_report, saved_sharing, step_name
+from stepseal.session._saving import collection_paused
 from stepseal.session._targets import SavedStep, apply_all
 from stepseal.transfer import ReadRequest, StepReader
 
@@ -91,8 +92,8 @@ def check_step_fits(
     sharings = {name: sharing_of(entry, manifest) for name, entry in entries.items()}
 
     def find(one: Component) -> SavedComponent:
-        mine = _coordinate(one, targets.topology)
         saved, entry = sharings[one.name], entries[one.name]
+        mine = _coordinate(one, targets.topology) if isinstance(saved, Division) else None
         return _saved_component(reader, manifest, entry, saved, targets.topology.me, mine)
 
     saved = SavedStep(
@@ -103,7 +104,8 @@ def check_step_fits(
         open=find,
         sharings=sharings,
     )
-    checked = CheckedStep(reader, targets.decide(saved))
+    with collection_paused():
+        checked = CheckedStep(reader, targets.decide(saved))
     checked.scan()
     targets.check_ranges(checked.decisions, manifest.step)
     return checked

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Streamer"]
 
+_SINK_LOCKS = 61
+"""Sinks share this many locks: few threads rarely meet, and one lock per sink costs more."""
+
 
 class Streamer:
     """One run over a list of batches.
@@ -49,8 +52,7 @@ class Streamer:
         self._check = check_cancelled
         self._stopped = False
         self._next_lock = threading.Lock()
-        sinks = {id(piece.sink) for batch in batches for piece in batch.pieces}
-        self._sink_locks = {sink: threading.Lock() for sink in sinks}
+        self._sink_locks = tuple(threading.Lock() for _ in range(_SINK_LOCKS))
 
     def run(self, num_threads: int) -> None:
         """Deliver everything, or raise the first error after all threads have ended."""
@@ -105,7 +107,7 @@ class Streamer:
         found = chunk_digests(data)
         if found != expected:
             raise self._damaged(piece, expected, found)
-        with self._sink_locks[id(piece.sink)]:
+        with self._sink_locks[hash(piece.sink) % _SINK_LOCKS]:
             piece.sink.write(tensor.box, piece.start // ITEMSIZE[tensor.dtype], data)
 
     def _damaged(self, piece: Piece, expected: bytes, found: bytes) -> Corrupt:
