@@ -1,10 +1,10 @@
 """The errno campaign: storage operations of a job fail once, or from then on, in every way.
 
-Nightly, every operation of `fresh` in memory is struck in each way. Of `pruning`, whose every commit
-removes a step beside a pin and a lease, every operation is struck in about one way of four; of the
-others one in 7, and one in 31 on a disk and of system calls. The release size strikes every operation of all workloads in memory, and one in 3
-on a disk and of system calls. The fast one strikes three operations of each workload in each way,
-spread over the whole run.
+Nightly, every operation of `fresh` in memory is struck in each way. Of `pruning`, whose every
+commit removes a step beside a pin and a lease, every operation is struck in about one way of four;
+of the others one in 7, and one in 31 on a disk and of system calls. The release size strikes every
+operation of all workloads in memory, and one in 3 on a disk and of system calls. The fast one
+strikes three operations of each workload in each way, spread over the whole run.
 
     python -m tests.campaigns.errno.run --size fast
     python -m tests.campaigns.errno.run --size nightly --journal FILE    # stop it, and go on later
