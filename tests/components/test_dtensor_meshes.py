@@ -175,6 +175,15 @@ def test_a_local_shape_that_contradicts_its_placements_is_refused() -> None:
             leaf_of("model", "weight", tensor, owns_plain=False)
 
 
+def test_an_empty_part_may_have_the_sizes_that_fsdp2_gives_it() -> None:
+    """Where tensor parallelism leaves no columns to a rank, FSDP2 leaves it no rows either."""
+    with rank_of(4, 3):
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+        tensor = distributed(numbered(4, 1), mesh, [Shard(0), Shard(1)], torch.zeros(0, 0))
+        leaf = leaf_of("model", "weight", tensor, owns_plain=False)
+    assert (leaf.box, leaf.writes) == (None, False)
+
+
 def test_a_rank_outside_the_mesh_holds_nothing() -> None:
     with rank_of(4, 3):
         mesh = DeviceMesh("cpu", [0, 1])

@@ -148,6 +148,8 @@ def _box(
             )
         found = cut
     sizes, offsets = found
+    if not math.prod(sizes) and not math.prod(local_shape):
+        return None  # FSDP2 gives an empty part other sizes where tensor parallelism left nothing
     if sizes != local_shape:
         raise _unsupported(
             component,
@@ -156,7 +158,7 @@ def _box(
             "placements",
             "Build it with distribute_tensor or fully_shard, which split as torch.chunk does",
         )
-    return Box(offsets, sizes) if math.prod(sizes) else None
+    return Box(offsets, sizes)
 
 
 def _torch_box(
