@@ -34,6 +34,7 @@ CAMPAIGNS = {
     "corruption": "corruption",
     "fuzz": "fuzz",
     "hang": "hang",
+    "placements": "placements",
     "soak": "soak",
 }
 """Name to the folder whose `run` it is."""

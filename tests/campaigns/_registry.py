@@ -16,6 +16,7 @@ from tests.campaigns.fuzz import run as fuzz
 from tests.campaigns.hang import _variants as hang
 from tests.campaigns.kill import _variants as kill
 from tests.campaigns.model import run as model
+from tests.campaigns.placements import _variants as placements
 from tests.campaigns.power_loss import _variants as power_loss
 from tests.campaigns.simulator import _variants as simulator
 from tests.campaigns.soak import _variants as soak
@@ -60,6 +61,7 @@ def registry() -> tuple[Entry, ...]:
         *_entries("corruption", corruption.VARIANTS, lambda n: {corruption.VARIANTS[n].caught_as}),
         *_entries("fuzz", fuzz.VARIANTS, lambda name: {f"{fuzz.VARIANTS[name][0]}: {_ANY}"}),
         *_entries("hang", hang.HANGING, lambda name: {hang.HANGING[name].told}),
+        *_entries("placements", placements.VARIANTS, lambda n: {placements.VARIANTS[n].told}),
         *_entries("soak", soak.SOAKED, lambda name: {soak.SOAKED[name].told}),
     )
 

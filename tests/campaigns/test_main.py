@@ -40,6 +40,7 @@ def test_every_campaign_has_its_broken_variants() -> None:
         "corruption": 9,
         "fuzz": 13,
         "hang": 10,
+        "placements": 12,
         "soak": 4,
     }
     assert all(each.name and each.seen for each in registry())
