@@ -7,7 +7,14 @@ import pytest
 from tests.steps._kit import TWO, Root, attempt_id, captured, component, part_report
 
 from stepseal.errors import InvalidInput
-from stepseal.layout import Sharing, StepRef, decode_manifest, encode_manifest, payload_report
+from stepseal.layout import (
+    Sharing,
+    StepRef,
+    decode_manifest,
+    encode_manifest,
+    payload_report,
+    sets_option,
+)
 from stepseal.protocol._actions import Publish
 from stepseal.protocol._draft import JobInfo, Origin, draft_manifest
 from stepseal.testing import MemoryStorage
@@ -74,6 +81,23 @@ def test_owners_are_put_together_from_what_each_participant_reports() -> None:
         "rng": {TWO[0]: TWO[0], TWO[1]: TWO[1]},
         "none": {},
     }
+
+
+def test_the_owner_of_each_set_is_recorded_with_its_coordinate() -> None:
+    def facts(rank: int) -> ComponentReport:
+        own = f"tp={rank}"
+        return component(
+            sharing="per_group", payload=own, writes=True, axes={"tp": 2}, sets="tp=0: 0; tp=1: 1",
+            options={"mine": 1},
+        )  # fmt: skip
+
+    reports = {name: captured(components=[facts(rank)]) for rank, name in enumerate(TWO)}
+    parts = {name: part_report(name) for name in TWO}
+    publish = Publish(1, 10, attempt_id(1), "staging", reports, parts, 0.0)
+    origin = Origin("a" * 32, 1, None, TWO, "fsync")
+    (entry,) = draft_manifest(publish, origin, JobInfo(), now_s=0.0).components
+    assert entry.payloads == {name: name for name in TWO}
+    assert entry.options == {"mine": 1} | sets_option({"tp": 2}, {TWO[0]: "tp=0", TWO[1]: "tp=1"})
 
 
 def test_facts_of_the_first_participant_count() -> None:
