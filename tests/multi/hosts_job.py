@@ -1,5 +1,7 @@
 """A training job of two ranks on each of two hosts; the link between them goes down in a save.
 
+Each host keeps a cache, which scales the data of its ranks: one payload per node.
+
 Arguments: root, folder for its histories, name of this life, step in whose save each rank waits
 until the link is down (0 for none).
 """
@@ -50,6 +52,25 @@ class Gate:
         assert state == {}
 
 
+class Cache:
+    """What the ranks of a host keep together; every step changes it, on each host otherwise."""
+
+    def __init__(self, host: int) -> None:
+        self._stream = torch.Generator().manual_seed(100 + host)
+        self.scales = torch.rand(6, generator=self._stream)
+
+    def turn(self) -> torch.Tensor:
+        self.scales = 0.5 * self.scales + torch.rand(6, generator=self._stream)
+        return self.scales
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"scales": self.scales, "stream": self._stream.get_state()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.scales = state["scales"]
+        self._stream.set_state(state["stream"])
+
+
 def main() -> None:
     root, folder, life, bad_step = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     torch.set_num_threads(1)
@@ -60,18 +81,28 @@ def main() -> None:
     fully_shard(model)
     torch.manual_seed(1 + rank)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    host = rank // 2
+    # A life that resumes begins with another cache: only the saved one can be right.
+    cache = Cache(host + 10 * (life == "resumed"))
     gate = Gate(folder / f"waits.{rank}", folder / "down")
-    ckpt = ss.Checkpointer(root, save=ss.every(steps=2), mode="sync", deadlines=DEADLINES)
+    ckpt = ss.Checkpointer(
+        root, save=ss.every(steps=2), mode="sync", deadlines=DEADLINES, node=host
+    )
     ckpt.add("model", model)
     ckpt.add("optimizer", optimizer)
     ckpt.add("rng", ss.RNG(), sharing=ss.PER_RANK)
+    ckpt.add("cache", cache, sharing=ss.PER_NODE)
     ckpt.add("gate", gate, sharing=ss.PER_RANK)
     with (folder / f"history.{life}.{rank}").open("w", buffering=1) as history:
         resumed = ckpt.restore()
         start = 0 if resumed is None else resumed.step
         print(json.dumps({"resumed": start}), file=history)
         for step in ckpt.steps(NUM_STEPS):
-            print(json.dumps({f"step {step}": train(model, optimizer)}), file=history)
+            loss = train(model, optimizer, cache.turn())
+            print(
+                json.dumps({f"step {step}": loss, f"cache {step}": cache.scales.tolist()}),
+                file=history,
+            )
             gate.armed = step == bad_step
             try:
                 ckpt.step(step)
@@ -95,9 +126,9 @@ def local(model: nn.Module) -> list[torch.Tensor]:
     return [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
-    """Train one step on data that the RNG gives."""
-    features = torch.randn(4, 6)
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, scales: torch.Tensor) -> float:
+    """Train one step on data that the RNG gives and the host scales."""
+    features = scales * torch.randn(4, 6)
     loss = (model(features) - features[:, :2]).square().mean()
     optimizer.zero_grad()
     loss.backward()

@@ -60,6 +60,7 @@ def test_a_job_that_was_cut_in_two_is_told_on_both_sides_and_resumes_exactly(
         hosts.set_link("up")
         for process in start(hosts, broken, "resumed", 29633):
             assert process.wait(_LIFE_S) == 0, process.text()[-3000:]
+    histories = []
     for rank in range(4):
         expected = history(tmp_path, "whole", rank)
         first, second = history(tmp_path, "cut", rank), history(tmp_path, "resumed", rank)
@@ -68,8 +69,16 @@ def test_a_job_that_was_cut_in_two_is_told_on_both_sides_and_resumes_exactly(
         steps = [f"step {step}" for step in range(1, 8)]
         assert [first[step] for step in steps[:4]] == [expected[step] for step in steps[:4]]
         assert [second[step] for step in steps[2:]] == [expected[step] for step in steps[2:]]
+        caches = [f"cache {step}" for step in range(3, 8)]
+        assert [second[step] for step in caches] == [expected[step] for step in caches]
         assert second["weights"] == expected["weights"]
+        histories.append(second)
+    of_hosts = [found["cache 7"] for found in histories]
+    assert of_hosts[0] == of_hosts[1] != of_hosts[2] == of_hosts[3]
     run = ss.open(broken)
+    payloads = {one.name: one.payloads for one in run.step(6).manifest.components}["cache"]
+    owners = ("trainer/0", "trainer/0", "trainer/2", "trainer/2")
+    assert payloads == {f"trainer/{rank}": owner for rank, owner in enumerate(owners)}
     assert run.steps() == (2, 4, 6)
     assert [run.step(step).verify() for step in run.steps()] == [()] * 3
 
