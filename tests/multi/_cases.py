@@ -1,7 +1,8 @@
 """What is hit, where and how; what must hold then; and one run of such a case.
 
 `kill` is SIGKILL. `stop` is SIGSTOP, and SIGCONT once the survivors have ended. `zombie` is
-SIGSTOP, and SIGCONT only after the next start of the job has restored and saved.
+SIGSTOP, and SIGCONT only after the next start of the job has restored and saved. `raise` is an
+exception at the gate: the rank lives on, and so does its job.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Case", "Report", "make_root", "matrix", "run_case"]
 
-How = Literal["kill", "stop", "zombie"]
+How = Literal["kill", "stop", "zombie", "raise"]
 HOWS: tuple[How, ...] = ("kill", "stop", "zombie")
 OF_ANY = (
     "construct/before",
@@ -77,22 +78,25 @@ class Case:
     gate: str
     victim: int
     how: How
+    sharing: str = ""
+    """Of the component whose state is taken at the gate, among one of each sharing."""
 
     def __str__(self) -> str:
         """Return the name of the case."""
-        return f"{self.how}-{self.gate.replace('/', '-')}-rank{self.victim}of{self.world}"
+        of = f"-{self.sharing}" if self.sharing else ""
+        return f"{self.how}-{self.gate.replace('/', '-')}-rank{self.victim}of{self.world}{of}"
 
     def life(self, root: Path, name: str) -> Life:
         """Return a start of the job; only the first one is hit."""
-        sharded = self.world == 4
+        sharded = self.world >= 4
         folder = str(root.parent)
         if name != "hit":
-            return Life(str(root), folder, name, self.world, sharded=sharded)
+            return Life(str(root), folder, name, self.world, sharded=sharded, sharing=self.sharing)
         in_flight = self.gate == "close/in-flight"
         gate = "save/write" if in_flight else self.gate
         return Life(
             str(root), folder, name, self.world, gate, self.victim, in_flight, sharded,
-            self.connect_s,
+            self.connect_s, self.sharing,
         )  # fmt: skip
 
     @property
@@ -144,10 +148,10 @@ def matrix(world: int) -> Iterator[Case]:
             yield Case(world, gate, 0, how)
 
 
-def make_root(world: int, folder: Path) -> Path:
+def make_root(world: int, folder: Path, sharing: str = "") -> Path:
     """Return a root with two steps that a world of this size saved."""
     root = folder / "root"
-    with Ranks(Case(world, "", 0, "kill").life(root, "first")) as ranks:
+    with Ranks(Case(world, "", 0, "kill", sharing).life(root, "first")) as ranks:
         hanging = ranks.wait_ended(range(world), LIMIT_S)
         assert not hanging, [ranks.stack(rank) for rank in hanging]
         failed = [str(c) for r in range(world) for c in ranks.calls(r) if c.kind != "ok"]
@@ -166,7 +170,8 @@ def run_case(case: Case, template: Path, folder: Path) -> Report:
     report = Report(str(case))
     with Ranks(case.life(root, "hit")) as ranks:
         hit_at = _hit(case, ranks, report)
-        survivors = [rank for rank in range(case.world) if rank != case.victim]
+        lives = case.how == "raise"
+        survivors = [rank for rank in range(case.world) if lives or rank != case.victim]
         _expect_ended(ranks, survivors, report)
         if case.how == "stop":
             _awake(case, ranks, report)
@@ -179,6 +184,8 @@ def run_case(case: Case, template: Path, folder: Path) -> Report:
         _judge_survivors(case, calls, hit_at, report)
         told = [*calls, *ranks.calls(case.victim)]
         _judge_words(told, _commits(root), report)
+        if case.sharing:
+            _judge_alike(case, calls, _commits(root), report)
     _start_again(case, root, "last", report)
     _judge_words(told, _commits(root), report)
     _judge_root(root, report)
@@ -189,6 +196,9 @@ def run_case(case: Case, template: Path, folder: Path) -> Report:
 def _hit(case: Case, ranks: Ranks, report: Report) -> float:
     if not ranks.wait_reached(case.victim, LIMIT_S / 2):
         report.violations.append(f"rank {case.victim} never reached its gate")
+    if case.how == "raise":
+        ranks.release(case.victim, "raise")
+        return time.monotonic()
     hit_at = ranks.hit(case.victim, signal.SIGKILL if case.how == "kill" else signal.SIGSTOP)
     if case.gate in OF_OTHERS:
         ranks.release(0)  # the coordinator may publish now
@@ -253,8 +263,30 @@ def _judge_survivors(case: Case, calls: list[Call], hit_at: float, report: Repor
     kinds = {(call.name, call.kind) for call in calls}
     if case.gate in OF_OTHERS and ("wait", "ok") not in kinds:
         report.violations.append("who prepared may vanish without harm, but the save failed")
-    if ("wait next", "ok") in kinds and not case.gate.startswith("close"):
+    if case.how == "raise":
+        if kinds & {("next", "ok"), ("wait next", "ok")} != {("next", "ok"), ("wait next", "ok")}:
+            report.violations.append("the job did not save again after the exception")
+    elif ("wait next", "ok") in kinds and not case.gate.startswith("close"):
         report.violations.append("a step was committed without the one who was hit")
+
+
+def _judge_alike(
+    case: Case, calls: list[Call], commits: dict[int, StepEntry], report: Report
+) -> None:
+    """The save failed on each of these ranks, with one error, and nothing of it is committed."""
+    failed = [c for c in calls if c.name in ("save", "wait") and c.outcome == "raised"]
+    ranks = {call.rank for call in failed}
+    report.violations += [
+        f"rank {rank} was not told that the save failed"
+        for rank in sorted({call.rank for call in calls} - ranks)
+    ]
+    told = {call.facts["message"] for call in failed if call.rank != case.victim}
+    kinds = {call.kind for call in failed}
+    # Who loses the coordinator says of itself what it knows, and who raised knows of no phase.
+    if case.victim and (len(kinds) > 1 or len(told) > 1):
+        report.violations.append(f"not one error for all: {sorted(kinds)}, {sorted(told)}")
+    if FIRST + 1 in commits:
+        report.violations.append(f"step {FIRST + 1} was committed")
 
 
 def _names(case: Case, call: Call) -> bool:

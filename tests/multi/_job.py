@@ -8,6 +8,7 @@ time and what came of it, to a file outside the root.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import faulthandler
 import json
 import os
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
+from tests.multi._held import RANKS_PER_NODE, Data, held, number_of
 from torch import nn
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.fsdp import fully_shard
@@ -29,13 +31,14 @@ import stepseal as ss
 from stepseal import errors, protocol
 from stepseal.session import JobOptions, Wiring, coordinate
 from stepseal.session._job import Rendezvous, discover
+from stepseal.session._nodes import node_text, numbered
 from stepseal.steps import PosixSteps
 from stepseal.steps._attempts import NONCE
 from stepseal.storage import LocalStorage
 from stepseal.testing import FaultyStorage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from multiprocessing.connection import Connection
 
     from stepseal.components import Topology
@@ -45,6 +48,10 @@ T = TypeVar("T")
 DEADLINES = ss.Deadlines(
     connect_s=20, capture_s=4, write_s=6, commit_s=4, check_s=4, apply_s=4, close_s=2,
     heartbeat_s=0.3, lost_s=1.2,
+)  # fmt: skip
+CALM = dataclasses.replace(
+    DEADLINES, connect_s=40, capture_s=20, write_s=20, commit_s=20, check_s=20, apply_s=20,
+    heartbeat_s=1.0, lost_s=15,
 )  # fmt: skip
 ROWS, COLUMNS = 8, 4
 LIMIT_S = 60.0
@@ -67,6 +74,13 @@ class Life:
     """Close while the save is in flight."""
     sharded: bool = False
     connect_s: float = DEADLINES.connect_s
+    sharing: str = ""
+    """Of the component that has the gate, among one of each sharing; empty for PER_RANK alone."""
+
+    @property
+    def deadlines(self) -> ss.Deadlines:
+        """Deadlines of the job; many ranks on few processors are slow."""
+        return CALM if self.sharing else dataclasses.replace(DEADLINES, connect_s=self.connect_s)
 
     def file(self, kind: str, rank: int) -> Path:
         """Return the file of one rank's `kind` in this life."""
@@ -97,6 +111,10 @@ class Gate:
             os._exit(3)  # the test is gone
         if answer == "leave":
             os._exit(0)  # without a goodbye
+        if answer == "raise" and name == "save/capture":
+            raise RuntimeError("hit in its state_dict")
+        if answer == "raise":
+            raise errors.StorageUnavailable("hit in its storage", errno=errno.ENOSPC)
 
 
 class GatedHub:
@@ -224,7 +242,7 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
     """Return what connects a rank as the process group join does, with gates in all parts."""
 
     def join(root: str, options: JobOptions) -> tuple[Topology, Wiring]:
-        topology = discover("trainer")
+        topology, node = discover("trainer"), node_text(None)
         rendezvous = GatedRendezvous(topology, options.deadlines)
         rendezvous.gate = gate
         steps = PosixSteps(gated_storage(root, gate))
@@ -240,33 +258,18 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
             gate.reach("coordinator/listening")
             gated = GatedHub(hub, gate, topology.participants[-1])
             coordinator = coordinate(steps, topology, options, gated)
-            rendezvous.publish(hub.addresses, ())
+            said = {0: node, **rendezvous.gather()}
+            nodes = numbered([said[one] for one in range(topology.world_size)])
+            rendezvous.publish(hub.addresses, nodes)
         else:
-            link, _ = rendezvous.connect(ss.__version__, "")
+            link, nodes = rendezvous.connect(ss.__version__, node)
             gate.reach("connect/reached")
+        topology = dataclasses.replace(topology, nodes=nodes)
         driver = GatedDriver(topology.me, link, options.deadlines)
         driver.gate = gate
         return topology, Wiring(steps, driver, coordinator)
 
     return join
-
-
-class Data:
-    """A component that each rank has for itself, with gates where its state is taken and given."""
-
-    def __init__(self, rank: int, gate: Gate) -> None:
-        self.state = {"rank": rank, "step": 0}
-        self.is_training = False
-        self._gate = gate
-
-    def state_dict(self) -> dict[str, Any]:
-        if self.is_training:  # a restore reads the state, too, to see whether it can be saved
-            self._gate.reach("save/capture")
-        return dict(self.state)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._gate.reach("restore/apply")
-        self.state = dict(state)
 
 
 class Log:
@@ -323,8 +326,10 @@ def _job(rank: int, life: Life, pipe: Connection[Any, Any], log: Log) -> None:
     model = nn.Linear(COLUMNS, ROWS)
     if life.sharded:
         fully_shard(model)
-    data = Data(rank, gate)
-    deadlines = dataclasses.replace(DEADLINES, connect_s=life.connect_s)
+    if life.sharing:
+        os.environ["GROUP_RANK"] = str(rank // RANKS_PER_NODE)
+    data = held(rank, life.world, gate, life.sharing)
+    deadlines = life.deadlines
     gate.reach("construct/before")
     ckpt = log.call(
         "construct",
@@ -334,15 +339,17 @@ def _job(rank: int, life: Life, pipe: Connection[Any, Any], log: Log) -> None:
         threading.Event().wait(2.0)  # the store lives in rank 0, and others may still read it
         return
     ckpt.add("model", model)
-    ckpt.add("data", data, sharing=ss.PER_RANK)
+    for name, part in data.items():
+        ckpt.add(name, part, sharing=part.sharing, kind=part.kind)
     gate.reach("restore/join")
     restored = log.call("restore", ckpt.restore)
     step = 0
     if restored is not None:
         step = restored.step
-        log.put("values", "right" if _values(model, data.state) == (rank, step) else "wrong")
+        log.put("values", "right" if _is_of(model, data, rank, life.world, step) else "wrong")
     _train(model, data, rank, life.world, step + 1)
-    data.is_training = True
+    for part in data.values():
+        part.is_training = True
     gate.reach("save/before")
     pending = log.call("save", lambda: ckpt.save(step + 1))
     if pending is not None and not life.in_flight:
@@ -379,15 +386,15 @@ def _local(model: nn.Linear) -> torch.Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def _train(model: nn.Linear, data: Data, rank: int, world: int, step: int) -> None:
+def _train(model: nn.Linear, data: Mapping[str, Data], rank: int, world: int, step: int) -> None:
     sharded = isinstance(model.weight, DTensor)
     _local(model).copy_(_expected(rank, world, step, sharded=sharded))
-    data.state = {"rank": rank, "step": step}
+    for part in data.values():
+        part.fill(step)
 
 
-def _values(model: nn.Linear, state: dict[str, int]) -> tuple[int, int] | None:
-    """Return rank and step that all state agrees on."""
-    rank, step = state["rank"], state["step"]
-    sharded = isinstance(model.weight, DTensor)
-    expected = _expected(rank, dist.get_world_size(), step, sharded=sharded)
-    return (rank, step) if torch.equal(_local(model), expected) else None
+def _is_of(model: nn.Linear, data: Mapping[str, Data], rank: int, world: int, step: int) -> bool:
+    """Return whether all state of this rank is that of a step."""
+    expected = _expected(rank, world, step, sharded=isinstance(model.weight, DTensor))
+    parts = [part.is_of(step, number_of(name, rank)) for name, part in data.items()]
+    return all(parts) and torch.equal(_local(model), expected)

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-_PRELOAD = ["torch.distributed.fsdp", "torch.distributed.tensor", "stepseal.session"]
+_PRELOAD = [
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch._dynamo",  # which fully_shard imports
+    "stepseal.session",
+]
 _START_S = 60.0
 
 
@@ -108,10 +113,10 @@ class Ranks:
             time.sleep(0.002)
         return time.monotonic()
 
-    def release(self, rank: int) -> None:
-        """Let a rank pass its gate."""
+    def release(self, rank: int, how: str = "go") -> None:
+        """Let a rank pass its gate, or `raise` there."""
         with contextlib.suppress(ConnectionError):  # it is dead
-            self._pipes[rank].send("go")
+            self._pipes[rank].send(how)
 
     def wait_ended(self, ranks: Iterable[int], timeout_s: float) -> list[int]:
         """Wait for ranks to end by themselves; return those that still run."""

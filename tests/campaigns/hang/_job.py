@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from tests.campaigns.harness._processes import new_token, read_address, write_address
 from tests.campaigns.harness._states import Replica, names
+from tests.multi._held import Data
 from tests.multi._job import (
-    Data,
     Gate,
     GatedDriver,
     GatedHub,
