@@ -76,7 +76,7 @@ def test_fingerprints_are_compared_within_each_set() -> None:
 def test_sets_that_differ_or_leave_a_coordinate_out_are_named() -> None:
     found = disagreements(in_sets("aab", sets="sst"))
     assert set(found) == {THREE[2]}
-    assert "is equal on the ranks of the sets [t], but" in found[THREE[2]].message
+    assert "on every rank: declares the sets [t], but" in found[THREE[2]].message
     assert set(disagreements(in_sets("aab", num_sets=3))) == set(THREE)
 
 

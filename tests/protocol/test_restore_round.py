@@ -102,6 +102,14 @@ def test_calls_that_differ_fail_on_all(other: dict[str, object]) -> None:
     assert name in message.failures[TWO[1]].message
 
 
+def test_sets_that_differ_are_shown_once_for_all_components_that_have_them() -> None:
+    found = RestoreRound(1, TWO, DEADLINES, 0.0)
+    found.on_called(TWO[0], called(sets={"a": "set=0: 0 1", "b": "set=0: 0 1"}, fresh=True), 0.0)
+    text = failure(found.on_called(TWO[1], called(sets={"a": "set=0: 0", "b": ""}), 0.0)).message
+    assert "fresh=False, the sets [set=0: 0] of a, the sets [] of b, but" in text
+    assert "with fresh=True, the sets [set=0: 0 1] of a and b: pass the same same_on=" in text
+
+
 def test_a_restore_that_only_checks_applies_and_claims_nothing() -> None:
     found = in_check(check_only=True)
     found.on_vote(TWO[0], messages.Checked(1, 1), 2.0)

@@ -139,10 +139,13 @@ def test_ranks_that_declare_different_sets_commit_and_restore_nothing() -> None:
         assert set(error.failures) == {"trainer/3"}
         assert "set=0: 0 1; set=1: 2 3" in str(error)
         assert "set=0: 0 2; set=1: 1 3" in str(error)
+        assert "pass the same same_on= on every rank" in str(error)
     save(storage, same, [5, 6, 5, 6])
     for error in restored(storage, mixed, 4):
         assert isinstance(error, StateMismatch)
-        assert "sets of module=set=0: 0 1; set=1: 2 3" in str(error)
+        assert "with the sets [set=0: 0 1; set=1: 2 3] of tree and module and opt" in str(error)
+        assert "but trainer/0 with the sets [set=0: 0 2; set=1: 1 3] of tree and" in str(error)
+        assert "pass the same same_on= on every rank" in str(error)
 
 
 def test_sets_that_differ_only_in_who_reads_are_told_apart() -> None:

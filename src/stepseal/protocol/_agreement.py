@@ -39,7 +39,8 @@ def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
         held = {p: f"{f[name].kind} {f[name].sharing}" for p, f in facts.items()}
         _compare(found, held, f"component {name}: holds", name)
         sets = {p: f"[{f[name].sets}]" for p, f in facts.items()}
-        _compare(found, sets, f"component {name}: is equal on the ranks of the sets", name)
+        what = f"component {name}: pass the same same_on= on every rank: declares the sets"
+        _compare(found, sets, what, name)
         for coordinate, digests in _comparable({p: f[name] for p, f in facts.items()}).items():
             what = "key set, shapes or dtypes have digest"
             if next(iter(facts.values()))[name].sets:

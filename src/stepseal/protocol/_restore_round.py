@@ -33,6 +33,8 @@ __all__ = ["RestoreRound"]
 _DAMAGE = frozenset({errors.Corrupt.kind, errors.StorageUnavailable.kind})
 _PASSED_ON = _DAMAGE | {errors.StateMismatch.kind, errors.InvalidInput.kind}
 """Kinds that all participants raise if all that failed say so."""
+_SETS_OF = "sets of "
+"""How the facts about the sets of a component begin."""
 
 
 class RestoreRound:
@@ -100,6 +102,8 @@ class RestoreRound:
                     f"called restore with {_shown(has, names)}, but {first} with "
                     f"{_shown(wanted, names)}"
                 )
+                if any(name.startswith(_SETS_OF) for name in names):
+                    text += ": pass the same same_on= on every rank"
                 found[participant] = messages.Failure(errors.StateMismatch.kind, text)
         return found
 
@@ -311,7 +315,7 @@ def _facts(call: messages.RestoreCalled) -> dict[str, object]:
         for name, policy in call.policies.items()
     }
     conversions = {f"convert {name}": value for name, value in call.conversions.items()}
-    sets = {f"sets of {name}": value for name, value in call.sets.items()}
+    sets = {f"{_SETS_OF}{name}": value for name, value in call.sets.items()}
     return {
         "step": call.step,
         "fresh": call.fresh,
@@ -325,4 +329,14 @@ def _facts(call: messages.RestoreCalled) -> dict[str, object]:
 
 
 def _shown(facts: Mapping[str, object], names: list[str]) -> str:
-    return ", ".join(f"{name}={facts.get(name, 'absent')}" for name in names)
+    """Return facts as a text; components with the same sets of ranks are named together."""
+    divided: dict[object, list[str]] = {}
+    for name in names:
+        if name.startswith(_SETS_OF):
+            sets = facts.get(name, "absent")
+            divided.setdefault(sets, []).append(name.removeprefix(_SETS_OF))
+    others = [name for name in names if not name.startswith(_SETS_OF)]
+    return ", ".join([
+        *(f"{name}={facts.get(name, 'absent')}" for name in others),
+        *(f"the sets [{sets}] of {' and '.join(of)}" for sets, of in divided.items()),
+    ])  # fmt: skip
