@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from tests.session._converting import refused, saved
+from tests.session._converting import refused, restored, saved
 from torch import nn
 
 import stepseal as ss
@@ -52,6 +53,58 @@ def test_every_entry_must_have_an_effect(tmp_path: Path) -> None:
         "component model: weight: it is in keep=, but the saved weight would go there: add that to "
         "drop=, or take this out of keep=",
     )
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_key_that_gets_nothing_is_told_why(tmp_path: Path, listens: bool) -> None:
+    class Listening(nn.Linear):
+        def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+            super()._load_from_state_dict(*args, **kwargs)
+
+    old = nn.ModuleDict({"body": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    saved(tmp_path, nn.ModuleDict({"module": old}))
+    new = nn.ModuleDict({**old, "lora": nn.Linear(1, 1, bias=False)})
+    if listens:  # a module with its own load has other code that compares
+        new["body"] = Listening(1, 1)
+    conversion = ss.Conversion(prefix={"module.": ""}, drop=["*.head.*"])
+    why = (
+        "component model: {0}: missing in the checkpoint, because drop= matches the saved "
+        "module.{0}: add {0} to keep= if it stays as it is, or take the saved key out of drop="
+    )
+    assert refused(tmp_path, new, conversion) == (
+        why.format("head.weight"),
+        why.format("head.bias"),
+        "component model: lora.weight: missing in the checkpoint: if it is new in the module, add "
+        "it to keep=",
+    )
+    kept = replace(conversion, keep=["head.*", "lora.*"])
+    assert "converted: 2 renamed, 2 dropped, 3 kept" in restored(tmp_path, new, kept)
+
+
+@pytest.mark.parametrize(
+    ("live", "entries"),
+    [
+        (nn.Linear(1, 1, dtype=torch.float16), "cast=..."),
+        (nn.Linear(1, 1, bias=False), "drop=..."),
+        (nn.ModuleDict({"a": nn.Linear(1, 1)}), "rename=..., keep=..., drop=..."),
+        (nn.Linear(2, 1), "..."),
+    ],
+)
+def test_differences_lead_to_the_entries_that_take_them_away(
+    tmp_path: Path, live: nn.Module, entries: str
+) -> None:
+    saved(tmp_path, nn.Linear(1, 1))
+    with pytest.raises(ss.errors.StateMismatch) as caught:
+        ss.load(tmp_path, model=live)
+    assert f"convert={{'model': ss.Conversion({entries})}}" in str(caught.value)
+
+
+def test_a_cast_to_another_dtype_than_the_live_one_leads_to_the_cast(tmp_path: Path) -> None:
+    saved(tmp_path, nn.Linear(1, 1))
+    live = nn.Linear(1, 1, dtype=torch.float16)
+    with pytest.raises(ss.errors.StateMismatch) as caught:
+        ss.load(tmp_path, model=live, convert={"model": ss.Conversion(cast={FP32: torch.bfloat16})})
+    assert "Correct convert['model'] (cast=...), or leave it out" in str(caught.value)
 
 
 def test_a_conversion_that_is_left_in_the_script_is_told_to_go(tmp_path: Path) -> None:

@@ -81,8 +81,10 @@ class Conversion:
 
     def live_key(self, saved: str) -> str | None:
         """Return what a saved key is called in live state, or None if it is dropped."""
-        if matches(saved, self.drop):
-            return None
+        return None if matches(saved, self.drop) else self.name_of(saved)
+
+    def name_of(self, saved: str) -> str:
+        """Return what a saved key is called in live state if nothing is dropped."""
         if saved in self.rename:
             return self.rename[saved]
         old = self._prefix_of(saved)

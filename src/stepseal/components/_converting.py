@@ -12,7 +12,7 @@ from stepseal.components._leaves import OpenedState, mismatch
 from stepseal.components._tensors import FlatState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from stepseal.components._conversion import Conversion
 
@@ -72,15 +72,31 @@ def converted(
         "cast": len(cast),
     }
     values = opened.value if isinstance(opened.value, dict) else {}
+    missing = {*target.tensors, *target.values}.difference(names.values())
     taken = OpenedState(
         live.component,
         {key: replace(one, dtype=cast.get(key, one.dtype)) for key, one in stored.items()},
         None if opened.filled is None else _renamed(opened.filled, names),
         _renamed(values, names) or None,
         stored=stored,
+        absent=_absent(conversion, saved_keys, missing),
         note=f"converted: {', '.join(f'{n} {what}' for what, n in counts.items() if n) or 'none'}",
     )
     return taken, target
+
+
+def _absent(
+    conversion: Conversion, saved: Iterable[str], missing: Collection[str]
+) -> dict[str, str]:
+    """Return why live keys get nothing: what would go there is dropped, or there is nothing."""
+    found = dict.fromkeys(missing, ": if it is new in the module, add it to keep=")
+    for key in sorted(saved):
+        if (name := conversion.name_of(key)) in found and matches(key, conversion.drop):
+            found[name] = (
+                f", because drop= matches the saved {key}: add {name} to keep= if it stays as it "
+                "is, or take the saved key out of drop="
+            )
+    return found
 
 
 def _renamed(entries: Mapping[str, _T], names: Mapping[str, str]) -> dict[str, _T]:

@@ -113,9 +113,10 @@ class OpenedState:
         value: the decoded non-tensor state, None if there is none.
         stored: `tensors` as they are in the step; None if these are the same.
         note: how they were converted, for the report.
+        absent: live key to why a conversion leaves nothing for it.
     """
 
-    __slots__ = ("_component", "_note", "_stored", "filled", "tensors", "value")
+    __slots__ = ("_absent", "_component", "_note", "_stored", "filled", "tensors", "value")
 
     def __init__(
         self,
@@ -126,7 +127,9 @@ class OpenedState:
         *,
         stored: Mapping[str, SavedTensor] | None = None,
         note: str = "",
+        absent: Mapping[str, str] | None = None,
     ) -> None:
+        self._absent = absent or {}
         self._component = component
         self.tensors = tensors
         self.filled = filled
@@ -137,6 +140,10 @@ class OpenedState:
     def keys(self) -> frozenset[str]:
         """Return the keys of all tensors and of all other leaves."""
         return frozenset((*self.tensors, *(self.value if isinstance(self.value, dict) else ())))
+
+    def missing(self, key: str) -> str:
+        """Return the text about a live key for which the step has nothing."""
+        return f"{key}: missing in the checkpoint{self._absent.get(key, '')}"
 
     def plan(self, leaves: list[Leaf], finish: Callable[[], None], *, note: str = "") -> LeafPlan:
         """Return the plan that fills `leaves`, then calls `finish`; `note` is for the report.

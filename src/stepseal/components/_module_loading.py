@@ -147,7 +147,7 @@ def _problems(
         saved, dtype = opened.tensors.get(key), str(tensor.dtype).removeprefix("torch.")
         if saved is None:
             if not key.startswith(seen):
-                found.append(f"{key}: missing in the checkpoint")
+                found.append(opened.missing(key))
             continue
         shape = list(tensor.shape)
         if shape != list(saved.shape) and not key.startswith(seen):
@@ -155,9 +155,7 @@ def _problems(
         if dtype != saved.dtype:
             found.append(f"{key}: dtype: expected (live) {dtype}, found {saved.dtype}")
     found += [
-        f"{key}: missing in the checkpoint"
-        for key in live.values
-        if key not in values and not key.startswith(seen)
+        opened.missing(key) for key in live.values if key not in values and not key.startswith(seen)
     ]
     for key in (*opened.tensors, *values):
         known = key in (live.tensors if key in opened.tensors else live.values)

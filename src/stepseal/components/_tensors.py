@@ -155,7 +155,8 @@ def plan_flat(
     leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=False)
     problems: list[str] = []
     for leaf in leaves:
-        problems += compare_leaf(leaf, opened.tensors.get(leaf.key))
+        saved = opened.tensors.get(leaf.key)
+        problems += compare_leaf(leaf, saved) if saved else [opened.missing(leaf.key)]
     problems += _key_problems(flat, opened, values)
     if problems:
         raise mismatch(flat.component, problems)
@@ -164,7 +165,7 @@ def plan_flat(
 
 def _key_problems(flat: FlatState, opened: OpenedState, values: Mapping[str, object]) -> list[str]:
     return [
-        *(f"{key}: missing in the checkpoint" for key in flat.values if key not in values),
+        *(opened.missing(key) for key in flat.values if key not in values),
         *(
             f"{key}: unexpected in the checkpoint"
             for key in (*opened.tensors, *values)

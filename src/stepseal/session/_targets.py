@@ -164,19 +164,23 @@ class Targets:
         ]
         self._refuse(problems, step)
 
-    def way_on(self, problems: Iterable[str]) -> str:
+    def way_on(self, problems: Sequence[str]) -> str:
         """Return what to do where saved and live state differ; each text names its component."""
         differing = {text.partition(":")[0].removeprefix("component ") for text in problems}
         live = [one for one in self.components if one.name in differing]
         converted = [one.name for one in live if one.name in self.choice.conversions]
         modules = [one.name for one in live if can_convert(one) and one.name not in converted]
-        texts = [f"Correct convert[{name!r}], or leave it out" for name in converted]
+        texts = [
+            f"Correct convert[{name!r}]{_entries(name, problems, ' ({})')}, or leave it out"
+            for name in converted
+        ]
         if len(converted) < len(live) or not live:
             texts.append("Build the objects as they were at the save")
         if modules:
+            entries = _entries(modules[0], problems) or "..."
             texts.append(
                 "names and dtypes of a module may change: "
-                f"convert={{{modules[0]!r}: ss.Conversion(...)}}"
+                f"convert={{{modules[0]!r}: ss.Conversion({entries})}}"
             )
         if self.choice.conversions:
             texts += [
@@ -282,6 +286,16 @@ class Targets:
 def fresh_once(name: str) -> str:
     """Return the call that begins a component anew, at one start."""
     return f"restore(policies={{{name!r}: 'fresh'}}) begins it anew, at this start only"
+
+
+def _entries(name: str, problems: Sequence[str], form: str = "{}") -> str:
+    """Return the entries of a conversion that can take such differences away; empty for none."""
+    mine = [text for text in problems if text.startswith(f"component {name}:")]
+    entry_of = {": missing in": "keep=...", ": unexpected in": "drop=...", ": dtype: ": "cast=..."}
+    found = [entry for word, entry in entry_of.items() if any(word in text for text in mine)]
+    if {"keep=...", "drop=..."} <= set(found):
+        found.insert(0, "rename=...")
+    return form.format(", ".join(found)) if found else ""
 
 
 def _restored(component: Component, saved: SavedComponent, plan: RestorePlan, note: str) -> str:
