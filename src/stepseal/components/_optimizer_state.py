@@ -32,7 +32,7 @@ class StateBuilder:
         self.states: dict[str, dict[Any, Any]] = {}
         self._component = component
         self._opened = opened
-        self._problems: list[str] = []
+        self.problems: list[str] = []
 
     def add(
         self,
@@ -65,20 +65,20 @@ class StateBuilder:
                     parameter, saved.shape, dtype, cpu=cpu, plain=key in entry.get("plain", ())
                 )
             if tensor is None:
-                self._problems.append(f"{name}: missing in the checkpoint")
+                self.problems.append(f"{name}: missing in the checkpoint")
                 continue
             part = tensor if self._opened.filled is None else local_part(tensor)
             leaf = leaf_of(self._component, name, part, owns_plain=False)
-            self._problems += compare_leaf(leaf, saved)
+            self.problems += compare_leaf(leaf, saved)
             self.leaves.append(leaf)
             state[key] = tensor
         self.states[fqn] = state
 
     def all_problems(self) -> list[str]:
-        """Return every difference, also saved tensors that no state entry names."""
+        """Return all `problems`, and saved tensors that no state entry names."""
         named = {leaf.key for leaf in self.leaves}
         unnamed = [key for key in self._opened.tensors if key not in named]
-        return [*self._problems, *(f"{key}: unexpected in the checkpoint" for key in unnamed)]
+        return [*self.problems, *(f"{key}: unexpected in the checkpoint" for key in unnamed)]
 
     def _new(
         self,

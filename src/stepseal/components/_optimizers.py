@@ -8,7 +8,7 @@ modules that were added.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -152,19 +152,24 @@ class OptimizerComponent:
         opened = open_saved(saved, sharing, topology)
         value = _read_value(self.name, opened.value)
         live_groups, groups = options_of(self.optimizer, names), value.groups
-        problems = group_problems(live_groups, groups) or class_problems(
-            self.name, self.optimizer, value.cls, groups, value.state_names()
-        )
-        if problems:
-            raise mismatch(self.name, problems)
+        problems = group_problems(live_groups, groups)
+        if not problems and (
+            of_class := class_problems(
+                self.name, self.optimizer, value.cls, groups, value.state_names()
+            )
+        ):
+            raise mismatch(self.name, of_class)
         options = {fqn: group.options for group in groups for fqn in group.params}
+        shapes, live_shapes = _shapes(groups), _shapes(live_groups)
         builder, code = StateBuilder(self.name, opened), own_code(self.optimizer)
         for fqn, parameter in names.items():
             entry = value.state.get(fqn)
-            if entry is not None:
+            if entry is not None and shapes.get(fqn) == live_shapes[fqn]:
                 live = {} if code else self._live_state(fqn, parameter)
                 builder.add(fqn, parameter, live, entry, options[fqn])
-        if problems := builder.all_problems():
+        # State of parameters that are not on both sides is no difference of its own.
+        problems += builder.problems if problems else builder.all_problems()
+        if problems:
             raise mismatch(self.name, problems)
 
         def finish() -> None:
@@ -231,6 +236,11 @@ class _Value:
     def state_names(self) -> set[object]:
         """Return the names of all state."""
         return {name for entry in self.state.values() for name in entry["names"]}
+
+
+def _shapes(groups: Iterable[GroupState]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter by its name."""
+    return {fqn: s for group in groups for fqn, s in zip(group.params, group.shapes, strict=True)}
 
 
 def _read_value(component: str, value: object) -> _Value:
