@@ -7,6 +7,7 @@ strided shards; `plain` is a tensor without a mesh.
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from dataclasses import dataclass
@@ -64,6 +65,11 @@ def draw_tensors(seed: str, number: int) -> dict[str, Tensor]:
 
 def elements(tensor: Tensor, other: str = "") -> torch.Tensor:
     """Return the elements of a tensor; of another one of its kind with `other`."""
+    return _elements(tensor, other).clone()
+
+
+@functools.lru_cache(maxsize=256)
+def _elements(tensor: Tensor, other: str) -> torch.Tensor:
     seed = random.Random(tensor.seed + other).getrandbits(60)
     generator = torch.Generator().manual_seed(seed)
     if tensor.dtype is torch.bool:
@@ -115,17 +121,24 @@ class World:
     ) -> dict[str, torch.Tensor]:
         """Return live tensors in these layouts; with `other`, of other elements."""
         found: dict[str, torch.Tensor] = {}
+        modules: dict[str, nn.ParameterDict] = {}
         for key, layout in layouts.items():
             whole = elements(tensors[key], other)
             sizes, _, placements = layout.partition(" ")
             if layout == "plain":
                 found[key] = whole
             elif placements.startswith(_FSDP):
-                found[key] = self._fsdp(whole, self.mesh(sizes), placements)
+                inner = [_placement(placements.removeprefix(f"{_FSDP}(").removesuffix(")"))]
+                local = distribute_tensor(whole, self.mesh(sizes)["tp"], inner, src_data_rank=None)
+                parameter = nn.Parameter(local, requires_grad=False)
+                modules.setdefault(sizes, nn.ParameterDict())[key.replace(".", "/")] = parameter
             else:
                 split = [_placement(one) for one in re.findall(r"S\d|R", placements)]
                 found[key] = distribute_tensor(whole, self.mesh(sizes), split, src_data_rank=None)
-        return found
+        for sizes, module in modules.items():  # as in a real job: FSDP2 over what is parallel
+            fully_shard(module, mesh=self.mesh(sizes)["dp"])
+            found |= {name.replace("/", "."): one.detach() for name, one in module.items()}
+        return {key: found[key] for key in layouts}
 
     def mesh(self, sizes: str) -> DeviceMesh:
         """Return the mesh of these sizes, such as `2x3`."""
@@ -134,15 +147,6 @@ class World:
             names = ("dp", "tp")[-len(shape) :]
             self._meshes[sizes] = init_device_mesh("cpu", shape, mesh_dim_names=names)
         return self._meshes[sizes]
-
-    def _fsdp(self, whole: torch.Tensor, mesh: DeviceMesh, placements: str) -> torch.Tensor:
-        """Split as a real job does: tensor parallelism first, then FSDP2 over it."""
-        inner = _placement(placements.removeprefix(f"{_FSDP}(").removesuffix(")"))
-        module = nn.Module()
-        local = distribute_tensor(whole, mesh["tp"], [inner], src_data_rank=None)
-        module.weight = nn.Parameter(local, requires_grad=False)
-        fully_shard(module, mesh=mesh["dp"])
-        return module.weight.detach()
 
 
 def _placement(text: str) -> Placement:

@@ -192,7 +192,8 @@ def break_all(rank: int, plan: Plan, names: Sequence[str]) -> dict[str, list[str
         with broken(name):
             try:
                 seen[name] += save_one(rank, mine)
-                seen[name] += whole_problems(mine, dist.get_world_size())
+                if rank == 0:
+                    seen[name] += whole_problems(mine, dist.get_world_size())
                 seen[name] += restore_all(rank, mine)
             except Exception as error:
                 seen[name].append(f"{type(error).__name__}: {error}")
