@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from stepseal.steps import StepEntry
 
-__all__ = ["Case", "Report", "make_root", "matrix", "run_case"]
+__all__ = ["Case", "Report", "judge_alike", "make_root", "matrix", "run_case"]
 
 How = Literal["kill", "stop", "zombie", "raise"]
 HOWS: tuple[How, ...] = ("kill", "stop", "zombie")
@@ -185,7 +185,7 @@ def run_case(case: Case, template: Path, folder: Path) -> Report:
         told = [*calls, *ranks.calls(case.victim)]
         _judge_words(told, _commits(root), report)
         if case.sharing:
-            _judge_alike(case, calls, _commits(root), report)
+            judge_alike(case, calls, _commits(root), report)
     _start_again(case, root, "last", report)
     _judge_words(told, _commits(root), report)
     _judge_root(root, report)
@@ -270,7 +270,7 @@ def _judge_survivors(case: Case, calls: list[Call], hit_at: float, report: Repor
         report.violations.append("a step was committed without the one who was hit")
 
 
-def _judge_alike(
+def judge_alike(
     case: Case, calls: list[Call], commits: dict[int, StepEntry], report: Report
 ) -> None:
     """The save failed on each of these ranks, with one error, and nothing of it is committed."""
