@@ -189,6 +189,23 @@ def test_ranks_that_choose_differently_fail_alike() -> None:
     World(2, lambda _: storage).run(work)
 
 
+def test_a_required_component_that_the_step_lacks_is_named_on_all_ranks() -> None:
+    def work(_: int, ckpt: ss.Checkpointer) -> ss.errors.StateMismatch:
+        live = Live()
+        with ckpt:
+            live.add_to(ckpt)
+            ckpt.add("ema", {"w": torch.zeros(4)})
+            with pytest.raises(StateMismatch) as caught:
+                ckpt.restore()
+        assert live.data == {"position": -1}
+        return caught.value
+
+    storage = saved(3)
+    first, *others = World(3, lambda _: storage).run(work)
+    assert first.problems[0].startswith("component ema: added here, but not in the step")
+    assert {(type(one), str(one)) for one in others} == {(type(first), str(first))}
+
+
 @pytest.mark.parametrize("num_now", [2, 3])
 def test_state_of_each_rank_is_exact_on_the_same_world_and_fresh_on_another(num_now: int) -> None:
     storage = saved(2)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from torch.utils.data import Dataset
 
 import stepseal as ss
 from stepseal.testing import assert_exact_resume
@@ -65,6 +66,41 @@ def test_a_save_with_the_last_batch_resumes_with_a_whole_epoch(tmp_path: Path, e
     assert counts(tmp_path, Loader(), save=True) == [NUM_BATCHES] * 2
     whole = counts(tmp_path, Loader(ends=ends), save=False) == [NUM_BATCHES] * 2
     assert whole is ends
+
+
+class Samples(Dataset[int]):
+    """Samples whose batches are in the hands of workers before anybody asks for them."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def with_workers(root: Path, *, early: bool) -> list[list[int]]:
+    """Return the batches of a life whose workers begin before the restore, or after it."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+    loader = stateful(Samples(), batch_size=2, num_workers=2, prefetch_factor=4)
+    started = iter(loader) if early else None
+    with ss.Checkpointer(root, mode="sync") as ckpt:
+        ckpt.add("loader", loader)
+        restored = ckpt.restore()
+        seen = []
+        for batch in ckpt.batches(loader) if started is None else started:
+            seen.append(batch.tolist())
+            if restored is None and len(seen) == 3:
+                ckpt.save(3)
+    return seen
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")  # by torchdata
+def test_workers_get_the_saved_position_before_they_fetch_ahead(tmp_path: Path) -> None:
+    whole = with_workers(tmp_path, early=False)
+    assert len(whole) == 12
+    assert with_workers(tmp_path, early=False) == whole[3:]
+    assert with_workers(tmp_path, early=True) != whole[3:]  # what was fetched ahead is the start
 
 
 class Source:
