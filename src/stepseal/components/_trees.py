@@ -125,8 +125,8 @@ class TreeComponent:
             f"component {self.name!r}: expected a declared sharing among {topology.world_size} "
             "participants, found none. "
             "Declare sharing=ss.PER_RANK (each its own state), ss.REPLICATED (all the same), "
-            "ss.GLOBAL (rank 0's), ss.PER_NODE or ss.per_group(same_on=...); a dict of tensors "
-            "needs none with kind='tensors'.",
+            "ss.GLOBAL (rank 0's), ss.PER_NODE or ss.per_group(same_on=...); a dict of tensors, "
+            "or an object whose state_dict is one, needs none with kind='tensors'.",
             component=self.name,
         )
 
