@@ -15,18 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from tests.multi._job import Life, live
 
+from stepseal.testing._ranks import PRELOAD
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from typing_extensions import Self
 
-_PRELOAD = [
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor",
-    "torch._dynamo",  # which fully_shard imports
-    "stepseal.session",
-]
 _START_S = 60.0
 
 
@@ -65,7 +61,7 @@ class Ranks:
     def __init__(self, life: Life) -> None:
         self.life = life
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOAD)
+        context.set_forkserver_preload(PRELOAD)
         self._pipes: list[Any] = []
         self._processes: list[Any] = []
         for rank in range(life.world):

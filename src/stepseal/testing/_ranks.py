@@ -30,7 +30,7 @@ __all__ = ["RanksFailed", "run_ranks"]
 
 T = TypeVar("T")
 
-_PRELOAD = [
+PRELOAD = [
     "torch.distributed.checkpoint",
     "torch.distributed.fsdp",
     "torch._dynamo",  # which the first optimizer imports
@@ -82,7 +82,7 @@ def run_ranks(
             f"{timeout_s}. Pass such values."
         )
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload(PRELOAD)
     with tempfile.TemporaryDirectory(prefix="stepseal-ranks-") as folder:
         ranks = []
         try:

@@ -18,7 +18,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ from tests.campaigns.corruption import _plans as plans
 from tests.campaigns.corruption._damages import Pristine, harm
 from tests.campaigns.corruption._judge import Bench, ControlBench
 from tests.campaigns.corruption._variants import VARIANTS
+from tests.campaigns.harness._programs import run_program
 from tests.campaigns.harness._sizes import Row, Size, main
 from tests.campaigns.harness._small_job import NEWEST, STEPS, SavedRoot, new_folder, save_small_job
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 SEED = 20_260_101
+_MODULE = "tests.campaigns.corruption.run"
 _MANIFEST = f"{NEWEST}/manifest.json"
 _CONTROL = ("stepseal.json", "latest", ".stepseal")
 
@@ -106,16 +107,7 @@ class _Base:
 def run(size: Size) -> Row:
     """Try all damages of a size, in one process per core, and broken readers."""
     started = time.monotonic()
-    house = Path(__file__).resolve().parents[3]
-    path = os.pathsep.join([str(house / "src"), str(house)])
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.campaigns.corruption.run", "--size", size, "--json"],
-        cwd=house,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    found = _Found(**json.loads(done.stdout))
+    found = _Found(**json.loads(run_program(_MODULE, "--size", size, "--json")))
     return Row(
         campaign="corruption",
         unit="damages",

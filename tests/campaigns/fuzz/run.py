@@ -329,7 +329,7 @@ def guided(target: Target, seconds: int, folder: Path) -> tuple[int, list[str]]:
 
 def run(size: Size) -> Row:
     """Run the campaign as a program of its own: memory is that of a process."""
-    return row_of("tests.campaigns.fuzz.run", "--apart", size)
+    return row_of("tests.campaigns.fuzz.run", "--apart", size, anew=True)
 
 
 def _fuzz(size: Size) -> Row:

@@ -1,4 +1,4 @@
-"""What a crash campaign is asked for, and what came out; imports nothing of stepseal."""
+"""What a crash campaign is asked for, and what came out."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.campaigns.harness._programs import run_programs
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["SWITCH_INTERVALS_S", "Broken", "Options", "Report", "campaign", "kind_of",
-           "kinds_campaign", "run_program"]  # fmt: skip
+           "kinds_campaign", "run_jobs"]  # fmt: skip
 
 _MODULE = "tests.campaigns.kill.point"
 _NUMBER = re.compile(r"\d+")
-_HOUSE = Path(__file__).resolve().parents[3]
 
 
 def kind_of(name: str) -> str:
@@ -162,30 +159,17 @@ def _merged(reports: Iterable[Report]) -> Report:
     return whole
 
 
-def run_program(*arguments: str) -> list[Report]:
-    """Run the campaign program; return a report per variant."""
-    path = os.pathsep.join([str(_HOUSE / "src"), str(_HOUSE)])
-    done = subprocess.run(
-        [sys.executable, "-m", _MODULE, *arguments, "--json"],
-        cwd=_HOUSE,
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    return [_report(json.loads(line)) for line in done.stdout.splitlines()]
+def run_jobs(*jobs: Sequence[str]) -> list[list[Report]]:
+    """Run the campaign program with the arguments of each job, all at the same time; return a
+    report per job and variant.
+    """
+    texts = run_programs([[_MODULE, *job, "--json"] for job in jobs])
+    return [[_report(json.loads(line)) for line in text.splitlines()] for text in texts]
 
 
 def _report(found: dict[str, Any]) -> Report:
     broken = [Broken(**each) for each in found.pop("broken")]
     return Report(**found, broken=broken)
-
-
-def _in_shares(run_share: Callable[[int, int], Report]) -> Report:
-    """Run one process per core, each told its number and how many there are."""
-    num_shares = len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(num_shares) as pool:
-        reports = pool.map(run_share, range(num_shares), [num_shares] * num_shares)
-        return _merged(reports)
 
 
 def _at(names: Iterable[str]) -> list[str]:
@@ -203,31 +187,28 @@ def _and(whole: Report, more: Report) -> Report:
 def campaign(workload: str, *arguments: str) -> Report:
     """Kill at every index, one process per core; then at operations that no index hit."""
 
-    def share(number: int, num_shares: int) -> Report:
-        split = ["--share", str(number), "--num-shares", str(num_shares)]
-        return run_program(workload, *arguments, *split)[0]
-
-    whole = _in_shares(share)
+    num_shares = len(os.sched_getaffinity(0))
+    split = [["--share", str(n), "--num-shares", str(num_shares)] for n in range(num_shares)]
+    whole = _merged(one for (one,) in run_jobs(*([workload, *arguments, *own] for own in split)))
     for _ in range(_MOST_RETRIES):
         if not whole.missed:
             break
-        whole = _and(whole, run_program(workload, *arguments, *_at(whole.missed))[0])
+        ((more,),) = run_jobs([workload, *arguments, *_at(whole.missed)])
+        whole = _and(whole, more)
     return whole
 
 
 def kinds_campaign(workload: str, *arguments: str) -> Report:
     """Kill before one operation of each kind, chosen from all over the job."""
-    whole = run_program(workload, *arguments, "--kill-index", _NEVER)[0]
+    num_shares = len(os.sched_getaffinity(0))
+    ((whole,),) = run_jobs([workload, *arguments, "--kill-index", _NEVER])
     for turn in range(_MOST_RETRIES):
         names = [_chosen(kind, whole.performed, turn) for kind in sorted(whole.missed_kinds)]
         if not names:
             break
-
-        def share(number: int, num_shares: int, names: Sequence[str] = names) -> Report:
-            mine = names[number::num_shares]
-            return run_program(workload, *arguments, *_at(mine))[0] if mine else Report()
-
-        whole = _and(whole, _in_shares(share))
+        shares = [names[number::num_shares] for number in range(num_shares)]
+        reports = run_jobs(*([workload, *arguments, *_at(mine)] for mine in shares if mine))
+        whole = _and(whole, _merged(one for (one,) in reports))
     return whole
 
 

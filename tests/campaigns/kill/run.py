@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tests.campaigns.harness._lives import WORKLOADS as ALL
 from tests.campaigns.harness._sizes import Row, main
-from tests.campaigns.kill._report import campaign, kinds_campaign, run_program
+from tests.campaigns.kill._report import campaign, kinds_campaign, run_jobs
 from tests.campaigns.kill._variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -30,26 +29,15 @@ _STRIDE = "5"  # a commit takes more operations than that
 
 
 def run_variants(names: Sequence[str], *, known: bool = False) -> dict[str, Report]:
-    """Run the campaign on broken protocols, each until it is caught; two processes.
+    """Run the campaign on broken protocols, each until it is caught.
 
     Args:
         names: of the variants.
         known: begin where each was seen before; otherwise it has to be found.
     """
-
-    def run_some(some: Sequence[str]) -> dict[str, Report]:
-        found: dict[str, Report] = {}
-        for workload in dict.fromkeys(VARIANTS[name].workload for name in some):
-            chosen = [name for name in some if VARIANTS[name].workload == workload]
-            wanted = [text for name in chosen for text in ("--variant", name)]
-            split = ["--num-shares", _STRIDE, "--stop-after", "1", *(["--known"] if known else [])]
-            reports = run_program(workload, *wanted, *split)
-            found.update(zip(chosen, reports, strict=True))
-        return found
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(run_some, [names[::2], names[1::2]])
-    return {**first, **second}
+    split = ["--num-shares", _STRIDE, "--stop-after", "1", *(["--known"] if known else [])]
+    jobs = [[VARIANTS[name].workload, "--variant", name, *split] for name in names]
+    return dict(zip(names, (one for (one,) in run_jobs(*jobs)), strict=True))
 
 
 def run(size: Size) -> Row:

@@ -17,7 +17,7 @@ from tests.campaigns.kill._report import (
     campaign,
     kind_of,
     kinds_campaign,
-    run_program,
+    run_jobs,
 )
 from tests.campaigns.kill._variants import VARIANTS
 from tests.campaigns.kill.run import BROKEN, WORKLOADS, run_variants, violations_of
@@ -95,14 +95,14 @@ def test_a_reproduction_names_the_operation_and_the_seed() -> None:
 
 def test_the_second_of_two_operations_of_one_pattern_is_struck() -> None:
     points = ("--kill-at", "sync_dir #1", "--kill-at", "sync_dir #8")
-    (report,) = run_program("alone", *points)
+    ((report,),) = run_jobs(["alone", *points])
     assert report.struck == ["sync_dir #1", "sync_dir #8"]
     assert (report.num_kills, report.num_torn) == (2, 1)
 
 
 def test_killed_between_the_two_moves_of_a_superseding(capsys: pytest.CaptureFixture[str]) -> None:
     points = [text for pattern in TWO_MOVES for text in ("--kill-at", pattern)]
-    report = run_program("two-moves", *points)[0]
+    ((report,),) = run_jobs(["two-moves", *points])
     with capsys.disabled():
         print(f"\nSIGKILL, superseding without rename flags: {report.summary()}")
     assert not report.broken, report.text("two-moves")
