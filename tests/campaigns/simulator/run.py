@@ -25,6 +25,8 @@ from tests.campaigns.simulator._simulate import simulate
 from tests.campaigns.simulator._variants import VARIANTS, broken
 from tests.campaigns.simulator._world import Faults
 
+from stepseal.testing._ranks import PRELOAD
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -135,7 +137,9 @@ def _prepare() -> None:
 
 
 def _workers(num_jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(num_jobs, multiprocessing.get_context("spawn"), _prepare)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return ProcessPoolExecutor(num_jobs, context, _prepare)
 
 
 def sweep(
