@@ -14,7 +14,7 @@ from tests.campaigns.harness._small_job import NEWEST, STEPS
 from stepseal.layout import CHUNK_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
     "at_boundaries",
@@ -22,6 +22,7 @@ __all__ = [
     "between_files",
     "flips",
     "of_control_files",
+    "of_each",
     "of_whole_files",
 ]
 
@@ -102,6 +103,16 @@ def _beside(bounds: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
         moved = tuple(at + shift * (place == number) for place, at in enumerate(bounds))
         if moved[0] >= 0 and moved[-1] <= size and all(a < b for a, b in pairwise(moved)):
             yield moved
+
+
+def of_each(damages: Iterable[str], number: int, seed: int) -> Iterator[str]:
+    """Yield so many damages of each kind to each file, from anywhere in it."""
+    strata: dict[tuple[str, ...], list[str]] = {}
+    for damage in damages:
+        strata.setdefault(tuple(damage.split()[:2]), []).append(damage)
+    chance = random.Random(seed)
+    for stratum in strata.values():
+        yield from chance.sample(stratum, min(number, len(stratum)))
 
 
 def of_whole_files(files: Mapping[str, bytes]) -> Iterator[str]:

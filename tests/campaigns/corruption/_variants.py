@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tests.campaigns.harness._small_job import NEWEST, STEPS
 from tests.campaigns.kill._variants import replace
 
 from stepseal.cli import _verifying
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = ["VARIANTS", "Reader"]
 
+_BEFORE = f"step-{STEPS[-2]}"
+_PART = (
+    *(f"components/{name}/trainer/0.json" for name in ("loader", "optimizer", "lr_scheduler")),
+    "components/loader/trainer/0.safetensors", "components/counters/trainer/0.json",
+    "parts/trainer/0.safetensors", "parts/trainer/0.json", "__0_0.distcp",
+)  # fmt: skip
+"""All that the first participant wrote."""
 _WRONG = "wrong value in live state"
 _NOT_PASSED_OVER = "expected step 20 restored, found 30"
 
@@ -40,6 +48,8 @@ class Reader:
     """Break this process."""
     caught_as: str = _WRONG
     """How the violation begins that must be reported."""
+    known: str = ""
+    """A damage that showed it before; the fast size begins with it."""
 
 
 def _no_chunk_digests() -> None:
@@ -140,14 +150,30 @@ def _first_finding_only() -> None:
 
 VARIANTS = {
     "no-chunk-digests": Reader(_no_chunk_digests),
-    "no-tree-digests": Reader(_no_tree_digests),
-    "no-manifest-seal": Reader(_no_seal, caught_as=_NOT_PASSED_OVER),
-    "no-part-digest": Reader(_no_part_digest),
-    "no-index-digest": Reader(_no_index_digest),
-    "no-step-number": Reader(_no_step_number),
-    "no-run-id": Reader(_no_run_id),
+    "no-tree-digests": Reader(
+        _no_tree_digests, known=f"flip {NEWEST}/components/loader/trainer/1.json 793"
+    ),
+    "no-manifest-seal": Reader(
+        _no_seal, caught_as=_NOT_PASSED_OVER, known=f"flip {NEWEST}/manifest.json 10185"
+    ),
+    "no-part-digest": Reader(
+        _no_part_digest,
+        known="; ".join(f"exchange {_BEFORE}/{path} {NEWEST}/{path}" for path in _PART),
+    ),
+    "no-index-digest": Reader(
+        _no_index_digest,
+        known="; ".join(
+            f"copy ../other/{NEWEST}/{path} {NEWEST}/{path}"
+            for path in ("parts/trainer/0.safetensors", "__0_0.distcp")
+        ),
+    ),
+    "no-step-number": Reader(_no_step_number, known=f"copy {_BEFORE} {NEWEST}"),
+    "no-run-id": Reader(_no_run_id, known=f"copy ../other/{NEWEST} {NEWEST}"),
     "no-sizes": Reader(_no_sizes, caught_as=_NOT_PASSED_OVER),
     "first-finding-only": Reader(
-        _first_finding_only, caught_as="verify of step 30 ends with 3 and does not name"
+        _first_finding_only,
+        caught_as="verify of step 30 ends with 3 and does not name",
+        known=f"exchange {NEWEST}/components/loader/trainer/1.json"
+        f" {NEWEST}/components/loader/trainer/0.json",
     ),
 }

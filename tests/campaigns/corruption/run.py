@@ -55,18 +55,24 @@ class _Scope:
     """How much of everything; 1 in `every` of what there is."""
 
     flips: int
-    boundaries_every: int
     chunks_every: int
     control_every: int
     manifest_bits_every: int
-    """Of those that are restored over; a reader sees all of them."""
+    """Of those that a reader looks at."""
+    restored_bits_every: int
+    """Of those of a manifest that are restored over."""
+    at_each_file: int | None = None
+    """Damages of each kind at the boundaries of each file; None for all."""
+    begin_with_known: bool = False
+    """Broken readers first meet the damage that showed them before."""
 
 
 _SCOPES: dict[Size, _Scope] = {
-    "fast": _Scope(60, 199, 17, 60, 307),
+    "fast": _Scope(26, 17, 60, 7, 1213, at_each_file=1, begin_with_known=True),
     "nightly": _Scope(5_000, 1, 1, 1, 11),
     "release": _Scope(20_000, 1, 1, 1, 1),
 }
+"""The fast size looks at a bit of every byte of a manifest."""
 
 
 @dataclass
@@ -126,13 +132,15 @@ def run(size: Size) -> Row:
 def _damages(root: SavedRoot, scope: _Scope) -> list[str]:
     """Return damages inside steps, without those that are there twice."""
     files = {p: d for p, d in Pristine.of(root.path).files.items() if p.startswith("step-")}
-    every = scope.boundaries_every
+    boundaries = plans.at_boundaries(files, root.item_bounds())
+    if scope.at_each_file is not None:
+        boundaries = plans.of_each(boundaries, scope.at_each_file, SEED)
     num_bits = 8 * len(files[_MANIFEST])
     found = [
         *plans.of_whole_files(files),
         *plans.between_files(files),
-        *list(plans.at_boundaries(files, root.item_bounds()))[::every],
-        *(f"flip {_MANIFEST} {bit}" for bit in range(0, num_bits, scope.manifest_bits_every)),
+        *boundaries,
+        *(f"flip {_MANIFEST} {bit}" for bit in range(0, num_bits, scope.restored_bits_every)),
         *plans.flips(files, scope.flips, SEED),
     ]
     return list(dict.fromkeys(found))
@@ -142,7 +150,11 @@ def _control_damages(bench: ControlBench, scope: _Scope) -> list[str]:
     """Return damages outside steps: some of those inside a file, all of those to whole files."""
     found = list(plans.of_control_files(bench.pristine.files))
     inside = [text for text in found if text.startswith(("flip", "truncate"))]
-    return [*inside[:: scope.control_every], *(text for text in found if text not in inside)]
+    longer = [text for text in found if text.startswith("extend")]
+    whole = [text for text in found if text not in inside and text not in longer]
+    if scope.at_each_file is not None:
+        longer = list(plans.of_each(longer, scope.at_each_file, SEED))
+    return [*inside[:: scope.control_every], *longer, *whole]
 
 
 def _chunk_damages(root: SavedRoot, scope: _Scope) -> list[str]:
@@ -157,7 +169,8 @@ def _share(bases: tuple[_Base, _Base], scope: _Scope, number: int, num_shares: i
     with base.copy() as root:
         damages = _damages(root, scope)
         random.Random(SEED).shuffle(damages)  # all take equally long
-        found.violations += _manifest_bits(root, number, num_shares, found)
+        bits = range(0, 8 * (root.path / _MANIFEST).stat().st_size, scope.manifest_bits_every)
+        found.violations += _manifest_bits(root, bits[number::num_shares], found)
         bench = Bench(root)
         bench.run(damages[number::num_shares])
         bench.close()
@@ -174,10 +187,9 @@ def _share(bases: tuple[_Base, _Base], scope: _Scope, number: int, num_shares: i
     return found
 
 
-def _manifest_bits(root: SavedRoot, number: int, num_shares: int, found: _Found) -> Iterator[str]:
-    """Flip every bit of a manifest, and let what selects a step look at it."""
-    before = (root.path / _MANIFEST).read_bytes()
-    for bit in range(number, 8 * len(before), num_shares):
+def _manifest_bits(root: SavedRoot, bits: range, found: _Found) -> Iterator[str]:
+    """Flip bits of a manifest, and let what selects a step look at each."""
+    for bit in bits:
         damage = f"flip {_MANIFEST} {bit}"
         harm(root.path, damage)
         entry = read_step(root.storage, STEPS[-1], root.run_id)
@@ -202,6 +214,8 @@ def _broken_reader(base: _Base, scope: _Scope, name: str) -> _Found:
             damages = [*bits, *damages] if name == "no-manifest-seal" else [*damages, *bits]
         if name == "no-sizes":
             damages = [text for text in _damages(root, scope) if text.startswith("extend")]
+        if scope.begin_with_known and reader.known:
+            damages = [reader.known, *damages]
         bench.run(damages, until=reader.caught_as)
         bench.close()
     if any(text.startswith(reader.caught_as) for text in bench.violations):

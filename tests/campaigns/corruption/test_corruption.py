@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.campaigns.corruption._judge import knowable
-from tests.campaigns.corruption._plans import at_boundaries
+from tests.campaigns.corruption._plans import at_boundaries, of_each
 from tests.campaigns.corruption.run import run
 from tests.campaigns.harness._small_job import NEWEST, STEPS
 
@@ -84,6 +84,16 @@ def test_all_damage_must_be_named_but_below_a_damaged_document(
     damaged: set[str], named: set[str]
 ) -> None:
     assert knowable(damaged) == named
+
+
+def test_a_sample_has_every_kind_of_damage_to_every_file() -> None:
+    damages = [f"{verb} step-30/{name} {at}" for verb in ("cut", "zero") for name in "ab"
+               for at in range(9)]  # fmt: skip
+    chosen = list(of_each(damages, 2, seed=1))
+    assert len(set(chosen)) == 8
+    assert set(chosen) < set(damages)
+    assert len({tuple(damage.split()[:2]) for damage in chosen}) == 4
+    assert list(of_each(damages, 2, seed=1)) == chosen
 
 
 def test_every_kind_of_damage_is_tried_beside_each_boundary() -> None:
