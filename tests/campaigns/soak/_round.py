@@ -48,6 +48,9 @@ _LIMITS_S = {
     "close": DEADLINES.save_s + 2 * DEADLINES.close_s,
 }
 """A save waits for the one before."""
+_LOOK_S = 0.02
+_STRUCK_WHILE_SAVING = 0.5
+"""How often a life is struck once it saves, however slow its start was."""
 _PRUNED_BESIDE = 0.7
 """How often `stepseal prune` runs beside a job that prunes too."""
 
@@ -113,6 +116,15 @@ class _Life:
         """Let all go on."""
         for member in self.members:
             member.go()
+
+    def wait_saving(self) -> None:
+        """Wait until a participant began to save, or all have ended."""
+        end = time.monotonic() + _LIMIT_S
+        while any(member.child.running for member in self.members) and time.monotonic() < end:
+            words = self.folder.words.all()
+            if any((word.kind, word.life) == ("begin", self.plan.life) for word in words):
+                return
+            time.sleep(_LOOK_S)
 
     def wait_ended(self, report: RoundReport) -> None:
         """Wait until all have ended; who does not, hangs."""
@@ -225,6 +237,7 @@ class _Round:
         self._report.counts[f"life with {trouble}"] += 1
         chance, world = self._chance, self._world
         victim, strike_s = chance.randrange(world), chance.uniform(0.05, 1.2)
+        while_saving = chance.random() < _STRUCK_WHILE_SAVING
         full = (victim, strike_s, strike_s + chance.uniform(0.1, 0.8))
         plan = Plan(
             self._life,
@@ -239,6 +252,8 @@ class _Round:
         held_s = chance.uniform(0.1, 0.8)
         frozen_s = DEADLINES.lost_s + chance.uniform(0.5, 2.0)
         life = _Life(self._folder, plan)
+        if while_saving:
+            life.wait_saving()
         time.sleep(strike_s)
         self._strike(trouble, life, life.members[victim], held_s, frozen_s)
         if trouble in ("zombies", "twins"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.campaigns.kill._variants import VARIANTS, replace
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["SOAKED", "Soaked"]
 
 
+_COMMIT_S = 0.4
+"""Most of the time from step to step: a kill at any instant is likely to fall into it."""
+
+
 @dataclass(frozen=True)
 class Soaked:
     """A protocol to run instead of the real one."""
@@ -29,6 +34,18 @@ class Soaked:
     """What a problem must say: on a slow machine a round may fail for other reasons."""
     seed: int = 0
     """Of a round that told it before; what is told depends on the scheduler, too."""
+
+
+def _acknowledge_long_before() -> None:
+    """Everybody is told of success when the commit begins, and the storage takes its time."""
+    VARIANTS["acknowledged-before-commit"].patch()
+    publish = _owned.OwnedSteps.publish
+
+    def publish_late(self: _owned.OwnedSteps, *args: Any, **options: Any) -> str:  # noqa: ANN401
+        time.sleep(_COMMIT_S)
+        return publish(self, *args, **options)
+
+    replace(_owned.OwnedSteps, "publish", publish_late)
 
 
 def _no_incarnations() -> None:
@@ -54,7 +71,7 @@ def _keep_too_few() -> None:
 
 SOAKED = {
     "acknowledged-before-commit": Soaked(
-        VARIANTS["acknowledged-before-commit"].patch, ("kill", "kill-all"), "was acknowledged"
+        _acknowledge_long_before, ("kill-all",), "was acknowledged", seed=133
     ),
     "no-incarnation-check": Soaked(_no_incarnations, ("zombies", "twins"), "owned the root"),
     "prune-ignores-guards": Soaked(_ignore_guards, ("none", "pause"), "although it is pinned"),

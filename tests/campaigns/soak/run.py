@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["run", "too_little"]
 
 _MODULE = "tests.campaigns.soak.run"
-_MINUTES: dict[Size, float] = {"fast": 0.35, "nightly": 30.0, "release": 24 * 60.0}
+_MINUTES: dict[Size, float] = {"fast": 0.0, "nightly": 30.0, "release": 24 * 60.0}
 _LIMIT_S = 600.0
 _LANES_PER_CORE = 2
 _MOST_ROUNDS = 40
