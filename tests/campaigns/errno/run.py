@@ -4,7 +4,8 @@ Nightly, every operation of `fresh` in memory is struck in each way. Of `pruning
 commit removes a step beside a pin and a lease, every operation is struck in about one way of four;
 of the others one in 7, and one in 31 on a disk and of system calls. The release size strikes every
 operation of all workloads in memory, and one in 3 on a disk and of system calls. The fast one
-strikes three operations of each workload in each way, spread over the whole run.
+strikes one operation of each workload in each way in memory, and one of any workload in each way on
+a disk and of system calls, spread over the run.
 
     python -m tests.campaigns.errno.run --size fast
     python -m tests.campaigns.errno.run --size nightly --journal FILE    # stop it, and go on later
@@ -54,6 +55,8 @@ _TOLD_EVERY = 20
 _PROCESSES_PER_WALK = 4
 """Those that strike every operation take that long; several do it together."""
 _GOLDEN = 0.6180339887
+_WAYS = 2 * len(KINDS)
+"""Each kind once, and sticky."""
 
 
 class _Scale(NamedTuple):
@@ -65,10 +68,14 @@ class _Scale(NamedTuple):
     """The same for system calls."""
     most: int | None = None
     """Strikes of one walk; None for all to the end."""
+    takes_turns: bool = False
+    """On a disk and of system calls, each kind strikes one of the workloads."""
 
 
 _SCALES: dict[Size, _Scale] = {
-    "fast": _Scale({"fresh": 450, "superseding": 570, "pruning": 720}, 450, 1700, most=1),
+    "fast": _Scale(
+        {"fresh": 450, "superseding": 570, "pruning": 720}, 450, 1700, most=1, takes_turns=True
+    ),
     "nightly": _Scale({"fresh": 1, "pruning": 4, "resumed": 7, "superseding": 7}, 31, 31),
     "release": _Scale(dict.fromkeys(WORKLOADS, 1), 3, 3),
 }
@@ -145,14 +152,17 @@ def _shares(scale: _Scale) -> list[_Share]:
     walks = list(itertools.product(scale.strides, KINDS, (False, True)))
     shares = []
     for number, (workload, kind, sticky) in enumerate(walks):
-        for where in get_args(Where):
+        for turn, where in enumerate(get_args(Where)):
+            takes_turns = scale.takes_turns and where != "memory"
+            if takes_turns and (number % _WAYS + turn) % len(scale.strides) != number // _WAYS:
+                continue
             stride = {
                 "memory": scale.strides[workload],
                 "disk": scale.stride_on_disk,
                 "calls": scale.stride_of_calls,
             }[where]
             num_parts = _PROCESSES_PER_WALK if stride == 1 else 1
-            first = _start(number, stride)
+            first = _start(number % _WAYS if takes_turns else number, stride)
             shares += [
                 _Share(
                     workload, kind, sticky, first + part, stride * num_parts, where, most=scale.most

@@ -5,6 +5,7 @@ nothing is committed that is not whole, and the job goes on once the storage is 
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def check(row: Row, capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_kind_of_error_at_some_operations(capsys: pytest.CaptureFixture[str]) -> None:
     row = run_apart("tests.campaigns.errno.run", "fast")
     check(row, capsys)
-    assert row.cases >= 120
+    assert row.cases >= 70
 
 
 @pytest.mark.nightly
@@ -62,8 +63,14 @@ def test_the_sizes_strike_what_they_say() -> None:
 
 def test_the_fast_size_strikes_each_kind_in_each_way_everywhere() -> None:
     shares = _errno._shares(_errno._SCALES["fast"])
-    seen = {(s.workload, s.kind, s.sticky, s.where) for s in shares}
-    assert len(seen) == len(shares) == 3 * len(KINDS) * 2 * 3
+    in_memory = {(s.workload, s.kind, s.sticky) for s in shares if s.where == "memory"}
+    assert len(in_memory) == 3 * len(KINDS) * 2
+    local = {(s.kind, s.sticky, s.where) for s in shares if s.where != "memory"}
+    assert len(local) == len(KINDS) * 2 * 2
+    assert len(shares) == len(in_memory) + len(local)
+    workloads = Counter((s.workload, s.where) for s in shares if s.where != "memory")
+    assert len(workloads) == 3 * 2
+    assert min(workloads.values()) >= 5
 
 
 @pytest.mark.parametrize("where", ["disk", "calls"])
@@ -71,7 +78,7 @@ def test_the_fast_size_begins_all_over_the_stride(where: str) -> None:
     scale = _errno._SCALES["fast"]
     stride = {"disk": scale.stride_on_disk, "calls": scale.stride_of_calls}[where]
     starts = [s.start for s in _errno._shares(scale) if s.where == where]
-    assert min(sum(start * 4 // stride == n for start in starts) for n in range(4)) >= 10
+    assert min(sum(start * 4 // stride == n for start in starts) for n in range(4)) >= 3
 
 
 def test_what_no_index_hit_is_struck_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
