@@ -6,11 +6,11 @@ See `_cases` for the matrix. The same proofs must catch deliberately broken prot
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pytest
 from tests.campaigns.hang import run as _hang
-from tests.campaigns.hang._cases import parse_case
+from tests.campaigns.hang._cases import How, matrix, parse_case
 from tests.campaigns.hang._words import unsaid
 from tests.multi._ranks import Call
 
@@ -31,7 +31,18 @@ def check(size: Size, capsys: pytest.CaptureFixture[str]) -> Row:
 @pytest.mark.serial
 def test_nobody_hangs_whoever_is_hit(capsys: pytest.CaptureFixture[str]) -> None:
     row = check("fast", capsys)
-    assert row.cases > 150
+    assert row.cases > 110
+
+
+def test_the_fast_size_hits_every_gate_a_process_in_every_way_and_a_line() -> None:
+    cases = list(_hang._cases("fast"))
+    assert len(set(cases)) == len(cases)
+    gates = {(case.gate, case.victim) for case in matrix(2, ("kill",), (0, 1))}
+    of_two = [case for case in cases if case.world == 2]
+    for parted in (False, True):
+        hit = {(case.gate, case.victim) for case in of_two if case.parted == parted}
+        assert hit == gates
+    assert {case.how for case in cases} == set(get_args(How)) - {"leave"}
 
 
 @pytest.mark.nightly
