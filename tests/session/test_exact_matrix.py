@@ -27,7 +27,7 @@ FEW = {
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.serial,
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),  # by torchdata
 ]
 
