@@ -151,7 +151,7 @@ def load(root: Path) -> object:
     if root.name.startswith("tree--") and not root.name.endswith("-object"):  # there are hundreds
         return attempt(lambda: ss.open(root).step(NEWEST).value("loader", PARTICIPANTS[0])) and None
     attempt(lambda: read_all(ss.open(root)))
-    for verb in (["ls"], ["show"], ["show", "--tensors"], ["verify"]):
+    for verb in (["ls"], ["show", "--tensors"], ["verify"]):  # all that `show` reads, and more
         for more in ([], ["--json"]):
             attempt(functools.partial(command, *verb, text, *more))
     attempt(lambda: command("show", text, "7"))

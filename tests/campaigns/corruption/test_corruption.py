@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.serial
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_no_damage_reaches_live_state(capsys: pytest.CaptureFixture[str]) -> None:
     row = run("fast")
     with capsys.disabled():

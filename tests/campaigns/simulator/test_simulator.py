@@ -83,7 +83,7 @@ def test_same_seed_does_the_same() -> None:
 
 @pytest.mark.serial
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_every_promise_is_judged_and_holds_and_every_variant_is_seen(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
