@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from tests.campaigns.soak._round import RoundReport
 
+    _Round = tuple[str, int]
+    """The name of a broken protocol, or nothing; and a seed."""
+
 __all__ = ["run", "too_little"]
 
 _MODULE = "tests.campaigns.soak.run"
@@ -42,19 +45,46 @@ def run(size: Size) -> Row:
     return row_of(_MODULE, "--size", size, "--json")
 
 
-def _soak(seeds: Iterator[int], end: float, lanes: int) -> list[tuple[int, RoundReport | None]]:
-    """Run rounds until `end`, several at once; at least one that begins with each trouble."""
-    from tests.campaigns.harness._processes import each
-    from tests.campaigns.soak._round import TROUBLES, run_round
+def _round(item: _Round) -> RoundReport:
+    from tests.campaigns.soak._round import run_round
+    from tests.campaigns.soak._variants import SOAKED
 
-    first = list(itertools.islice(seeds, len(TROUBLES)))
+    name, seed = item
+    if not name:
+        return run_round(seed)
+    return run_round(seed, SOAKED[name].troubles, SOAKED[name].patch)
+
+
+def _soak(
+    seeds: Iterator[int], end: float, lanes: int, known: Sequence[_Round]
+) -> tuple[list[tuple[int, RoundReport | None]], dict[str, str]]:
+    """Run rounds until `end`, several at once; at least one that begins with each trouble.
+
+    Args:
+        seeds: of the rounds.
+        end: when no further one begins.
+        lanes: how many run at once.
+        known: rounds of broken protocols, which run with the first ones.
+
+    Returns:
+        What came of the rounds, and what the broken protocols told.
+    """
+    from tests.campaigns.harness._processes import each
+    from tests.campaigns.soak._round import TROUBLES
+
+    first = itertools.islice(seeds, len(TROUBLES))
     more = itertools.takewhile(lambda _: time.monotonic() < end, seeds)
-    found = []
-    for seed, report in each(itertools.chain(first, more), run_round, lanes, _LIMIT_S):
-        found.append((seed, report))
+    rounds = (("", seed) for seed in itertools.chain(first, more))
+    results = []
+    told: dict[str, str] = {}
+    for (name, seed), report in each(itertools.chain(known, rounds), _round, lanes, _LIMIT_S):
+        if name:
+            told |= _told(name, report)
+            continue
+        results.append((seed, report))
         if report is None or report.problems:
             _print_problems(seed, report)
-    return found
+    return results, told
 
 
 def _print_problems(seed: int, report: RoundReport | None) -> None:
@@ -63,43 +93,23 @@ def _print_problems(seed: int, report: RoundReport | None) -> None:
         print(f"seed {seed}: {problem}", file=sys.stderr, flush=True)
 
 
-def _catch_all(names: Sequence[str], lanes: int, *, known: bool) -> dict[str, str]:
-    """Run rounds of each broken protocol until one tells; return what they tell.
-
-    Args:
-        names: of the variants.
-        lanes: how many rounds run at once.
-        known: begin with the round in which each was seen before.
-    """
-    from tests.campaigns.soak._variants import SOAKED
-
-    told = dict.fromkeys(names, "")
-    if known:
-        told |= _told([(name, SOAKED[name].seed) for name in names], lanes)
-    for name in names:
-        if not told[name]:
-            told |= _told([(name, seed) for seed in range(_MOST_ROUNDS)], lanes)
-    return told
-
-
-def _told(rounds: Sequence[tuple[str, int]], lanes: int) -> dict[str, str]:
-    """Run rounds, each of a variant and a seed, until all variants told; return what they tell."""
+def _search(name: str, lanes: int) -> dict[str, str]:
+    """Run rounds of a broken protocol until one tells; return what it tells."""
     from tests.campaigns.harness._processes import each
-    from tests.campaigns.soak._round import run_round
+
+    for _, report in each(((name, seed) for seed in range(_MOST_ROUNDS)), _round, lanes, _LIMIT_S):
+        if told := _told(name, report):
+            return told
+    return {}
+
+
+def _told(name: str, report: RoundReport | None) -> dict[str, str]:
+    """Return what a round of a broken protocol tells, if that is what it must."""
     from tests.campaigns.soak._variants import SOAKED
 
-    def work(item: tuple[str, int]) -> RoundReport:
-        variant = SOAKED[item[0]]
-        return run_round(item[1], variant.troubles, variant.patch)
-
-    told: dict[str, str] = {}
-    for (name, _), report in each(rounds, work, lanes, _LIMIT_S):
-        texts = () if report is None else report.problems
-        text = next((text for text in texts if SOAKED[name].told in text), "")
-        told |= {name: text} if text else {}
-        if told.keys() == {name for name, _ in rounds}:
-            break
-    return told
+    texts = () if report is None else report.problems
+    text = next((text for text in texts if SOAKED[name].told in text), "")
+    return {name: text} if text else {}
 
 
 def _row(
@@ -165,12 +175,15 @@ def _main() -> int:
     begun = time.monotonic()
     chosen = arguments.rounds is not None or arguments.minutes is not None
     names = arguments.variant if arguments.variant or chosen else list(SOAKED)
-    variants = _catch_all(names, arguments.lanes, known=arguments.size == "fast")
+    known = [(name, SOAKED[name].seed) for name in names] if arguments.size == "fast" else []
     minutes = arguments.minutes or (1e6 if arguments.rounds else _MINUTES[arguments.size])
-    seeds = itertools.islice(itertools.count(arguments.seed), arguments.rounds)
-    results = []
-    if not arguments.variant:
-        results = _soak(seeds, time.monotonic() + 60 * minutes, arguments.lanes)
+    num_rounds = 0 if arguments.variant else arguments.rounds
+    seeds = itertools.islice(itertools.count(arguments.seed), num_rounds)
+    end = time.monotonic() + 60 * minutes
+    results, told = _soak(seeds, end, arguments.lanes, known)
+    for name in names:
+        told |= {} if name in told else _search(name, arguments.lanes)
+    variants = {name: told.get(name, "") for name in names}
     whole = not chosen and not arguments.variant
     row = _row(results, variants, time.monotonic() - begun, judge_floors=whole)
     return finish(row, as_json=arguments.json)
