@@ -53,7 +53,7 @@ def test_the_sizes_strike_what_they_say() -> None:
     strides = {size: scale.strides for size, scale in _errno._SCALES.items()}
     on_disk = {size: scale.stride_on_disk for size, scale in _errno._SCALES.items()}
     nightly, release = strides["nightly"], strides["release"]
-    assert nightly == {"fresh": 1, "pruning": 1, "resumed": 7, "superseding": 7}
+    assert nightly == {"fresh": 1, "pruning": 4, "resumed": 7, "superseding": 7}
     assert release == dict.fromkeys(WORKLOADS, 1)
     assert (on_disk["nightly"], on_disk["release"]) == (31, 3)
     calls = {size: scale.stride_of_calls for size, scale in _errno._SCALES.items()}
