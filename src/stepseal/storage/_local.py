@@ -203,6 +203,10 @@ class LocalStorage:
             assert self._sync is not None
         return self._sync
 
+    def local_path(self, key: str) -> str:
+        """Return the path of a key, by the path that the root had when it was opened."""
+        return os.path.join(self._root, *split_key(key))
+
     def mount(self) -> Mount | None:
         """Return the mount that the root is on, or None if /proc does not list it."""
         with self._guard("stat", ""), self._walk((), "stat") as fd:
@@ -241,6 +245,32 @@ class LocalStorage:
                 with suppress(OSError):  # the first error is the one to tell
                     os.rmdir(name, dir_fd=parent_fd)
                 raise
+
+    def adopt(self, key: str) -> Entry:
+        """Give a file or directory of another program the modes of own ones, and sync it."""
+        parents, name = check_key(key)
+        with self._guard("sync", key), self._walk(parents, "sync") as parent_fd:
+            try:
+                fd = self._calls.open(name, _READ, dir_fd=parent_fd)
+            except OSError as error:
+                if error.errno in {errno.ELOOP, errno.ENXIO, errno.ENODEV}:
+                    self._check_kind(name, parent_fd, "sync", key, expected="regular file")
+                raise
+            try:
+                found = entry_of(name, os.fstat(fd))
+                if found.kind not in ("file", "directory"):
+                    kind = kind_name(os.fstat(fd).st_mode)
+                    raise wrong_kind("sync", key, self._root, expected="regular file", found=kind)
+                is_file = found.kind == "file"
+                set_mode(fd, self._access.file_mode if is_file else self._access.dir_mode)
+                if is_file:
+                    self._calls.fsync(fd)
+                    found = entry_of(name, os.fstat(fd))
+            finally:
+                os.close(fd)
+        if not is_file:
+            self.sync_dir(key)
+        return found
 
     def sync_dir(self, key: str) -> None:
         """Make the names inside a directory durable, if the file system supports it."""

@@ -73,4 +73,6 @@ def entry_of(name: str, status: os.stat_result, mount: int = 0) -> Entry:
         device=status.st_dev,
         inode=status.st_ino,
         mount=mount,
+        num_names=status.st_nlink,
+        modified_ns=status.st_mtime_ns,
     )

@@ -83,6 +83,10 @@ class Entry:
     """Identity on that device, equal for hard links of one file; 0 if the backend has none."""
     mount: int = 0
     """Mount id of a directory, if it comes from `stat` and the kernel reports it; else 0."""
+    num_names: int = 1
+    """Number of names of a file (hard links); meaningless for a directory."""
+    modified_ns: int = 0
+    """When bytes of a file last changed, by the backend's clock; 0 if it does not tell."""
 
 
 class ReadHandle(AbstractContextManager["ReadHandle", None], Protocol):
@@ -198,6 +202,26 @@ class Storage(Protocol):
                 directories at all, this does not raise; `sync_support` reports it.
 
         Durability: names created, renamed or removed in this directory before the call survive.
+        """
+
+    def local_path(self, key: str) -> str | None:
+        """Return the path by which programs on this host find a key; None if there is none.
+
+        Such programs change the root without this object. `adopt` what they make.
+        """
+
+    def adopt(self, key: str) -> Entry:
+        """Take over a file or directory that another program made, and return what it is now.
+
+        Gives it the modes of what `create_file` and `make_dir` make, and syncs it.
+
+        Raises:
+            KeyNotFound: the key does not exist.
+            Corrupt: the key is neither a regular file nor a directory; `found` says which.
+            StorageUnavailable: it is not durable; a failed sync is never retried.
+
+        Durability: the file's bytes and size survive power loss, or the names in the directory;
+        its own name survives after `sync_dir`.
         """
 
     def sync_support(self) -> SyncReport:

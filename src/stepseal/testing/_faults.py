@@ -147,6 +147,16 @@ class FaultyStorage:
         """Forward the call; with `reads`, number it."""
         return self._look("list_dir", key, lambda: self._inner.list_dir(key))
 
+    def local_path(self, key: str) -> str | None:
+        """Forward the call without a fault; what other programs do there is not numbered."""
+        return self._inner.local_path(key)
+
+    def adopt(self, key: str) -> Entry:
+        """Number the call, apply the fault of the plan, and forward the call."""
+        found: list[Entry] = []
+        self.perform("adopt", key, lambda: found.append(self._inner.adopt(key)))
+        return found[0]
+
     def sync_support(self) -> SyncReport:
         """Forward the call without a fault."""
         return self._inner.sync_support()

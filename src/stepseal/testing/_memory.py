@@ -73,6 +73,19 @@ class MemoryStorage:
             directory = self._walk(split_key(key), "list", key)
             return tuple(_entry(name, node) for name, node in sorted(directory.entries.items()))
 
+    def local_path(self, key: str) -> str | None:
+        """Return None: no other program sees this memory."""
+        split_key(key)
+        return None
+
+    def adopt(self, key: str) -> Entry:
+        """Make a file's bytes, or the names in a directory, survive `after_power_loss`."""
+        with self._lock:
+            parent, name = self._place("sync", key)
+            node = _present(parent, "sync", key, name)
+            node.sync()
+            return _entry(name, node)
+
     def sync_support(self) -> SyncReport:
         """Report that fsync is honoured; `after_power_loss` simulates such a disk."""
         return SyncReport()
@@ -250,7 +263,7 @@ class _MemoryWriter(_Handle):
     def sync(self) -> None:
         self._require_open("sync")
         with self._lock:
-            self._node.synced = bytes(self._node.data)
+            self._node.sync()
 
 
 def _entry(name: str, node: File | Dir) -> Entry:

@@ -29,6 +29,10 @@ class File:
     inode: int = field(default_factory=lambda: next(_inodes))
     had_durable_name: bool = False
 
+    def sync(self) -> None:
+        """Make the bytes durable."""
+        self.synced = bytes(self.data)
+
 
 @dataclass(eq=False, slots=True)
 class Dir:

@@ -53,6 +53,7 @@ def uses_of(storage: Storage, key: str) -> list[Callable[[], object]]:
         lambda: storage.stat(key),
         lambda: storage.list_dir(key),
         lambda: storage.sync_dir(key),
+        lambda: storage.adopt(key),
         lambda: storage.create_file(f"{key}/new"),
         lambda: storage.remove_file(key),
         lambda: storage.remove_dir(key),

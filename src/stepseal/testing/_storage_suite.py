@@ -68,6 +68,8 @@ class StorageSuite(CompositionSuite):
             lambda: storage.create_file(key),
             lambda: storage.make_dir(key),
             lambda: storage.sync_dir(key),
+            lambda: storage.local_path(key),
+            lambda: storage.adopt(key),
             lambda: storage.link("ok", key),
             lambda: storage.link(key, "new"),
             lambda: storage.rename("ok", key),
@@ -90,6 +92,7 @@ class StorageSuite(CompositionSuite):
             lambda: storage.open_read(""),
             lambda: storage.create_file(""),
             lambda: storage.make_dir(""),
+            lambda: storage.adopt(""),
             lambda: storage.remove_file(""),
             lambda: storage.remove_dir(""),
             lambda: storage.rename("", "a"),
@@ -346,6 +349,15 @@ class StorageSuite(CompositionSuite):
         assert read_bytes(storage, "file", 10) == b"m"
         storage.exchange("file", "empty")
         assert (storage.stat("file").kind, storage.stat("empty").kind) == ("directory", "file")
+
+    def test_what_is_adopted_is_told_as_it_is(self, storage: Storage) -> None:
+        tree(storage)
+        found = storage.adopt("file")
+        assert found == storage.stat("file")
+        assert (found.name, found.kind, found.size_bytes) == ("file", "file", 4)
+        assert (storage.adopt("full").kind, names(storage, "full")) == ("directory", ["x"])
+        with pytest.raises(KeyNotFound):
+            storage.adopt("absent")
 
     def test_sync_support_gives_reasons_for_best_effort(self, storage: Storage) -> None:
         facts = storage.sync_support()

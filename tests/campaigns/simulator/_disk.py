@@ -79,6 +79,14 @@ class Disk:
             self.saw_claims_at = self.world.num_verbs
         return self.world.disk.list_dir(key)
 
+    def local_path(self, key: str) -> str | None:
+        return self.world.disk.local_path(key)
+
+    def adopt(self, key: str) -> Entry:
+        found: list[Entry] = []
+        self.change("adopt", key, lambda: found.append(self.world.disk.adopt(key)))
+        return found[0]
+
     def sync_support(self) -> SyncReport:
         return self.world.disk.sync_support()
 
