@@ -56,6 +56,15 @@ def test_prepare_passes_once_the_save_goes_on() -> None:
     assert found.save(1).prepared
 
 
+def test_the_order_to_take_the_inventory_is_kept() -> None:
+    found = new()
+    found.captured(1, 0.0)
+    assert not found.save(1).inventory
+    found.on_message(messages.TakeInventory(1, attempt_id(1)))
+    assert found.save(1).inventory
+    assert not found.save(1).settled
+
+
 @pytest.mark.parametrize("end", ["aborted", "lost", "deadline"])
 def test_prepare_is_refused_once_the_save_ended(end: str) -> None:
     found = new()

@@ -99,6 +99,28 @@ def test_order_to_write_is_returned_even_if_the_save_ended_behind_it() -> None:
     assert found.ended(1)
 
 
+def test_inventory_is_waited_for_after_the_engines_returned() -> None:
+    found, line = driver()
+    found.send_returned(1, attempt_id(1))
+    assert line.sent == [messages.EnginesReturned(1, attempt_id(1))]
+    line.deliver(messages.TakeInventory(1, attempt_id(1)))
+    line.deliver(messages.Aborted(1, 10, "participant_failed", "no", {}))
+    assert found.wait_inventory(1)  # as all others do, although it has failed since
+
+
+def test_abort_ends_the_wait_for_the_inventory() -> None:
+    found, line = driver()
+    line.deliver(messages.Aborted(1, 10, "participant_failed", "no", {}))
+    assert not found.wait_inventory(1)
+
+
+def test_the_wait_for_the_inventory_ends_at_the_deadline() -> None:
+    found, _ = driver(QUICK)
+    found.send_captured(captured(1))
+    assert not found.wait_inventory(1)
+    assert found.ended(1)
+
+
 def test_abort_ends_the_wait_for_the_order() -> None:
     found, line = driver()
     found.send_failed(1, 10, "capture", ValueError("bad"))

@@ -99,11 +99,13 @@ class Coordinator:
                 return self._on_save(participant, message, now)
             case messages.RestoreCalled():
                 return self._on_restore(participant, message, now)
-            case messages.Prepared():
+            case messages.EnginesReturned() | messages.Prepared():
                 save = self._rounds.get(message.call)
                 if not isinstance(save, SaveRound):
                     return []
-                return save.on_prepared(participant, message, now)
+                if isinstance(message, messages.Prepared):
+                    return save.on_prepared(participant, message, now)
+                return save.on_returned(participant, message, now)
             case messages.Checked() | messages.Applied() | messages.Rejected():
                 return self._on_vote(participant, message, now)
             case (

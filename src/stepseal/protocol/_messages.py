@@ -16,41 +16,13 @@ from stepseal import errors
 from stepseal.protocol._failures import Failure
 
 __all__ = [
-    "Aborted",
-    "Applied",
-    "Apply",
-    "Candidate",
-    "Captured",
-    "Challenge",
-    "Failure",
-    "Checked",
-    "Committed",
-    "ComponentReport",
-    "Decided",
-    "Failed",
-    "Fresh",
-    "FromCoordinator",
-    "FromParticipant",
-    "Goodbye",
-    "Heartbeat",
-    "Hello",
-    "PartReport",
-    "PollSave",
-    "Prepared",
-    "Proof",
-    "Refused",
-    "Rejected",
-    "RestoreCalled",
-    "RestoreFailed",
-    "Restored",
-    "Unresolved",
-    "SaveStatus",
-    "Welcome",
-    "Write",
-    "decode_from_coordinator",
-    "decode_from_participant",
-    "encode_message",
-]
+    "Aborted", "Applied", "Apply", "Candidate", "Captured", "Challenge", "Failure", "Checked",
+    "Committed", "ComponentReport", "Decided", "EnginesReturned", "Failed", "Fresh",
+    "FromCoordinator", "FromParticipant", "Goodbye", "Heartbeat", "Hello", "PartReport", "PollSave",
+    "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed", "Restored",
+    "Unresolved", "SaveStatus", "TakeInventory", "Welcome", "Write", "decode_from_coordinator",
+    "decode_from_participant", "encode_message",
+]  # fmt: skip
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
@@ -118,6 +90,13 @@ class Captured(_Message, frozen=True):
     metrics: dict[str, float | Literal["nan", "inf", "-inf"]]
     """May be NaN or infinite; JSON holds these as text."""
     tags: list[str]
+
+
+class EnginesReturned(_Message, frozen=True):
+    """Every engine of the participant has written its files into the attempt."""
+
+    call: _Number
+    attempt: str
 
 
 class Prepared(_Message, frozen=True):
@@ -221,6 +200,13 @@ class Write(_Message, frozen=True):
     ordinal: _Number
 
 
+class TakeInventory(_Message, frozen=True):
+    """The engines of all participants have returned: sync, digest and list what they wrote."""
+
+    call: _Number
+    attempt: str
+
+
 class Committed(_Message, frozen=True):
     """The step exists and is durable."""
 
@@ -317,6 +303,7 @@ FromParticipant = (
     | Challenge
     | Heartbeat
     | Captured
+    | EnginesReturned
     | Prepared
     | Failed
     | RestoreCalled
@@ -332,6 +319,7 @@ FromCoordinator = (
     | Welcome
     | Refused
     | Write
+    | TakeInventory
     | Committed
     | Aborted
     | Unresolved

@@ -31,6 +31,8 @@ class SaveState:
     """Monotonic time after which this participant stops waiting."""
     write: messages.Write | None = None
     """The order to write, once it has arrived."""
+    inventory: bool = False
+    """True once the order to take the inventory has arrived."""
     prepared: bool = False
     """True once we have reported our part; from then on the step may exist."""
     outcome: messages.Decided | None = None
@@ -135,6 +137,8 @@ class Participant:
                 pass
             case messages.Write():
                 self.save(message.call).write = message
+            case messages.TakeInventory():
+                self.save(message.call).inventory = True
             case messages.Committed() | messages.Aborted() | messages.Unresolved():
                 save = self.save(message.call)
                 save.outcome = save.outcome or message

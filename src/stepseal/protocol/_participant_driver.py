@@ -87,6 +87,19 @@ class ParticipantDriver:
             self._protocol.captured(call, time.monotonic())
         self._link.send(messages.Failed(call, step, phase, failure_of(error)))
 
+    def send_returned(self, call: int, attempt: str) -> None:
+        """Report that the engines of this participant have written all their files."""
+        self._link.send(messages.EnginesReturned(call, attempt))
+
+    def wait_inventory(self, call: int) -> bool:
+        """Wait for the order to take the inventory; False if the save ended without one.
+
+        True also if the save has failed since; see `wait_write`.
+        """
+        state = self._save(call)
+        self._wait(lambda: state.inventory or state.settled, None)
+        return state.inventory
+
     def send_prepared(self, call: int, attempt: str, part: messages.PartReport) -> bool:
         """Report the part, unless the save has ended meanwhile.
 

@@ -1,6 +1,7 @@
 """One save as the coordinator sees it, without I/O: captures, staging, parts, publication.
 
-Two-phase commit with presumed abort. Invariants:
+Two-phase commit with presumed abort. If there are external components, the phase `engines` comes
+before the parts: nobody lists what engines wrote until all of them have returned. Invariants:
 
 - The round orders `Publish` only after every participant has reported `Prepared` for this attempt.
 - After an abort was sent for a call, the call is never published.
@@ -18,7 +19,7 @@ from stepseal.protocol._agreement import disagreements, kind_of, summary, told_o
 from stepseal.protocol._failures import shortened
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from stepseal.protocol._deadlines import Deadlines
 
@@ -54,6 +55,7 @@ class SaveRound:
         self.step = -1
         self._deadlines = deadlines
         self._captured: dict[str, messages.Captured] = {}
+        self._returned: set[str] = set()
         self._prepared: dict[str, messages.PartReport] = {}
         self._staging: str | None = None
 
@@ -85,7 +87,9 @@ class SaveRound:
         if self.phase != "staging":
             return []
         self._staging = event.staging
-        self.phase = "write"
+        first = self._captured[self.participants[0]]
+        has_engines = any(component.kind == "external" for component in first.components)
+        self.phase = "engines" if has_engines else "write"
         self.deadline = now + self._deadlines.write_s
         return [
             actions.Send(
@@ -94,6 +98,21 @@ class SaveRound:
             )
             for ordinal, participant in enumerate(self.participants)
         ]
+
+    def on_returned(
+        self, participant: str, message: messages.EnginesReturned, now: float
+    ) -> list[actions.Action]:
+        """Handle the end of a participant's engines; after the last one, order the inventory."""
+        if self.phase != "engines" or message.attempt != self.attempt:
+            return []
+        if now > self.deadline:
+            return self.on_deadline()
+        self._returned.add(participant)
+        if len(self._returned) < len(self.participants):
+            return []
+        self.phase = "write"  # within the same limit
+        order = messages.TakeInventory(self.call, self.attempt)
+        return [actions.Send(one, order) for one in self.participants]
 
     def on_prepared(
         self, participant: str, message: messages.Prepared, now: float
@@ -136,9 +155,11 @@ class SaveRound:
 
     def missing(self) -> tuple[str, ...]:
         """Return the participants whose report is missing in this phase."""
-        reported: Mapping[str, object]
+        reported: Collection[str]
         if self.phase == "capture":
             reported = self._captured
+        elif self.phase == "engines":
+            reported = self._returned
         elif self.phase == "write":
             reported = self._prepared
         else:
@@ -153,7 +174,8 @@ class SaveRound:
         """
         if self.phase == "staging":
             return self._staging_took_too_long()
-        limit = {"capture": self._deadlines.capture_s, "write": self._deadlines.write_s}
+        limit = dict.fromkeys(("engines", "write"), self._deadlines.write_s)
+        limit["capture"] = self._deadlines.capture_s
         if self.phase not in limit:
             self.deadline = float("inf")
             return []
