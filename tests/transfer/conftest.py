@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.transfer._steps import KEY
 
-from stepseal.storage import LocalStorage
+from stepseal.storage import LocalStorage, make_dirs
 from stepseal.testing import MemoryStorage
 
 if TYPE_CHECKING:
@@ -33,3 +34,10 @@ def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
         yield MemoryStorage()
     else:
         yield request.getfixturevalue("local")
+
+
+@pytest.fixture
+def engine(local: LocalStorage, root: Path) -> Path:
+    """Return the folder of the component `engine` in an attempt."""
+    make_dirs(local, f"{KEY}/external/engine")
+    return root / KEY / "external" / "engine"

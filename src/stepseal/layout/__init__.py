@@ -21,9 +21,9 @@ from stepseal.layout._manifest import (MAX_MANIFEST_BYTES, ComponentEntry, Compo
     manifest_digest)
 from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER,
     MAX_DCP_INDEX_BYTES, MAX_STEP,
-    check_component_name, check_participant, check_step, dcp_fqn, dcp_path, parse_payload_path,
-    parse_step_name, part_document_path, part_index_path, path_problem, path_set_problems,
-    payload_path, step_name, tree_document_path, tree_segment_path)
+    check_component_name, check_participant, check_step, dcp_fqn, dcp_path, external_folder,
+    parse_payload_path, parse_step_name, part_document_path, part_index_path, path_problem,
+    path_set_problems, payload_path, step_name, tree_document_path, tree_segment_path)
 from stepseal.layout._ownership import (PayloadReport, agreeing, can_read, fits_world,
     payload_owner, payload_owners, payload_problems, payload_report, rule_of, writes_plain,
     writes_replica)
@@ -46,8 +46,8 @@ __all__ = [
     "check_participant", "check_step", "chunk_digests", "coordinate_at", "coverage_problems",
     "dcp_fqn", "dcp_path", "decode_document", "decode_index", "decode_manifest", "decode_part",
     "digest", "divided", "division_problems", "duration_text", "encode_document", "encode_index",
-    "encode_manifest", "encode_part", "fits_world", "hex_digests", "hull", "intersect",
-    "linear_boxes", "manifest_digest", "num_chunks", "numbered_sets", "parse_header",
+    "encode_manifest", "encode_part", "external_folder", "fits_world", "hex_digests", "hull",
+    "intersect", "linear_boxes", "manifest_digest", "num_chunks", "numbered_sets", "parse_header",
     "parse_payload_path", "parse_step_name", "part_document_path", "part_index_path",
     "path_problem", "path_set_problems", "payload_owner", "payload_owners", "payload_path",
     "payload_problems", "payload_report", "payload_sizes", "refuse", "rule_of", "saved_sharing",

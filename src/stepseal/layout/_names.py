@@ -32,6 +32,7 @@ __all__ = [
     "component_problem",
     "dcp_fqn",
     "dcp_path",
+    "external_folder",
     "parse_payload_path",
     "parse_step_name",
     "part_document_path",
@@ -225,6 +226,11 @@ def part_document_path(participant: str) -> str:
 def part_index_path(participant: str) -> str:
     """Return the path of a participant's columnar index."""
     return f"parts/{participant}.safetensors"
+
+
+def external_folder(component: str) -> str:
+    """Return the path of the folder that holds the files of an external component."""
+    return f"external/{component}"
 
 
 def tree_document_path(component: str, owner: str) -> str:

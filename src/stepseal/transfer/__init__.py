@@ -4,6 +4,7 @@
 matched. The checks report damage instead of raising it. No torch: here, a tensor is a box of bytes.
 """
 
+from stepseal.transfer._external import check_external
 from stepseal.transfer._read import StepReader
 from stepseal.transfer._values import Finding, ReadRequest, StoredBox
 from stepseal.transfer._verify import check_coverage, check_files, has_damage, verify_step
@@ -13,4 +14,5 @@ __all__ = [
     "write_part",
     "StepReader", "ReadRequest", "StoredBox",
     "check_files", "check_coverage", "verify_step", "has_damage", "Finding",
+    "check_external",
 ]  # fmt: skip

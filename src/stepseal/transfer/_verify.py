@@ -15,6 +15,7 @@ from stepseal.layout import (
     MAX_MANIFEST_BYTES,
     coverage_problems,
     encode_manifest,
+    external_folder,
     part_document_path,
     part_index_path,
     payload_path,
@@ -177,6 +178,7 @@ class _Survey:
         names = {component.name for component in self._manifest.components}
         self._check_names(names)
         self._check_trees()
+        self._check_engines()
         if self._unreadable:
             return  # already damaged; without all indexes, missing boxes cannot be found
         try:
@@ -318,6 +320,21 @@ class _Survey:
                     self._reader.tree_files(component.name, owner)
                 except CheckpointError as error:
                     self._report(f"components/{component.name}", error)
+
+    def _check_engines(self) -> None:
+        """Check that every external component has files, and that no others have some."""
+        if self._unreadable:
+            return  # already damaged; their files are not known
+        listed = [self._manifest.files]
+        listed += [self._reader.part(participant).files for participant in self._readable()]
+        paths = {e.path for files in listed for e in files if e.role == "external"}
+        found = {path.split("/")[1] for path in paths}
+        names = {one.name for one in self._manifest.components if one.kind == "external"}
+        for name in sorted(names - found):
+            self._add_once(external_folder(name), "expected files of an engine, found none listed")
+        for name in sorted(found - names):
+            message = "expected files of external components only"
+            self._add_once(external_folder(name), message)
 
     def _report(self, path: str, error: CheckpointError) -> None:
         """Turn an error into a finding."""

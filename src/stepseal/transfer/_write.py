@@ -2,7 +2,8 @@
 
 Order: payload, tree documents and segments, index, part document. Each file is synced and closed
 before the next. Then the directories are synced, deepest first. The part document lists all other
-files with digests, and is written last.
+files with digests, and is written last. Before it, a share of the files of engines is synced and
+digested; these must not have changed by the time it is written.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from stepseal.transfer._blocks import (
     StagedFiles,
     allocate,
 )
+from stepseal.transfer._external import Inventory
 from stepseal.transfer._file_plan import plan_segment
 from stepseal.transfer._payload import PayloadWriter
 from stepseal.transfer._trees import encode_tree_document, segments_of
@@ -56,6 +58,8 @@ def write_part(
     ordinal: int,
     contents: PartContents,
     check_cancelled: Callable[[], None],
+    external: Sequence[str] = (),
+    num_participants: int = 1,
 ) -> DocumentRef:
     """Store one participant's part of a step, durably and with digests.
 
@@ -72,17 +76,23 @@ def write_part(
         ordinal: position of the participant in the manifest's list.
         contents: descriptions; their data must not change before this call returns.
         check_cancelled: called before every write of up to 8 MiB; raises to cancel.
+        external: components of which engines wrote the files; all engines have returned.
+        num_participants: number of participants that share these files.
 
     Returns:
         Path (inside the step folder), size and SHA-256 of the part document.
 
     Raises:
-        InvalidInput: the contents could not be read back.
+        InvalidInput: the contents could not be read back, or what an engine wrote cannot be saved.
         StorageUnavailable: the storage refused; the attempt must not be used.
 
     Durability: on return every file is closed, and survives power loss with its name.
     """
     check_participant(participant)
+    share = (ordinal, num_participants)
+    inventories = [
+        Inventory(storage, staging_key, name, share, check_cancelled) for name in external
+    ]
     files = StagedFiles(storage, staging_key)
     writer = _PartWriter(files, check_cancelled)
     index = writer.write_payload(payload_path(ordinal), contents)
@@ -91,6 +101,10 @@ def write_part(
     index_ref = None
     if index is not None:
         index_ref = writer.write_document(part_index_path(participant), encode_index(index))
+    for inventory in inventories:
+        writer.entries += inventory.take()
+    for inventory in inventories:
+        inventory.look_again()
     part = Part(
         step=step,
         attempt=attempt,
