@@ -12,6 +12,7 @@ from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._conversion import Conversion
 from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
+from stepseal.components._external import External, ExternalComponent
 from stepseal.components._fitting import changed_world
 from stepseal.components._groups import DeclaredSharing, per_group
 from stepseal.components._leaves import outside_inference_mode, range_problem
@@ -34,11 +35,11 @@ from stepseal.components._types import (
 
 __all__ = [
     "RNG", "Arena", "CapturedComponent", "Component", "Conversion", "DeclaredSharing", "DenseSink",
-    "FlatState", "GlobalSampler", "LoaderComponent", "RNGComponent", "RangeScan", "Registry",
-    "RestorePlan", "SamplerComponent", "SavedComponent", "SavedTensor", "Sharing", "StagingMemory",
-    "Topology", "TreeComponent", "build_dcp_index", "byte_view", "can_convert", "capture",
-    "changed_world", "check_generators", "decode_tree", "describe_flat", "encode_tree",
-    "has_no_state", "leave_out", "outside_inference_mode", "per_group", "range_problem", "register",
-    "register_codec", "sampler_of", "tensor_over", "tree_of", "unsaved_buffers", "value_copies",
-    "waits_to_resume",
+    "External", "ExternalComponent", "FlatState", "GlobalSampler", "LoaderComponent",
+    "RNGComponent", "RangeScan", "Registry", "RestorePlan", "SamplerComponent", "SavedComponent",
+    "SavedTensor", "Sharing", "StagingMemory", "Topology", "TreeComponent", "build_dcp_index",
+    "byte_view", "can_convert", "capture", "changed_world", "check_generators", "decode_tree",
+    "describe_flat", "encode_tree", "has_no_state", "leave_out", "outside_inference_mode",
+    "per_group", "range_problem", "register", "register_codec", "sampler_of", "tensor_over",
+    "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
 ]  # fmt: skip

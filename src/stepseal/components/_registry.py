@@ -10,6 +10,7 @@ import torch
 
 from stepseal.components._advice import check_no_snapshot, check_no_stand_in
 from stepseal.components._dicts import DictComponent
+from stepseal.components._external import External, ExternalComponent
 from stepseal.components._groups import check_sharing
 from stepseal.components._loaders import LoaderComponent, check_generators
 from stepseal.components._modules import ModuleComponent
@@ -246,6 +247,12 @@ class Registry:
                 "`kind` out, or add a (get, set) pair.",
                 component=name,
             )
+        if kind is not None and isinstance(state, External):
+            raise InvalidInput(
+                f"add({name!r}, kind={kind!r}): the files of an External are its own kind. Leave "
+                "`kind` out.",
+                component=name,
+            )
         if kind == "tensors" and not stateful:
             raise InvalidInput(
                 f"add({name!r}, kind='tensors'): expected a dict of tensors, a (get, set) "
@@ -255,6 +262,8 @@ class Registry:
             )
         if isinstance(state, Component):
             return state
+        if isinstance(state, External):
+            return ExternalComponent(name, state, sharing)
         if isinstance(state, RNG):
             return RNGComponent(name, state, sharing)
         if isinstance(state, torch.nn.Module):

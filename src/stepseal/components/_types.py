@@ -75,7 +75,7 @@ class CapturedComponent:
 
     name: str
     kind: str
-    """`tensors` or `tree`."""
+    """`tensors`, `tree` or `external`."""
     sharing: AnySharing
     """The sharing that was used, after defaults, with its sets where it has some."""
     fingerprint: str
@@ -113,6 +113,8 @@ class SavedComponent:
     """Number of participants at the save."""
     conversion: Conversion | None = None
     """How its keys and dtypes become those of live state; None takes them as they are."""
+    folder: str = ""
+    """Path of the folder with the files of an engine; empty for other kinds."""
 
 
 class RestorePlan(Protocol):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import SavedComponent, SavedTensor
 from stepseal.layout import Division, payload_owner, payload_report, saved_sharing, step_name
+from stepseal.session._engines import engines_of, saved_engine, verify_engines
 from stepseal.session._saving import collection_paused
 from stepseal.session._targets import SavedStep, apply_all
 from stepseal.transfer import ReadRequest, StepReader
@@ -93,6 +94,8 @@ def check_step_fits(
 
     def find(one: Component) -> SavedComponent:
         saved, entry = sharings[one.name], entries[one.name]
+        if "external" in (one.kind, entry.kind):
+            return saved_engine(storage, manifest, entry, saved, one)
         mine = _coordinate(one, targets.topology) if isinstance(saved, Division) else None
         return _saved_component(reader, manifest, entry, saved, targets.topology.me, mine)
 
@@ -106,6 +109,8 @@ def check_step_fits(
     )
     with collection_paused():
         checked = CheckedStep(reader, targets.decide(saved))
+    live = (component for component, _ in checked.decisions.plans)
+    verify_engines(engines_of(live), storage, manifest, reader, targets.topology)
     checked.scan()
     targets.check_ranges(checked.decisions, manifest.step)
     return checked

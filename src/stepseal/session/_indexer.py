@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DcpIndexer"]
 
+_STILL_WRITES = (
+    "an engine still writes after its `save` returned: let `save` return only when all files are "
+    "complete"
+)
+
 
 class DcpIndexer:
     """Implements `commit.Indexer` for steps whose tensors are DCP payload.
@@ -56,9 +61,12 @@ class DcpIndexer:
             read, self._read = self._read, None
             reader = read[1] if read is not None and read[0] == key else None
             findings += check_coverage(storage, key, manifest, reader=reader)
-        return [
+        problems = [
             f"{finding.path if finding.path.isprintable() else ascii(finding.path)}: "
             f"{finding.message}"
             for finding in findings
             if exact or finding.severity == "damage"
         ]
+        if exact and any(problem.startswith("external/") for problem in problems):
+            problems.insert(0, _STILL_WRITES)
+        return problems

@@ -1,7 +1,7 @@
 """One save on the caller's thread: capture, agree on the cut, and let the writer go on behind.
 
-Invariant: a failure before the order to write is told to the others; a failure after it goes
-through the writer, which reports it.
+Invariant: a failure before the order to write, or in an engine after it, is told to the others; any
+later failure goes through the writer, which reports it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
 from stepseal.protocol import Captured
+from stepseal.session._engines import engines_of, run_engines
 from stepseal.session._pending import PendingSave
 from stepseal.session._saving import (
     PartWriter,
@@ -67,7 +68,12 @@ def begin_save(
     if write is None:
         pending.wait()
         raise errors.InternalError(f"save of step {step}: ended without an order to write")
-    writer = PartWriter(captured, write, step, driver, steps)
+    if engines := engines_of(registry.components()):
+        run_engines(engines, write, step, topology, wiring)
+        if not driver.wait_inventory(call):
+            pending.wait()
+            raise errors.InternalError(f"save of step {step}: ended without an inventory")
+    writer = PartWriter(captured, write, step, driver, steps, topology.world_size)
     try:
         flight.start(pending, writer, reads_live=asked.mode == "sync")
         if asked.mode == "sync":

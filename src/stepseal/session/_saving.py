@@ -34,6 +34,7 @@ __all__ = [
     "capture_all",
     "collection_paused",
     "reports_of",
+    "require_same_root",
     "tell_failure",
 ]
 
@@ -142,6 +143,21 @@ def _await_abort(driver: ParticipantDriver, steps: StepStore, call: int, step: i
     driver.forget(call)
 
 
+def require_same_root(steps: StepStore, driver: ParticipantDriver, write: Write, step: int) -> None:
+    """Prove by the attempt's nonce that this participant sees the coordinator's root."""
+    key = write.staging
+    found = steps.find_nonce(key)
+    if found != write.nonce:
+        raise StorageUnavailable(
+            f"save of step {step}: {driver.participant} does not see the coordinator's root: "
+            f"expected the nonce of this attempt in {key}, found {found or 'nothing'}. Is the root "
+            "on storage shared by all hosts?",
+            step=step,
+            participant=driver.participant,
+            path=key,
+        )
+
+
 class PartWriter:
     """Writes one participant's part of one attempt on a background thread.
 
@@ -149,9 +165,9 @@ class PartWriter:
         captured: frozen buffers.
         write: the coordinator's order.
         step: step number.
-        call: call number.
         driver: line to the coordinator.
         steps: the root.
+        num_participants: number of participants that write parts.
     """
 
     def __init__(
@@ -161,7 +177,10 @@ class PartWriter:
         step: int,
         driver: ParticipantDriver,
         steps: StepStore,
+        num_participants: int,
     ) -> None:
+        self._external = tuple(c.name for c in captured if c.kind == "external")
+        self._num_participants = num_participants
         self._contents = PartContents(
             tensors=tuple(t for c in captured for t in c.tensors),
             bytes_copies=tuple(b for c in captured for b in c.bytes_copies),
@@ -196,7 +215,7 @@ class PartWriter:
         call = self._write.call
         try:
             self._check_given_up()
-            self._check_same_root()
+            require_same_root(self._steps, self._driver, self._write, self._step)
             ref = write_part(
                 self._storage,
                 self._write.staging,
@@ -206,6 +225,8 @@ class PartWriter:
                 ordinal=self._write.ordinal,
                 contents=self._contents,
                 check_cancelled=self._check_given_up,
+                external=self._external,
+                num_participants=self._num_participants,
             )
             part = PartReport(ref.path, ref.size_bytes, ref.sha256)
             with self._lock:
@@ -226,18 +247,3 @@ class PartWriter:
             )
         if self._driver.ended(self._write.call):
             raise SaveGivenUp(f"save of step {self._step}: given up", step=self._step)
-
-    def _check_same_root(self) -> None:
-        """Prove by the attempt's nonce that this participant sees the coordinator's root."""
-        key = self._write.staging
-        found = self._steps.find_nonce(key)
-        if found != self._write.nonce:
-            raise StorageUnavailable(
-                f"save of step {self._step}: {self._driver.participant} does not see the "
-                "coordinator's root: expected "
-                f"the nonce of this attempt in {key}, found {found or 'nothing'}. Is the root on "
-                "storage shared by all hosts?",
-                step=self._step,
-                participant=self._driver.participant,
-                path=key,
-            )
