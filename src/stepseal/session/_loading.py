@@ -23,6 +23,7 @@ from stepseal.errors import (
 from stepseal.layout import check_step, rule_of, step_name
 from stepseal.protocol import Deadlines
 from stepseal.session._checked import CheckedStep, check_step_fits, sharing_of
+from stepseal.session._engines import engines_of
 from stepseal.session._job import discover
 from stepseal.session._policies import Choice
 from stepseal.session._reports import LoadReport
@@ -247,6 +248,13 @@ def _has_tensors(state: object) -> bool:
 
 def _hold(checked: CheckedStep, reading: Reading) -> None:
     """Open every file that is read later; where a lease holds the step, as many as may be open."""
+    engines = engines_of(component for component, _ in checked.decisions.plans)
+    if engines and not reading.is_leased:
+        raise StorageUnavailable(
+            f"load: component {engines[0].name}: an engine opens its files by their paths, and "
+            "this root takes no lease that would keep them from a prune. Load from a root that "
+            "can be written, or from a copy of it."
+        )
     try:
         checked.reader.hold(checked.requests())
     except StorageUnavailable as error:
