@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.campaigns.simulator._disk import Disk
-from tests.campaigns.simulator._parts import captured, facts_of, payload_of, read_part, write_files
+from tests.campaigns.simulator._parts import (
+    captured,
+    facts_of,
+    inventory_of,
+    payload_of,
+    read_part,
+    write_engine_file,
+    write_files,
+)
 from tests.steps._kit import DEADLINES
 
 from stepseal import errors
@@ -47,6 +55,8 @@ class Plan:
     """Tries until the job gives up."""
     pace_s: float = 1.0
     """Longest time between two saves."""
+    engines: bool = False
+    """Whether an engine writes into every attempt."""
 
 
 class Process:
@@ -79,7 +89,7 @@ class Process:
         self.live: str = ""
         """Attempt of which live state holds the values; empty when it was never restored."""
         self.busy = False
-        self.wrote = False
+        self.wrote = self.ran_engine = False
         self.waiting_since = 0.0
         self.over = False
 
@@ -216,12 +226,13 @@ class Process:
         self.saves_left -= 1
         self.step += 10
         self.call, self.doing, self.busy, self.wrote = self.machine.new_call(), "save", False, False
+        self.ran_engine = False
         self.machine.captured(self.call, self.world.now)
         if self.world.chance(self.world.faults.fail):
             why = messages.Failure("Fault", "capture")
             self.line.up(messages.Failed(self.call, self.step, "capture", why))
         else:
-            self.line.up(captured(self.call, self.step))
+            self.line.up(captured(self.call, self.step, engines=self.plan.engines))
         call = self.call
         self.world.at(DEADLINES.save_s + _GRACE_S, lambda: self.judge_time(call), self.node)
         self.go_on()
@@ -241,22 +252,43 @@ class Process:
         if state.settled:
             self.busy = True
             self.world.spawn(self.node, lambda: self.end_save(state))
+        elif state.write is not None and self.plan.engines and not self.ran_engine:
+            self.ran_engine = self.busy = True
+            order = state.write
+            self.world.spawn(self.node, lambda: self.run_engine(order))
         elif state.write is not None and not self.wrote:
+            if self.plan.engines and not state.inventory:
+                return
             self.wrote = self.busy = True
             order = state.write
             self.world.spawn(self.node, lambda: self.write(order))
+
+    def run_engine(self, order: messages.Write) -> None:
+        """Let the engine write its file, and say that it has returned."""
+        try:
+            if self.world.chance(self.world.faults.fail):
+                raise errors.StorageUnavailable("broken on purpose")
+            write_engine_file(self.disk, order.staging, order.attempt, self.name)
+            self.line.up(messages.EnginesReturned(order.call, order.attempt))
+        except errors.CheckpointError as error:
+            self.line.up(messages.Failed(order.call, self.step, "engines", failure_of(error)))
+        self.busy = False
+        self.world.at(0.0, self.go_on, self.node)
 
     def write(self, order: messages.Write) -> None:
         try:
             if self.world.chance(self.world.faults.fail):
                 raise errors.StorageUnavailable("broken on purpose")
-            data = payload_of(order.attempt, self.name)
-            for _ in write_files(self.disk, order.staging, self.name, data):
+            data, inventory = payload_of(order.attempt, self.name), b""
+            if self.plan.engines:
+                share = (self.index, len(self.job.participants))
+                inventory = inventory_of(self.disk, order.staging, share)
+            for _ in write_files(self.disk, order.staging, self.name, data, inventory):
                 if self.machine.save(order.call).settled:
                     break
             else:
                 self.oracle.prepared.setdefault(order.attempt, set()).add(self.name)
-                self.report(order, facts_of(self.name, data))
+                self.report(order, facts_of(self.name, data, inventory))
         except errors.CheckpointError as error:
             failed = messages.Failed(order.call, self.step, "write", failure_of(error))
             self.line.up(failed)

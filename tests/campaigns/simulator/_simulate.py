@@ -79,6 +79,7 @@ class _Simulation:
         """Whether bytes flip, or steps are pruned: a prune trusts sizes, by design."""
         self.goes_back = not self.rots and self.world.chance(faults.back)
         """Whether steps heap up, so that a later life restores an older one."""
+        self.engines = faults.engines > 0 and self.world.chance(faults.engines)
 
     def run(self) -> Outcome:
         world, oracle = self.world, self.oracle
@@ -114,7 +115,8 @@ class _Simulation:
         fresh = number > 1 and world.chance(0.03)
         pace_s = draw.choice((1.0, 1.0, 15.0))
         saves = draw.choice((1, 2, 2, 3)) if not self.goes_back else draw.choice((2, 4, 6))
-        plan = Plan(saves, None if fresh else asked, fresh, pace_s=pace_s)
+        step = None if fresh else asked
+        plan = Plan(saves, step, fresh, pace_s=pace_s, engines=self.engines)
         keep = None if self.rots else draw.choice((None, 1, 1, 2))
         if self.goes_back:
             keep = None if number == 1 else draw.choice((1, 1, 2))

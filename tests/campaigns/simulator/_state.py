@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
-from tests.campaigns.simulator._parts import payload_of, read_part
+from tests.campaigns.simulator._parts import (
+    engine_file,
+    engine_payload_of,
+    has_engines,
+    listed_in,
+    payload_of,
+    read_part,
+)
 
 from stepseal.errors import CheckpointError
 from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest, step_name
@@ -39,12 +47,28 @@ def wrong_with(disk: MemoryStorage, manifest: Manifest) -> str:
     step = manifest.step
     try:
         num_files = len(walk_files(disk, step_name(step)))
-        if num_files != 1 + 2 * len(manifest.parts):
+        if num_files != 1 + (2 + has_engines(manifest)) * len(manifest.parts):
             return f"step {step}: {num_files} files for {len(manifest.parts)} parts"
+        if has_engines(manifest) and (wrong := _wrong_with_engines(disk, manifest)):
+            return f"step {step}: {wrong}"
         for index, part in enumerate(manifest.parts):
             data = read_part(disk, step, manifest, index)
             if data != payload_of(manifest.attempt, part.participant):
                 return f"step {step}: {part.participant} has {data!r}, of another attempt"
     except CheckpointError as error:
         return f"step {step}: {error}"
+    return ""
+
+
+def _wrong_with_engines(disk: MemoryStorage, manifest: Manifest) -> str:
+    """Return how the files of engines, or the lists of them, differ from what engines wrote."""
+    name = step_name(manifest.step)
+    wanted = {engine_file(p): engine_payload_of(manifest.attempt, p) for p in manifest.participants}
+    listed = listed_in(disk, name, manifest)
+    if listed.keys() != wanted.keys():
+        return f"its parts list {sorted(listed)} of the files of engines"
+    for path, data in wanted.items():
+        found = read_bytes(disk, f"{name}/{path}", MAX_MANIFEST_BYTES)
+        if found != data or hashlib.sha256(found).hexdigest() != listed[path]:
+            return f"{path} has {found!r}"
     return ""

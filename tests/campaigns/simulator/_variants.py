@@ -14,6 +14,7 @@ from unittest import mock
 
 from tests.campaigns.simulator import _participant as _sim_participant
 from tests.campaigns.simulator import _parts as _sim_parts
+from tests.campaigns.simulator import _variants_engines as engines
 from tests.campaigns.simulator import _variants_keeping as keeping
 from tests.campaigns.simulator._parts import Indexer, facts_of, payload_of, write_files
 from tests.campaigns.simulator._world import Faults
@@ -58,6 +59,7 @@ _BUSY = Faults(
     loss=0.0, fail=0.0, crash=0.0, pause=0.0, rot=0.0,
 )  # fmt: skip
 _BACKWARDS = Faults(back=1.0, loss=0.0, fail=0.0, crash=0.1, pause=0.1, power=0.0)
+_ENGINES = Faults(engines=1.0)
 _REPEATING = Faults(repeat=0.5, fail=0.1)
 
 
@@ -361,6 +363,9 @@ VARIANTS = {
     "staging-shared": Variant(_share_names),
     "live-attempt-discarded": Variant(_discard_live, _SLOW),
     "sweep-ignores-incarnation": Variant(keeping.sweep_all, _RACY),
+    "inventory-early": Variant(engines.inventory_early, _ENGINES),
+    "inventory-unordered": Variant(engines.no_inventory_round, _ENGINES),
+    "engine-files-unsynced": Variant(engines.files_unsynced, _ENGINES),
     "no-incarnation-check": Variant(_no_incarnation_check, _OVERLAPPING),
     "claim-not-exclusive": Variant(_shared_claim, _RACY),
     "room-not-made": Variant(_no_room, Faults(full=1.0)),

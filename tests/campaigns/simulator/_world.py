@@ -67,6 +67,8 @@ class Faults:
     leaves the newer ones outside the lineage."""
     reorder: float = 0.1
     """Per life: lines do not keep the order of the messages of saves."""
+    engines: float = 0.0
+    """Per seed: an engine of each participant writes a file of its own into every attempt."""
 
 
 @dataclass(eq=False)

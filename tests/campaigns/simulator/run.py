@@ -46,6 +46,9 @@ KNOWN_SEEDS = {
     "staging-shared": 5,
     "live-attempt-discarded": 33,
     "sweep-ignores-incarnation": 17,
+    "inventory-early": 0,
+    "inventory-unordered": 3,
+    "engine-files-unsynced": 0,
     "no-incarnation-check": 34,
     "claim-not-exclusive": 9,
     "room-not-made": 39,
@@ -68,6 +71,7 @@ KNOWN_SEEDS = {
 where this one does not."""
 RARE_SEEDS = (1499, 2724)
 """Those of the first 3,000 that judge what a zombie may not do; the fast size runs them, too."""
+WITH_ENGINES = Faults(engines=1.0)
 _CHUNK = 125
 _VARIANT_SEEDS = 3_000
 _PROGRAM = "python -m tests.campaigns.simulator.run"
@@ -99,10 +103,10 @@ class Tally:
         self.num_claims += other.num_claims
 
 
-def _run_chunk(first: int, num_seeds: int) -> Tally:
+def _run_chunk(first: int, num_seeds: int, faults: Faults) -> Tally:
     tally = Tally()
     for seed in range(first, first + num_seeds):
-        outcome = simulate(seed)
+        outcome = simulate(seed, faults)
         tally.num_seeds += 1
         tally.checks.update(outcome.checks)
         tally.ends.update(outcome.ends)
@@ -110,7 +114,9 @@ def _run_chunk(first: int, num_seeds: int) -> Tally:
         tally.num_commits += outcome.num_commits
         tally.num_claims += outcome.num_claims
         if outcome.problems:
-            tally.violations.append(f"{_PROGRAM} --seed {seed}  # {outcome.problems[0]}")
+            engines = " --engines" if faults.engines else ""
+            command = f"{_PROGRAM} --seed {seed}{engines}"
+            tally.violations.append(f"{command}  # {outcome.problems[0]}")
     return tally
 
 
@@ -150,14 +156,15 @@ def sweep(
     more: Sequence[int] = (),
     verbose: bool = False,
 ) -> Tally:
-    """Run consecutive seeds, and some more, on several processes."""
+    """Run consecutive seeds, and some more, on several processes; one in four with engines, too."""
     total, began = Tally(), time.monotonic()
     with _workers(num_jobs) as pool:
         chunks = [
-            pool.submit(_run_chunk, start, min(_CHUNK, first + num_seeds - start))
-            for start in range(first, first + num_seeds, _CHUNK)
+            pool.submit(_run_chunk, start, min(_CHUNK, first + num - start), faults)
+            for num, faults in ((num_seeds, Faults()), (num_seeds // 4, WITH_ENGINES))
+            for start in range(first, first + num, _CHUNK)
         ]
-        chunks += [pool.submit(_run_chunk, seed, 1) for seed in more]
+        chunks += [pool.submit(_run_chunk, seed, 1, Faults()) for seed in more]
         for done, chunk in enumerate(as_completed(chunks), 1):
             total.add(chunk.result())
             if verbose:
@@ -213,11 +220,12 @@ def _notes(tally: Tally) -> tuple[str, ...]:
     )
 
 
-def _show(seed: int, variant: str, *, trace: bool) -> int:
+def _show(seed: int, variant: str, *, engines: bool, trace: bool) -> int:
     """Run one seed, as the command that a violation names."""
     logging.disable(logging.CRITICAL)
     lines: list[str] = []
-    with broken(variant) if variant else contextlib.nullcontext(Faults()) as faults:
+    usual = WITH_ENGINES if engines else Faults()
+    with broken(variant) if variant else contextlib.nullcontext(usual) as faults:
         outcome = simulate(seed, faults, lines)
     if trace:
         print("\n".join(lines))
@@ -233,13 +241,14 @@ def _main() -> int:
     parser.add_argument("--size", choices=get_args(Size), default="fast")
     parser.add_argument("--seed", type=int, help="run this one alone")
     parser.add_argument("--variant", choices=VARIANTS, default="")
+    parser.add_argument("--engines", action="store_true", help="with --seed: engines write, too")
     parser.add_argument("--trace", action="store_true", help="with --seed: print what happens")
     parser.add_argument("--first-seed", type=int, help="run from here on, without variants")
     parser.add_argument("--seeds", type=int, help="with --first-seed: how many")
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
     if asked.seed is not None:
-        return _show(asked.seed, asked.variant, trace=asked.trace)
+        return _show(asked.seed, asked.variant, engines=asked.engines, trace=asked.trace)
     if asked.first_seed is None:
         return report(run(asked.size, num_jobs=asked.jobs, verbose=True))
     num_seeds = asked.seeds or NUM_SEEDS[asked.size]

@@ -3,6 +3,7 @@ every broken variant of the protocol is seen."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import pytest
@@ -72,6 +73,12 @@ def test_calm_jobs_commit_every_step() -> None:
     assert outcome.problems == []
     assert set(outcome.ends) == {"committed"}
     assert outcome.num_claims >= 2
+
+
+def test_calm_jobs_with_engines_commit_every_step() -> None:
+    outcome = simulate(0, dataclasses.replace(CALM, engines=1.0))
+    assert outcome.problems == []
+    assert set(outcome.ends) == {"committed"}
 
 
 def test_same_seed_does_the_same() -> None:
