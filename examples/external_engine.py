@@ -3,8 +3,7 @@
     torchrun --nproc-per-node 2 -m examples.external_engine runs/engine 6
     torchrun --nproc-per-node 2 -m examples.external_engine runs/engine 9   # goes on after step 6
 
-The engine shards its model and insists on `dcp.save`. Its files, the random streams and the
-position in the data are one step: committed together, or not at all.
+The files of `dcp.save`, the random streams and the position in the data are one step.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.fsdp import fully_shard
 
 import stepseal as ss
@@ -45,11 +45,11 @@ class Engine:
 
     def save_checkpoint(self, folder: str) -> None:
         """Write the shards of all ranks below a folder; a collective."""
-        dcp.save(self._state(), checkpoint_id=folder)
+        dcp_save(self._state(), checkpoint_id=folder)
 
     def load_checkpoint(self, folder: str) -> None:
         """Read them back; a collective."""
-        dcp.load(state := self._state(), checkpoint_id=folder)
+        dcp_load(state := self._state(), checkpoint_id=folder)
         loaded = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
         set_state_dict(self.model, self.optimizer, **loaded)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from tests.session._engines import FilePerRank
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -18,6 +17,8 @@ from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     set_model_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.fsdp import fully_shard
 
 import stepseal as ss
@@ -37,7 +38,7 @@ class Sharded:
 
     def values(self) -> list[float]:
         """Return every element of the whole module; a collective."""
-        state = get_model_state_dict(self.module, options=WHOLE)
+        state: dict[str, Any] = get_model_state_dict(self.module, options=WHOLE)
         return [x for key in sorted(state) for x in state[key].flatten().tolist()]
 
 
@@ -45,11 +46,11 @@ class DcpEngine(Sharded):
     """`dcp.save` and `dcp.load`; each rank writes its shards into the one folder."""
 
     def save(self, folder: str) -> None:
-        dcp.save(get_model_state_dict(self.module), checkpoint_id=folder)
+        dcp_save(get_model_state_dict(self.module), checkpoint_id=folder)
 
     def load(self, folder: str) -> None:
         state = get_model_state_dict(self.module)
-        dcp.load(state, checkpoint_id=folder)
+        dcp_load(state, checkpoint_id=folder)
         set_model_state_dict(self.module, state)
 
 
@@ -66,7 +67,7 @@ class WholeEngine(Sharded):
         set_model_state_dict(self.module, state, options=LOADING)
 
 
-SHARDED = {"dcp": DcpEngine, "whole": WholeEngine}
+SHARDED: dict[str, Any] = {"dcp": DcpEngine, "whole": WholeEngine}
 
 
 def add(ckpt: ss.Checkpointer, engine: Any, **options: Any) -> None:  # noqa: ANN401 - any engine
@@ -84,22 +85,20 @@ def save_then_die(rank: int, root: str) -> None:
         ckpt.save(1).wait()
         torch.save(engine.values(), f"{root}/{name}-{rank}.pt")
         ckpt.close()
-    engine = FilePerRank(rank, value=100 + rank)
+    files = FilePerRank(rank, value=100 + rank)
     ckpt = ss.Checkpointer(f"{root}/files")
-    saved = engine.save
 
     def save(folder: str) -> None:
-        saved(folder)
+        files.save(folder)
         try:
             dist.barrier()  # all have written: the folder is as full as it gets
         finally:  # also where another rank has died first
-            if engine.value >= 200:
+            if files.value >= 200:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    engine.save = save  # type: ignore[method-assign]
-    add(ckpt, engine)
+    ckpt.add("engine", ss.External(save=save, load=files.load))
     ckpt.save(1).wait()
-    engine.value = 200 + rank
+    files.value = 200 + rank
     ckpt.save(2)
     raise AssertionError("not killed")
 
@@ -119,7 +118,7 @@ def resume(rank: int, root: str, *, same_world: bool) -> dict[str, bool]:
     if same_world:
         files = FilePerRank(rank)
         with ss.Checkpointer(f"{root}/files") as ckpt:
-            add(ckpt, files)
+            ckpt.add("engine", files.external())
             restored = ckpt.restore()
             found["files"] = restored is not None and restored.step == 1
             found["files of the rank"] = files.value == 100 + rank

@@ -10,8 +10,9 @@ from unittest import mock
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from tests.session._engines import FilePerRank, run, save_steps
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 import stepseal as ss
 from stepseal import errors
@@ -40,7 +41,7 @@ HARM: dict[str, Callable[[Path], object]] = {
 }
 
 
-def restore_all(root: Path, **options: int) -> list[tuple[int, int, list[str]]]:
+def restore_all(root: Path, step: int | None = None) -> list[tuple[int, int, list[str]]]:
     """Restore on two ranks; return step, value and calls of each engine."""
 
     def work(rank: int, ckpt: ss.Checkpointer) -> tuple[int, int, list[str]]:
@@ -48,7 +49,7 @@ def restore_all(root: Path, **options: int) -> list[tuple[int, int, list[str]]]:
         ckpt.add("engine", engine.external())
         ckpt.add("counter", {"rank": -1}, sharing=ss.PER_RANK)
         try:
-            found = ckpt.restore(**options)
+            found = ckpt.restore(step)
         except errors.Corrupt:
             return -1, engine.value, [role for role, _ in engine.folders]
         assert found is not None
@@ -68,7 +69,7 @@ def test_all_ranks_fall_back_before_any_engine_is_called(tmp_path: Path, harm: s
 def test_a_step_that_is_asked_for_is_corrupt_on_all(tmp_path: Path, harm: str) -> None:
     save_steps(tmp_path, 2, 1, 2)
     HARM[harm](tmp_path)
-    assert restore_all(tmp_path, step=2) == [(-1, 0, []), (-1, 0, [])]
+    assert restore_all(tmp_path, 2) == [(-1, 0, []), (-1, 0, [])]
 
 
 def test_without_the_check_an_engine_reads_what_nobody_saved(tmp_path: Path) -> None:
@@ -175,10 +176,10 @@ class DcpEngine:
         self.tensor = torch.full((3,), value)
 
     def save(self, folder: str) -> None:
-        dcp.save({"t": self.tensor}, checkpoint_id=folder)
+        dcp_save({"t": self.tensor}, checkpoint_id=folder)
 
     def load(self, folder: str) -> None:
-        dcp.load({"t": self.tensor}, checkpoint_id=folder)
+        dcp_load({"t": self.tensor}, checkpoint_id=folder)
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -192,10 +193,10 @@ def test_stock_readers_read_the_step_and_the_folder_of_the_engine(tmp_path: Path
         ckpt.restore()
     assert engine.tensor.tolist() == [5.0] * 3
     state = {"weight": torch.zeros(2, 2)}
-    dcp.load(state, checkpoint_id=tmp_path / "step-1")
+    dcp_load(state, checkpoint_id=tmp_path / "step-1")
     assert torch.equal(state["weight"], module.weight)
     alone = {"t": torch.zeros(3)}
-    dcp.load(alone, checkpoint_id=tmp_path / "step-1" / "external" / "engine")
+    dcp_load(alone, checkpoint_id=tmp_path / "step-1" / "external" / "engine")
     assert alone["t"].tolist() == [5.0] * 3
     step = ss.open(tmp_path).step(1)
     assert step.tensor_names() == ("bias", "weight")

@@ -40,6 +40,8 @@ class Life:
     num_participants: int = 2
     keep: int | None = None
     """How many of the newest steps stay; None keeps all."""
+    engine: bool = False
+    """Every participant has an engine that writes a file of its own."""
 
     def next(self) -> Life:
         """Return the incarnation after this one."""
@@ -66,7 +68,7 @@ class Player:
         self, rank: int, checkpointer: ss.Checkpointer, life: Life, participants: tuple[str, ...]
     ) -> None:
         self.rank = rank
-        self.replica = Replica(rank)
+        self.replica = Replica(rank, engine=life.engine)
         self._checkpointer = checkpointer
         self._life = life
         self._participants = participants
@@ -101,7 +103,8 @@ class Player:
 
     def _note(self, kind: Kind, step: int) -> None:
         number = self._life.number
-        digest = digest_of(expected_step(number, step, self._participants))
+        engine = self._life.engine
+        digest = digest_of(expected_step(number, step, self._participants, engine=engine))
         self._life.log.add(Event(kind, number, step, digest))
 
 
@@ -119,6 +122,8 @@ class Workload:
     """The operation before which the earlier job was killed."""
     flagless: bool = False
     """The file system knows no flag of renameat2."""
+    engine: bool = False
+    """Every participant has an engine that writes a file of its own."""
 
 
 def _four(player: Player) -> None:
@@ -243,6 +248,7 @@ WORKLOADS = {
     "sync": Workload(_sync),
     "alone": Workload(_mixed, num_participants=1),
     "three": Workload(_mixed, num_participants=3),
+    "engines": Workload(_mixed, engine=True),
     "superseding": Workload(_superseding),
     "pruning": Workload(_pruning, keep=1),
     "after-crash-in-part": Workload(_resuming, prelude=_three_saves, crash=_in_part_of_30),

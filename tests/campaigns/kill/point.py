@@ -151,7 +151,8 @@ class _Trial:
             return self._variant.wrap(faults(LocalStorage.create(root, calls=calls)))
 
         workload = self._workload
-        return Life(number, root, self.log, storage, workload.num_participants, workload.keep)
+        shape = (workload.num_participants, workload.keep, workload.engine)
+        return Life(number, root, self.log, storage, *shape)
 
     def _fork(self, work: Callable[[], list[Violation]]) -> list[Violation] | None:
         """Run `work` in a child; return its findings, or None if it was killed."""
