@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
+import numpy as np
 import pytest
+import torch
 from tests.session._engines import FilePerRank, InStep, run, save_steps, staged, world
 
 import stepseal as ss
@@ -137,6 +140,22 @@ def test_save_returns_when_the_engines_of_all_ranks_have(tmp_path: Path) -> None
 
     run(tmp_path, 2, work)
     assert len(ss.open(tmp_path).step(1).manifest.parts) == 2
+
+
+def test_an_engine_that_draws_does_not_change_the_run(tmp_path: Path) -> None:
+    def save(folder: str) -> None:
+        drawn = [random.random(), torch.rand(1).item(), np.random.random()]
+        Path(folder, "state").write_text(str(drawn))
+
+    with ss.Checkpointer(tmp_path) as ckpt:
+        ckpt.add("engine", ss.External(save=save, load=print))
+        ckpt.add("rng", ss.RNG())
+        ckpt.save(1).wait()
+        after = [random.random(), torch.rand(1).item(), np.random.random()]
+        ckpt.restore()
+        again = [random.random(), torch.rand(1).item(), np.random.random()]
+    assert (tmp_path / "step-1" / "external" / "engine" / "state").read_text() == str(after)
+    assert again == after
 
 
 def late_rank(root: Path, until: str, on_returned: Any = SaveRound.on_returned) -> None:  # noqa: ANN401 - a method

@@ -9,7 +9,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from stepseal.components import ExternalComponent, SavedComponent, outside_inference_mode
+from stepseal.components import (
+    RNG,
+    ExternalComponent,
+    RNGComponent,
+    SavedComponent,
+    outside_inference_mode,
+)
 from stepseal.errors import (
     CheckpointError,
     InternalError,
@@ -96,7 +102,7 @@ def _run(
         )
     make_dirs(storage, key, base=write.staging)
     try:
-        with outside_inference_mode():
+        with RNGComponent("rng", RNG()).kept(), outside_inference_mode():  # as if it never ran
             engine.save_to(path, topology)
     except Exception as error:
         text = f"component {engine.name}: its engine raised {type(error).__name__}: {error}"
