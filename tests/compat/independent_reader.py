@@ -83,6 +83,8 @@ class Step:
         self.tensors: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
         self.dtypes: dict[tuple[str, str], str] = {}
         self.trees: dict[tuple[str, str], Any] = {}
+        self.external: dict[str, dict[str, bytes]] = {}
+        """Component to path and bytes of what its engine wrote."""
         self._boxes: dict[tuple[str, str], set[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
         self.listed = {"manifest.json"}
         for entry in self.manifest["files"]:
@@ -91,6 +93,10 @@ class Step:
         for participant in self.manifest["participants"]:
             self._part(parts.pop(participant))
         assert not parts
+        kinds = {entry["name"]: entry["kind"] for entry in self.manifest["components"]}
+        assert self.external.keys() == {name for name in kinds if kinds[name] == "external"}
+        for name in self.external:
+            self._nothing_beside(name)
         for name, tensor in self.tensors.items():
             count = np.zeros(tensor.shape, np.int8)
             for offsets, sizes in self._boxes[name]:
@@ -130,10 +136,21 @@ class Step:
         files = {entry["path"]: self._file(entry) for entry in part["files"]}
         if part["index"] is not None:
             self._payload(self._document(part["index"]), files)
+        for entry in part["files"]:
+            if entry["role"] == "external":
+                _, component, path = entry["path"].split("/", 2)
+                known = self.external.setdefault(component, {})
+                assert path not in known, "listed once"
+                known[path] = files[entry["path"]]
         for path in files:
             if path.startswith("components/") and path.endswith(".json"):
                 _, component, owner = path.removesuffix(".json").split("/", 2)
                 self.trees[component, owner] = Tree(path, files).value
+
+    def _nothing_beside(self, component: str) -> None:
+        top = self.folder / "external" / component
+        found = {str(path.relative_to(top)) for path in top.rglob("*") if not path.is_dir()}
+        assert found == self.external[component].keys(), "exactly the listed files"
 
     def _payload(self, index: bytes, files: dict[str, bytes]) -> None:
         """Check every byte of the payload files, and put each box into its tensor."""

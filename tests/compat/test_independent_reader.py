@@ -126,6 +126,23 @@ def test_agrees_on_items_of_several_chunks_and_on_long_sequences(tmp_path: Path)
     assert found.trees["numbers", "trainer/0"] == numbers
 
 
+def test_agrees_on_the_files_of_an_engine(tmp_path: Path) -> None:
+    wrote = {"a/b.pt": b"b" * (2 << 20), "a/.metadata": b"", "latest": b"a"}
+
+    def save(folder: str) -> None:
+        for path, data in wrote.items():
+            Path(folder, path).parent.mkdir(exist_ok=True)
+            Path(folder, path).write_bytes(data)
+
+    with ss.Checkpointer(tmp_path, mode="sync") as checkpointer:
+        checkpointer.add("engine", ss.External(save=save, load=print))
+        checkpointer.save(1)
+    assert Step(tmp_path / "step-1").external == {"engine": wrote}
+    (tmp_path / "step-1" / "external" / "engine" / "a" / "more").write_bytes(b"")
+    with pytest.raises(AssertionError, match="exactly the listed files"):
+        Step(tmp_path / "step-1")
+
+
 @pytest.mark.parametrize("offset", [0, 700, 2000, -1])
 def test_finds_a_flipped_bit(tmp_path: Path, offset: int) -> None:
     """The reader checks what it reads; otherwise agreement would prove less."""
