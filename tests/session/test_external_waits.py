@@ -1,0 +1,71 @@
+"""Nobody waits for ever for an engine: one that never returns, and one whose process dies."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.session._engines import QUICK, FilePerRank
+
+import stepseal as ss
+from stepseal import errors
+from stepseal.storage import LocalStorage
+from stepseal.testing import RanksFailed, World, run_ranks
+
+
+def test_an_engine_that_does_not_return_is_named_at_the_deadline(tmp_path: Path) -> None:
+    told = threading.Event()
+    deadlines = dataclasses.replace(QUICK, write_s=0.5)
+
+    def work(rank: int, ckpt: ss.Checkpointer) -> str:
+        engine = FilePerRank(rank)
+
+        def save(folder: str) -> None:
+            engine.save(folder)
+            if rank == 1:
+                assert told.wait(20)  # stuck until the others have long been told
+
+        ckpt.add("engine", ss.External(save=save, load=engine.load))
+        with ckpt:
+            with pytest.raises(errors.CommitTimeout) as caught:
+                ckpt.save(1)
+            told.set()
+        assert list(caught.value.failures) == ["trainer/1"]
+        return str(caught.value)
+
+    world = World(2, lambda _: LocalStorage.create(tmp_path), deadlines=deadlines)
+    first, second = world.run(work)
+    assert first == second
+    assert "did not answer within 0.5 s in phase engines" in first
+
+
+def dies_in_its_engine(rank: int, root: str) -> None:
+    deadlines = ss.Deadlines(heartbeat_s=0.3, lost_s=1.2, close_s=1)
+    engine = FilePerRank(rank)
+
+    def save(folder: str) -> None:
+        engine.save(folder)
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ckpt = ss.Checkpointer(f"{root}/root", deadlines=deadlines)
+    ckpt.add("engine", ss.External(save=save, load=engine.load))
+    began = time.monotonic()
+    try:
+        ckpt.save(1)
+    except errors.ParticipantFailed as error:
+        seconds = time.monotonic() - began
+        Path(root, "told").write_text(f"{sorted(error.failures)} {seconds < 10}")
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_in_its_engine_ends_the_save_of_the_others(tmp_path: Path) -> None:
+    with pytest.raises(RanksFailed):
+        run_ranks(2, dies_in_its_engine, str(tmp_path))
+    assert (tmp_path / "told").read_text() == "['trainer/1'] True"
+    assert ss.open(tmp_path / "root").steps() == ()
