@@ -95,8 +95,8 @@ class Step:
         assert not parts
         kinds = {entry["name"]: entry["kind"] for entry in self.manifest["components"]}
         assert self.external.keys() == {name for name in kinds if kinds[name] == "external"}
-        for name in self.external:
-            self._nothing_beside(name)
+        for component in self.external:
+            self._nothing_beside(component)
         for name, tensor in self.tensors.items():
             count = np.zeros(tensor.shape, np.int8)
             for offsets, sizes in self._boxes[name]:

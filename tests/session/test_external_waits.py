@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -42,6 +44,38 @@ def test_an_engine_that_does_not_return_is_named_at_the_deadline(tmp_path: Path)
     first, second = world.run(work)
     assert first == second
     assert "did not answer within 0.5 s in phase engines" in first
+
+
+UNCLOSED = """
+import concurrent.futures.thread as pools
+import sys, time
+from pathlib import Path
+import stepseal as ss
+from stepseal.transfer._external import Inventory
+
+take = Inventory.take
+
+
+def take_late(self):
+    while not pools._shutdown:
+        time.sleep(0.01)
+    return take(self)
+
+
+Inventory.take = take_late
+ckpt = ss.Checkpointer(sys.argv[1])
+ckpt.add("engine", ss.External(save=lambda path: Path(path, "f").write_text("x"), load=print))
+ckpt.save(1)
+"""
+
+
+def test_a_save_in_flight_ends_while_the_interpreter_does(tmp_path: Path) -> None:
+    path = os.pathsep.join(sys.path)
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-c", UNCLOSED, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert ss.open(tmp_path).step(1).verify() == (), done.stderr
 
 
 def dies_in_its_engine(rank: int, root: str) -> None:

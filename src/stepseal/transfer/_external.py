@@ -7,6 +7,7 @@ one that is about to be handed to an engine must be listed, and nothing else may
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
@@ -37,6 +38,7 @@ MAX_EXTERNAL_FILES = 50_000
 
 _KINDS = {"directory": "a directory whose path is too long", "symlink": "a symlink"}
 _NAMED = 10
+_NUM_SYNCS = 8
 _STILL_WRITES = (
     "The engine still writes after its `save` returned. Let `save` return only when all files are "
     "complete and closed, or use the engine without its background writer"
@@ -85,16 +87,33 @@ class Inventory:
         """
         for directory in _directories(self._mine):
             self._storage.adopt(self._key(directory))
+        self._adopt_files()
         entries = []
         scratch = allocate(BLOCK_BYTES)
         for path, listed in self._mine.items():
-            self._check()
             try:
-                self._require_same(path, listed, self._storage.adopt(self._key(path)))
                 entries.append(self._digested(path, listed.size_bytes, scratch))
             except KeyNotFound as error:
                 raise self._changed(path, "found nothing") from error
         return entries
+
+    def _adopt_files(self) -> None:
+        """Sync all files of the share, several at once, which file systems do together."""
+        adopt, keys = self._storage.adopt, [self._key(path) for path in self._mine]
+        with ThreadPoolExecutor(_NUM_SYNCS, thread_name_prefix="stepseal-adopt") as pool:
+            try:
+                adopted = pool.map(adopt, keys)
+            except RuntimeError:  # the interpreter is ending, and starts no more threads
+                adopted = map(adopt, keys)
+            try:
+                for path, listed in self._mine.items():
+                    self._check()
+                    try:
+                        self._require_same(path, listed, next(adopted))
+                    except KeyNotFound as error:
+                        raise self._changed(path, "found nothing") from error
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def look_again(self) -> None:
         """Compare every file of the share with what it was when the folder was listed.
