@@ -24,6 +24,9 @@ from stepseal.components._modules import can_convert, unsaved_buffers
 from stepseal.components._registry import Registry
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._ranges import RangeScan
+from stepseal.components._resharding import (
+    MADE_ANEW, Placement, Reshard, SavedPayloads, readers_of, reshard_saved,
+)  # fmt: skip
 from stepseal.components._samplers import GlobalSampler, SamplerComponent, sampler_of
 from stepseal.components._sinks import DenseSink
 from stepseal.components._tensors import FlatState, describe_flat, value_copies
@@ -34,12 +37,13 @@ from stepseal.components._types import (
 )  # fmt: skip
 
 __all__ = [
-    "RNG", "Arena", "CapturedComponent", "Component", "Conversion", "DeclaredSharing", "DenseSink",
-    "External", "ExternalComponent", "FlatState", "GlobalSampler", "LoaderComponent",
-    "RNGComponent", "RangeScan", "Registry", "RestorePlan", "SamplerComponent", "SavedComponent",
-    "SavedTensor", "Sharing", "StagingMemory", "Topology", "TreeComponent", "build_dcp_index",
-    "byte_view", "can_convert", "capture", "changed_world", "check_generators", "decode_tree",
-    "describe_flat", "encode_tree", "has_no_state", "leave_out", "outside_inference_mode",
-    "per_group", "range_problem", "register", "register_codec", "sampler_of", "tensor_over",
+    "MADE_ANEW", "RNG", "Arena", "CapturedComponent", "Component", "Conversion", "DeclaredSharing",
+    "DenseSink", "External", "ExternalComponent", "FlatState", "GlobalSampler", "LoaderComponent",
+    "Placement", "RNGComponent", "RangeScan", "Registry", "Reshard", "RestorePlan",
+    "SamplerComponent", "SavedComponent", "SavedPayloads", "SavedTensor", "Sharing",
+    "StagingMemory", "Topology", "TreeComponent", "build_dcp_index", "byte_view", "can_convert",
+    "capture", "changed_world", "check_generators", "decode_tree", "describe_flat", "encode_tree",
+    "has_no_state", "leave_out", "outside_inference_mode", "per_group", "range_problem",
+    "readers_of", "register", "register_codec", "reshard_saved", "sampler_of", "tensor_over",
     "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
 ]  # fmt: skip

@@ -49,7 +49,7 @@ def sharing_problem(
     if not can_read(live, saved.sharing, kind):
         return (
             f"saved with sharing {saved.sharing.value}, now {live.value}: declare "
-            f"{declaration_of(saved.sharing)}"
+            f"{declaration_of(saved.sharing)}{_or_function(saved)}"
         )
     num_saved, now = saved.num_participants, topology.world_size
     if not (change := changed_world(live, now, saved.sharing, num_saved)):
@@ -59,6 +59,16 @@ def sharing_problem(
         each = "node" if saved.sharing.name == "PER_NODE" else "set of ranks"
         what, way = f"saved for each {each} ({change})", f"on {saved.sharing.shown_axes()}"
     return (
-        f"{what}: restore {way}, or add it with on_world_change='fresh'; "
+        f"{what}: restore {way}, or add it with on_world_change='fresh'{_or_function(saved)}; "
         f"{leave_out(saved.name)} leaves it as it is now"
+    )
+
+
+def _or_function(saved: SavedComponent) -> str:
+    """Return what else can be declared, if the state is in trees, which a function can take."""
+    return (
+        ", or with on_world_change=reshard, a function (states, old, new) that returns this rank's "
+        "state"
+        if saved.kind == "tree"
+        else ""
     )

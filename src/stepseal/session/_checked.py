@@ -6,11 +6,26 @@ comes last, so that nothing that loads can disturb it.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stepseal.components import SavedComponent, SavedTensor
-from stepseal.layout import Division, payload_owner, payload_report, saved_sharing, step_name
+from stepseal.components import (
+    Placement,
+    SavedComponent,
+    SavedPayloads,
+    SavedTensor,
+    readers_of,
+)
+from stepseal.errors import StateMismatch
+from stepseal.layout import (
+    Division,
+    Sharing,
+    payload_owner,
+    payload_report,
+    saved_sharing,
+    step_name,
+)
 from stepseal.session._engines import engines_of, saved_engine, verify_engines
 from stepseal.session._saving import collection_paused
 from stepseal.session._targets import SavedStep, apply_all
@@ -99,6 +114,9 @@ def check_step_fits(
         mine = _coordinate(one, targets.topology) if isinstance(saved, Division) else None
         return _saved_component(reader, manifest, entry, saved, targets.topology.me, mine)
 
+    def all_payloads(name: str) -> SavedPayloads | None:
+        return _saved_payloads(reader, manifest, entries[name], sharings[name])
+
     saved = SavedStep(
         manifest.step,
         entries,
@@ -106,6 +124,7 @@ def check_step_fits(
         seed=manifest_sha256[:32],
         open=find,
         sharings=sharings,
+        payloads=all_payloads,
     )
     with collection_paused():
         checked = CheckedStep(reader, targets.decide(saved))
@@ -127,6 +146,35 @@ def _coordinate(component: Component, topology: Topology) -> str | None:
     if not isinstance(live, Division):
         return None
     return payload_report(live, topology.rank, topology.participants).coordinate
+
+
+def _saved_payloads(
+    reader: StepReader, manifest: Manifest, entry: ComponentEntry, sharing: AnySharing
+) -> SavedPayloads | None:
+    """Return all payloads of a component; None if it is not of kind `tree`.
+
+    Raises:
+        StateMismatch: a participant of the save has no payload.
+    """
+    if entry.kind != "tree":
+        return None
+    readers = readers_of(sharing, manifest.participants)
+    owners = [entry.payloads.get(first, "") for first in readers.values()]
+    missing = [
+        first
+        for first, owner in zip(readers.values(), owners, strict=True)
+        if not owner or not reader.has_tree(entry.name, owner)
+    ]
+    if missing:
+        text = f"expected a payload of each participant of the save, found none of {missing[0]}"
+        raise StateMismatch(f"component {entry.name}: {text}.", problems=(text,))
+    placement = Placement(
+        sharing=Sharing(sharing.value),
+        world_size=len(manifest.participants),
+        coordinates=tuple(readers),
+    )
+    reads = [functools.partial(reader.read_tree, entry.name, owner) for owner in owners]
+    return SavedPayloads(placement, reads)
 
 
 def _saved_component(

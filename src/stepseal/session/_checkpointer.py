@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from stepseal.components import Conversion, DeclaredSharing
+    from stepseal.components import Conversion, DeclaredSharing, Reshard
     from stepseal.retention import KeepRule, Retention
     from stepseal.session._pending import PendingSave
     from stepseal.session._policies import Policy
@@ -126,7 +126,7 @@ class Checkpointer(Looping):
         sharing: DeclaredSharing | None = None,
         kind: Literal["tensors", "tree"] | None = None,
         on_restore: Policy = "require",
-        on_world_change: Literal["fresh"] | None = None,
+        on_world_change: Literal["fresh"] | Reshard | None = None,
     ) -> None:
         """Make `state` part of every step, under `name`.
 
@@ -143,8 +143,8 @@ class Checkpointer(Looping):
             on_restore: `require`: a step must have it. `if-present`: restored where a step has it.
                 `skip`: never touched. `fresh`: the same, recorded as a restart; `RNG()` then begins
                 streams that derive from a recorded seed, the step and the rank.
-            on_world_change: `fresh` for state of each rank, set or node: restored where these are
-                as at the save, else `fresh`.
+            on_world_change: for state of each rank, set or node where these are not as at the save:
+                `fresh`, or a function `(states, old, new)` that returns this rank's state.
 
         Raises:
             InvalidInput: the name is taken or not usable, the type is not known, the sharing must

@@ -217,7 +217,9 @@ def _entry_problem(
         each = {"PER_NODE": "node", "PER_GROUP": "set of ranks"}.get(sharing.name, "rank")
         return (
             f"saved per {each} by {before} participants, now {topology.world_size}: load it with "
-            f"{before}, or leave it out of the call"
+            f"{before}, leave it out of the call, or read the state of one of them: "
+            f"ss.open(root).step({manifest.step}).value({entry.name!r}, "
+            f"{manifest.participants[0]!r})"
         )
     return None
 

@@ -16,7 +16,7 @@ from stepseal.protocol import RestoreCalled
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from stepseal.components import Conversion
+    from stepseal.components import Conversion, Reshard
     from stepseal.layout import AnySharing
 
 __all__ = ["Choice", "Policies", "Policy", "check_policy"]
@@ -42,6 +42,8 @@ class Choice:
     """Component to how its saved keys and dtypes become those of live state."""
     sets: Mapping[str, str] = field(default_factory=dict)
     """Component to a text about its sets of ranks, which must be the same on all."""
+    reshards: Mapping[str, Reshard] = field(default_factory=dict)
+    """Component to what makes its state where ranks cannot read what those of the save wrote."""
 
     def call(
         self, number: int, step: int | None, *, fresh: bool, unverified: bool, check_only: bool
@@ -67,12 +69,13 @@ class Policies:
 
     _declared: dict[str, Policy] = field(default_factory=dict)
     _by_world: set[str] = field(default_factory=set)
+    _reshards: dict[str, Reshard] = field(default_factory=dict)
 
     def declare(
         self,
         name: str,
         on_restore: Policy,
-        on_world_change: Literal["fresh"] | None,
+        on_world_change: Literal["fresh"] | Reshard | None,
         sharing: AnySharing | None,
     ) -> None:
         """Remember what a component was added with; the values were checked before.
@@ -86,7 +89,15 @@ class Policies:
         Raises:
             InvalidInput: `on_world_change` of state that any number of participants can read.
         """
-        if on_world_change is not None and sharing is not None and rule_of(sharing).any_world:
+        reshard = on_world_change if callable(on_world_change) else None
+        if reshard is not None and sharing is not None and not rule_of(sharing).is_for_trees:
+            raise InvalidInput(
+                f"add({name!r}, on_world_change=...): a function cannot reshard {sharing.name} "
+                "tensors: a restore reshards them by itself. Leave it out.",
+                component=name,
+                found=sharing.value,
+            )
+        if on_world_change == "fresh" and sharing is not None and rule_of(sharing).any_world:
             raise InvalidInput(
                 f"add({name!r}, on_world_change={on_world_change!r}): expected state of each rank, "
                 f"set or node, found sharing {sharing.name}, which any number of ranks restores. "
@@ -95,7 +106,9 @@ class Policies:
                 found=sharing.value,
             )
         self._declared[name] = on_restore
-        if on_world_change is not None:
+        if reshard is not None:
+            self._reshards[name] = reshard
+        elif on_world_change is not None:
             self._by_world.add(name)
 
     def check_any(self) -> None:
@@ -131,7 +144,12 @@ class Policies:
             }
         chosen.update(policies)
         return Choice(
-            chosen, frozenset(self._by_world), only is not None, convert or {}, sets or {}
+            chosen,
+            frozenset(self._by_world),
+            only is not None,
+            convert or {},
+            sets or {},
+            self._reshards,
         )
 
     def _check(self, policies: object, only: Collection[str] | None) -> None:
@@ -160,7 +178,7 @@ class Policies:
             raise InvalidInput(f"restore: {'; '.join(problems)}.", problems=tuple(problems))
 
 
-def check_policy(name: str, on_restore: str, on_world_change: str | None) -> None:
+def check_policy(name: str, on_restore: str, on_world_change: object) -> None:
     """Refuse a name or a policy that is none.
 
     Raises:
@@ -169,10 +187,10 @@ def check_policy(name: str, on_restore: str, on_world_change: str | None) -> Non
     check_component_name(name)
     if on_restore not in get_args(Policy):
         raise InvalidInput(f"add({name!r}): on_restore: {_expected(on_restore)}", component=name)
-    if on_world_change not in (None, "fresh"):
+    if on_world_change not in (None, "fresh") and not callable(on_world_change):
         raise InvalidInput(
-            f"add({name!r}): on_world_change: expected 'fresh' or None, found "
-            f"{on_world_change!r:.80}",
+            f"add({name!r}): on_world_change: expected 'fresh', a function (states, old, new) that "
+            f"returns this rank's state, or None, found {on_world_change!r:.80}",
             component=name,
         )
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from stepseal.components import (
+    MADE_ANEW,
     Conversion,
     RNGComponent,
     can_convert,
     changed_world,
     leave_out,
     range_problem,
+    reshard_saved,
     unsaved_buffers,
 )
 from stepseal.errors import CheckpointError, InvalidInput, ParticipantFailed, StateMismatch
@@ -21,7 +23,14 @@ from stepseal.layout import can_read
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
-    from stepseal.components import Component, RangeScan, RestorePlan, SavedComponent, Topology
+    from stepseal.components import (
+        Component,
+        RangeScan,
+        RestorePlan,
+        SavedComponent,
+        SavedPayloads,
+        Topology,
+    )
     from stepseal.layout import AnySharing
     from stepseal.session._policies import Choice, Policy
     from stepseal.session._reports import Restored
@@ -49,6 +58,8 @@ class SavedStep:
     """Stands in the report of each component that is restored."""
     sharings: Mapping[str, AnySharing] = field(default_factory=dict)
     """Component to the sharing that it was saved with; empty where nobody knows."""
+    payloads: Callable[[str], SavedPayloads | None] = lambda _name: None
+    """Returns all payloads of a component; None where it has no trees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +143,11 @@ class Targets:
             elif name in saved.names:
                 try:
                     conversion = self.choice.conversions.get(name)
-                    found = replace(saved.open(component), conversion=conversion)
+                    opened, note = self._open(component, saved)
+                    found = replace(opened, conversion=conversion)
                     plan = component.plan(found, self.topology)
                     plans.append((component, plan))
-                    report[name] = _restored(component, found, plan, saved.note)
+                    report[name] = _restored(component, found, plan, note)
                 except StateMismatch as error:
                     listed = error.problems or (str(error),)
                     problems += [f"component {name}: {problem}" for problem in listed]
@@ -166,7 +178,8 @@ class Targets:
 
     def way_on(self, problems: Sequence[str]) -> str:
         """Return what to do where saved and live state differ; each text names its component."""
-        differing = {text.partition(":")[0].removeprefix("component ") for text in problems}
+        others = [text for text in problems if MADE_ANEW not in text]
+        differing = {text.partition(":")[0].removeprefix("component ") for text in others}
         live = [one for one in self.components if one.name in differing]
         converted = [one.name for one in live if one.name in self.choice.conversions]
         modules = [one.name for one in live if can_convert(one) and one.name not in converted]
@@ -174,7 +187,9 @@ class Targets:
             f"Correct convert[{name!r}]{_entries(name, problems, ' ({})')}, or leave it out"
             for name in converted
         ]
-        if len(converted) < len(live) or not live:
+        if len(others) < len(problems):
+            texts.append("Let the function return a state like those that it gets")
+        if others and (len(converted) < len(live) or not live):
             texts.append("Build the objects as they were at the save")
         if modules:
             entries = _entries(modules[0], problems) or "..."
@@ -234,15 +249,40 @@ class Targets:
     def _policy_of(self, component: Component, saved: SavedStep) -> tuple[Policy, str]:
         """Return the policy of a live component for this step, and why it is not the chosen one."""
         name, policy = component.name, self.choice.policies[component.name]
-        num_before, now = saved.num_participants, self.topology.world_size
-        if policy == "skip" or name not in self.choice.by_world or num_before is None:
+        if policy == "skip" or name not in self.choice.by_world:
             return policy, ""
-        live = component.sharing(self.topology)
-        before = saved.sharings.get(name, live)
-        if not can_read(live, before, component.kind):
-            return policy, ""  # the plan says in which sharing they differ
-        change = changed_world(live, now, before, num_before)
+        change = self._change(component, saved)
         return ("fresh", f" ({change})") if change else (policy, "")
+
+    def _change(self, component: Component, saved: SavedStep) -> str:
+        """Return in what the ranks of the save differ, if those of now cannot read; else nothing.
+
+        It is empty for another sharing, too: the plan says in which they differ.
+        """
+        live, before = self._sharings(component, saved)
+        if saved.num_participants is None or not can_read(live, before, component.kind):
+            return ""
+        return changed_world(live, self.topology.world_size, before, saved.num_participants)
+
+    def _sharings(self, component: Component, saved: SavedStep) -> tuple[AnySharing, AnySharing]:
+        """Return the sharing of a component now, and that of the save."""
+        live = component.sharing(self.topology)
+        return live, saved.sharings.get(component.name, live)
+
+    def _open(self, component: Component, saved: SavedStep) -> tuple[SavedComponent, str]:
+        """Return what a step holds for a component, resharded if need be, and a note about that."""
+        reshard = self.choice.reshards.get(component.name)
+        change, payloads = "", None
+        if reshard is not None:
+            live, before = self._sharings(component, saved)
+            is_read = can_read(live, before, "tree")
+            other = "" if is_read else f"saved {before.value}, now {live.value}"
+            change = other or self._change(component, saved)
+            payloads = saved.payloads(component.name) if change else None
+        if reshard is None or payloads is None:
+            return saved.open(component), saved.note
+        found = reshard_saved(component, reshard, payloads, self.topology)
+        return found, f"{saved.note}, resharded: {change}"
 
     def _check_names(self, saved: SavedStep) -> None:
         live = {component.name for component in self.components}
