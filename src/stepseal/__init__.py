@@ -15,7 +15,8 @@ from stepseal._version import __version__
 if TYPE_CHECKING:
     from stepseal.protocol import Deadlines
     from stepseal.components import (
-        RNG, Conversion, External, GlobalSampler, Placement, Sharing, per_group, register,
+        RNG, Conversion, External, GlobalSampler, Placement, Sharing, Unchanged, per_group,
+        register,
         register_codec,
     )  # fmt: skip
     from stepseal.retention import Retention, latest
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Access", "GLOBAL", "PER_NODE", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer",
     "Conversion", "Deadlines", "External", "GlobalSampler", "Imported", "LoadReport", "PendingSave",
-    "Placement", "Restored", "Retention", "Run", "Saved", "Sharing", "Step", "__version__",
-    "errors", "every", "import_dcp", "latest", "load", "open", "open_step", "per_group", "register",
-    "register_codec", "save",
+    "Placement", "Restored", "Retention", "Run", "Saved", "Sharing", "Step", "Unchanged",
+    "__version__", "errors", "every", "import_dcp", "latest", "load", "open", "open_step",
+    "per_group", "register", "register_codec", "save",
 ]  # fmt: skip
 
 

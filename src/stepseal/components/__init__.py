@@ -35,15 +35,16 @@ from stepseal.components._types import (
     CapturedComponent, Component, RestorePlan, SavedComponent, SavedTensor, Sharing,
     StagingMemory, Topology,
 )  # fmt: skip
+from stepseal.components._unchanged import Unchanged
 
 __all__ = [
     "MADE_ANEW", "RNG", "Arena", "CapturedComponent", "Component", "Conversion", "DeclaredSharing",
     "DenseSink", "External", "ExternalComponent", "FlatState", "GlobalSampler", "LoaderComponent",
     "Placement", "RNGComponent", "RangeScan", "Registry", "Reshard", "RestorePlan",
     "SamplerComponent", "SavedComponent", "SavedPayloads", "SavedTensor", "Sharing",
-    "StagingMemory", "Topology", "TreeComponent", "build_dcp_index", "byte_view", "can_convert",
-    "capture", "changed_world", "check_generators", "decode_tree", "describe_flat", "encode_tree",
-    "has_no_state", "leave_out", "outside_inference_mode", "per_group", "range_problem",
-    "readers_of", "register", "register_codec", "reshard_saved", "sampler_of", "tensor_over",
-    "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
+    "StagingMemory", "Topology", "TreeComponent", "Unchanged", "build_dcp_index", "byte_view",
+    "can_convert", "capture", "changed_world", "check_generators", "decode_tree", "describe_flat",
+    "encode_tree", "has_no_state", "leave_out", "outside_inference_mode", "per_group",
+    "range_problem", "readers_of", "register", "register_codec", "reshard_saved", "sampler_of",
+    "tensor_over", "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 
 from stepseal.components._advice import leave_out
 from stepseal.components._codecs_words import qualified
+from stepseal.components._hf_datasets import forget_position, iterable_of, set_saved_epoch
 from stepseal.components._rng import RNGComponent
 from stepseal.components._stateful import StatefulComponent
 from stepseal.components._tensors import HasStateDict
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["LoaderComponent", "check_generators", "has_no_state", "waits_to_resume"]
 
 
+_DATASET = "stepseal.num_samples"
+"""Key beside those of a loader's state: number of samples in its dataset."""
 _DRAWING = (
     torch.utils.data.RandomSampler,
     torch.utils.data.SubsetRandomSampler,
@@ -40,6 +43,7 @@ class LoaderComponent(StatefulComponent):
 
     def __init__(self, name: str, loader: HasStateDict, declared: AnySharing | None = None) -> None:
         super().__init__(name, loader, declared)
+        self._has_position = self._position_was_used = False
         if not hasattr(loader, "next_iter_state"):
             return
         samplers = (getattr(loader, "sampler", None), _sampler_of_batches(loader))
@@ -58,15 +62,59 @@ class LoaderComponent(StatefulComponent):
         """The live object."""
         return self._obj
 
+    def read_state(self) -> object:
+        """Return `state_dict()`, with the number of samples in the dataset where that is known."""
+        state, num = super().read_state(), num_samples_of(self._obj)
+        return state if num is None or type(state) is not dict else {**state, _DATASET: num}
+
+    def write_state(self, value: object) -> None:
+        """Call `load_state_dict` with what `state_dict()` returned."""
+        if isinstance(value, dict):
+            value = {key: item for key, item in value.items() if key != _DATASET}
+        super().write_state(value)
+        dataset = iterable_of(self._obj)
+        if dataset is not None:
+            set_saved_epoch(dataset, value)
+            self._has_position, self._position_was_used = True, False
+
+    def begin_iteration(self) -> None:
+        """Take a position away that an iteration has begun at; called before each iteration."""
+        dataset = iterable_of(self._obj) if self._has_position else None
+        if dataset is not None and self._position_was_used:
+            forget_position(dataset)
+            self._has_position = False
+        self._position_was_used = True
+
     def state_problems(self, value: object) -> list[str]:
-        """Compare the number of workers: torchdata has other states for each, and asserts late."""
+        """Compare the dataset, and the number of workers.
+
+        Torchdata has other states for each number of workers, and asserts late. It goes on in
+        another dataset as if nothing had happened.
+        """
+        problems = []
         saved, live = _saved_workers(value), getattr(self._obj, "num_workers", None)
-        if saved is None or live is None or saved == live:
-            return []
-        return [
-            f"num_workers: expected {live}, as this loader has, found {saved}: make the loader "
-            f"with num_workers={saved}, or {leave_out(self.name)} starts its epoch anew"
-        ]
+        if saved is not None and live is not None and saved != live:
+            problems.append(
+                f"num_workers: expected {live}, as this loader has, found {saved}: make the loader "
+                f"with num_workers={saved}, or {leave_out(self.name)} starts its epoch anew"
+            )
+        num_saved = value.get(_DATASET) if isinstance(value, Mapping) else None
+        num_live = num_samples_of(self._obj)
+        if num_saved is not None and num_live is not None and num_saved != num_live:
+            problems.append(
+                f"dataset: expected (live) {num_live} samples, found {num_saved}: another dataset. "
+                f"restore(policies={{{self.name!r}: 'fresh'}}), at this start only, begins with "
+                "its first sample"
+            )
+        return problems
+
+
+def num_samples_of(loader: object) -> int | None:
+    """Return the number of samples in the dataset of a loader; None where that is not known."""
+    try:
+        return len(loader.dataset)  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, NotImplementedError):  # no dataset, or one without a length
+        return None
 
 
 def waits_to_resume(loader: object) -> bool:

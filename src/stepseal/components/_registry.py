@@ -28,6 +28,7 @@ from stepseal.components._stateful import (
 from stepseal.components._tensors import HasStateDict, TensorDictComponent
 from stepseal.components._trees import TreeComponent
 from stepseal.components._types import Component, Sharing
+from stepseal.components._unchanged import Unchanged, UnchangedComponent
 from stepseal.errors import CheckpointError, InvalidInput
 from stepseal.layout import Division, check_component_name
 
@@ -266,6 +267,8 @@ class Registry:
             return ExternalComponent(name, state, sharing)
         if isinstance(state, RNG):
             return RNGComponent(name, state, sharing)
+        if isinstance(state, Unchanged):
+            return UnchangedComponent(name, state, sharing)
         if isinstance(state, torch.nn.Module):
             return ModuleComponent(name, state, sharing=sharing)
         if isinstance(state, torch.optim.Optimizer):

@@ -176,6 +176,9 @@ class Loop:
 
     def _iterator(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         self._enter()
+        for one in self._registry.components():
+            if isinstance(one, LoaderComponent) and one.loader is loader:
+                one.begin_iteration()
         is_first, self._is_first_loop = self._is_first_loop, False
         if waits_to_resume(loader):  # torchdata: `state_dict` makes the iterator and keeps it
             self._waiting = [one for one in self._waiting if one.loader is not loader]
