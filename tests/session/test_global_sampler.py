@@ -71,13 +71,18 @@ def trained(lives: list[tuple[int, list[Ledger]]]) -> list[tuple[int, int]]:
     ]
 
 
-def test_no_sample_is_skipped_or_repeated_when_the_world_changes() -> None:
+def shrinking_and_growing() -> list[tuple[int, list[Ledger]]]:
+    """Return what a job trained on with 4, 2 and 3 ranks, with the last step of each life."""
     storage = MemoryStorage()
-    lives = [
+    return [
         (5, life(storage, 4, 7, saves_at=[5])),  # steps 6 and 7 are lost, and done again
         (12, life(storage, 2, 12, saves_at=[12])),
         (30, life(storage, 3, 30)),
     ]
+
+
+def test_no_sample_is_skipped_or_repeated_when_the_world_changes() -> None:
+    lives = shrinking_and_growing()
     assert [ledger[0][0] for _, ledgers in lives for ledger in ledgers] == [1] * 4 + [6] * 2 + [
         13
     ] * 3
@@ -85,6 +90,31 @@ def test_no_sample_is_skipped_or_repeated_when_the_world_changes() -> None:
     assert set(counts.values()) == {1}
     first = [sample for epoch, sample in counts if epoch == 0]
     assert len(first) == 5 * 12 + 6 * 6  # the 5 that are left fill no global batch of 6
+
+
+def in_batches(sampler: GlobalSampler, state: dict[str, Any]) -> None:
+    """Go on after as many batches of each rank as before, as samplers of one rank do."""
+    num_before = {60: 4, 72: 2}[state["consumed"]]
+    position = state["consumed"] // (BATCH_SIZE * num_before) * sampler.global_batch_size
+    sampler.epoch, sampler.consumed = state["epoch"], min(position, NUM_SAMPLES)
+
+
+def by_rank(sampler: GlobalSampler) -> torch.Tensor:
+    """Order the samples by a seed of each rank, so that ranks may meet."""
+    generator = torch.Generator().manual_seed(sampler.rank)
+    return torch.randperm(sampler.num_samples, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [("load_state_dict", in_batches), ("_order", by_rank)]
+)
+def test_the_ledger_finds_variants_of_the_sampler(
+    name: str,
+    variant: Any,  # noqa: ANN401 - in the place of a method
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ss.GlobalSampler, name, variant)
+    assert set(Counter(trained(shrinking_and_growing())).values()) != {1}
 
 
 def test_one_epoch_has_one_order_on_any_number_of_ranks() -> None:
