@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from stepseal.protocol import Deadlines
     from stepseal.components import (
         RNG, Conversion, External, GlobalSampler, Placement, Sharing, Unchanged, per_group,
-        register,
-        register_codec,
+        register, register_codec,
     )  # fmt: skip
     from stepseal.retention import Retention, latest
     from stepseal.session import (

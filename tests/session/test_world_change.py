@@ -220,3 +220,16 @@ def test_what_is_saved_next_is_read_without_it() -> None:
 
     dealt = in_world(2, storage, go_on)
     assert [state["items"] for state, _ in restored(storage, 2, None)] == dealt
+
+
+def test_a_sharing_that_a_function_decides_goes_by_the_saved_one() -> None:
+    def work(_: int, ckpt: ss.Checkpointer) -> list[int]:
+        live = Buffer().state
+        ckpt.add("replay", live, sharing=lambda: ss.PER_RANK, on_world_change=deal)
+        found = ckpt.restore(only=["replay"])
+        assert found is not None
+        assert "4 participants at the save, now 2" in found.report["replay"]
+        return list(live["items"])
+
+    first, second = in_world(2, saved(), work)
+    assert Counter(first + second) == EVERY_ITEM

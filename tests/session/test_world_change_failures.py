@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -182,3 +183,67 @@ def test_the_checks_find_a_variant_without_them(
     monkeypatch.setattr(_resharding._States, name, variant)
     with pytest.raises(AssertionError):
         check()
+
+
+A_SET = ss.per_group(same_on=[[0], [1]])
+FUNCTION = "on_world_change=reshard, a function (states, old, new) that returns this rank's state"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "num", "text"),
+    [
+        (A_SET, ss.per_group(same_on=[[0], [1], [2]]), 3, "2 sets at the save, now 3 sets"),
+        (ss.PER_NODE, ss.PER_NODE, 1, "2 nodes at the save, now 1 node"),
+        (ss.PER_RANK, ss.PER_RANK, 3, "saved per rank by 2 participants, now 3"),
+        (ss.PER_RANK, ss.GLOBAL, 2, "saved with sharing per_rank, now global"),
+        (ss.GLOBAL, ss.PER_RANK, 2, "saved with sharing global, now per_rank"),
+    ],
+)
+def test_each_refusal_names_both_sides_and_its_advice_works(
+    before: Any,  # noqa: ANN401 - a sharing
+    now: Any,  # noqa: ANN401 - a sharing
+    num: int,
+    text: str,
+) -> None:
+    storage, state = MemoryStorage(), {"value": 0}
+
+    def save(_: int, ckpt: ss.Checkpointer) -> None:
+        ckpt.add("tree", {"value": 5}, sharing=before, kind="tree")
+        ckpt.save(1).wait()
+
+    def restore(_: int, ckpt: ss.Checkpointer, reshard: Any) -> str:  # noqa: ANN401 - as of add
+        live = dict(state)
+        ckpt.add("tree", live, sharing=now, kind="tree", on_world_change=reshard)
+        found = ckpt.restore()
+        assert found is not None
+        assert live == {"value": 5}
+        return found.report["tree"]
+
+    assert in_world(2, storage, save, nodes=(0, 1)) == [None] * 2
+    nodes = (0,) * num
+    for error in in_world(num, storage, functools.partial(restore, reshard=None), nodes=nodes):
+        assert isinstance(error, StateMismatch)
+        (problem,) = error.problems
+        assert text in problem
+        assert FUNCTION in problem
+    first = functools.partial(restore, reshard=lambda states, *_: states[0])
+    for report in in_world(num, storage, first, nodes=nodes):
+        assert "resharded" in report
+
+
+def test_tensors_of_the_job_have_no_such_way_to_each_rank() -> None:
+    storage = MemoryStorage()
+
+    def save(_: int, ckpt: ss.Checkpointer) -> None:
+        ckpt.add("table", {"w": torch.ones(2)})
+        ckpt.save(1).wait()
+
+    def restore(_: int, ckpt: ss.Checkpointer) -> None:
+        live = {"w": torch.zeros(2)}
+        ckpt.add("table", live, sharing=ss.PER_RANK, on_world_change=lambda states, *_: states[0])
+        ckpt.restore()
+
+    assert in_world(2, storage, save) == [None] * 2
+    for error in in_world(2, storage, restore):
+        assert isinstance(error, StateMismatch)
+        assert "saved as 'tensors', now 'tree'" in error.problems[0]

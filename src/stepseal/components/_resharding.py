@@ -201,7 +201,8 @@ class _States(Sequence[Any]):
             return ["expected the state of this rank, found None (is there no `return`?)"]
         if not self._types:
             return []
-        if type(made) not in self._types:
+        is_mapping = isinstance(made, Mapping) and self._common is not None
+        if type(made) not in self._types and not is_mapping:
             names = " or ".join(sorted(map(qualified, self._types)))
             return [f"expected {names}, as was saved, found {qualified(type(made))}"]
         if not isinstance(made, Mapping):
