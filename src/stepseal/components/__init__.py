@@ -18,7 +18,7 @@ from stepseal.components._groups import DeclaredSharing, per_group
 from stepseal.components._leaves import outside_inference_mode, range_problem
 from stepseal.components._live_data import byte_view, tensor_over
 from stepseal.components._loaders import (
-    LoaderComponent, check_generators, has_no_state, waits_to_resume,
+    LoaderComponent, begin_to_resume, check_generators, has_no_state, waits_to_resume,
 )  # fmt: skip
 from stepseal.components._modules import can_convert, unsaved_buffers
 from stepseal.components._registry import Registry
@@ -42,9 +42,9 @@ __all__ = [
     "DenseSink", "External", "ExternalComponent", "FlatState", "GlobalSampler", "LoaderComponent",
     "Placement", "RNGComponent", "RangeScan", "Registry", "Reshard", "RestorePlan",
     "SamplerComponent", "SavedComponent", "SavedPayloads", "SavedTensor", "Sharing",
-    "StagingMemory", "Topology", "TreeComponent", "Unchanged", "build_dcp_index", "byte_view",
-    "can_convert", "capture", "changed_world", "check_generators", "decode_tree", "describe_flat",
-    "encode_tree", "has_no_state", "leave_out", "outside_inference_mode", "per_group",
-    "range_problem", "readers_of", "register", "register_codec", "reshard_saved", "sampler_of",
-    "tensor_over", "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
+    "StagingMemory", "Topology", "TreeComponent", "begin_to_resume", "Unchanged", "build_dcp_index",
+    "byte_view", "can_convert", "capture", "changed_world", "check_generators", "decode_tree",
+    "describe_flat", "encode_tree", "has_no_state", "leave_out", "outside_inference_mode",
+    "per_group", "range_problem", "readers_of", "register", "register_codec", "reshard_saved",
+    "sampler_of", "tensor_over", "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
 ]  # fmt: skip

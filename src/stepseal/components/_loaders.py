@@ -10,6 +10,7 @@ import torch
 from stepseal.components._advice import leave_out
 from stepseal.components._codecs_words import qualified
 from stepseal.components._hf_datasets import forget_position, iterable_of, set_saved_epoch
+from stepseal.components._prepared import inner_loader
 from stepseal.components._rng import RNGComponent
 from stepseal.components._stateful import StatefulComponent
 from stepseal.components._tensors import HasStateDict
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
 
     from stepseal.components._types import AnySharing, Component
 
-__all__ = ["LoaderComponent", "check_generators", "has_no_state", "waits_to_resume"]
-
+__all__ = [
+    "DRAWING",
+    "LoaderComponent",
+    "begin_to_resume",
+    "check_generators",
+    "has_no_state",
+    "num_samples_of",
+    "waits_to_resume",
+]
 
 _DATASET = "stepseal.num_samples"
 """Key beside those of a loader's state: number of samples in its dataset."""
-_DRAWING = (
+DRAWING = (
     torch.utils.data.RandomSampler,
     torch.utils.data.SubsetRandomSampler,
     torch.utils.data.WeightedRandomSampler,
@@ -44,10 +52,15 @@ class LoaderComponent(StatefulComponent):
     def __init__(self, name: str, loader: HasStateDict, declared: AnySharing | None = None) -> None:
         super().__init__(name, loader, declared)
         self._has_position = self._position_was_used = False
+        self.check()
+
+    def check(self) -> None:
+        """Refuse a sampler that draws and has no state; called once."""
+        name, loader = self.name, self.loader
         if not hasattr(loader, "next_iter_state"):
             return
         samplers = (getattr(loader, "sampler", None), _sampler_of_batches(loader))
-        drawing = next((one for one in samplers if isinstance(one, _DRAWING)), None)
+        drawing = next((one for one in samplers if isinstance(one, DRAWING)), None)
         if drawing is not None and not isinstance(drawing, HasStateDict):
             raise InvalidInput(
                 f"component {name!r}: expected a sampler that knows where it stands, found "
@@ -122,9 +135,16 @@ def waits_to_resume(loader: object) -> bool:
     return getattr(loader, "next_iter_state", None) is not None
 
 
+def begin_to_resume(loader: object) -> None:
+    """Let torchdata's loader make the iterator that takes up its state, and keep it."""
+    inner_loader(loader).state_dict()
+
+
 def has_no_state(loader: object) -> bool:
     """Tell whether a loader is one of torch's, which do not know where they stand."""
-    return isinstance(loader, torch.utils.data.DataLoader) and not isinstance(loader, HasStateDict)
+    return isinstance(loader, torch.utils.data.DataLoader) and not isinstance(
+        inner_loader(loader), HasStateDict
+    )
 
 
 def check_generators(components: Iterable[Component], *, complete: bool) -> None:

@@ -15,6 +15,8 @@ from stepseal.components._groups import check_sharing
 from stepseal.components._loaders import LoaderComponent, check_generators
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._optimizer_own import optimizer_component
+from stepseal.components._prepared import is_prepared_loader, scaler_of, unwrapped
+from stepseal.components._prepared_loaders import PreparedLoaderComponent
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._samplers import GlobalSampler, SamplerComponent, check_no_loader_of
 from stepseal.components._stateful import (
@@ -55,6 +57,8 @@ class Registry:
         """Component to what returns its sharing at each save."""
         self._divided: list[str] = []
         """Components that were declared with sets of ranks."""
+        self._scalers: dict[str, object] = {}
+        """Component to the gradient scaler of a prepared optimizer."""
         self._was_checked: set[bool] = set()
 
     def add(
@@ -94,6 +98,7 @@ class Registry:
         if asked is None and sharing is not None:
             check_sharing(name, sharing)
         declared = Sharing.GLOBAL if callable(sharing) else sharing
+        scaler, state = scaler_of(state), unwrapped(name, state)
         component = self._adapt(name, state, declared, kind)
         used = component.sharing(topology) if asked is None else None
         if asked is not None and not hasattr(component, "declare"):
@@ -111,6 +116,8 @@ class Registry:
             self._asked[name] = asked
         if isinstance(used, Division):
             self._divided.append(name)
+        if scaler is not None:
+            self._scalers[name] = scaler
         if isinstance(component, ModuleComponent):
             self._modules[name] = component.module
         return used
@@ -174,6 +181,24 @@ class Registry:
         """
         self._check_prefixes(self._components)
 
+    def check_complete(self) -> None:
+        """Refuse a set of components that cannot be all of a job.
+
+        Raises:
+            InvalidInput: see `check_prefixes`; or a prepared optimizer whose gradient scaler is
+                missing.
+        """
+        self.check_prefixes()
+        for name, scaler in self._scalers.items():
+            held = (one for one in self.components() if isinstance(one, StatefulComponent))
+            if not any(one.is_of(scaler) for one in held):
+                raise InvalidInput(
+                    f"component {name!r}: the prepared optimizer steps with a gradient scaler that "
+                    "no component saves. Write add('scaler', accelerator.scaler, "
+                    "sharing=ss.REPLICATED).",
+                    component=name,
+                )
+
     def check_savable(self, topology: Topology, *, first_step: bool = False) -> None:
         """Find out early what could never be saved: encode every tree, and throw that away.
 
@@ -186,14 +211,14 @@ class Registry:
             first_step: whether training is under way.
 
         Raises:
-            InvalidInput: see `check_prefixes`.
+            InvalidInput: see `check_complete`.
             UnsupportedState: a value that no codec knows.
         """
         if first_step in self._was_checked:
             return
         if first_step:
             self._was_checked.add(True)
-        self.check_prefixes()
+        self.check_complete()
         could_read_all = True
         streams = RNGComponent("rng", RNG())
         before = streams.read_state()
@@ -282,6 +307,8 @@ class Registry:
             held = PairState(state) if pair else state
             return TensorDictComponent(name, held, sharing=sharing)
         if isinstance(state, HasStateDict):
+            if is_prepared_loader(state):
+                return PreparedLoaderComponent(name, state, sharing)
             is_loader = callable(getattr(state, "__iter__", None))
             return (LoaderComponent if is_loader else StatefulComponent)(name, state, sharing)
         if pair:

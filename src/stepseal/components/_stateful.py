@@ -48,6 +48,10 @@ class StatefulComponent(TreeComponent):
                 )
         self._obj = obj
 
+    def is_of(self, obj: object) -> bool:
+        """Return whether it stands for this very object."""
+        return self._obj is obj
+
     def may_start_iteration(self, *, under_way: bool) -> bool:
         """Return whether `state_dict()` may start an iteration, which draws from random streams.
 

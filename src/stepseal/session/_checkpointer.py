@@ -292,7 +292,7 @@ class Checkpointer(Looping):
         self._check_open()
         self._progress.check_not_tainted()
         self._policies.check_any()
-        self._registry.check_prefixes()
+        self._registry.check_complete()
         self._loop.begin()
         self._settle_previous()
         self._progress.check_grows(step)

@@ -22,6 +22,7 @@ from stepseal.components import (
     LoaderComponent,
     RNGComponent,
     SamplerComponent,
+    begin_to_resume,
     check_generators,
     has_no_state,
     sampler_of,
@@ -183,7 +184,7 @@ class Loop:
         if waits_to_resume(loader):  # torchdata: `state_dict` makes the iterator and keeps it
             self._waiting = [one for one in self._waiting if one.loader is not loader]
             with self._streams_kept():
-                loader.state_dict()  # type: ignore[attr-defined]
+                begin_to_resume(loader)
             return iter(loader)  # draws only where the saved epoch was over
         if not is_first or self._begins_epoch(loader):
             return iter(loader)  # what it draws belongs to the run
