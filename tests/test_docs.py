@@ -21,6 +21,7 @@ from torch import nn
 from stepseal import errors
 from stepseal.cli import main
 from stepseal.components import Sharing
+from stepseal.layout import decode_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,7 +166,7 @@ pytestmark = pytest.mark.filterwarnings(
 def test_documents_with_code_are_known() -> None:
     """A document with Python code gets a test of its own below."""
     found = [name for name in NAMES if blocks_of(name, "python")]
-    assert found == ["README.md", "docs/user-guide.md"]
+    assert found == ["README.md", "docs/custom-trainers.md", "docs/user-guide.md"]
 
 
 @pytest.mark.slow
@@ -189,6 +190,18 @@ def test_user_guide_runs(workplace: Path) -> None:
     assert all(
         torch.equal(names["state"][name], names["weights"][name]) for name in names["weights"]
     )
+
+
+@pytest.mark.slow
+def test_guide_for_authors_of_trainers_runs(workplace: Path) -> None:
+    names = preamble(num_steps=0)
+    run_blocks("docs/custom-trainers.md", names)
+    assert names["counts"] == {"samples": 32}
+    sharings = []
+    for step in (1, 2):
+        manifest = decode_manifest(Path(f"runs/data/step-{step}/manifest.json").read_bytes())
+        sharings += [one.sharing for one in manifest.components]
+    assert sharings == ["global", "per_rank"]
 
 
 def test_user_guide_names_every_error_once() -> None:
@@ -228,7 +241,7 @@ def test_fences_are_closed(name: str) -> None:
     assert text_of(name).count("```") == 2 * len(FENCE.findall(text_of(name)))
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/user-guide.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/custom-trainers.md", "docs/user-guide.md"])
 def test_code_parses_in_the_oldest_python(name: str) -> None:
     for code in blocks_of(name, "python"):
         ast.parse(code, feature_version=(3, 10))
