@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from stepseal.protocol import Deadlines
     from stepseal.components import (
         RNG, Conversion, External, GlobalSampler, Placement, Sharing, Unchanged, per_group,
-        register, register_codec,
+        register, register_codec, sharded,
     )  # fmt: skip
     from stepseal.retention import Retention, latest
     from stepseal.session import (
@@ -37,7 +37,7 @@ __all__ = [
     "Conversion", "Deadlines", "External", "GlobalSampler", "Imported", "LoadReport", "PendingSave",
     "Placement", "Restored", "Retention", "Run", "Saved", "Sharing", "Step", "Unchanged",
     "__version__", "errors", "every", "import_dcp", "latest", "load", "open", "open_step",
-    "per_group", "register", "register_codec", "save",
+    "per_group", "register", "register_codec", "save", "sharded",
 ]  # fmt: skip
 
 

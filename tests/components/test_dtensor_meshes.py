@@ -197,7 +197,7 @@ def test_the_lowest_rank_of_the_neighbours_meshes_owns_plain_tensors(rank: int) 
     with rank_of(4, rank):
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))["dp"]
         tensor = distributed(numbered(4), mesh, [Shard(0)], torch.zeros(2))
-        owns = owns_plain_tensors(world(4)[rank], [tensor, torch.zeros(1)])
+        owns = owns_plain_tensors(world(4)[rank], [tensor, torch.zeros(1)], Sharing.SHARDED)
     assert owns == (rank in (0, 2))
 
 

@@ -9,7 +9,7 @@ from tests.components._memory import world
 
 from stepseal.components._dtensors import Leaf, is_dtensor, leaf_of, owns_plain_tensors
 from stepseal.errors import UnsupportedState
-from stepseal.layout import whole
+from stepseal.layout import Sharing, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,8 +31,8 @@ def test_a_plain_tensor_is_whole_and_shares_memory() -> None:
 
 def test_the_first_participant_owns_plain_tensors() -> None:
     first, second = world(2)
-    assert owns_plain_tensors(first, [torch.zeros(1)])
-    assert not owns_plain_tensors(second, [torch.zeros(1)])
+    assert owns_plain_tensors(first, [torch.zeros(1)], Sharing.SHARDED)
+    assert not owns_plain_tensors(second, [torch.zeros(1)], Sharing.SHARDED)
     assert not leaf_of("model", "weight", torch.zeros(1), owns_plain=False).writes
 
 

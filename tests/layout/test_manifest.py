@@ -221,7 +221,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "components[0]: sets: Expected `object`, got `null`",
     ),
     (
-        {"components": (component(options=sets_option({}, {"trainer/0": ""})),)},
+        {
+            "components": (
+                component(sharing="replicated", options=sets_option({}, {"trainer/0": ""})),
+            )
+        },
         "components[0]: expected no sets of this sharing",
     ),
     (

@@ -14,6 +14,7 @@ from stepseal.layout import (
     can_read,
     divided,
     fits_world,
+    holds_own_keys,
     payload_owner,
     payload_owners,
     payload_problems,
@@ -146,6 +147,25 @@ def test_sets_may_change_their_size_but_not_the_axes_along_which_they_differ() -
     ]
 
 
+STAGES = divided(Sharing.SHARDED, {"pp": 2}, {"pp=0": [0, 2], "pp=1": [1, 3]})
+
+
+def test_stages_have_a_payload_each_and_any_division_of_them_reads_all() -> None:
+    found = reports(STAGES, FOUR)
+    assert payload_problems("sharded", found, {"pp": 2}) == {}
+    assert payload_owners(found) == dict(zip(FOUR, (*FOUR[:2], *FOUR[:2]), strict=True))
+    found[FOUR[3]] = PayloadReport("pp=2", True)
+    assert payload_problems("sharded", found, {"pp": 2}).keys() == set(FOUR)
+    assert holds_own_keys(STAGES)
+    assert not any(map(holds_own_keys, (*Sharing, TENSOR_PARALLEL)))
+    three = divided(Sharing.SHARDED, {"rank": 3}, {f"rank={rank}": [rank] for rank in range(3)})
+    assert fits_world(three, 3, STAGES, 4)
+    assert fits_world(Sharing.REPLICATED, 3, STAGES, 4)
+    assert can_read(Sharing.GLOBAL, STAGES, "tensors")
+    assert not can_read(TENSOR_PARALLEL, STAGES, "tensors")
+    assert not rule_of(STAGES).is_for_trees
+
+
 def test_the_coordinate_decides_which_payload_of_a_set_is_read() -> None:
     owners = payload_owners(reports(TENSOR_PARALLEL, FOUR))
     shuffled = dict(sorted(owners.items(), reverse=True))  # documents sort keys in their own way
@@ -174,6 +194,9 @@ def test_who_must_agree_with_whom() -> None:
     assert agreeing("per_rank", "trainer/0") is None
     assert agreeing("per_group", "tp=1") == agreeing("per_node", "tp=1") == "tp=1"
     assert agreeing("magic", "x") == ""
+    assert agreeing("sharded", "pp=1") == ""
+    assert agreeing("sharded", "pp=1", has_sets=True) == "pp=1"
+    assert agreeing("replicated", "pp=1", has_sets=True) == ""
 
 
 @pytest.mark.parametrize("sharing", WITHOUT_SETS)

@@ -34,7 +34,7 @@ def test_equal_reports_agree() -> None:
         (captured(components=[]), "components []"),
         (captured(components=[component(kind="tensors")]), "holds tensors replicated"),
         (captured(components=[component(sharing="global")]), "holds tree global"),
-        (captured(components=[component(fingerprint="0")]), "key set, shapes or dtypes"),
+        (captured(components=[component(fingerprint="0")]), "keys, shapes and dtypes"),
     ],
 )
 def test_each_difference_is_named(odd: object, text: str) -> None:
@@ -53,10 +53,12 @@ def test_per_rank_fingerprints_may_differ() -> None:
     assert disagreements(reports) == {}
 
 
-def in_sets(fingerprints: str, sets: str = "sss", num_sets: int = 2) -> dict[str, Captured]:
+def in_sets(
+    fingerprints: str, sets: str = "sss", num_sets: int = 2, sharing: str = "per_group"
+) -> dict[str, Captured]:
     """Return the reports of three participants: two in one set, the last in another."""
     places = [("set=0", True), ("set=0", False), ("set=1", True)]
-    facts: dict[str, Any] = {"sharing": "per_group", "axes": {"set": num_sets}}
+    facts: dict[str, Any] = {"sharing": sharing, "axes": {"set": num_sets}}
     return {
         name: captured(
             components=[component(payload=at, writes=own, fingerprint=digest, sets=text, **facts)]
@@ -71,6 +73,19 @@ def test_fingerprints_are_compared_within_each_set() -> None:
     assert set(found) == {THREE[1]}
     assert "component model: the ranks of set=0" in found[THREE[1]].message
     assert f"has digest b, but {THREE[0]}: a" in found[THREE[1]].message
+
+
+def test_keys_are_compared_within_each_set_of_ranks_that_hold_a_stage() -> None:
+    assert disagreements(in_sets("aab", sharing="sharded")) == {}
+    found = disagreements(in_sets("abb", sharing="sharded"))
+    assert set(found) == {THREE[1]}
+    assert "the ranks of set=0 must hold the same keys" in found[THREE[1]].message
+    assert "correct same_on, or declare sharing=ss.SHARDED" in found[THREE[1]].message
+
+
+def test_unequal_keys_of_all_ranks_say_how_stages_are_declared() -> None:
+    text = against(captured(components=[component(fingerprint="0")]))[THREE[1]]
+    assert "(stages of a pipeline: declare sharing=ss.SHARDED): has digest 0" in text
 
 
 def test_sets_that_differ_or_leave_a_coordinate_out_are_named() -> None:

@@ -28,6 +28,7 @@ FROM_PARTICIPANT: list[messages.FromParticipant] = [
     messages.RestoreCalled(1, None, True, {"model": "require"}),
     messages.RestoreCalled(1, 5, False, {}),
     messages.Checked(1, 1),
+    messages.Checked(1, 1, {"model": "0f"}),
     messages.Applied(1, 1),
     messages.Rejected(1, 1, True, CAUSE),
     messages.PollSave(1, 5),
@@ -48,6 +49,7 @@ FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Restored(1, 10, 2, {"step-11": "damaged"}),
     messages.Fresh(1, 2),
     messages.RestoreFailed(1, "corrupt", "text", {}, {"trainer/0": CAUSE}, True),
+    messages.RestoreFailed(1, "state_mismatch", "text", {}, {}, False, left={"model": "1"}),
     messages.SaveStatus(1, 5, True),
 ]
 
@@ -95,6 +97,8 @@ def test_messages_of_the_other_side_are_refused() -> None:
         '{"type":"Nobody"}',
         '{"type":"Heartbeat","more":1}',
         '{"type":"Checked","call":1}',
+        '{"type":"Checked","call":1,"round":1,"left":{"model":""}}',
+        '{"type":"Checked","call":1,"round":1,"left":{"model":"-1"}}',
         '{"type":"Checked","call":-1,"round":1}',
         '{"type":"Checked","call":true,"round":1}',
         '{"type":"Checked","call":1.5,"round":1}',

@@ -67,6 +67,38 @@ def failure(todo: list[actions.Action]) -> messages.RestoreFailed:
     return message
 
 
+def test_what_each_leaves_to_another_is_no_problem() -> None:
+    found = in_check()
+    assert (
+        found.on_vote(TWO[0], messages.Checked(1, 1, {"model": "c", "optimizer": "1"}), 2.0) == []
+    )
+    todo = found.on_vote(TWO[1], messages.Checked(1, 1, {"model": "3", "optimizer": "0"}), 2.0)
+    assert sent(todo, messages.Apply)
+
+
+@pytest.mark.parametrize("check_only", [False, True])
+def test_what_nobody_takes_fails_the_restore_on_all_and_changes_nothing(check_only: bool) -> None:
+    found = in_check(check_only=check_only)
+    found.on_vote(TWO[0], messages.Checked(1, 1, {"model": "6", "optimizer": "1"}), 2.0)
+    left = {"model": "3", "optimizer": "0"}
+    message = failure(found.on_vote(TWO[1], messages.Checked(1, 1, left), 2.0))
+    assert (message.kind, message.left, message.tainted) == (MISMATCH, {"model": "2"}, False)
+    assert (
+        "no participant takes some saved entries of model. Nothing was changed" in message.message
+    )
+    assert found.done
+
+
+def test_damage_on_one_hides_what_is_left_and_the_next_candidate_counts_anew() -> None:
+    found = in_check()
+    found.on_vote(TWO[0], messages.Checked(1, 1, {"model": "1"}), 2.0)
+    found.on_rejected(TWO[1], rejected(), 2.0)
+    found.on_selected(selected(STEP_10), 3.0)
+    found.on_vote(TWO[0], messages.Checked(1, 2, {"model": "1"}), 4.0)
+    todo = found.on_vote(TWO[1], messages.Checked(1, 2, {"model": "0"}), 4.0)
+    assert sent(todo, messages.Apply)
+
+
 def test_all_called_selects_once() -> None:
     found = RestoreRound(1, TWO, DEADLINES, 0.0)
     assert found.missing() == TWO

@@ -14,7 +14,7 @@ from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
 from stepseal.components._external import External, ExternalComponent
 from stepseal.components._fitting import changed_world
-from stepseal.components._groups import DeclaredSharing, per_group
+from stepseal.components._groups import DeclaredSharing, per_group, sharded
 from stepseal.components._leaves import outside_inference_mode, range_problem
 from stepseal.components._live_data import byte_view, tensor_over
 from stepseal.components._loaders import (
@@ -29,6 +29,7 @@ from stepseal.components._resharding import (
 )  # fmt: skip
 from stepseal.components._samplers import GlobalSampler, SamplerComponent, sampler_of
 from stepseal.components._sinks import DenseSink
+from stepseal.components._stages import Taken, entries_left
 from stepseal.components._tensors import FlatState, describe_flat, value_copies
 from stepseal.components._trees import TreeComponent
 from stepseal.components._types import (
@@ -42,9 +43,10 @@ __all__ = [
     "DenseSink", "External", "ExternalComponent", "FlatState", "GlobalSampler", "LoaderComponent",
     "Placement", "RNGComponent", "RangeScan", "Registry", "Reshard", "RestorePlan",
     "SamplerComponent", "SavedComponent", "SavedPayloads", "SavedTensor", "Sharing",
-    "StagingMemory", "Topology", "TreeComponent", "begin_to_resume", "Unchanged", "build_dcp_index",
-    "byte_view", "can_convert", "capture", "changed_world", "check_generators", "decode_tree",
-    "describe_flat", "encode_tree", "has_no_state", "leave_out", "outside_inference_mode",
-    "per_group", "range_problem", "readers_of", "register", "register_codec", "reshard_saved",
-    "sampler_of", "tensor_over", "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
+    "StagingMemory", "Taken", "Topology", "TreeComponent", "Unchanged", "begin_to_resume",
+    "build_dcp_index", "byte_view", "can_convert", "capture", "changed_world", "check_generators",
+    "decode_tree", "describe_flat", "encode_tree", "entries_left", "has_no_state", "leave_out",
+    "outside_inference_mode", "per_group", "range_problem", "readers_of", "register",
+    "register_codec", "reshard_saved", "sampler_of", "sharded", "tensor_over", "tree_of",
+    "unsaved_buffers", "value_copies", "waits_to_resume",
 ]  # fmt: skip

@@ -29,6 +29,7 @@ from stepseal.layout import (
     TreeSource,
     digest,
     encode_document,
+    holds_own_keys,
     payload_report,
     rule_of,
 )
@@ -78,8 +79,10 @@ def capture(
 
 
 def _has_replicas(sharing: AnySharing, coordinate: str) -> bool:
-    """Return whether several ranks form a set, whose state must be equal."""
-    return isinstance(sharing, Division) and len(sharing.ranks_at(coordinate)) > 1
+    """Return whether several ranks form a set whose whole state must be equal."""
+    if not isinstance(sharing, Division) or not rule_of(sharing).is_equal_in_sets:
+        return False
+    return len(sharing.ranks_at(coordinate)) > 1
 
 
 def _staged(found: CapturedComponent, memory: StagingMemory | None) -> CapturedComponent:
@@ -150,7 +153,8 @@ def describe_leaves(
         sharing: the sharing in use.
         topology: who takes part.
         leaves: all leaves, written here or not.
-        value: non-tensor state, None if there is none on any participant.
+        value: non-tensor state, None if there is none on any participant, or none here where each
+            set of ranks has its own.
         value_keys: names of the non-tensor leaves, which belong to the fingerprint.
         bytes_copies: makes the write-only copies for stock readers; called where the value is
             written and shared, after the codecs accepted it.
@@ -161,6 +165,8 @@ def describe_leaves(
         held = {"tensors": {leaf.key: leaf.local for leaf in leaves}, "value": value}
         return describe_value(component, sharing, topology, lambda: held, lambda _: ())
     report = payload_report(sharing, topology.rank, topology.participants)
+    if value is None and holds_own_keys(sharing):
+        value = {}
     writes_value = value is not None and report.writes
     trees = (describe_tree(component, me, value),) if writes_value else ()
     return CapturedComponent(

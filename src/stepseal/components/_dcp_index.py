@@ -35,8 +35,8 @@ _VERSION = "1.0.0"  # as DCP's own planner writes it
 def build_dcp_index(indexes: Sequence[PartIndex]) -> bytes:
     """Return the pickled DCP metadata of a step; equal input gives equal bytes.
 
-    Keys are named as `layout.dcp_fqn` says. Boxes that several participants stored (equal replicas)
-    appear once.
+    Keys are named as `layout.dcp_fqn` says. What several participants stored (equal replicas)
+    appears once.
 
     Args:
         indexes: the part index of every participant.
@@ -51,7 +51,7 @@ def build_dcp_index(indexes: Sequence[PartIndex]) -> bytes:
         for item in part.bytes_items:
             place = _StorageInfo(part.payloads[item.file], item.record_offset, item.record_size)
             for component, key in item.entries:
-                index.add_bytes(component, key, place)
+                index.add_bytes(component, key, place, item.chunk_digests)
     metadata = Metadata(
         state_dict_metadata=index.entries,
         planner_data=index.paths,
@@ -69,6 +69,8 @@ class _Index:
         self.entries: dict[str, Any] = {}
         self.paths: dict[str, tuple[str, ...]] = {}
         self.places: dict[MetadataIndex, _StorageInfo] = {}
+        self._values: dict[str, bytes] = {}
+        """Digest of each non-tensor leaf."""
 
     def add_tensor(self, path: str, tensor: StoredTensor) -> None:
         """Add one box of a tensor."""
@@ -96,9 +98,11 @@ class _Index:
             entry.chunks.append(ChunkStorageMetadata(offsets, torch.Size(tensor.box.sizes)))
             self.places[where] = _StorageInfo(path, tensor.record_offset, tensor.record_size)
 
-    def add_bytes(self, component: str, key: str, place: _StorageInfo) -> None:
-        """Add one non-tensor leaf; several may share a record."""
+    def add_bytes(self, component: str, key: str, place: _StorageInfo, digest: bytes) -> None:
+        """Add one non-tensor leaf; several may share a record, and several parts one leaf."""
         fqn = self._claim(component, key)
+        if self._values.get(fqn) == digest:
+            return
         if fqn in self.entries:
             raise InvalidInput(
                 f"DCP index cannot be made: key {fqn}: expected one value, found two. Rename one "
@@ -106,6 +110,7 @@ class _Index:
                 component=component,
                 path=key,
             )
+        self._values[fqn] = digest
         self.entries[fqn] = BytesStorageMetadata()
         self.places[MetadataIndex(fqn)] = place
 

@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from stepseal.errors import UnsupportedState
-from stepseal.layout import ITEMSIZE, Box, whole, writes_plain, writes_replica
+from stepseal.layout import (
+    ITEMSIZE,
+    Box,
+    holds_own_keys,
+    payload_report,
+    whole,
+    writes_plain,
+    writes_replica,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from stepseal.components._types import Topology
+    from stepseal.components._types import AnySharing, Topology
 
 __all__ = ["Leaf", "is_dtensor", "leaf_of", "owns_plain_tensors"]
 
@@ -58,16 +66,21 @@ def is_dtensor(value: object) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
-def owns_plain_tensors(topology: Topology, neighbours: Iterable[torch.Tensor]) -> bool:
+def owns_plain_tensors(
+    topology: Topology, neighbours: Iterable[torch.Tensor], sharing: AnySharing
+) -> bool:
     """Return whether this participant writes tensors that are no DTensors.
 
-    That is the lowest rank of all meshes that `neighbours` lie on, and without meshes the first
-    participant.
+    Where sets of ranks hold different keys, that is the lowest rank of each set. Else it is the
+    lowest rank of all meshes that `neighbours` lie on, and without meshes the first participant.
 
     Args:
         topology: who takes part.
         neighbours: the tensors that the plain ones belong to, for example the module's parameters.
+        sharing: the sharing in use.
     """
+    if holds_own_keys(sharing):
+        return payload_report(sharing, topology.rank, topology.participants).writes
     meshes = {id(mesh): mesh for mesh in map(_mesh_of, neighbours) if mesh is not None}
     if not meshes:
         return writes_plain(topology.rank)

@@ -1,4 +1,4 @@
-"""Which ranks hold equal state: `per_group`, and a declared sharing as sets of the ranks of a job.
+"""Which ranks hold equal state or the same keys: `per_group`, `sharded`, and the sets of a job.
 
 Everything is computed on each rank alone, from its mesh, its process group or the list that it was
 given; the coordinator compares what the ranks found.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch.distributed as dist
@@ -29,14 +30,14 @@ if TYPE_CHECKING:
 
     from stepseal.components._types import Topology
 
-__all__ = ["DeclaredSharing", "check_sharing", "per_group", "resolved"]
+__all__ = ["DeclaredSharing", "check_sharing", "per_group", "resolved", "sharded"]
 
 DeclaredSharing: TypeAlias = AnySharing | Callable[[], AnySharing]
 """What `add` takes as sharing: a sharing, or what returns one at each save."""
 
 _EXPECTED = (
-    "expected one of ss.GLOBAL, ss.REPLICATED, ss.SHARDED, ss.PER_RANK, ss.PER_NODE and "
-    "ss.per_group(same_on=...), or a function that returns one"
+    "expected one of ss.GLOBAL, ss.REPLICATED, ss.SHARDED, ss.PER_RANK, ss.PER_NODE, "
+    "ss.per_group(same_on=...) and ss.sharded(same_on=...), or a function that returns one"
 )
 
 
@@ -62,8 +63,26 @@ def per_group(*, same_on: object) -> Division:
     else:
         division = numbered_sets(Sharing.PER_GROUP, "set", _listed_sets(same_on))
     if problems := division_problems(division):
-        raise InvalidInput(f"per_group: same_on: {'; '.join(problems)}.", problems=problems)
+        raise InvalidInput(f"same_on: {'; '.join(problems)}.", problems=problems)
     return division
+
+
+def sharded(*, same_on: object) -> Division:
+    """Return the sharing of tensors whose keys differ between sets of ranks: stages of a pipeline.
+
+    Keys are names in the whole model. The ranks of a set hold the same keys: DTensors in parts,
+    plain tensors whole, and the lowest rank writes these for all. A key may be in several sets,
+    such as a tied embedding; each set writes it, and a save of unequal values is refused. A restore
+    goes by key, so that ranks may be divided otherwise, and every saved key must be taken by a
+    rank. `sharing=ss.SHARDED` is the same with sets of one rank each.
+
+    Args:
+        same_on: the ranks that hold the same keys, such as `mesh["dp"]`; as in `per_group`.
+
+    Raises:
+        InvalidInput: as in `per_group`.
+    """
+    return replace(per_group(same_on=same_on), sharing=Sharing.SHARDED)
 
 
 def check_sharing(name: str, sharing: object) -> None:
@@ -92,9 +111,10 @@ def resolved(name: str, declared: AnySharing, topology: Topology) -> AnySharing:
         InvalidInput: the sets do not fit the ranks of the job, or it is not known which node a rank
             is on.
     """
+    world_size = topology.world_size
     if declared is Sharing.PER_NODE:
-        nodes = topology.nodes or (0,) * (topology.world_size == 1)
-        if len(nodes) != topology.world_size:
+        nodes = topology.nodes or (0,) * (world_size == 1)
+        if len(nodes) != world_size:
             raise InvalidInput(
                 f"component {name!r}: sharing PER_NODE: expected every rank to know its node, in "
                 "one way for all, found that they do not. Pass Checkpointer(node=...) on each.",
@@ -104,11 +124,13 @@ def resolved(name: str, declared: AnySharing, topology: Topology) -> AnySharing:
         for rank, node in enumerate(nodes):
             members.setdefault(node, []).append(rank)
         return numbered_sets(Sharing.PER_NODE, "node", members.values())
+    if declared is Sharing.SHARDED:  # whoever holds a key writes it
+        return numbered_sets(Sharing.SHARDED, "rank", [[rank] for rank in range(world_size)])
     if isinstance(declared, Division):
-        problems = division_problems(declared, topology.world_size)
+        problems = division_problems(declared, world_size)
         if problems:
             raise InvalidInput(
-                f"component {name!r}: sharing {declared.name}: sets of {topology.world_size} "
+                f"component {name!r}: sharing {declared.name}: sets of {world_size} "
                 f"ranks: {'; '.join(problems)}. Put each rank of the job into exactly one set.",
                 component=name,
                 problems=problems,
@@ -129,7 +151,7 @@ def _of_mesh(part: Any) -> Division:  # noqa: ANN401 - a DeviceMesh, whose types
     own = part.mesh.flatten().tolist()
     if me not in own or not place:
         raise InvalidInput(
-            f"per_group: same_on: expected a mesh that holds this rank {me}, found ranks "
+            f"same_on: expected a mesh that holds this rank {me}, found ranks "
             f"{own!s:.80}. Build the mesh from all ranks of the job."
         )
     same = _axes_of(part, root, place)
@@ -175,12 +197,12 @@ def _of_process_group(group: Any) -> Division:  # noqa: ANN401 - a ProcessGroup
         ranks = sorted(dist.get_process_group_ranks(group))
     except (ValueError, KeyError, RuntimeError) as error:
         raise InvalidInput(
-            f"per_group: same_on: expected a process group of this job, found one that torch does "
+            f"same_on: expected a process group of this job, found one that torch does "
             f"not know ({error!s:.80}). Build it with dist.new_group or init_device_mesh."
         ) from error
     if me not in ranks:
         raise InvalidInput(
-            f"per_group: same_on: expected the process group of this rank {me}, found one of ranks "
+            f"same_on: expected the process group of this rank {me}, found one of ranks "
             f"{ranks!s:.80}. Pass each rank the group that it is in."
         )
     stride, size = (ranks[1] - ranks[0] if len(ranks) > 1 else 1), len(ranks)
@@ -189,7 +211,7 @@ def _of_process_group(group: Any) -> Division:  # noqa: ANN401 - a ProcessGroup
     sets = [list(range(first, first + span, stride)) for first in start]
     if world % span or ranks not in sets:
         raise InvalidInput(
-            f"per_group: same_on: expected a process group whose ranks are spaced evenly, found "
+            f"same_on: expected a process group whose ranks are spaced evenly, found "
             f"{ranks!s:.80} of {world}: the sets of other ranks do not follow from it. Pass a mesh "
             "axis, or the list of all sets."
         )
@@ -203,13 +225,12 @@ def _listed_sets(value: object) -> list[list[int]]:
     )
     if dist.is_available() and type(value) is int and (value == dist.GroupMember.NON_GROUP_MEMBER):
         raise InvalidInput(
-            f"per_group: same_on: {wrong}, found that this rank is in no group. Put each rank into "
-            "a group."
+            f"same_on: {wrong}, found that this rank is in no group. Put each rank into a group."
         )
     sets: list[list[int]] = []
     for one in value if isinstance(value, (list, tuple)) else [None]:
         ranks: list[int] = list(one) if isinstance(one, (list, tuple, range)) else [-1]
         if not all(type(rank) is int and rank >= 0 for rank in ranks):
-            raise InvalidInput(f"per_group: same_on: {wrong}, found {value!r:.80}")
+            raise InvalidInput(f"same_on: {wrong}, found {value!r:.80}")
         sets.append(ranks)
     return sets

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,12 +19,13 @@ from stepseal.components._groups import resolved
 from stepseal.components._live_data import TensorData
 from stepseal.components._ranges import lost_in_cast
 from stepseal.components._sinks import scans_for, sinks_for
+from stepseal.components._stages import Taken, united
 from stepseal.components._types import AnySharing, SavedTensor, Sharing
 from stepseal.errors import StateMismatch, UnsupportedState
 from stepseal.layout import digest, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from stepseal.components._dtensors import Leaf
@@ -114,9 +115,19 @@ class OpenedState:
         stored: `tensors` as they are in the step; None if these are the same.
         note: how they were converted, for the report.
         absent: live key to why a conversion leaves nothing for it.
+        taken: which saved entries this rank takes, where ranks hold different keys.
     """
 
-    __slots__ = ("_absent", "_component", "_note", "_stored", "filled", "tensors", "value")
+    __slots__ = (
+        "_absent",
+        "_component",
+        "_note",
+        "_stored",
+        "_taken",
+        "filled",
+        "tensors",
+        "value",
+    )
 
     def __init__(
         self,
@@ -128,9 +139,11 @@ class OpenedState:
         stored: Mapping[str, SavedTensor] | None = None,
         note: str = "",
         absent: Mapping[str, str] | None = None,
+        taken: Taken | None = None,
     ) -> None:
         self._absent = absent or {}
         self._component = component
+        self._taken = taken
         self.tensors = tensors
         self.filled = filled
         self.value = value
@@ -144,6 +157,28 @@ class OpenedState:
     def missing(self, key: str) -> str:
         """Return the text about a live key for which the step has nothing."""
         return f"{key}: missing in the checkpoint{self._absent.get(key, '')}"
+
+    def narrowed(self, keys: Collection[str], entries: Iterable[str]) -> OpenedState:
+        """Return only what this rank holds, where other ranks hold the rest.
+
+        Args:
+            keys: what this rank takes, of tensors and other leaves.
+            entries: all that some rank must take.
+        """
+        value = self.value
+        if isinstance(value, dict):
+            value = {key: one for key, one in value.items() if key in keys} or None
+        tensors = {key: one for key, one in self.tensors.items() if key in keys}
+        return OpenedState(
+            self._component,
+            tensors,
+            self.filled,
+            value,
+            stored={key: self._stored[key] for key in tensors},
+            note=self._note,
+            absent=self._absent,
+            taken=Taken(tuple(sorted(entries)), frozenset(keys)),
+        )
 
     def plan(self, leaves: list[Leaf], finish: Callable[[], None], *, note: str = "") -> LeafPlan:
         """Return the plan that fills `leaves`, then calls `finish`; `note` is for the report.
@@ -162,7 +197,7 @@ class OpenedState:
             raise mismatch(self._component, problems)
         if self.filled is None:
             sinks, scans = sinks_for(leaves, self._stored), scans_for(leaves, self._stored)
-            return LeafPlan(sinks, finish, note, scans)
+            return LeafPlan(sinks, finish, note, scans, self._taken)
         filled = self.filled
 
         def copy_then_finish() -> None:
@@ -222,7 +257,7 @@ def tie_problems(places: Iterable[tuple[str, torch.Tensor, Callable[[], object]]
 class LeafPlan:
     """Sinks of the leaves, and what is left to do after they were filled; see `RestorePlan`."""
 
-    __slots__ = ("_finish", "note", "scans", "sinks")
+    __slots__ = ("_finish", "note", "scans", "sinks", "taken")
 
     def __init__(
         self,
@@ -230,10 +265,12 @@ class LeafPlan:
         finish: Callable[[], None],
         note: str = "",
         scans: Mapping[str, RangeScan] | None = None,
+        taken: Taken | None = None,
     ) -> None:
         self.sinks = sinks
         self.scans = scans or {}
         self.note = note
+        self.taken = taken
         self._finish = finish
 
     def apply(self) -> None:
@@ -241,8 +278,19 @@ class LeafPlan:
         self._finish()
 
 
-def open_saved(saved: SavedComponent, sharing: AnySharing, topology: Topology) -> OpenedState:
+def open_saved(
+    saved: SavedComponent,
+    sharing: AnySharing,
+    topology: Topology,
+    unite: Callable[[list[Any]], object] | None = None,
+) -> OpenedState:
     """Check that a saved component fits in kind, sharing and world, and decode its value.
+
+    Args:
+        saved: what the step holds.
+        sharing: the sharing in use.
+        topology: who takes part.
+        unite: makes one value of those that the sets of ranks saved; None takes dicts as one.
 
     Raises:
         StateMismatch: it does not fit; `.problems` lists why.
@@ -259,9 +307,21 @@ def open_saved(saved: SavedComponent, sharing: AnySharing, topology: Topology) -
     if problems:
         raise mismatch(saved.name, problems)
     value = None if saved.tree is None else decode_tree(saved.tree, component=saved.name)
+    if saved.parts:
+        decoded: list[Any] = [decode_tree(part, component=saved.name) for part in saved.parts]
+        value = unite(decoded) if unite else _one_dict(saved.name, decoded)
     if rule.tensors_are_global:
         return OpenedState(saved.name, saved.tensors, None, value)
     return _open_per_rank(saved.name, value)
+
+
+def _one_dict(name: str, parts: list[Any]) -> object:
+    if not all(isinstance(part, dict) for part in parts):
+        raise mismatch(name, ["payload: expected leaves by key, found another structure"])
+    value, problems = united(name, parts)
+    if problems:
+        raise mismatch(name, problems)
+    return value or None
 
 
 def _open_per_rank(name: str, value: object) -> OpenedState:

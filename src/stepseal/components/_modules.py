@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stepseal.components._converting import converted
 from stepseal.components._leaves import default_sharing, kind_of, mismatch, open_saved
 from stepseal.components._module_loading import listeners_of, own_load, plan_through
-from stepseal.components._tensors import FlatState, describe_flat, plan_flat
+from stepseal.components._tensors import FlatState, describe_flat, narrowed, plan_flat
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class ModuleComponent:
         root, sharing = unwrap(self.module), self._sharing_of(live, topology)
         opened = open_saved(saved, sharing, topology)
         opened, flat = converted(opened, live, saved.conversion)
+        opened = narrowed(opened, flat, sharing)
         clean = key_cleaner(root)
         listeners = listeners_of(root, clean)
         keys = {clean(raw): raw for raw in state}

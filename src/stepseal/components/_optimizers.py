@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +18,6 @@ from stepseal.components._codecs_registry import find_registered
 from stepseal.components._dtensors import is_dtensor, owns_plain_tensors
 from stepseal.components._leaves import default_sharing, kind_of, leaves_of, mismatch, open_saved
 from stepseal.components._optimizer_groups import (
-    GroupState,
     class_problems,
     group_copies,
     group_problems,
@@ -27,9 +25,10 @@ from stepseal.components._optimizer_groups import (
 )
 from stepseal.components._optimizer_loading import check_inner, install, load_through, own_code
 from stepseal.components._optimizer_names import class_name, names_of, whole_state
+from stepseal.components._optimizer_stages import read_saved
 from stepseal.components._optimizer_state import StateBuilder, local_part
 from stepseal.errors import InvalidInput, UnsupportedState
-from stepseal.layout import rule_of
+from stepseal.layout import holds_own_keys, rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from stepseal.components._dtensors import Leaf
     from stepseal.components._leaves import LeafPlan
+    from stepseal.components._optimizer_groups import GroupState
     from stepseal.components._types import (
         AnySharing,
         CapturedComponent,
@@ -121,7 +121,7 @@ class OptimizerComponent:
                     beside[fqn] = [scalars, {key: tensors[key] for key in plain}]
             mesh = getattr(parameter, "device_mesh", None)
             if mesh not in owners:
-                owners[mesh] = owns_plain_tensors(topology, [parameter])
+                owners[mesh] = owns_plain_tensors(topology, [parameter], sharing)
             parts = tensors.items() if is_global else _local_parts(tensors)
             keyed = {f"state.{fqn}.{key}": tensor for key, tensor in parts}
             leaves += leaves_of(self.name, keyed, sharing, owns_plain=owners[mesh])
@@ -149,15 +149,19 @@ class OptimizerComponent:
         optimizer with load code of its own gets new tensors throughout, through that code.
         """
         names, sharing = self._names(), self.sharing(topology)
-        opened = open_saved(saved, sharing, topology)
-        value = _read_value(self.name, opened.value)
-        live_groups, groups = options_of(self.optimizer, names), value.groups
-        problems = group_problems(live_groups, groups)
-        if not problems and (
-            of_class := class_problems(
-                self.name, self.optimizer, value.cls, groups, value.state_names()
-            )
-        ):
+        opened = open_saved(saved, sharing, topology, unite=list)
+        value, live_groups = read_saved(self.name, opened.value), options_of(self.optimizer, names)
+        own_keys, groups = holds_own_keys(sharing), value.parts[0]
+        problems: list[str] = []
+        if own_keys or saved.parts:
+            groups, problems = value.regrouped(live_groups, others_take_rest=own_keys)
+            if own_keys:
+                opened = opened.narrowed(value.entries_of(names), value.entries(opened.tensors))
+        problems += group_problems(live_groups, groups)
+        of_class: list[str] = []
+        for cls in value.classes if not problems else ():
+            of_class += class_problems(self.name, self.optimizer, cls, groups, value.state_names())
+        if of_class:
             raise mismatch(self.name, of_class)
         options = {fqn: group.options for group in groups for fqn in group.params}
         shapes, live_shapes = _shapes(groups), _shapes(live_groups)
@@ -221,48 +225,9 @@ class OptimizerComponent:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """The tree of an optimizer."""
-
-    cls: str | None
-    """Name of the class that was saved; None in what others wrote."""
-    groups: list[GroupState]
-    state: dict[str, dict[str, Any]]
-    """Entry by name of the parameter."""
-    whole: dict[str | int, object]
-    """State of the optimizer as a whole."""
-
-    def state_names(self) -> set[object]:
-        """Return the names of all state."""
-        return {name for entry in self.state.values() for name in entry["names"]}
-
-
 def _shapes(groups: Iterable[GroupState]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each parameter by its name."""
     return {fqn: s for group in groups for fqn, s in zip(group.params, group.shapes, strict=True)}
-
-
-def _read_value(component: str, value: object) -> _Value:
-    """Return what a decoded tree document holds."""
-    problem = mismatch(component, ["payload: expected groups and state, found another structure"])
-    if not isinstance(value, dict) or not {"groups", "state"} <= value.keys():
-        raise problem
-    groups, state, whole = value["groups"], value["state"], value.get("whole", {})
-    if not all(map(isinstance, (groups, state, whole), (list, dict, dict))):
-        raise problem
-    for entry in state.values():
-        if not (
-            isinstance(entry, dict)
-            and isinstance(entry.get("names"), list)
-            and isinstance(entry.get("values"), dict)
-            and isinstance(entry.get("plain", []), list)
-        ):
-            raise problem
-    read = [GroupState.from_value(group) for group in groups]
-    if None in read:
-        raise problem
-    return _Value(value.get("class"), [group for group in read if group is not None], state, whole)
 
 
 def _is_leaf(value: object) -> bool:

@@ -21,7 +21,7 @@ from stepseal.components._leaves import (
     open_saved,
 )
 from stepseal.errors import InvalidInput, UnsupportedState
-from stepseal.layout import BytesSource
+from stepseal.layout import BytesSource, holds_own_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,6 +39,7 @@ __all__ = [
     "HasStateDict",
     "TensorDictComponent",
     "describe_flat",
+    "narrowed",
     "plan_flat",
     "saved_copy",
     "value_copies",
@@ -118,7 +119,7 @@ def describe_flat(
         topology: who takes part.
         tree: what the tree document holds; None for the leaves that are no tensors.
     """
-    owns_plain = owns_plain_tensors(topology, flat.tensors.values())
+    owns_plain = owns_plain_tensors(topology, flat.tensors.values(), sharing)
     leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=owns_plain)
     value = (flat.values or None) if tree is None else tree
 
@@ -161,6 +162,13 @@ def plan_flat(
     if problems:
         raise mismatch(flat.component, problems)
     return opened.plan(leaves, lambda: finish(values))
+
+
+def narrowed(opened: OpenedState, flat: FlatState, sharing: AnySharing) -> OpenedState:
+    """Return what this rank holds of a saved state, where the ranks hold different keys."""
+    if not holds_own_keys(sharing):
+        return opened
+    return opened.narrowed({*flat.tensors, *flat.values}, opened.keys())
 
 
 def _key_problems(flat: FlatState, opened: OpenedState, values: Mapping[str, object]) -> list[str]:
@@ -242,6 +250,7 @@ class TensorDictComponent:
         state, flat = self._read()
         sharing = default_sharing(self.name, self._declared, flat.tensors.values(), topology)
         opened = open_saved(saved, sharing, topology)
+        opened = narrowed(opened, flat, sharing)
         return plan_flat(flat, opened, sharing, lambda values: self._finish(state, values))
 
     def _read(self) -> tuple[Any, FlatState]:

@@ -108,9 +108,11 @@ class SavedComponent:
     """With the sets of the save where it has some."""
     tensors: Mapping[str, SavedTensor]
     tree: TreeContents | None
-    """This participant's payload, or None where the component has only tensors."""
+    """This participant's payload, or None where the component has only tensors, or `parts`."""
     num_participants: int
     """Number of participants at the save."""
+    parts: tuple[TreeContents, ...] = ()
+    """Payloads of all sets, where the sets hold different keys."""
     conversion: Conversion | None = None
     """How its keys and dtypes become those of live state; None takes them as they are."""
     folder: str = ""

@@ -25,9 +25,10 @@ from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER
     parse_payload_path, parse_step_name, part_document_path, part_index_path, path_problem,
     path_set_problems, payload_path, step_name, tree_document_path, tree_segment_path)
 from stepseal.layout._ownership import (PayloadReport, agreeing, can_read, fits_world,
-    payload_owner, payload_owners, payload_problems, payload_report, rule_of, writes_plain,
-    writes_replica)
+    holds_own_keys, payload_owner, payload_owners, payload_problems, payload_report, rule_of,
+    writes_plain, writes_replica)
 from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part
+from stepseal.layout._replicas import replica_problems
 from stepseal.layout._saved_sets import saved_sharing, sets_option
 from stepseal.layout._sealed import FORMAT_VERSION, DocumentRef, FileEntry
 from stepseal.layout._sharing import (AnySharing, Division, Sharing, coordinate_at, divided,
@@ -46,11 +47,13 @@ __all__ = [
     "check_participant", "check_step", "chunk_digests", "coordinate_at", "coverage_problems",
     "dcp_fqn", "dcp_path", "decode_document", "decode_index", "decode_manifest", "decode_part",
     "digest", "divided", "division_problems", "duration_text", "encode_document", "encode_index",
-    "encode_manifest", "encode_part", "external_folder", "fits_world", "hex_digests", "hull",
+    "encode_manifest", "encode_part", "external_folder", "fits_world", "hex_digests",
+    "holds_own_keys", "hull",
     "intersect", "linear_boxes", "manifest_digest", "num_chunks", "numbered_sets", "parse_header",
     "parse_payload_path", "parse_step_name", "part_document_path", "part_index_path",
     "path_problem", "path_set_problems", "payload_owner", "payload_owners", "payload_path",
-    "payload_problems", "payload_report", "payload_sizes", "refuse", "rule_of", "saved_sharing",
-    "seal", "sets_option", "sha256_hex", "step_name", "tree_document_path", "tree_segment_path",
-    "unix_time", "unseal", "utc_text", "whole", "writes_plain", "writes_replica",
+    "payload_problems", "payload_report", "payload_sizes", "refuse", "replica_problems", "rule_of",
+    "saved_sharing", "seal", "sets_option", "sha256_hex", "step_name", "tree_document_path",
+    "tree_segment_path", "unix_time", "unseal", "utc_text", "whole", "writes_plain",
+    "writes_replica",
 ]

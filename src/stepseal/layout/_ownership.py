@@ -28,6 +28,7 @@ __all__ = [
     "agreeing",
     "can_read",
     "fits_world",
+    "holds_own_keys",
     "payload_owner",
     "payload_owners",
     "payload_problems",
@@ -55,6 +56,8 @@ class SharingRule:
     """Maps a participant to the coordinate of its payload; None if only that participant knows."""
     agrees: bool
     """Whether keys, shapes and dtypes must be equal on all participants."""
+    agrees_in_sets: bool = False
+    """Whether they must be equal on all that read one payload."""
     is_equal_in_sets: bool = False
     """Whether the whole state, values included, must be equal on all that read one payload."""
     tensors_are_global: bool
@@ -100,27 +103,40 @@ for _divided in (Sharing.PER_GROUP, Sharing.PER_NODE):
     _TABLE[_divided.value] = replace(
         _TABLE[Sharing.PER_RANK.value],
         coordinate=None,
+        agrees_in_sets=True,
         is_equal_in_sets=True,
         reads=frozenset({_divided}),
     )
+# Sharded with sets: the sets hold different keys, and each has a payload.
+_STAGES = replace(_TABLE[Sharing.SHARDED.value], coordinate=None, agrees=False, agrees_in_sets=True)
 
 
 def rule_of(sharing: AnySharing) -> SharingRule:
     """Return the row of a sharing."""
-    return _TABLE[sharing.value]
+    return _STAGES if holds_own_keys(sharing) else _TABLE[sharing.value]
 
 
-def agreeing(sharing: str, coordinate: str | None) -> str | None:
+def holds_own_keys(sharing: AnySharing) -> bool:
+    """Return whether each set of ranks holds keys of its own, as the stages of a pipeline do."""
+    return isinstance(sharing, Division) and sharing.sharing is Sharing.SHARDED
+
+
+def _rule(sharing: str, *, has_sets: bool) -> SharingRule | None:
+    return _STAGES if has_sets and sharing == Sharing.SHARDED.value else _TABLE.get(sharing)
+
+
+def agreeing(sharing: str, coordinate: str | None, *, has_sets: bool = False) -> str | None:
     """Return a word that is the same for all whose fingerprints must be equal; None for nobody.
 
     Args:
         sharing: sharing of the component; with an unknown one all must agree.
         coordinate: of the payload that a participant reads.
+        has_sets: whether sets of participants share its payloads.
     """
-    rule = _TABLE.get(sharing)
+    rule = _rule(sharing, has_sets=has_sets)
     if rule is None or rule.agrees:
         return ""
-    return coordinate if rule.is_equal_in_sets else None
+    return coordinate if rule.agrees_in_sets else None
 
 
 def can_read(live: AnySharing, saved: AnySharing, kind: str) -> bool:
@@ -140,7 +156,7 @@ def fits_world(live: AnySharing, num_live: int, saved: AnySharing, num_saved: in
         saved: sharing that was saved.
         num_saved: number of participants that saved it.
     """
-    if isinstance(live, Division) and isinstance(saved, Division):
+    if isinstance(live, Division) and isinstance(saved, Division) and not rule_of(live).any_world:
         return live.axes == saved.axes
     return rule_of(saved).any_world or num_saved == num_live
 
@@ -176,7 +192,7 @@ def payload_problems(
         reports: report of every participant; None means that it reads no payload.
         axes: name and size of each axis along which sets differ; None where there are no sets.
     """
-    rule = _TABLE.get(sharing)
+    rule = _rule(sharing, has_sets=bool(axes))
     if rule is None:
         return dict.fromkeys(reports, f"expected a known sharing, found {sharing!r:.80}")
     if rule.tensors_are_global and not any(reports.values()):

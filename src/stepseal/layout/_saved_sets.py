@@ -18,6 +18,7 @@ __all__ = ["saved_sharing", "sets_option", "sets_problems"]
 
 _OPTION = "sets"
 _DIVIDED = frozenset({Sharing.PER_GROUP.value, Sharing.PER_NODE.value})
+_MAY_BE_DIVIDED = _DIVIDED | {Sharing.SHARDED.value}
 
 
 class _Sets(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,8 +47,10 @@ def sets_problems(
     participants: Collection[str],
 ) -> list[str]:
     """Return what is wrong with the recorded sets of a component; empty if each rank is in one."""
-    if sharing not in _DIVIDED:
-        return ["expected no sets of this sharing"] if _OPTION in options else []
+    if sharing not in _DIVIDED and _OPTION not in options:
+        return []
+    if sharing not in _MAY_BE_DIVIDED:
+        return ["expected no sets of this sharing"]
     try:
         sets = msgspec.convert(options.get(_OPTION), _Sets)
     except msgspec.ValidationError as error:
@@ -71,7 +74,7 @@ def saved_sharing(
     participants: Sequence[str],
 ) -> AnySharing:
     """Return the sharing that a component of a checked manifest was saved with, with its sets."""
-    if sharing not in _DIVIDED:
+    if _OPTION not in options:
         return Sharing(sharing)
     sets: dict[str, list[int]] = {}
     for rank, participant in enumerate(participants):

@@ -39,7 +39,7 @@ class Sharing(str, enum.Enum):
     REPLICATED = "replicated"
     """... job: every participant holds the same."""
     SHARDED = "sharded"
-    """... box of a global tensor."""
+    """... box of a global tensor; with a `Division`, whose sets hold different keys, and of set."""
     PER_RANK = "per_rank"
     """... participant."""
     PER_GROUP = "per_group"
@@ -53,7 +53,7 @@ class Division:
     """A sharing with one payload per set of ranks, together with the sets; stands for a sharing."""
 
     sharing: Sharing
-    """PER_GROUP or PER_NODE."""
+    """PER_GROUP, PER_NODE or SHARDED."""
     axes: tuple[tuple[str, int], ...]
     """Name and size of each axis along which sets differ, sorted by name."""
     sets: tuple[tuple[str, tuple[int, ...]], ...]
@@ -89,7 +89,7 @@ class Division:
         match self.axes:
             case ():
                 return "one set of all ranks"
-            case ((("set" | "node") as name, size),):
+            case ((("set" | "node" | "rank") as name, size),):
                 return f"{size} {name}{'' if size == 1 else 's'}"
         return f"the axes {', '.join(f'{name}={size}' for name, size in self.axes)}"
 
@@ -116,7 +116,7 @@ def divided(
     """Return a division in its one order.
 
     Args:
-        sharing: PER_GROUP or PER_NODE.
+        sharing: PER_GROUP, PER_NODE or SHARDED.
         axes: name and size of each axis along which sets differ.
         sets: coordinate to the ranks that share the payload.
     """

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from stepseal import errors
-from stepseal.layout import PayloadReport, agreeing, payload_problems
+from stepseal.layout import PayloadReport, Sharing, agreeing, payload_problems
 from stepseal.protocol._messages import Captured, ComponentReport, Failure
 
 if TYPE_CHECKING:
@@ -42,11 +42,8 @@ def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
         what = f"component {name}: pass the same same_on= on every rank: declares the sets"
         _compare(found, sets, what, name)
         for coordinate, digests in _comparable({p: f[name] for p, f in facts.items()}).items():
-            what = "key set, shapes or dtypes have digest"
-            if next(iter(facts.values()))[name].sets:
-                which = f"the ranks of {coordinate or 'the job'} must hold equal state"
-                what = f"{which}: make it equal before the save, or declare PER_RANK: has digest"
-            _compare(found, digests, f"component {name}: {what}", name)
+            what = _must_agree(next(iter(facts.values()))[name], coordinate)
+            _compare(found, digests, f"component {name}: {what}: has digest", name)
     if found:
         return found
     for name, reports in payload_reports(captured).items():
@@ -74,10 +71,20 @@ def _comparable(facts: Mapping[str, ComponentReport]) -> dict[str, dict[str, str
     """Return the fingerprints of those who must agree with each other, by what they share."""
     found: dict[str, dict[str, str]] = {}
     for participant, report in facts.items():
-        shared = agreeing(report.sharing, report.payload)
+        shared = agreeing(report.sharing, report.payload, has_sets=bool(report.sets))
         if shared is not None:
             found.setdefault(shared, {})[participant] = report.fingerprint
     return found
+
+
+def _must_agree(first: ComponentReport, coordinate: str) -> str:
+    """Return who must agree in what, and what to do if they do not."""
+    keys, who = "the same keys, shapes and dtypes", f"the ranks of {coordinate or 'the job'}"
+    if not first.sets:
+        return f"all ranks must hold {keys} (stages of a pipeline: declare sharing=ss.SHARDED)"
+    if first.sharing == Sharing.SHARDED.value:
+        return f"{who} must hold {keys}: correct same_on, or declare sharing=ss.SHARDED"
+    return f"{who} must hold equal state: make it equal before the save, or declare PER_RANK"
 
 
 def _compare(

@@ -26,6 +26,9 @@ __all__ = [
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
+_Bits = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]+$")]
+"""A bit for each entry of a saved component, in hex."""
+
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Base of all messages: immutable, tagged by class name, unknown fields refused."""
@@ -143,6 +146,8 @@ class Checked(_Message, frozen=True):
 
     call: _Number
     round: _Number
+    left: dict[str, _Bits] = {}
+    """Component whose participants take different entries to those left to others, as bits."""
 
 
 class Applied(_Message, frozen=True):
@@ -287,6 +292,8 @@ class RestoreFailed(_Message, frozen=True):
     tainted: bool
     cause: Failure | None = None
     """The coordinator's own failure, if no participant failed."""
+    left: dict[str, _Bits] = {}
+    """Component to the entries that all participants left, as bits."""
 
 
 class SaveStatus(_Message, frozen=True):

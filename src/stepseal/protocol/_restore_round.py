@@ -59,6 +59,8 @@ class RestoreRound:
         self._limit_s = deadlines.connect_s
         self._joined: dict[str, messages.RestoreCalled] = {}
         self._voted: set[str] = set()
+        self._left: dict[str, int] = {}
+        """Component to the bits of entries that all who voted leave to others."""
         self._rejected: dict[str, messages.Failure] = {}
         self._round = 0
         self._candidate: StepRef | None = None
@@ -139,6 +141,9 @@ class RestoreRound:
         if phase != self.phase or message.round != self._round:
             return []
         self._voted.add(participant)
+        if isinstance(message, messages.Checked):
+            left = {name: int(bits, 16) for name, bits in message.left.items()}
+            self._left = {name: self._left.get(name, bits) & bits for name, bits in left.items()}
         return self._count(now)
 
     def on_rejected(
@@ -156,12 +161,22 @@ class RestoreRound:
             return []
         if self._rejected:
             return self._after_rejection(now)
+        if left := {name: f"{bits:x}" for name, bits in self._left.items() if bits}:
+            return self._left_by_all(left)
         if self.phase == "check" and not self._asked.check_only:
             self._enter("apply", self._deadlines.apply_s, now)
             self._tainted = True
             return self._send(messages.Apply(self.call, self._round))
         self.restored = self._candidate
         return self._conclude(now)
+
+    def _left_by_all(self, left: dict[str, str]) -> list[actions.Action]:
+        assert self._candidate is not None
+        text = (
+            f"restore of step {self._candidate.step}: no participant takes some saved entries of "
+            f"{', '.join(sorted(left))}. Nothing was changed."
+        )
+        return self._fail(errors.StateMismatch.kind, text, {}, left=left)
 
     def _after_rejection(self, now: float) -> list[actions.Action]:
         assert self._candidate is not None
@@ -222,6 +237,7 @@ class RestoreRound:
         self.deadline = now + limit_s
         self._limit_s = limit_s
         self._voted = set()
+        self._left = {}
         self._rejected = {}
 
     @property
@@ -285,6 +301,8 @@ class RestoreRound:
         text: str,
         failures: Mapping[str, messages.Failure],
         cause: messages.Failure | None = None,
+        *,
+        left: Mapping[str, str] | None = None,
     ) -> list[actions.Action]:
         return self._finish(
             messages.RestoreFailed(
@@ -295,6 +313,7 @@ class RestoreRound:
                 shortened(failures),
                 self._tainted,
                 cause,
+                dict(left or {}),
             )
         )
 

@@ -21,6 +21,7 @@ from stepseal.errors import StateMismatch
 from stepseal.layout import (
     Division,
     Sharing,
+    holds_own_keys,
     payload_owner,
     payload_report,
     saved_sharing,
@@ -191,6 +192,12 @@ def _saved_component(
             first = boxes[0].tensor
             digests = frozenset((box.tensor.box, box.tensor.chunk_digests) for box in boxes)
             tensors[key] = SavedTensor(key, first.dtype, first.shape, digests)
+    if holds_own_keys(sharing):  # any rank may take what any set saved
+        owners = sorted(set(entry.payloads.values()), key=manifest.participants.index)
+        parts = tuple(reader.read_tree(entry.name, owner) for owner in owners)
+        return SavedComponent(
+            entry.name, entry.kind, sharing, tensors, None, len(manifest.participants), parts
+        )
     owner = payload_owner(
         sharing, entry.payloads, me, coordinate=coordinate, participants=manifest.participants
     )

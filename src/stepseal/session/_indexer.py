@@ -6,7 +6,15 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from stepseal.components import build_dcp_index
-from stepseal.layout import DCP_INDEX, FileEntry, chunk_digests, hex_digests
+from stepseal.errors import StateMismatch
+from stepseal.layout import (
+    DCP_INDEX,
+    FileEntry,
+    chunk_digests,
+    hex_digests,
+    replica_problems,
+)
+from stepseal.session._targets import listed
 from stepseal.storage import create_durable
 from stepseal.transfer import StepReader, check_coverage, check_files
 
@@ -36,10 +44,23 @@ class DcpIndexer:
         self._read: tuple[str, StepReader] | None = None
 
     def write_index(self, storage: Storage, staging: str, draft: Manifest) -> Manifest:
-        """Write `.metadata` from all part indexes and return the manifest that lists it."""
+        """Write `.metadata` from all part indexes and return the manifest that lists it.
+
+        Raises:
+            StateMismatch: participants stored one entry differently; `.problems` lists all.
+        """
         reader = StepReader(storage, staging, draft)
         self._read = (staging, reader)
         indexes = [reader.index(participant) for participant in draft.participants]
+        by_name = dict(zip(draft.participants, indexes, strict=True))
+        if problems := replica_problems(by_name):
+            raise StateMismatch(
+                f"save of step {draft.step}: ranks hold different state under one name: "
+                f"{listed(problems, '; ')}. Nothing was committed. Name state as in the whole "
+                "model, and make what several ranks hold equal before the save.",
+                step=draft.step,
+                problems=tuple(problems),
+            )
         num_items = sum(len(index.tensors) + len(index.bytes_items) for index in indexes)
         if num_items == 0 or num_items > self._max_index_items:
             return draft

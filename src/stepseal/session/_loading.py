@@ -20,7 +20,7 @@ from stepseal.errors import (
     StepNotFound,
     StorageUnavailable,
 )
-from stepseal.layout import check_step, rule_of, step_name
+from stepseal.layout import Sharing, check_step, holds_own_keys, rule_of, step_name
 from stepseal.protocol import Deadlines
 from stepseal.session._checked import CheckedStep, check_step_fits, sharing_of
 from stepseal.session._engines import engines_of
@@ -29,14 +29,14 @@ from stepseal.session._policies import Choice
 from stepseal.session._reports import LoadReport
 from stepseal.session._run import open_run
 from stepseal.session._saving import collection_paused
-from stepseal.session._targets import Targets
+from stepseal.session._targets import Targets, listed
 from stepseal.session._together import Together
 from stepseal.steps import locate_root, open_store
 from stepseal.storage import KeyNotFound
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from stepseal.components import Conversion
     from stepseal.layout import AnySharing, ComponentEntry, Manifest
@@ -137,6 +137,9 @@ class _Load:
             except Exception as failed:
                 error = failed
             together.agree(error, limit_s=deadlines.check_s, touched=False)
+            if left := checked.decisions.left():
+                left = together.left_by_all(left, limit_s=deadlines.check_s)
+                self._refuse(checked.decisions.nobody_takes(left))
             try:
                 _fill(reading, checked)
             except Exception as failed:
@@ -194,15 +197,17 @@ class _Load:
             checked = check_step_fits(steps.storage, manifest, sha256, targets)
         except StateMismatch as error:
             problems += error.problems
+        self._refuse(problems, f"{targets.way_on(problems)}. ")
+        return checked
+
+    def _refuse(self, problems: Sequence[str], way_on: str = "") -> None:
         if problems:
             raise StateMismatch(
-                f"load: {self.root}: step {self.step} does not fit: {'; '.join(problems[:10])}"
-                f"{f' and {len(problems) - 10} more' if len(problems) > 10 else ''}. "
-                f"{targets.way_on(problems)}. Nothing was changed.",
+                f"load: {self.root}: step {self.step} does not fit: {listed(problems, '; ')}. "
+                f"{way_on}Nothing was changed.",
                 step=self.step,
                 problems=tuple(problems),
             )
-        return checked
 
 
 def _entry_problem(
@@ -233,6 +238,8 @@ def _add(
 ) -> None:
     """Add a live object as what it was saved as: nobody declares that for a load."""
     sharing = saved if entry.kind == "tree" else None
+    if holds_own_keys(saved) and topology.world_size > 1:
+        sharing = Sharing.SHARDED
     kind: Literal["tensors", "tree"] | None = None
     if entry.kind == "tensors" and _has_tensors(state):
         kind = "tensors"

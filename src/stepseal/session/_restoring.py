@@ -36,6 +36,7 @@ from stepseal.protocol import (
 from stepseal.session._checked import CheckedStep, check_step_fits
 from stepseal.session._reports import Restored
 from stepseal.session._saving import collection_paused
+from stepseal.session._targets import listed
 from stepseal.session._unverified import CheckedFolder, check_folder
 from stepseal.storage import read_bytes
 
@@ -145,7 +146,7 @@ def take_part(
             case Fresh():
                 return None
             case RestoreFailed():
-                raise _failed(order, call) from cause
+                raise _failed(order, call, checked) from cause
 
 
 def _vote_on(
@@ -159,7 +160,7 @@ def _vote_on(
         _log_unexpected(error, "checking")
         driver.vote(Rejected(order.call, order.round, touched=False, cause=failure_of(error)))
         return None
-    driver.vote(Checked(order.call, order.round))
+    driver.vote(Checked(order.call, order.round, checked.decisions.left()))
     return checked
 
 
@@ -195,12 +196,18 @@ def _log_unexpected(error: Exception, doing: str) -> None:
         _log.error("stepseal: restore, %s: %s", doing, error, exc_info=cause)
 
 
-def _failed(order: RestoreFailed, call: RestoreCalled) -> CheckpointError:
+def _failed(
+    order: RestoreFailed, call: RestoreCalled, checked: CheckedStep | CheckedFolder | None
+) -> CheckpointError:
+    details, message = details_of(order.cause, order.failures), order.message
+    if order.left and checked is not None:  # the coordinator knows numbers, not names
+        details["problems"] = checked.decisions.nobody_takes(order.left)
+        message = f"{message} Left over: {listed(details['problems'], '; ')}."
     return error_from(
         order.kind,
-        order.message,
+        message,
         step=call.step,
-        **details_of(order.cause, order.failures),
+        **details,
         reasons=order.reasons,
         failures=messages_of(order.failures),
         tainted=order.tainted,

@@ -12,6 +12,7 @@ from stepseal.components import (
     RNGComponent,
     can_convert,
     changed_world,
+    entries_left,
     leave_out,
     range_problem,
     reshard_saved,
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
         RestorePlan,
         SavedComponent,
         SavedPayloads,
+        Taken,
         Topology,
     )
     from stepseal.layout import AnySharing
     from stepseal.session._policies import Choice, Policy
     from stepseal.session._reports import Restored
 
-__all__ = ["Decisions", "SavedStep", "Targets", "apply_all"]
+__all__ = ["Decisions", "SavedStep", "Targets", "apply_all", "listed"]
 
 _NAMED = 10
 """Differences, or buffers, that a text names before it counts the others."""
@@ -72,6 +74,24 @@ class Decisions:
     """Component to what was, or would be, done with it; the same on all participants."""
     fresh: Mapping[str, Mapping[str, object]]
     """Component that begins anew to what is recorded of it."""
+
+    def taken(self) -> dict[str, Taken]:
+        """Return, per component whose ranks hold different keys, what this one takes."""
+        found = {component.name: getattr(plan, "taken", None) for component, plan in self.plans}
+        return {name: taken for name, taken in found.items() if taken is not None}
+
+    def left(self) -> dict[str, str]:
+        """Return what this participant leaves to others, per component, as bits in hex."""
+        return {name: taken.left() for name, taken in self.taken().items()}
+
+    def nobody_takes(self, left: Mapping[str, str]) -> tuple[str, ...]:
+        """Return a problem for each entry that all participants leave."""
+        taken = self.taken()
+        return tuple(
+            f"component {name}: {entry}: unexpected in the checkpoint: no rank takes it"
+            for name, bits in left.items()
+            for entry in entries_left(taken[name], bits)
+        )
 
     def scans(self) -> Iterator[tuple[str, str, RangeScan]]:
         """Yield component, saved key, and what looks at its elements before anything changes."""
@@ -316,7 +336,7 @@ class Targets:
     def _refuse(self, problems: list[str], step: int) -> None:
         if problems:
             raise StateMismatch(
-                f"saved and live state differ: {_listed(problems, '; ')}. {self.way_on(problems)}",
+                f"saved and live state differ: {listed(problems, '; ')}. {self.way_on(problems)}",
                 step=step,
                 participant=self.topology.me,
                 problems=tuple(problems),
@@ -342,10 +362,11 @@ def _restored(component: Component, saved: SavedComponent, plan: RestorePlan, no
     size = f", {len(saved.tensors)} tensors" if saved.tensors else ""
     how = getattr(plan, "note", "")
     unsaved = unsaved_buffers(component)
-    left = f"; buffers that nobody saves, left as they are: {_listed(unsaved)}" if unsaved else ""
+    left = f"; buffers that nobody saves, left as they are: {listed(unsaved)}" if unsaved else ""
     return f"restored{note} ({component.kind}{size}{how and f', {how}'}){left}"
 
 
-def _listed(texts: Sequence[str], comma: str = ", ") -> str:
+def listed(texts: Sequence[str], comma: str = ", ") -> str:
+    """Return the first texts, and the number of the others."""
     more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
     return f"{comma.join(texts[:_NAMED])}{more}"

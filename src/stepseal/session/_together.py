@@ -17,7 +17,7 @@ from stepseal.session._job import Rendezvous
 from stepseal.session._verdicts import error_of, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from stepseal.components import Topology
     from stepseal.protocol import Deadlines
@@ -82,6 +82,30 @@ class Together:
             meeting.tell(answer)
         if answer:
             raise _marked(error_of(answer), touched) from error
+
+    def left_by_all(self, left: Mapping[str, str], *, limit_s: float) -> dict[str, str]:
+        """Return what no rank takes, of what each leaves to others; the same on all ranks.
+
+        Args:
+            left: component to the entries that are left here, as bits in hex; all name the same.
+            limit_s: how long to wait for the slowest rank.
+        """
+        if self._topology.world_size == 1:
+            return dict(left)
+        meeting = self._meeting(limit_s)
+        if self._topology.rank:
+            return meeting.ask(dict(left))
+        try:
+            others = meeting.gather()
+        except CheckpointError as lost:
+            meeting.refuse(lost)
+            raise
+        found = {name: int(bits, 16) for name, bits in left.items()}
+        for other in others.values():
+            found = {name: bits & int(other[name], 16) for name, bits in found.items()}
+        answer = {name: f"{bits:x}" for name, bits in found.items()}
+        meeting.tell(answer)
+        return answer
 
     def _meeting(self, limit_s: float) -> Rendezvous:
         limits = replace(self._deadlines, connect_s=limit_s)
