@@ -35,7 +35,8 @@ def build(num_tp: int | None = None) -> Parallel:
             part /= group.size()
 
     rng = ss.per_group(same_on=mesh["tp"])
-    return Parallel(model, data_rank=mesh.get_local_rank("dp"), reduce=reduce, rng=rng)
+    data_rank = mesh.get_local_rank("dp")
+    return Parallel(model, data_rank, group.size(), reduce=reduce, rng=rng)
 
 
 if __name__ == "__main__":

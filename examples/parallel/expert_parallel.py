@@ -49,7 +49,7 @@ def build() -> Parallel:
             assert parameter.grad is not None, "every parameter took part"
             dist.all_reduce(parameter.grad)
 
-    return Parallel(model, data_rank=0, rng=ss.per_group(same_on=mesh["ep"]), reduce=reduce)
+    return Parallel(model, rng=ss.per_group(same_on=mesh["ep"]), reduce=reduce)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def build() -> Parallel:
     model = Mlp()
     fully_shard(model.up)
     fully_shard(model)
-    return Parallel(model, data_rank=dist.get_rank())
+    return Parallel(model, data_rank=dist.get_rank(), num_data_ranks=dist.get_world_size())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def build() -> Parallel:
     model = parallelize_module(Mlp(), mesh["tp"], plan)
     fully_shard(model, mesh=mesh["dp"])
     rng = ss.per_group(same_on=mesh["tp"])
-    return Parallel(model, data_rank=mesh.get_local_rank("dp"), rng=rng)
+    return Parallel(model, mesh.get_local_rank("dp"), mesh["dp"].size(), rng=rng)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ __all__ = ["build"]
 
 def build() -> Parallel:
     """Return the model as it is."""
-    return Parallel(Mlp(), data_rank=0)
+    return Parallel(Mlp())
 
 
 if __name__ == "__main__":

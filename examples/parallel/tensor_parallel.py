@@ -21,7 +21,7 @@ def build() -> Parallel:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tp",))
     plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
     rng = ss.per_group(same_on=mesh["tp"])
-    return Parallel(parallelize_module(Mlp(), mesh, plan), data_rank=0, rng=rng)
+    return Parallel(parallelize_module(Mlp(), mesh, plan), rng=rng)
 
 
 if __name__ == "__main__":
