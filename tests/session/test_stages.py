@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from stepseal.components import DeclaredSharing
+    from stepseal.storage import Storage
 
 StateMismatch, ParticipantFailed = ss.errors.StateMismatch, ss.errors.ParticipantFailed
 FOUR: list[list[int]] = [[0, 1], [2], [3, 4], []]
@@ -116,7 +117,7 @@ def comes_back(saved: list[Any], restored: list[Any]) -> bool:
     return whole.keys() == back.keys() and all(equal)
 
 
-def writers(storage: MemoryStorage, component: str) -> dict[str, list[str]]:
+def writers(storage: Storage, component: str) -> dict[str, list[str]]:
     """Return who stored each tensor of step 1."""
     manifest = decode_manifest(read_bytes(storage, "step-1/manifest.json", 1 << 20))
     stored = StepReader(storage, "step-1", manifest).stored(component)

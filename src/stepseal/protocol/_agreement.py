@@ -37,7 +37,7 @@ def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
     facts = {p: {f.name: f for f in c.components} for p, c in captured.items()}
     for name in next(iter(facts.values()), {}):
         held = {p: f"{f[name].kind} {f[name].sharing}" for p, f in facts.items()}
-        _compare(found, held, f"component {name}: holds", name)
+        _compare(found, held, f"component {name}: all ranks must have one sharing: holds", name)
         sets = {p: f"[{f[name].sets}]" for p, f in facts.items()}
         what = f"component {name}: pass the same same_on= on every rank: declares the sets"
         _compare(found, sets, what, name)
