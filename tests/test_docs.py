@@ -281,6 +281,18 @@ def test_every_proof_of_the_readme_exists() -> None:
             assert [one for one in found if one.is_file()] or tests, f"{promise}: {path}"
 
 
+def test_every_way_to_parallelise_has_a_page_and_tests_that_exist() -> None:
+    code = text_of("tests/examples/test_parallel.py")
+    rows = table_under("docs/parallelism.md", "# Parallelism")
+    for way, _, *cells in rows:
+        assert LINK.search(way), way
+        for cell in cells:
+            name = re.match(r"`(test_[a-z0-9_]+)`", cell)
+            assert cell == "does not apply" or (name and f"def {name[1]}(" in code), cell
+    pages = {path.name for path in (REPOSITORY / "docs" / "parallel").iterdir()}
+    assert {LINK.search(row[0])[1].removeprefix("parallel/") for row in rows} == pages  # type: ignore[index]
+
+
 def test_changes_are_named_by_their_type() -> None:
     folder = REPOSITORY / "changes"
     names = os.listdir(folder) if folder.exists() else []

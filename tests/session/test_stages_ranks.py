@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.session.test_stages import Stage
 from tests.session.test_stages import writers as writers_of
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -92,6 +93,7 @@ def writers(root: Path, component: str) -> dict[str, list[str]]:
         }
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_stages_that_are_cut_are_written_once_and_load_whole_and_divided_otherwise(
     tmp_path: Path,
 ) -> None:
@@ -102,6 +104,11 @@ def test_stages_that_are_cut_are_written_once_and_load_whole_and_divided_otherwi
         tail = "unexpected in the checkpoint: no rank takes it"
         assert f"component model: layers.1.linear.weight: {tail}" in found["refused"]
         assert f"component optimizer: param_groups.layers.2.norm.bias: {tail}" in found["refused"]
+    whole = Stage([0, 1, 2], tied=False)
+    whole.fill(3)
+    stock = {k: torch.zeros_like(v) for k, v in whole.state_dict().items() if torch.is_tensor(v)}
+    dcp_load(stock, checkpoint_id=str(tmp_path / "sets" / "step-1"))
+    assert all(torch.equal(value, whole.state_dict()[key]) for key, value in stock.items())
     by_set, by_rank = (writers(tmp_path / cell, "model") for cell in ("sets", "ranks"))
     assert by_set["layers.0.linear.weight"] == by_rank["layers.0.linear.weight"] == ["0", "1"]
     assert by_set["layers.2.norm.running_mean"] == ["2"]
