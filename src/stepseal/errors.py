@@ -129,7 +129,10 @@ class UnsupportedState(InvalidInput):
 
 
 class StateMismatch(InvalidInput):
-    """Saved and live state differ; `problems` lists every key, shape, dtype and component."""
+    """Saved and live state differ; `problems` lists every key, shape, dtype and component.
+
+    Also raised by a save, for what ranks hold differently under one name; nothing was committed.
+    """
 
     kind = "state_mismatch"
     exit_code = 1

@@ -21,21 +21,28 @@ def replica_problems(indexes: Mapping[str, PartIndex]) -> list[str]:
     Args:
         indexes: the part index of every participant, in ordinal order.
     """
-    first: dict[object, tuple[str, object]] = {}
+    forms: dict[tuple[str, str], tuple[str, str, tuple[int, ...]]] = {}
+    boxes: dict[tuple[str, str, tuple[int, ...]], tuple[str, bytes]] = {}
+    values: dict[tuple[str, str], tuple[str, bytes]] = {}
     problems: dict[tuple[str, str], str] = {}
     for participant, index in indexes.items():
         for tensor in index.tensors:
             entry = (tensor.component, tensor.key)
-            form = f"{tensor.dtype} {list(tensor.shape)}"
-            other, expected = first.setdefault(entry, (participant, form))
-            where = first.setdefault((entry, tensor.box), (participant, tensor.chunk_digests))
-            if form != expected:
-                problems.setdefault(entry, f"{expected} on {other}, {form} on {participant}")
-            elif where[1] != tensor.chunk_digests:
-                problems.setdefault(entry, f"other elements on {participant} than on {where[0]}")
+            form = (participant, tensor.dtype, tensor.shape)
+            first = forms.setdefault(entry, form)
+            place = (*entry, tensor.box.offsets)  # parts that overlap are found elsewhere
+            holder, digests = boxes.setdefault(place, (participant, tensor.chunk_digests))
+            if form[1:] != first[1:]:
+                problems.setdefault(entry, f"{_shown(*first)}, {_shown(*form)}")
+            elif digests != tensor.chunk_digests:
+                problems.setdefault(entry, f"other elements on {participant} than on {holder}")
         for item in index.bytes_items:
             for entry in item.entries:
-                other, value = first.setdefault(entry, (participant, item.chunk_digests))
+                other, value = values.setdefault(entry, (participant, item.chunk_digests))
                 if value != item.chunk_digests:
                     problems.setdefault(entry, f"another value on {participant} than on {other}")
     return [f"component {name}: {key}: {text}" for (name, key), text in problems.items()]
+
+
+def _shown(participant: str, dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {list(shape)} on {participant}"

@@ -285,6 +285,7 @@ class Checkpointer(Looping):
             NotRestored: the root has steps and `restore` was not called.
             UnsupportedState: a component holds a value that no codec knows.
             ParticipantFailed: a rank failed (now or behind an earlier call); nothing was committed.
+            StateMismatch: ranks hold different state under one name; nothing was committed.
             CommitTimeout: a rank did not answer in time.
         """
         step = check_step(step)
