@@ -158,6 +158,10 @@ class OpenedState:
         """Return the text about a live key for which the step has nothing."""
         return f"{key}: missing in the checkpoint{self._absent.get(key, '')}"
 
+    def named(self, tensors: Mapping[str, SavedTensor]) -> OpenedState:
+        """Return the same with tensors under other live keys; each knows its key in the step."""
+        return OpenedState(self._component, tensors, self.filled, self.value, note=self._note)
+
     def narrowed(self, keys: Collection[str], entries: Iterable[str]) -> OpenedState:
         """Return only what this rank holds, where other ranks hold the rest.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stepseal.components._modules import parameter_names, unwrap
+from stepseal.components._modules import key_cleaner, parameter_names, unwrap
 from stepseal.errors import UnsupportedState
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["class_name", "is_nameless", "names_of", "whole_state"]
+__all__ = ["class_name", "is_nameless", "names_of", "tied_names", "whole_state"]
 
 _NAMELESS = "bare."
 
@@ -61,6 +61,26 @@ def names_of(
             component=component,
         )
     return names
+
+
+def tied_names(
+    names: Mapping[str, torch.Tensor], modules: Mapping[str, nn.Module]
+) -> dict[str, str]:
+    """Return the other names of parameters that have several, with the one that state is under."""
+    own = {id(parameter): name for name, parameter in names.items()}
+    places: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for component, module in modules.items():
+        root, prefix = unwrap(module), "" if component == "model" else f"{component}."
+        for raw, parameter in root.named_parameters(remove_duplicate=False):
+            if id(parameter) in own:
+                places.setdefault(id(parameter), []).append((prefix, root, raw))
+    found = {}
+    for identity, several in places.items():
+        for prefix, root, raw in several if len(several) > 1 else ():
+            other = prefix + key_cleaner(root)(raw)
+            if other != own[identity]:
+                found[other] = own[identity]
+    return found
 
 
 def whole_state(

@@ -31,6 +31,16 @@ class SavedOptimizer:
     """Entry by name of the parameter."""
     whole: dict[str | int, object]
     """State of the optimizer as a whole."""
+    tied: dict[str, str]
+    """Other names of parameters, with the one that their state is under."""
+
+    def params(self) -> set[str]:
+        """Return the names of all parameters."""
+        return {name for groups in self.parts for group in groups for name in group.params}
+
+    def options_of(self, name: str) -> object:
+        """Return the options of a parameter, of each set of ranks that saved it."""
+        return [g.options for groups in self.parts for g in groups if name in g.params]
 
     def state_names(self) -> set[object]:
         """Return the names of all state."""
@@ -75,8 +85,7 @@ class SavedOptimizer:
 
     def entries(self, tensors: Collection[str]) -> set[str]:
         """Return what ranks take together: each parameter, and each tensor of its state."""
-        names = {name for groups in self.parts for group in groups for name in group.params}
-        return {*(f"param_groups.{name}" for name in names), *tensors}
+        return {*(f"param_groups.{name}" for name in self.params()), *tensors}
 
     def entries_of(self, names: Collection[str]) -> set[str]:
         """Return what a rank takes that holds these parameters."""
@@ -115,7 +124,8 @@ def read_saved(component: str, value: object) -> SavedOptimizer:
         raise mismatch(component, [f"state.{problem}" for problem in (*problems, *more)])
     classes = tuple(dict.fromkeys(cls for one in read for cls in one.classes))
     parts = tuple(groups for one in read for groups in one.parts)
-    return SavedOptimizer(component, classes, parts, state, whole)
+    tied, _ = united(component, (one.tied for one in read))
+    return SavedOptimizer(component, classes, parts, state, whole, tied)
 
 
 def _read(component: str, value: object) -> SavedOptimizer:
@@ -123,7 +133,8 @@ def _read(component: str, value: object) -> SavedOptimizer:
     if not isinstance(value, dict) or not {"groups", "state"} <= value.keys():
         raise problem
     groups, state, whole = value["groups"], value["state"], value.get("whole", {})
-    if not all(map(isinstance, (groups, state, whole), (list, dict, dict))):
+    tied = value.get("tied", {})
+    if not all(map(isinstance, (groups, state, whole, tied), (list, dict, dict, dict))):
         raise problem
     for entry in state.values():
         if not (
@@ -137,4 +148,4 @@ def _read(component: str, value: object) -> SavedOptimizer:
     if None in read:
         raise problem
     held = [group for group in read if group is not None]
-    return SavedOptimizer(component, (value.get("class"),), (held,), state, whole)
+    return SavedOptimizer(component, (value.get("class"),), (held,), state, whole, tied)

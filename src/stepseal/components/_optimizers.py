@@ -24,9 +24,10 @@ from stepseal.components._optimizer_groups import (
     options_of,
 )
 from stepseal.components._optimizer_loading import check_inner, install, load_through, own_code
-from stepseal.components._optimizer_names import class_name, names_of, whole_state
+from stepseal.components._optimizer_names import class_name, names_of, tied_names, whole_state
 from stepseal.components._optimizer_stages import read_saved
 from stepseal.components._optimizer_state import StateBuilder, local_part
+from stepseal.components._optimizer_ties import retied
 from stepseal.errors import InvalidInput, UnsupportedState
 from stepseal.layout import holds_own_keys, rule_of
 
@@ -133,6 +134,8 @@ class OptimizerComponent:
             "state": state,
             "whole": whole_state(self.name, self.optimizer, names),
         }
+        if tied := tied_names(names, self._modules()):
+            value["tied"] = tied
         keys = [f"state.{fqn}.{key}" for fqn, entry in state.items() for key in entry["values"]] + [
             f"param_groups.{fqn}" for fqn in names
         ]
@@ -154,9 +157,13 @@ class OptimizerComponent:
         own_keys, groups = holds_own_keys(sharing), value.parts[0]
         problems: list[str] = []
         if own_keys or saved.parts:
+            entries, tied = value.entries(opened.tensors), tied_names(names, self._modules())
+            found = retied(value, names, tied, opened.tensors)
+            value, opened = found.saved, opened.named(found.tensors)
             groups, problems = value.regrouped(live_groups, others_take_rest=own_keys)
             if own_keys:
-                opened = opened.narrowed(value.entries_of(names), value.entries(opened.tensors))
+                opened = opened.narrowed(value.entries_of(names) | found.taken, entries)
+            problems += found.problems
         problems += group_problems(live_groups, groups)
         of_class: list[str] = []
         for cls in value.classes if not problems else ():
