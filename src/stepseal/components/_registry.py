@@ -1,48 +1,33 @@
-"""Which component an object becomes, and the set of components of a job."""
+"""The set of components of a job."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from stepseal.components._advice import check_no_snapshot, check_no_stand_in
+from stepseal.components._adapting import adapt
 from stepseal.components._dicts import DictComponent
-from stepseal.components._external import External, ExternalComponent
 from stepseal.components._groups import check_sharing
-from stepseal.components._loaders import LoaderComponent, check_generators
+from stepseal.components._loaders import check_generators
 from stepseal.components._modules import ModuleComponent
-from stepseal.components._optimizer_own import optimizer_component
-from stepseal.components._prepared import is_prepared_loader, scaler_of, unwrapped
-from stepseal.components._prepared_loaders import PreparedLoaderComponent
+from stepseal.components._prepared import scaler_of, unwrapped
 from stepseal.components._rng import RNG, RNGComponent
-from stepseal.components._samplers import GlobalSampler, SamplerComponent, check_no_loader_of
-from stepseal.components._stateful import (
-    LRSchedulerComponent,
-    PairComponent,
-    PairState,
-    Scheduler,
-    StatefulComponent,
-    ValueComponent,
-)
-from stepseal.components._tensors import HasStateDict, TensorDictComponent
+from stepseal.components._stateful import StatefulComponent, ValueComponent
 from stepseal.components._trees import TreeComponent
 from stepseal.components._types import Component, Sharing
-from stepseal.components._unchanged import Unchanged, UnchangedComponent
 from stepseal.errors import CheckpointError, InvalidInput
 from stepseal.layout import Division, check_component_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import torch
+
+    from stepseal.components._adapting import Kind
     from stepseal.components._groups import DeclaredSharing
     from stepseal.components._types import AnySharing, Topology
 
 __all__ = ["Registry"]
-
-Kind = Literal["tensors", "tree"]
 
 _log = logging.getLogger("stepseal")
 
@@ -99,7 +84,7 @@ class Registry:
             check_sharing(name, sharing)
         declared = Sharing.GLOBAL if callable(sharing) else sharing
         scaler, state = scaler_of(state), unwrapped(name, state)
-        component = self._adapt(name, state, declared, kind)
+        component = adapt(name, state, declared, kind, self._modules)
         used = component.sharing(topology) if asked is None else None
         if asked is not None and not hasattr(component, "declare"):
             raise InvalidInput(
@@ -254,65 +239,3 @@ class Registry:
                 component="model",
                 path=taken,
             )
-
-    def _adapt(
-        self,
-        name: str,
-        state: Any,  # noqa: ANN401 - told apart here
-        sharing: AnySharing | None,
-        kind: Kind | None,
-    ) -> Component:
-        check_no_snapshot(name, state, kind)
-        check_no_loader_of(name, state)
-        check_no_stand_in(name, state)
-        pair = isinstance(state, tuple) and len(state) == 2 and all(callable(f) for f in state)
-        stateful = pair or isinstance(state, (MutableMapping, HasStateDict))
-        if kind == "tree" and isinstance(state, (torch.nn.Module, torch.optim.Optimizer)):
-            raise InvalidInput(
-                f"add({name!r}, kind='tree'): a module or optimizer is stored as tensors. Leave "
-                "`kind` out, or add a (get, set) pair.",
-                component=name,
-            )
-        if kind is not None and isinstance(state, External):
-            raise InvalidInput(
-                f"add({name!r}, kind={kind!r}): the files of an External are its own kind. Leave "
-                "`kind` out.",
-                component=name,
-            )
-        if kind == "tensors" and not stateful:
-            raise InvalidInput(
-                f"add({name!r}, kind='tensors'): expected a dict of tensors, a (get, set) "
-                "pair, or an object with state_dict and load_state_dict, found "
-                f"{type(state).__name__}. Leave `kind` out.",
-                component=name,
-            )
-        if isinstance(state, Component):
-            return state
-        if isinstance(state, External):
-            return ExternalComponent(name, state, sharing)
-        if isinstance(state, RNG):
-            return RNGComponent(name, state, sharing)
-        if isinstance(state, Unchanged):
-            return UnchangedComponent(name, state, sharing)
-        if isinstance(state, torch.nn.Module):
-            return ModuleComponent(name, state, sharing=sharing)
-        if isinstance(state, torch.optim.Optimizer):
-            modules = self._modules  # not self: in a cycle, what was added is freed late
-            return optimizer_component(name, state, lambda: modules, sharing=sharing)
-        if isinstance(state, GlobalSampler):
-            return SamplerComponent(name, state, sharing)
-        if isinstance(state, Scheduler):
-            return LRSchedulerComponent(name, state, sharing)
-        if kind == "tensors":
-            held = PairState(state) if pair else state
-            return TensorDictComponent(name, held, sharing=sharing)
-        if isinstance(state, HasStateDict):
-            if is_prepared_loader(state):
-                return PreparedLoaderComponent(name, state, sharing)
-            is_loader = callable(getattr(state, "__iter__", None))
-            return (LoaderComponent if is_loader else StatefulComponent)(name, state, sharing)
-        if pair:
-            return PairComponent(name, state, sharing)
-        if isinstance(state, dict) and kind is None:
-            return DictComponent(name, state, sharing)
-        return ValueComponent(name, state, sharing)
