@@ -104,6 +104,7 @@ PURE_MODULES = frozenset(
     | {
         "functools",
         "hashlib",
+        "heapq",
         "itertools",
         "json",
         "math",

@@ -14,6 +14,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from stepseal.components._arena import Arena
 from stepseal.components._capture import capture
 from stepseal.components._groups import per_group
+from stepseal.components._replicas import ReplicaRule
 from stepseal.components._stateful import ValueComponent
 from stepseal.components._tensors import TensorDictComponent
 
@@ -36,11 +37,17 @@ def test_each_rank_of_a_set_digests_its_state_and_the_lowest_writes_it(
     kind: type, arena: bool
 ) -> None:
     captured = [
-        capture(component(kind), topology, Arena() if arena else None) for topology in world(3)
+        capture(component(kind), topology, Arena() if arena else None, ReplicaRule())
+        for topology in world(3)
     ]
     assert [len(one.trees) for one in captured] == [1, 0, 1]
-    assert captured[0].fingerprint == captured[1].fingerprint
-    assert [bool(one.fingerprint) for one in captured] == [True, True, False]
+    first, second, alone = captured
+    assert alone.digests is None
+    assert first.digests is not None
+    assert second.digests is not None
+    first.digests.take_written(None)
+    assert first.digests.of_sets() == second.digests.of_sets()
+    assert dict(first.digests.sets) == {"set=0": 2}
     assert all(one.kind == "tree" for one in captured)
 
 
@@ -49,8 +56,13 @@ def test_a_description_holds_no_digest_because_it_touches_no_bytes() -> None:
 
 
 def test_another_value_has_another_digest() -> None:
-    first, second = (capture(component(ValueComponent, v), world(3)[1], None) for v in (1.0, 2.0))
-    assert first.fingerprint != second.fingerprint
+    first, second = (
+        capture(component(ValueComponent, value), world(3)[1], None, ReplicaRule()).digests
+        for value in (1.0, 2.0)
+    )
+    assert first is not None
+    assert second is not None
+    assert first.of_sets() != second.of_sets()
 
 
 @pytest.fixture

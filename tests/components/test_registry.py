@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tests.components._roundtrip import world
+from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, Dataset
 
@@ -280,3 +282,19 @@ def test_an_ordered_dict_of_the_user_is_no_snapshot() -> None:
     _add(OrderedDict(a=1))
     _add({"state": {}, "param_groups": [], "mine": 1})
     _add({"last_epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("broadcast", "buffers", "warns"),
+    [(False, True, True), (True, True, False), (False, False, False)],
+)
+def test_buffers_that_ddp_does_not_broadcast_are_told_when_the_module_is_added(
+    broadcast: bool, buffers: bool, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    module: Any = nn.BatchNorm1d(2) if buffers else nn.Linear(2, 2)
+    module.broadcast_buffers = broadcast
+    for size in (1, 2):
+        registry = Registry()
+        with caplog.at_level(logging.WARNING, logger="stepseal"):
+            registry.add("model", module, sharing=None, kind=None, topology=world(size))
+        assert ("add('model_buffers'" in caplog.text) is (warns and size == 2)

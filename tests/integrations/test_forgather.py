@@ -121,6 +121,30 @@ def test_what_is_not_required_may_be_missing_in_the_step() -> None:
     assert "other" in str(error)
 
 
+def test_replicas_are_compared_at_the_level_of_the_description() -> None:
+    def work(rank: int, ckpt: ss.Checkpointer, level: str, required: bool = True) -> None:
+        provider = Trainer({}, {})
+        provider.get_state_components = lambda: [  # type: ignore[method-assign]
+            StateComponent("fixed", Counter(1), "global"),
+            StateComponent(
+                "scale",
+                Counter(rank),
+                "replicated",
+                required=required,
+                validate_replication=True,
+                validation_level=level,
+            ),
+        ]
+        add_provider(ckpt, provider)
+        ckpt.save(1).wait()
+
+    for error in in_world(2, MemoryStorage(), lambda r, c: work(r, c, "quick")):
+        assert isinstance(error, ParticipantFailed)
+        assert set(error.failures) == {"trainer/1"}
+    assert in_world(2, MemoryStorage(), lambda r, c: work(r, c, "none")) == [None] * 2
+    assert in_world(2, MemoryStorage(), lambda r, c: work(r, c, "quick", False)) == [None] * 2
+
+
 class Bad:
     """A provider of descriptions."""
 

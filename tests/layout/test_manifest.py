@@ -97,6 +97,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             PartRef(name, DocumentRef(part_document_path(name), draw(sizes), draw(hex64)))
             for name in names
         ),
+        left_out={},
         files=(),
         versions=draw(st.dictionaries(text, text, max_size=2)),
         durability=draw(st.sampled_from(["fsync", "best-effort"])),

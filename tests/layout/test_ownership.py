@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stepseal.layout import (
     Division,
@@ -20,6 +22,7 @@ from stepseal.layout import (
     payload_problems,
     payload_report,
     rule_of,
+    shared_out,
     writes_plain,
     writes_replica,
 )
@@ -86,6 +89,7 @@ def test_a_new_sharing_is_a_row_and_a_coordinate_that_participants_report(
     row = ownership.SharingRule(
         coordinate=None,
         agrees=True,
+        has_replicas=False,
         tensors_are_global=False,
         is_for_trees=True,
         reads=frozenset(),
@@ -190,13 +194,25 @@ def test_which_saved_sharings_can_be_read() -> None:
 
 
 def test_who_must_agree_with_whom() -> None:
-    assert [one for one in Sharing if agreeing(one.value, "") == ""][:3] == WITHOUT_SETS[:3]
+    assert [one for one in Sharing if agreeing(one.value, "") == ""] == WITHOUT_SETS[:3]
     assert agreeing("per_rank", "trainer/0") is None
-    assert agreeing("per_group", "tp=1") == agreeing("per_node", "tp=1") == "tp=1"
+    assert agreeing("per_group", "tp=1") is agreeing("per_node", "tp=1") is None
     assert agreeing("magic", "x") == ""
     assert agreeing("sharded", "pp=1") == ""
     assert agreeing("sharded", "pp=1", has_sets=True) == "pp=1"
     assert agreeing("replicated", "pp=1", has_sets=True) == ""
+    alone = {Sharing.GLOBAL, Sharing.PER_RANK}
+    assert {one for one in Sharing if not rule_of(one).has_replicas} == alone
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(0, 1000), max_size=40), st.integers(1, 9))
+def test_equal_tensors_are_shared_out_evenly_by_bytes(sizes: dict[str, int], num: int) -> None:
+    owners = shared_out(sizes, num)
+    assert owners.keys() == sizes.keys()
+    loads = [sum(sizes[key] for key in owners if owners[key] == rank) for rank in range(num)]
+    largest = max(sizes.values(), default=0)
+    assert max(loads) - min(loads) <= largest
+    assert shared_out(dict(reversed(sizes.items())), num) == owners
 
 
 @pytest.mark.parametrize("sharing", WITHOUT_SETS)

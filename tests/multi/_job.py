@@ -194,8 +194,8 @@ class GatedDriver(protocol.ParticipantDriver):
         if isinstance(message, protocol.Applied):
             self.gate.reach("restore/applied")
 
-    def send_prepared(self, call: int, attempt: str, part: protocol.PartReport) -> bool:
-        sent = super().send_prepared(call, attempt, part)
+    def send_prepared(self, *args: Any) -> bool:  # noqa: ANN401 - as it is sent
+        sent = super().send_prepared(*args)
         self.gate.reach("save/prepared")
         return sent
 

@@ -21,7 +21,7 @@ import stepseal as ss
 from stepseal.components import Registry, _capture, _trees
 from stepseal.errors import CheckpointError, InvalidInput
 from stepseal.layout import decode_manifest
-from stepseal.protocol import _agreement
+from stepseal.protocol._comparing import Comparison
 from stepseal.session import _checked
 from stepseal.testing import RanksFailed, run_ranks
 
@@ -231,7 +231,7 @@ def declare_wrongly(root: str, rank: int) -> dict[str, Any]:
 
 def go_wrong(rank: int, root: str, saved: str) -> dict[str, Any]:
     said: dict[str, Any] = {"differ": told(lambda: save_differing(f"{root}/differ", rank))}
-    with patched(_agreement, "agreeing", lambda *_: None):
+    with patched(Comparison, "_compare", lambda *_: None):
         said["differ, not compared"] = told(lambda: save_differing(f"{root}/unseen", rank))
     for always, name in ((True, "all write"), (False, "nobody writes")):
         with patched(_capture, "payload_report", writing(always=always)):

@@ -6,12 +6,20 @@ import pytest
 from tests.steps._kit import THREE, TWO, captured, cause, component
 
 from stepseal import errors
-from stepseal.protocol._agreement import disagreements, kind_of, summary, told_once
+from stepseal.protocol import _agreement as agreement
+from stepseal.protocol._agreement import kind_of, summary, told_once
 
 if TYPE_CHECKING:
+    from stepseal.protocol._failures import Failure
     from stepseal.protocol._messages import Captured
 
 USUAL = captured()
+
+
+def disagreements(reports: dict[str, Captured]) -> dict[str, Failure]:
+    found, left_out = agreement.disagreements(reports)
+    assert left_out == {}
+    return found
 
 
 def against(odd: object) -> dict[str, str]:
@@ -35,6 +43,8 @@ def test_equal_reports_agree() -> None:
         (captured(components=[component(kind="tensors")]), "holds tensors replicated"),
         (captured(components=[component(sharing="global")]), "holds tree global"),
         (captured(components=[component(fingerprint="0")]), "keys, shapes and dtypes"),
+        (captured(components=[component(validate="full")]), "added with validate='full'"),
+        (captured(components=[component(required=False)]), "added with required=False"),
     ],
 )
 def test_each_difference_is_named(odd: object, text: str) -> None:
@@ -67,12 +77,8 @@ def in_sets(
     }
 
 
-def test_fingerprints_are_compared_within_each_set() -> None:
-    assert disagreements(in_sets("aab")) == {}
-    found = disagreements(in_sets("abb"))
-    assert set(found) == {THREE[1]}
-    assert "component model: the ranks of set=0" in found[THREE[1]].message
-    assert f"has digest b, but {THREE[0]}: a" in found[THREE[1]].message
+def test_fingerprints_of_sets_may_differ() -> None:
+    assert disagreements(in_sets("abc")) == {}
 
 
 def test_keys_are_compared_within_each_set_of_ranks_that_hold_a_stage() -> None:
@@ -89,7 +95,7 @@ def test_unequal_keys_of_all_ranks_say_how_stages_are_declared() -> None:
 
 
 def test_sets_that_differ_or_leave_a_coordinate_out_are_named() -> None:
-    found = disagreements(in_sets("aab", sets="sst"))
+    found = disagreements(in_sets("aab", "sst"))
     assert set(found) == {THREE[2]}
     assert "on every rank: declares the sets [t], but" in found[THREE[2]].message
     assert set(disagreements(in_sets("aab", num_sets=3))) == set(THREE)
@@ -115,6 +121,37 @@ def test_each_payload_has_one_owner(
     found = disagreements(reports)
     assert list(found) == [TWO[number] for number in blamed]
     assert all(text in one.message and one.component == "model" for one in found.values())
+
+
+def optional(**changes: Any) -> Captured:  # noqa: ANN401 - of a report
+    return captured(components=[component("rng"), component(required=False, **changes)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"fingerprint": "0"}, f"{THREE[1]}: component model: all ranks must hold"),
+        ({"payload": "x"}, f"{THREE[1]}: component model: expected to read"),
+        ({"failed": "it raised"}, f"{THREE[1]}: it raised"),
+    ],
+)
+def test_an_optional_component_that_differs_or_failed_is_left_out(
+    changes: dict[str, str], reason: str
+) -> None:
+    good = optional(payload="", writes=True)
+    reads = optional(payload="")
+    reports = {THREE[0]: good, THREE[1]: optional(**({"payload": ""} | changes)), THREE[2]: reads}
+    found, left_out = agreement.disagreements(reports)
+    assert found == {}
+    assert list(left_out) == ["model"]
+    assert left_out["model"].startswith(reason)
+
+
+def test_nothing_is_left_out_of_a_save_that_fails() -> None:
+    bad = captured(components=[component("rng", kind="tensors"), component(required=False)])
+    odd = captured(components=[component("rng"), component(required=False, failed="it raised")])
+    found, left_out = agreement.disagreements({"a": odd, "b": odd, "c": bad})
+    assert (list(found), left_out) == (["c"], {})
 
 
 def test_metrics_and_tags_may_differ() -> None:

@@ -3,7 +3,16 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from tests.steps._kit import DEADLINES, TWO, attempt_id, captured, cause, part_report, sent
+from tests.steps._kit import (
+    DEADLINES,
+    TWO,
+    attempt_id,
+    captured,
+    cause,
+    component,
+    part_report,
+    sent,
+)
 
 from stepseal.layout import StepRef
 from stepseal.protocol import _actions as actions
@@ -280,3 +289,20 @@ def test_who_connects_late_is_told_what_failed_before() -> None:
     todo = found.on_message(TWO[1], hello, DEADLINES.connect_s + 1.0)
     assert kinds(todo) == [(TWO[1], "Welcome"), (TWO[1], "RestoreFailed")]
     assert kinds(found.on_message(TWO[1], hello, 60.0)) == [(TWO[1], "Welcome")]
+
+
+def test_replicas_that_differ_are_asked_about_and_answers_of_no_save_are_ignored() -> None:
+    found = new()
+    assert found.on_message(TWO[0], messages.Compared(1, {}), 0.0) == []
+    report = captured(components=[component(validate="tensor", replicas={"": 2})])
+    for name in TWO:
+        found.on_message(name, report, 0.0)
+    found.on_driver(STAGED, 0.0)
+    for name in TWO:
+        told = messages.Prepared(1, attempt_id(1), part_report(name), {"model": {"": name}})
+        todo = found.on_message(name, told, 1.0)
+    assert [type(message) for _, message in sent(todo)] == [messages.Compare] * 2
+    assert found.on_message(TWO[0], messages.Compared(1, {}), 1.0) == []
+    todo = found.on_message(TWO[1], messages.Compared(1, {}), 1.0)
+    assert len(sent(todo, messages.Aborted)) == 2
+    assert not found.busy

@@ -100,6 +100,21 @@ def test_the_owner_of_each_set_is_recorded_with_its_coordinate() -> None:
     assert entry.options == {"mine": 1} | sets_option({"tp": 2}, {TWO[0]: "tp=0", TWO[1]: "tp=1"})
 
 
+def test_what_was_left_out_is_listed_with_the_reason_and_is_no_component() -> None:
+    reports = [component("rng", required=False), component("model")]
+    _, whole = root().prepare(10, components=reports)
+    assert {c.name: c.required for c in whole.components} == {"rng": False, "model": True}
+    report = captured(components=reports)
+    parts = {name: part_report(name) for name in TWO}
+    publish = Publish(
+        1, 10, attempt_id(1), "", dict.fromkeys(TWO, report), parts, 0.0, {"rng": "it raised"}
+    )
+    origin = Origin("0" * 32, 1, None, TWO, "fsync")
+    manifest = draft_manifest(publish, origin, JobInfo(), now_s=0.0)
+    assert [c.name for c in manifest.components] == ["model"]
+    assert decode_manifest(encode_manifest(manifest)).left_out == {"rng": "it raised"}
+
+
 def test_facts_of_the_first_participant_count() -> None:
     _, manifest = root().prepare(10, metrics={"loss": 1.0})
     assert manifest.metrics == captured(metrics={"loss": 1.0}).metrics

@@ -10,7 +10,7 @@ from tests.steps._kit import TWO, attempt_id, captured, cause, part_report
 from stepseal import errors
 from stepseal.protocol import Deadlines, InProcessHub, SocketHub, SocketLink
 from stepseal.protocol import _messages as messages
-from stepseal.protocol._participant_driver import ParticipantDriver
+from stepseal.protocol._participant_driver import ParticipantDriver, no_digests
 from stepseal.protocol._wire import Address
 
 if TYPE_CHECKING:
@@ -119,6 +119,29 @@ def test_the_wait_for_the_inventory_ends_at_the_deadline() -> None:
     found.send_captured(captured(1))
     assert not found.wait_inventory(1)
     assert found.ended(1)
+
+
+def test_questions_about_replicas_are_answered_before_the_order_and_until_the_end() -> None:
+    found, line = driver()
+    found.send_captured(captured(1))
+    ask = messages.Compare(1, {"model": [""]})
+    seen: list[messages.Compare] = []
+
+    def answer(asked: messages.Compare) -> messages.Compared:
+        seen.append(asked)
+        line.deliver(WRITE if len(seen) == 1 else COMMITTED)
+        return messages.Compared(1, {"model": {"": {"w": "d"}}})
+
+    line.deliver(ask)
+    assert found.wait_write(1, answer) == WRITE
+    line.deliver(ask)
+    found.answer_until_settled(1, answer)
+    assert seen == [ask, ask]
+    assert [type(m).__name__ for m in line.sent] == ["Captured", "Compared", "Compared"]
+
+
+def test_who_compares_nothing_says_so() -> None:
+    assert no_digests(messages.Compare(1, {"model": [""]})) == messages.Compared(1, {})
 
 
 def test_abort_ends_the_wait_for_the_order() -> None:

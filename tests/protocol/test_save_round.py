@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 from tests.steps._kit import (
     DEADLINES,
@@ -17,6 +19,9 @@ from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._failures import MAX_FAILURES
 from stepseal.protocol._save_round import SaveRound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ATTEMPT = attempt_id(1)
 STAGED = actions.Staged(1, "staging", "nonce")
@@ -228,6 +233,146 @@ def test_answers_stay_small_however_many_fail() -> None:
     assert isinstance(message, messages.Aborted)
     assert len(message.failures) == MAX_FAILURES
     assert "and 996 more: did not answer" in message.message
+
+
+def replica(**changes: Any) -> messages.Captured:  # noqa: ANN401 - of a report
+    facts = {"validate": "tensor", "replicas": {"": 2}} | changes
+    return captured(components=[component(**facts)])
+
+
+def with_replicas(**changes: Any) -> SaveRound:  # noqa: ANN401 - of a report
+    """Return a round in which all have captured replicas."""
+    found = new()
+    for name in TWO:
+        found.on_captured(name, replica(**changes), 0.0)
+    return found
+
+
+def told(name: str, digest: str) -> messages.Prepared:
+    return messages.Prepared(1, ATTEMPT, part_report(name), {"model": {"": digest}})
+
+
+def in_compare() -> SaveRound:
+    """Return a round that asks where replicas differ, after the write."""
+    found = with_replicas()
+    found.on_staged(STAGED, 2.0)
+    assert found.on_prepared(TWO[0], told(TWO[0], "a"), 3.0) == []
+    ask = messages.Compare(1, {"model": [""]})
+    assert sent(found.on_prepared(TWO[1], told(TWO[1], "b"), 3.0)) == [(n, ask) for n in TWO]
+    assert found.missing() == TWO
+    return found
+
+
+def answer(**digests: str) -> messages.Compared:
+    return messages.Compared(1, {"model": {"": digests}})
+
+
+def test_equal_replicas_are_published_and_a_missing_digest_is_none() -> None:
+    found = with_replicas()
+    found.on_staged(STAGED, 2.0)
+    found.on_prepared(TWO[0], told(TWO[0], "a"), 3.0)
+    (publish,) = found.on_prepared(TWO[1], told(TWO[1], "a"), 3.0)
+    assert isinstance(publish, actions.Publish)
+    lacking = with_replicas(validate="quick")
+    lacking.on_staged(STAGED, 2.0)
+    lacking.on_prepared(TWO[0], told(TWO[0], "a"), 3.0)
+    message = aborted(lacking.on_prepared(TWO[1], prepared(TWO[1]), 3.0))
+    assert list(message.failures) == [TWO[1]]
+
+
+def test_replicas_that_differ_abort_on_all_with_the_paths_and_are_discarded() -> None:
+    found = in_compare()
+    assert found.on_compared(TWO[0], answer(w="1", v="2"), 4.0) == []
+    todo = found.on_compared(TWO[1], answer(w="1", v="3"), 4.0)
+    message = aborted(todo)
+    assert (message.kind, list(message.failures)) == ("participant_failed", [TWO[1]])
+    assert message.failures[TWO[1]].path == "v"
+    assert "replicas differ" in message.message
+    assert todo[-1] == actions.Discard("staging")
+    assert found.on_compared(TWO[1], answer(), 4.0) == []
+
+
+@pytest.mark.parametrize("how", ["lost", "failed", "deadline"])
+def test_who_does_not_say_where_replicas_differ_saves_nothing(how: str) -> None:
+    found = in_compare()
+    found.on_compared(TWO[0], answer(w="1"), 4.0)
+    todo = {
+        "lost": lambda: found.on_lost({TWO[1]: cause("gone")}),
+        "failed": lambda: found.on_failed(TWO[1], failed()),
+        "deadline": found.on_deadline,
+    }[how]()
+    message = aborted(todo)
+    assert list(message.failures) == [TWO[1]]
+    assert message.failures[TWO[1]].path is None
+    assert "it differs: trainer/0 against trainer/1" in message.message
+
+
+@pytest.mark.parametrize("how", ["lost", "failed", "deadline", "equal"])
+def test_in_full_a_step_is_published_only_after_all_compared_the_files(how: str) -> None:
+    found = with_replicas(validate="full")
+    found.on_staged(STAGED, 2.0)
+    found.on_prepared(TWO[0], told(TWO[0], "a"), 3.0)
+    asks = sent(found.on_prepared(TWO[1], told(TWO[1], "a"), 3.0), messages.Compare)
+    assert [name for name, _ in asks] == list(TWO)
+    assert found.on_compared(TWO[0], messages.Compared(1, {}), 4.0) == []
+    ways: dict[str, Callable[[], list[actions.Action]]] = {
+        "lost": lambda: found.on_lost({TWO[1]: cause("gone")}),
+        "failed": lambda: found.on_failed(TWO[1], failed()),
+        "deadline": found.on_deadline,
+        "equal": lambda: found.on_compared(TWO[1], messages.Compared(1, {}), 4.0),
+    }
+    todo = ways[how]()
+    if how == "equal":
+        assert [type(one) for one in todo] == [actions.Publish]
+        return
+    message = aborted(todo)
+    assert list(message.failures) == [TWO[1]]
+    if how == "deadline":
+        assert f"within {DEADLINES.write_s:g} s in phase compare" in message.message
+
+
+def left_out(found: SaveRound) -> dict[str, str]:
+    """Return what an order to write leaves out."""
+    (_, write), _ = sent(found.on_staged(STAGED, 2.0), messages.Write)
+    assert isinstance(write, messages.Write)
+    return write.left_out
+
+
+def test_an_optional_component_that_differs_is_left_out_before_the_write() -> None:
+    found = new()
+    found.on_captured(TWO[0], replica(required=False, digests={"": "a"}), 0.0)
+    asks = found.on_captured(TWO[1], replica(required=False, digests={"": "b"}), 1.0)
+    assert len(sent(asks, messages.Compare)) == 2
+    found.on_compared(TWO[0], answer(w="1"), 1.0)
+    begin = found.on_compared(TWO[1], answer(w="2"), 1.0)
+    assert begin == [actions.BeginStaging(1, 10, ATTEMPT)]
+    assert "w differs: trainer/0 against trainer/1" in left_out(found)["model"]
+    for name in TWO:
+        todo = found.on_prepared(name, prepared(name), 3.0)
+    (publish,) = todo
+    assert isinstance(publish, actions.Publish)
+    assert list(publish.left_out) == ["model"]
+
+
+@pytest.mark.parametrize("how", ["lost", "failed", "deadline"])
+def test_who_is_gone_before_the_write_ends_the_save_as_in_capture(how: str) -> None:
+    found = new()
+    found.on_captured(TWO[0], replica(required=False, digests={"": "a"}), 0.0)
+    found.on_captured(TWO[1], replica(required=False, digests={"": "b"}), 1.0)
+    found.on_compared(TWO[0], answer(w="1"), 1.0)
+    todo = {
+        "lost": lambda: found.on_lost({TWO[1]: cause("gone")}),
+        "failed": lambda: found.on_failed(TWO[1], failed()),
+        "deadline": found.on_deadline,
+    }[how]()
+    assert list(aborted(todo).failures) == [TWO[1]]
+
+
+def test_an_optional_component_that_one_could_not_capture_is_left_out() -> None:
+    found = new()
+    found.on_captured(TWO[0], replica(required=False, digests={"": "a"}), 0.0)
+    found.on_captured(TWO[1], captured(components=[component(required=False, failed="no")]), 1.0)
+    assert left_out(found) == {"model": "trainer/1: no"}
 
 
 def test_a_participant_waits_for_as_long_as_the_coordinator_may_take() -> None:

@@ -76,8 +76,8 @@ def test_what_is_overwritten_after_save_returns_is_stored_as_it_was(tmp_path: Pa
 def test_a_save_without_a_private_copy_is_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def views(components: Any, topology: Any, _: object, step: int) -> Any:  # noqa: ANN401
-        return capture_all(components, topology, None, step)
+    def views(components: Any, topology: Any, _: object, step: int, **rest: Any) -> Any:  # noqa: ANN401
+        return capture_all(components, topology, None, step, **rest)
 
     monkeypatch.setattr("stepseal.session._save_call.capture_all", views)
     assert find_difference(every_kind(1), save_then_overwrite(tmp_path)) is not None

@@ -359,6 +359,18 @@ def test_both_functions_are_needed(tmp_path: Path, role: str) -> None:
         ckpt.add("engine", ss.External(**given))
 
 
+@pytest.mark.parametrize(
+    "rule", [{"required": False}, {"validate": "full"}, {"exclude": ["x"]}], ids=str
+)
+def test_files_of_engines_are_not_compared_and_never_left_out(
+    tmp_path: Path, rule: dict[str, Any]
+) -> None:
+    with ss.Checkpointer(tmp_path / "run") as ckpt:
+        with pytest.raises(errors.InvalidInput, match="validate=, exclude= and required= do not"):
+            ckpt.add("engine", FilePerRank(0).external(), **rule)
+        ckpt.add("engine", FilePerRank(0).external())
+
+
 def test_ranks_must_declare_the_same(tmp_path: Path) -> None:
     def work(rank: int, ckpt: ss.Checkpointer) -> None:
         engine = FilePerRank(rank)

@@ -10,6 +10,7 @@ import torch
 from tests.session._sets import GROUPS, Live, in_world, restored, save
 
 import stepseal as ss
+from stepseal.components._tree_paths import without_devices
 from stepseal.layout import decode_manifest
 from stepseal.storage import LocalStorage, read_bytes
 from stepseal.testing import MemoryStorage, World
@@ -251,8 +252,6 @@ def test_ranks_of_a_set_whose_values_differ_commit_nothing_and_are_named_on_all_
 
 
 def test_one_element_or_one_leaf_that_differs_is_found_and_another_device_is_not() -> None:
-    from stepseal.components._capture import _without_devices
-
     sharing = ss.per_group(same_on=[[0, 1]])
 
     def work(rank: int, ckpt: ss.Checkpointer, change: str) -> None:
@@ -271,4 +270,4 @@ def test_one_element_or_one_leaf_that_differs_is_found_and_another_device_is_not
         assert [type(error) for error in found] == [ss.errors.ParticipantFailed] * 2
         assert f"component {component}: the ranks of set=0" in str(found[0])
     there = {"a": [{"$tensor": {"leaf": "1", "device": "cuda:1"}}], "device": 1}
-    assert _without_devices(there) == {"a": [{"$tensor": {"leaf": "1"}}], "device": 1}
+    assert without_devices(there) == {"a": [{"$tensor": {"leaf": "1"}}], "device": 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -76,6 +76,7 @@ def job(
     *,
     saves: bool = False,
     seed: Callable[[int], int] = lambda _rank: 7,
+    validate: Literal["none"] | None = None,
 ) -> Callable[[int, ss.Checkpointer], dict[str, Any]]:
     """Return what a rank does; the first and the last layers share an embedding."""
 
@@ -89,8 +90,8 @@ def job(
                 parameter.grad = parameter.detach().clone()
             optimizer.step()
             optimizer.param_groups[0]["lr"] = 0.25
-        ckpt.add("model", stage, sharing=sharing)
-        ckpt.add("optimizer", optimizer, sharing=sharing)
+        ckpt.add("model", stage, sharing=sharing, validate=validate)
+        ckpt.add("optimizer", optimizer, sharing=sharing, validate=validate)
         if saves:
             ckpt.save(1).wait()
         else:
@@ -166,10 +167,22 @@ def test_what_a_set_holds_is_written_by_its_lowest_rank_and_by_each_set_that_hol
     assert comes_back(saved, in_world(4, storage, job(divided, REPLICAS)))
 
 
-def test_the_values_of_a_set_are_those_of_its_lowest_rank() -> None:
+def test_values_of_a_set_that_differ_commit_nothing() -> None:
     storage = MemoryStorage()
     divided = [[0], [1], [0], [1]]
-    saved = in_world(4, storage, job(divided, REPLICAS, saves=True, seed=lambda rank: rank // 2))
+    drifted = job(divided, REPLICAS, saves=True, seed=lambda rank: rank // 2)
+    for error in in_world(4, storage, drifted):
+        assert isinstance(error, ParticipantFailed)
+        assert set(error.failures) == {"trainer/2", "trainer/3"}
+        assert "embedding.weight" in str(error)
+    assert not exists(storage, "step-1")
+
+
+def test_the_values_of_a_set_that_is_not_compared_are_those_of_its_lowest_rank() -> None:
+    storage = MemoryStorage()
+    divided = [[0], [1], [0], [1]]
+    drifted = job(divided, REPLICAS, saves=True, seed=lambda rank: rank // 2, validate="none")
+    saved = in_world(4, storage, drifted)
     restored = in_world(4, storage, job(divided, REPLICAS))
     assert comes_back(saved[:2], restored)
     assert not comes_back(saved, restored[:2])
@@ -223,7 +236,7 @@ def test_a_pipeline_group_where_ranks_hold_equal_state_is_meant_is_refused_and_n
         assert isinstance(error, ParticipantFailed)
         assert set(error.failures) == {"trainer/1", "trainer/3"}
         assert "the ranks of set=1 must hold equal state" in str(error)
-        assert "has digest" in str(error)
+        assert "declare sharing=ss.PER_RANK" in str(error)
 
 
 @pytest.mark.parametrize("sharing", [ss.SHARDED, ss.sharded(same_on=[[0], [1]])])

@@ -95,6 +95,7 @@ def print_step(found: dict[str, Any]) -> None:
         for c in found["components"]
         if isinstance(c["options"].get("fresh"), dict)
     ]
+    facts += [("left out", f"{name}: {why}") for name, why in sorted(found["left_out"].items())]
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print_line(f"{name.ljust(width)}  {value}")

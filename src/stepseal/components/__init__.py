@@ -12,6 +12,7 @@ from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._conversion import Conversion
 from stepseal.components._codecs_registry import register, register_codec
 from stepseal.components._dcp_index import build_dcp_index
+from stepseal.components._differences import DifferenceSink
 from stepseal.components._external import External, ExternalComponent
 from stepseal.components._fitting import changed_world
 from stepseal.components._groups import DeclaredSharing, per_group, sharded
@@ -22,6 +23,7 @@ from stepseal.components._loaders import (
 )  # fmt: skip
 from stepseal.components._modules import can_convert, unsaved_buffers
 from stepseal.components._registry import Registry
+from stepseal.components._replicas import ReplicaRule, Validation, as_patterns
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._ranges import RangeScan
 from stepseal.components._resharding import (
@@ -40,13 +42,13 @@ from stepseal.components._unchanged import Unchanged
 
 __all__ = [
     "MADE_ANEW", "RNG", "Arena", "CapturedComponent", "Component", "Conversion", "DeclaredSharing",
-    "DenseSink", "External", "ExternalComponent", "FlatState", "GlobalSampler", "LoaderComponent",
-    "Placement", "RNGComponent", "RangeScan", "Registry", "Reshard", "RestorePlan",
-    "SamplerComponent", "SavedComponent", "SavedPayloads", "SavedTensor", "Sharing",
-    "StagingMemory", "Taken", "Topology", "TreeComponent", "Unchanged", "begin_to_resume",
-    "build_dcp_index", "byte_view", "can_convert", "capture", "changed_world", "check_generators",
-    "decode_tree", "describe_flat", "encode_tree", "entries_left", "has_no_state", "leave_out",
-    "outside_inference_mode", "per_group", "range_problem", "readers_of", "register",
-    "register_codec", "reshard_saved", "sampler_of", "sharded", "tensor_over", "tree_of",
-    "unsaved_buffers", "value_copies", "waits_to_resume",
+    "DenseSink", "DifferenceSink", "External", "ExternalComponent", "FlatState", "GlobalSampler",
+    "LoaderComponent", "Placement", "RNGComponent", "RangeScan", "Registry", "ReplicaRule",
+    "Reshard", "RestorePlan", "SamplerComponent", "SavedComponent", "SavedPayloads", "SavedTensor",
+    "Sharing", "StagingMemory", "Taken", "Topology", "TreeComponent", "Unchanged", "Validation",
+    "as_patterns", "begin_to_resume", "build_dcp_index", "byte_view", "can_convert", "capture",
+    "changed_world", "check_generators", "decode_tree", "describe_flat", "encode_tree",
+    "entries_left", "has_no_state", "leave_out", "outside_inference_mode", "per_group",
+    "range_problem", "readers_of", "register", "register_codec", "reshard_saved", "sampler_of",
+    "sharded", "tensor_over", "tree_of", "unsaved_buffers", "value_copies", "waits_to_resume",
 ]  # fmt: skip

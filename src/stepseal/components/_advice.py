@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import re
 import sys
 from collections import OrderedDict
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
     from stepseal.components._codecs_words import Step
 
-__all__ = ["advice_for", "check_no_snapshot", "check_no_stand_in", "leave_out"]
+__all__ = ["advice_for", "check_no_snapshot", "check_no_stand_in", "leave_out", "warn_own_buffers"]
 
+_log = logging.getLogger("stepseal")
 _NAME = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_NAME = 64
 
@@ -114,6 +116,22 @@ def check_no_stand_in(name: str, state: object) -> None:
         component=name,
         found=found,
     )
+
+
+def warn_own_buffers(name: str, module: object, buffers: Sequence[str]) -> None:
+    """Tell of buffers that each rank has for itself, and of which only the lowest rank's are saved.
+
+    DDP broadcasts those of rank 0 before each forward, unless it was told not to.
+    """
+    if buffers and getattr(module, "broadcast_buffers", True) is False:
+        _log.warning(
+            "stepseal: add(%r): DDP does not broadcast buffers (%s), so that each rank has its "
+            "own, and a step holds those of the lowest rank. To restore each rank's, add after it: "
+            "add(%r, dict(model.named_buffers()), sharing=ss.PER_RANK, on_world_change='fresh').",
+            name,
+            ", ".join(buffers[:3]),
+            f"{name}_buffers",
+        )
 
 
 def _is_stateful(value: object) -> bool:

@@ -8,7 +8,7 @@ today's saves: a component is described, and what must be private is staged at o
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,9 +16,12 @@ from stepseal.components._arena import Arena, slot_bytes
 from stepseal.components._codecs import encode_tree
 from stepseal.components._codecs_arrays import is_native, torch_name
 from stepseal.components._codecs_numpy import native_name
+from stepseal.components._dtensors import ranks_alike
 from stepseal.components._frames import frame_for
 from stepseal.components._live_data import TensorData, byte_view, data_of
+from stepseal.components._replicas import ReplicaDigests, Replicas, share_out
 from stepseal.components._stacks import Stack
+from stepseal.components._tree_paths import without_devices
 from stepseal.components._types import CapturedComponent
 from stepseal.layout import (
     ArraySource,
@@ -32,13 +35,15 @@ from stepseal.layout import (
     holds_own_keys,
     payload_report,
     rule_of,
+    set_of_ranks,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from stepseal.components._codecs_core import Leaf as TreeLeaf
     from stepseal.components._dtensors import Leaf
+    from stepseal.components._replicas import ReplicaRule
     from stepseal.components._types import Component, StagingMemory, Topology
     from stepseal.layout import AnySharing, BytesSource, DataSource
 
@@ -54,7 +59,12 @@ __all__ = [
 
 
 def capture(
-    component: Component, topology: Topology, memory: StagingMemory | None
+    component: Component,
+    topology: Topology,
+    memory: StagingMemory | None,
+    rule: ReplicaRule | None = None,
+    *,
+    digests: bool = True,
 ) -> CapturedComponent:
     """Take the state of one component on the caller's thread.
 
@@ -64,25 +74,32 @@ def capture(
         memory: private memory to stage all bytes in. None leaves CPU tensors where they are, and
             the caller keeps them frozen until they are written; what another device holds is
             staged in new memory, and so are trees, because they may hold buffers that others fill.
+        rule: how it is compared with what others hold; None compares nothing.
+        digests: False captures the same, but digests nothing.
 
     Raises:
         UnsupportedState: a value that no codec knows; `.component` and `.path` lead to it.
     """
-    found = component.describe(topology)
-    report = found.payload
-    if report is None or not _has_replicas(found.sharing, report.coordinate):
+    described = component.describe(topology)
+    find_replicas, found = described.replicas, replace(described, replicas=None)
+    if rule is None:
         return _staged(found, memory)
-    if not report.writes:
-        return replace(found, fingerprint=_trees_digest(found.trees), trees=())
-    found = _staged(found, memory)
-    return replace(found, fingerprint=_trees_digest(found.trees))
-
-
-def _has_replicas(sharing: AnySharing, coordinate: str) -> bool:
-    """Return whether several ranks form a set whose whole state must be equal."""
-    if not isinstance(sharing, Division) or not rule_of(sharing).is_equal_in_sets:
-        return False
-    return len(sharing.ranks_at(coordinate)) > 1
+    level = rule.level_of(found.sharing)
+    found = replace(found, required=rule.required, validate=level)
+    if level == "none" or find_replicas is None or topology.world_size == 1:
+        return _staged(found, memory)
+    replicas = find_replicas()
+    if not replicas.sets:
+        return _staged(found, memory)
+    rank, world_size = topology.rank, topology.world_size
+    mine, replicas = share_out(found.tensors, replicas, rule, rank=rank, world_size=world_size)
+    found = _staged(replace(found, tensors=mine), memory)
+    if not digests:
+        return found
+    compared = ReplicaDigests(found.name, found.tensors, found.trees, replicas, rule, level)
+    if not rule.required:
+        compared.take_data(found.tensors)
+    return replace(found, digests=compared)
 
 
 def _staged(found: CapturedComponent, memory: StagingMemory | None) -> CapturedComponent:
@@ -145,6 +162,7 @@ def describe_leaves(
     bytes_copies: Callable[[], Sequence[BytesSource]] = tuple,
     *,
     content: str = "",
+    never: Collection[str] = (),
 ) -> CapturedComponent:
     """Describe a component of tensor leaves by key, and one value for the typed codecs.
 
@@ -159,16 +177,35 @@ def describe_leaves(
         bytes_copies: makes the write-only copies for stock readers; called where the value is
             written and shared, after the codecs accepted it.
         content: what else must agree, in words and digests.
+        never: keys of leaves that are never compared with those of others.
     """
     fingerprint, me = _fingerprint(leaves, value_keys) + content, topology.me
     if not rule_of(sharing).tensors_are_global:
         held = {"tensors": {leaf.key: leaf.local for leaf in leaves}, "value": value}
-        return describe_value(component, sharing, topology, lambda: held, lambda _: ())
+        paths = frozenset(f"{part}.{key}" for key in never for part in held)
+        return describe_value(component, sharing, topology, lambda: held, lambda _: (), never=paths)
     report = payload_report(sharing, topology.rank, topology.participants)
     if value is None and holds_own_keys(sharing):
         value = {}
     writes_value = value is not None and report.writes
     trees = (describe_tree(component, me, value),) if writes_value else ()
+
+    def find_replicas() -> Replicas:
+        name, size = _plain_set(sharing, topology)
+        sets, set_of = _sets_of(leaves, (name, size), never)
+        others = [leaf for leaf in leaves if leaf.key in set_of and not leaf.writes]
+        tree_set = name if value is not None and size > 1 else None
+        if tree_set is not None:
+            sets[name] = size
+        return Replicas(
+            sets,
+            set_of,
+            tree_set,
+            tuple(_describe_leaf(component, leaf) for leaf in others),
+            (describe_tree(component, me, value),) if value is not None and not trees else (),
+            frozenset(never),
+        )
+
     return CapturedComponent(
         component,
         "tensors",
@@ -178,7 +215,41 @@ def describe_leaves(
         tuple(_describe_leaf(component, leaf) for leaf in leaves if leaf.writes),
         tuple(bytes_copies()) if writes_value else (),
         trees,
+        find_replicas,
     )
+
+
+def _plain_set(sharing: AnySharing, topology: Topology) -> tuple[str, int]:
+    """Return name and size of the set of ranks that hold the same plain tensors and values.
+
+    All ranks are the set of this name: an empty text.
+    """
+    if not isinstance(sharing, Division):
+        return "", topology.world_size
+    name = payload_report(sharing, topology.rank, topology.participants).coordinate
+    return name, len(sharing.ranks_at(name))
+
+
+def _sets_of(
+    leaves: Iterable[Leaf], plain: tuple[str, int], never: Collection[str]
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Return the size of each set of ranks that hold the same leaves, and the set of each leaf."""
+    sets: dict[str, int] = {}
+    set_of: dict[str, str] = {}
+    known: dict[tuple[int, tuple[int, ...]], tuple[str, int]] = {}
+    for leaf in leaves:
+        if leaf.key in never or leaf.box is None:
+            continue
+        name, size = plain
+        if leaf.mesh is not None:
+            place = (id(leaf.mesh), leaf.replicated)
+            if place not in known:
+                ranks = ranks_alike(leaf)
+                known[place] = (set_of_ranks(ranks), len(ranks))
+            name, size = known[place]
+        if size > 1:
+            sets[name], set_of[leaf.key] = size, name
+    return sets, set_of
 
 
 def describe_value(
@@ -187,10 +258,10 @@ def describe_value(
     topology: Topology,
     read: Callable[[], object],
     bytes_copies: Callable[[object], Sequence[BytesSource]],
+    *,
+    never: frozenset[str] = frozenset(),
 ) -> CapturedComponent:
-    """Describe a component of kind `tree`; only who writes a payload reads the state.
-
-    Where a set of ranks must hold equal state, each of them reads it, for its digest.
+    """Describe a component of kind `tree`; who writes no payload reads the state for its replicas.
 
     Args:
         component: its name.
@@ -198,15 +269,32 @@ def describe_value(
         topology: who takes part.
         read: returns the live state.
         bytes_copies: makes the write-only copies for stock readers; called on rank 0 only.
+        never: paths that are never compared with those of others.
     """
     report = payload_report(sharing, topology.rank, topology.participants)
-    if not report.writes and not _has_replicas(sharing, report.coordinate):
-        return CapturedComponent(component, "tree", sharing, "", report)
+    name, size = _plain_set(sharing, topology)
+    sets = {name: size} if size > 1 else {}
+
+    def find_replicas() -> Replicas:
+        others = () if report.writes or not sets else (describe_tree(component, me, read()),)
+        return Replicas(sets, {}, name if sets else None, trees=others, never=never)
+
+    me = topology.me
+    replicas = find_replicas if rule_of(sharing).has_replicas else None
+    if not report.writes:
+        return CapturedComponent(component, "tree", sharing, "", report, replicas=replicas)
     value = read()
-    tree = describe_tree(component, topology.me, value)
+    tree = describe_tree(component, me, value)
     copies = tuple(bytes_copies(value)) if topology.rank == 0 else ()
     return CapturedComponent(
-        component, "tree", sharing, "", report, bytes_copies=copies, trees=(tree,)
+        component,
+        "tree",
+        sharing,
+        "",
+        report,
+        bytes_copies=copies,
+        trees=(tree,),
+        replicas=replicas,
     )
 
 
@@ -261,31 +349,10 @@ def content_digest(component: str, value: object) -> str:
     Raises:
         UnsupportedState: no codec knows a part of the value.
     """
-    return _trees_digest([describe_tree(component, "", value)])
-
-
-def _trees_digest(trees: Iterable[TreeSource]) -> str:
-    """Return a digest of all values of trees; equal on any device, as replicas are on several.
-
-    Arrays that are not in CPU memory in stored form are copied, one after another.
-    """
-    parts = []
-    for tree in trees:
-        parts.append(digest(encode_document(_without_devices(tree.document))))
-        for array in tree.arrays:
-            view = array.data.view()
-            parts.append(digest(stage([array.data], None)[0].view() if view is None else view))
+    tree = describe_tree(component, "", value)
+    parts = [digest(encode_document(without_devices(tree.document)))]
+    parts += [digest(stage([array.data], None)[0].view()) for array in tree.arrays]
     return digest(b"".join(parts)).hex()
-
-
-def _without_devices(node: Any) -> Any:  # noqa: ANN401 - JSON
-    if isinstance(node, list):
-        return [_without_devices(child) for child in node]
-    if not isinstance(node, dict):
-        return node
-    if isinstance(tensor := node.get("$tensor"), dict):
-        return {"$tensor": {key: value for key, value in tensor.items() if key != "device"}}
-    return {key: _without_devices(child) for key, child in node.items()}
 
 
 def tree_of(value: object, component: str) -> TreeContents:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from stepseal.components._types import AnySharing, Topology
 
-__all__ = ["Leaf", "is_dtensor", "leaf_of", "owns_plain_tensors"]
+__all__ = ["Leaf", "is_dtensor", "leaf_of", "owns_plain_tensors", "ranks_alike"]
 
 _SizesOffsets: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -53,6 +53,10 @@ class Leaf:
     """Where `local` lies inside the global tensor; None where this participant holds no element."""
     writes: bool
     """Whether this participant writes the box; among equal replicas exactly one does."""
+    mesh: Any = None
+    """Mesh of a DTensor; None for a plain tensor."""
+    replicated: tuple[int, ...] = ()
+    """Axes of the mesh along which ranks hold the same box."""
 
     @property
     def dtype(self) -> str:
@@ -121,10 +125,21 @@ def leaf_of(component: str, key: str, tensor: torch.Tensor, *, owns_plain: bool)
         return Leaf(key, local, shape, None, writes=False)
     if math.prod(shape) == 0:  # nobody holds an element, but somebody must store the key
         everyone = tuple(range(mesh.ndim))
-        return Leaf(key, local.view(shape), shape, whole(shape), _is_writer(key, mesh, everyone))
+        writes = _is_writer(key, mesh, everyone)
+        return Leaf(key, local.view(shape), shape, whole(shape), writes, mesh, everyone)
     box = _box(component, key, dtensor, tuple(local.shape))
     replicas = tuple(axis for axis, placement in enumerate(placements) if placement.is_replicate())
-    return Leaf(key, local, shape, box, box is not None and _is_writer(key, mesh, replicas))
+    writes = box is not None and _is_writer(key, mesh, replicas)
+    return Leaf(key, local, shape, box, writes, mesh, replicas)
+
+
+def ranks_alike(leaf: Leaf) -> tuple[int, ...]:
+    """Return the ranks that hold the same box of a DTensor, ascending."""
+    coordinate = leaf.mesh.get_coordinate()
+    place = tuple(
+        slice(None) if axis in leaf.replicated else at for axis, at in enumerate(coordinate)
+    )
+    return tuple(sorted(leaf.mesh.mesh[place].flatten().tolist()))
 
 
 def _mesh_of(tensor: torch.Tensor) -> Any:  # noqa: ANN401 - DeviceMesh, or None for a plain tensor

@@ -137,6 +137,12 @@ class ModuleComponent:
         _, flat = self._read()
         return (*flat.tensors, *flat.values)
 
+    def buffers(self) -> tuple[str, ...]:
+        """Return the keys of all buffers, saved or not."""
+        root = unwrap(self.module)
+        clean = key_cleaner(root)
+        return tuple(clean(raw) for raw, _ in root.named_buffers(remove_duplicate=False))
+
     def sharing(self, topology: Topology) -> AnySharing:
         """Return the declared sharing or the default for `topology`."""
         _, flat = self._read()
@@ -145,7 +151,9 @@ class ModuleComponent:
     def describe(self, topology: Topology) -> CapturedComponent:
         """Describe the state on the caller's thread; see `Component`."""
         _, flat = self._read()
-        return describe_flat(flat, self._sharing_of(flat, topology), topology)
+        # Ranks may change buffers apart, as BatchNorm does; those of the lowest are saved.
+        never = frozenset(self.buffers())
+        return describe_flat(flat, self._sharing_of(flat, topology), topology, never=never)
 
     def plan(self, saved: SavedComponent, topology: Topology) -> LeafPlan:
         """Check a saved state against live state, strictly, and change nothing; see `Component`."""

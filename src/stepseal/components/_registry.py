@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stepseal.components._adapting import adapt
+from stepseal.components._advice import warn_own_buffers
 from stepseal.components._dicts import DictComponent
 from stepseal.components._groups import check_sharing
 from stepseal.components._loaders import check_generators
 from stepseal.components._modules import ModuleComponent
 from stepseal.components._prepared import scaler_of, unwrapped
+from stepseal.components._replicas import ReplicaRule, check_comparable, check_rule
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._stateful import StatefulComponent, ValueComponent
 from stepseal.components._trees import TreeComponent
@@ -44,6 +47,7 @@ class Registry:
         """Components that were declared with sets of ranks."""
         self._scalers: dict[str, object] = {}
         """Component to the gradient scaler of a prepared optimizer."""
+        self._rules: dict[str, ReplicaRule] = {}
         self._was_checked: set[bool] = set()
 
     def add(
@@ -54,6 +58,7 @@ class Registry:
         sharing: DeclaredSharing | None,
         kind: Kind | None,
         topology: Topology,
+        rule: ReplicaRule | None = None,
     ) -> AnySharing | None:
         """Add one component: an object to adapt, or what is a `Component` of this name already.
 
@@ -79,12 +84,15 @@ class Registry:
                 "claim the same files on some file systems. Choose another name.",
                 component=name,
             )
+        rule = rule or ReplicaRule()
+        check_rule(name, rule, sharing)
         asked = sharing if callable(sharing) and not isinstance(sharing, type) else None
         if asked is None and sharing is not None:
             check_sharing(name, sharing)
         declared = Sharing.GLOBAL if callable(sharing) else sharing
         scaler, state = scaler_of(state), unwrapped(name, state)
         component = adapt(name, state, declared, kind, self._modules)
+        check_comparable(name, component.kind, rule)
         used = component.sharing(topology) if asked is None else None
         if asked is not None and not hasattr(component, "declare"):
             raise InvalidInput(
@@ -105,7 +113,20 @@ class Registry:
             self._scalers[name] = scaler
         if isinstance(component, ModuleComponent):
             self._modules[name] = component.module
+            if topology.world_size > 1:
+                warn_own_buffers(name, component.module, component.buffers())
+            rule = replace(rule, default="tensor")
+        self._rules[name] = rule
         return used
+
+    def rules(self) -> Mapping[str, ReplicaRule]:
+        """Return, by name, how the replicas of each component are compared."""
+        return self._rules
+
+    def waits_for_files(self, topology: Topology) -> bool:
+        """Return whether a save compares live state with its files, and must be synchronous."""
+        full = any(rule.level == "full" for rule in self._rules.values())
+        return full and topology.world_size > 1
 
     def names(self) -> tuple[str, ...]:
         """Return the names in the order of adding."""

@@ -24,7 +24,7 @@ from stepseal.errors import InvalidInput, UnsupportedState
 from stepseal.layout import BytesSource, holds_own_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from stepseal.components._leaves import LeafPlan, OpenedState
     from stepseal.components._types import (
@@ -109,7 +109,12 @@ class FlatState:
 
 
 def describe_flat(
-    flat: FlatState, sharing: AnySharing, topology: Topology, tree: object = None
+    flat: FlatState,
+    sharing: AnySharing,
+    topology: Topology,
+    tree: object = None,
+    *,
+    never: Collection[str] = (),
 ) -> CapturedComponent:
     """Describe a flat state, with one tree document of the first participant.
 
@@ -118,6 +123,7 @@ def describe_flat(
         sharing: the sharing in use.
         topology: who takes part.
         tree: what the tree document holds; None for the leaves that are no tensors.
+        never: keys of leaves that are never compared with those of other ranks.
     """
     owns_plain = owns_plain_tensors(topology, flat.tensors.values(), sharing)
     leaves = leaves_of(flat.component, flat.tensors, sharing, owns_plain=owns_plain)
@@ -126,7 +132,9 @@ def describe_flat(
     def copies() -> tuple[BytesSource, ...]:
         return value_copies(flat.component, flat.values)
 
-    return describe_leaves(flat.component, sharing, topology, leaves, value, flat.values, copies)
+    return describe_leaves(
+        flat.component, sharing, topology, leaves, value, flat.values, copies, never=never
+    )
 
 
 def value_copies(component: str, values: Mapping[str, object]) -> tuple[BytesSource, ...]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from stepseal.layout import AnySharing, Sharing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from stepseal.components._conversion import Conversion
     from stepseal.components._ranges import RangeScan
+    from stepseal.components._replicas import ReplicaDigests, Replicas
     from stepseal.layout import (
         Box,
         BytesSource,
@@ -85,6 +86,16 @@ class CapturedComponent:
     tensors: tuple[TensorSource, ...] = ()
     bytes_copies: tuple[BytesSource, ...] = ()
     trees: tuple[TreeSource, ...] = ()
+    replicas: Callable[[], Replicas] | None = None
+    """Returns what others hold, too, while state is frozen; None where nobody does."""
+    digests: ReplicaDigests | None = None
+    """Of what is compared with others, once it was captured; None where nothing is."""
+    required: bool = True
+    """Whether a save fails with the component."""
+    validate: str = "none"
+    """How it is compared with what others hold."""
+    failed: str = ""
+    """Why an optional component could not be captured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,9 @@ def add_provider(
     """Add every component that a provider describes; or none, if any description is wrong.
 
     Every rank calls it, before `restore`. Patterns are read once. A component that is not
-    `required` is restored only where a step has it. `metadata` is not stored.
+    `required` is left out of a save that fails with it, and restored only where a step has it. With
+    `validate_replication`, replicas are compared at the `validation_level`, else at the default one
+    of `add`. `metadata` is not stored.
 
     Args:
         ckpt: takes the components, under their keys.
@@ -97,7 +99,10 @@ def add_provider(
 
 def _options(component: Any) -> dict[str, Any]:  # noqa: ANN401 - theirs
     """Return what `add` is told beside the sharing."""
-    return {"on_restore": "require" if getattr(component, "required", True) else "if-present"}
+    told: dict[str, Any] = {"required": bool(getattr(component, "required", True))}
+    if getattr(component, "validate_replication", False):
+        told["validate"] = _word(getattr(component, "validation_level", "tensor"))
+    return told
 
 
 def _asked(provider: Provider, key: str) -> Callable[[], AnySharing]:

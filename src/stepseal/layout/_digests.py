@@ -8,9 +8,12 @@ hold digests.
 from __future__ import annotations
 
 import hashlib
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "Buffer",
@@ -18,6 +21,8 @@ __all__ = [
     "DIGEST_BYTES",
     "chunk_digests",
     "digest",
+    "digest_of_all",
+    "digest_of_chunks",
     "hex_digests",
     "num_chunks",
     "sha256_hex",
@@ -55,6 +60,24 @@ def chunk_digests(buffer: Buffer) -> bytes:
         xxhash.xxh3_128_digest(flat[start : start + CHUNK_BYTES])
         for start in range(0, view.nbytes, CHUNK_BYTES)
     )
+
+
+def digest_of_chunks(digests: bytes) -> bytes:
+    """Return the digest of an item from those of its chunks; an empty item has one, too."""
+    return xxhash.xxh3_128_digest(digests)
+
+
+def digest_of_all(digests: Mapping[str, bytes]) -> str:
+    """Return one digest of many items, in hex; their order does not matter.
+
+    Args:
+        digests: name of each item to its digest.
+    """
+    total = xxhash.xxh3_128()
+    for name in sorted(digests):
+        data = name.encode("utf-8", "surrogatepass")
+        total.update(len(data).to_bytes(8, "little") + data + digests[name])
+    return total.hexdigest()
 
 
 def hex_digests(digests: bytes) -> tuple[str, ...]:

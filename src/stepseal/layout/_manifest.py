@@ -7,7 +7,7 @@ immutable. Decoding checks everything that can be checked without another file.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import msgspec
@@ -75,6 +75,7 @@ Durability: TypeAlias = Literal["fsync", "best-effort"]
 """Whether the file system honoured every sync."""
 
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+_Reason = Annotated[str, msgspec.Meta(min_length=1, max_length=10_000)]
 if TYPE_CHECKING:
     _Metric: TypeAlias = float
     _Scalar: TypeAlias = object
@@ -151,6 +152,8 @@ class Manifest:
     versions: dict[str, str]
     """Library name to version."""
     durability: Durability
+    left_out: dict[str, _Reason] = field(default_factory=dict)
+    """Component that was not saved, as it was not required, to the reason."""
     digest_algorithm: Literal["xxh3-128"] = "xxh3-128"
     chunk_bytes: Annotated[int, msgspec.Meta(ge=CHUNK_BYTES, le=CHUNK_BYTES)] = CHUNK_BYTES
 
@@ -204,7 +207,9 @@ def _check(manifest: Manifest, problems: Problems) -> None:
         problems.add("participants", f"expected 1 to {MAX_PARTICIPANTS}")
     problems.extend("participants", _twice(manifest.participants))
     problems.extend("tags", _twice(manifest.tags))
-    problems.extend("components", _twice(entry.name for entry in manifest.components))
+    names = [*(entry.name for entry in manifest.components), *manifest.left_out]
+    problems.extend("components", _twice(names))
+    problems.extend("left_out", filter(None, map(component_problem, manifest.left_out)))
     problems.extend("files", path_set_problems(entry.path for entry in manifest.files))
     for number, entry in enumerate(manifest.files):
         if entry.role not in ("dcp-index", "external"):

@@ -11,6 +11,7 @@ Where participants alone know their coordinates, a `Division` holds them.
 from __future__ import annotations
 
 import binascii
+import heapq
 import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ __all__ = [
     "payload_problems",
     "payload_report",
     "rule_of",
+    "shared_out",
     "writes_plain",
     "writes_replica",
 ]
@@ -58,8 +60,8 @@ class SharingRule:
     """Whether keys, shapes and dtypes must be equal on all participants."""
     agrees_in_sets: bool = False
     """Whether they must be equal on all that read one payload."""
-    is_equal_in_sets: bool = False
-    """Whether the whole state, values included, must be equal on all that read one payload."""
+    has_replicas: bool
+    """Whether several participants may hold equal state, which a save can compare."""
     tensors_are_global: bool
     """Whether tensors are boxes of global tensors; otherwise they are stored in trees."""
     is_for_trees: bool
@@ -81,18 +83,20 @@ def _of_participant(participant: str) -> str:
 _ONE_FOR_ALL = SharingRule(
     coordinate=_of_job,
     agrees=True,
+    has_replicas=True,
     tensors_are_global=True,
     is_for_trees=True,
     reads=frozenset({Sharing.GLOBAL, Sharing.REPLICATED, Sharing.SHARDED}),
     any_world=True,
 )
 _TABLE = {
-    Sharing.GLOBAL.value: _ONE_FOR_ALL,
+    Sharing.GLOBAL.value: replace(_ONE_FOR_ALL, has_replicas=False),
     Sharing.REPLICATED.value: _ONE_FOR_ALL,
     Sharing.SHARDED.value: replace(_ONE_FOR_ALL, is_for_trees=False),
     Sharing.PER_RANK.value: SharingRule(
         coordinate=_of_participant,
         agrees=False,
+        has_replicas=False,
         tensors_are_global=False,
         is_for_trees=True,
         reads=frozenset({Sharing.PER_RANK}),
@@ -103,8 +107,7 @@ for _divided in (Sharing.PER_GROUP, Sharing.PER_NODE):
     _TABLE[_divided.value] = replace(
         _TABLE[Sharing.PER_RANK.value],
         coordinate=None,
-        agrees_in_sets=True,
-        is_equal_in_sets=True,
+        has_replicas=True,
         reads=frozenset({_divided}),
     )
 # Sharded with sets: the sets hold different keys, and each has a payload.
@@ -292,6 +295,25 @@ def writes_replica(key: str, coordinates: Sequence[int], sizes: Sequence[int]) -
         index = index * size + coordinate
         count *= size
     return binascii.crc32(key.encode()) % count == index
+
+
+def shared_out(sizes: Mapping[str, int], num_ranks: int) -> dict[str, int]:
+    """Return the rank that writes each tensor, so that all ranks write about the same bytes.
+
+    The largest comes first, and each goes to the rank with the least so far. Only for tensors that
+    are proven equal on all ranks; all compute the same.
+
+    Args:
+        sizes: key to size in bytes, equal on all ranks.
+        num_ranks: number of ranks that hold all tensors.
+    """
+    loads = [(0, rank) for rank in range(num_ranks)]
+    owners = {}
+    for key in sorted(sizes, key=lambda one: (-sizes[one], one)):
+        load, rank = loads[0]
+        owners[key] = rank
+        heapq.heapreplace(loads, (load + sizes[key], rank))
+    return owners
 
 
 def _shown(coordinate: str) -> str:

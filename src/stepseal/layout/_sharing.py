@@ -26,6 +26,7 @@ __all__ = [
     "divided",
     "division_problems",
     "numbered_sets",
+    "set_of_ranks",
 ]
 
 _MAX_SHOWN = 60
@@ -80,9 +81,7 @@ class Division:
     def shown(self) -> str:
         """Return the sets as a text of bounded length; different divisions differ in it."""
         text = "; ".join(f"{name or 'all'}: {' '.join(map(str, r))}" for name, r in self.sets)
-        if len(text) <= _MAX_SHOWN:
-            return text
-        return f"{text[:_MAX_SHOWN]}... (digest {digest(text.encode()).hex()[:8]})"
+        return _bounded(text)
 
     def shown_axes(self) -> str:
         """Return the axes as a text."""
@@ -96,6 +95,17 @@ class Division:
 
 AnySharing: TypeAlias = Sharing | Division
 """A sharing, with its sets where it has some."""
+
+
+def set_of_ranks(ranks: Sequence[int]) -> str:
+    """Return a name of bounded length for the ranks that hold the same; others have another."""
+    return f"ranks {_bounded(' '.join(map(str, ranks)))}"
+
+
+def _bounded(text: str) -> str:
+    if len(text) <= _MAX_SHOWN:
+        return text
+    return f"{text[:_MAX_SHOWN]}... (digest {digest(text.encode()).hex()[:8]})"
 
 
 def coordinate_at(place: Mapping[str, int]) -> str:

@@ -14,7 +14,8 @@ from stepseal.protocol._draft import JobInfo
 from stepseal.protocol._failures import Failure, details_of, error_from, failure_of, messages_of
 from stepseal.protocol._incarnation import Housekeep
 from stepseal.protocol._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
-    ComponentReport, Fresh, PartReport, Rejected, RestoreCalled, Restored, RestoreFailed, Write)
+    Compare, Compared, ComponentReport, Fresh, PartReport, Rejected, RestoreCalled, Restored,
+    RestoreFailed, Write)
 from stepseal.protocol._outcome import resolve_save
 from stepseal.protocol._participant import Participant
 from stepseal.protocol._participant_driver import ParticipantDriver
@@ -26,9 +27,10 @@ from stepseal.protocol._transport import Hub, InProcessHub, Link
 from stepseal.protocol._wire import Address
 
 __all__ = [
-    "Address", "Applied", "Apply", "Candidate", "Captured", "Checked", "Committed",
-    "ComponentReport", "Coordinator", "CoordinatorDriver", "CoordinatorSteps", "Deadlines",
-    "Failure", "Fresh", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link", "PartReport",
+    "Address", "Applied", "Apply", "Candidate", "Captured", "Checked", "Committed", "Compare",
+    "Compared", "ComponentReport", "Coordinator", "CoordinatorDriver", "CoordinatorSteps",
+    "Deadlines", "Failure", "Fresh", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link",
+    "PartReport",
     "Participant", "ParticipantDriver", "Rejected", "ResolveAttempt", "RestoreCalled",
     "RestoreFailed", "Restored", "SocketHub", "SocketLink", "Write", "details_of", "error_from",
     "failure_of", "messages_of", "place_of", "reach", "resolve_save",

@@ -62,6 +62,8 @@ class Publish:
     parts: Mapping[str, PartReport]
     deadline: float
     """Monotonic time after which the step must not be committed any more."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Component that was not written to the reason."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,26 +6,29 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from stepseal import errors
-from stepseal.layout import PayloadReport, Sharing, agreeing, payload_problems
-from stepseal.protocol._messages import Captured, ComponentReport, Failure
+from stepseal.layout import PayloadReport, agreeing, payload_problems
+from stepseal.protocol._failures import Failure, named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
+
+    from stepseal.protocol._messages import Captured, ComponentReport
 
 __all__ = ["disagreements", "kind_of", "payload_reports", "summary", "told_once"]
 
-_NUM_NAMED = 4
-"""Number of participants that a message names; it only counts the others."""
 
-
-def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
-    """Return, per participant, how it differs from the majority; empty if all captured one cut.
+def disagreements(captured: Mapping[str, Captured]) -> tuple[dict[str, Failure], dict[str, str]]:
+    """Return how participants differ from the majority, and what is left out because of it.
 
     Compares the step, the cut, the component names, and each component's kind, sharing, sets and
     fingerprint. Each participant must read exactly one payload, and one participant write it.
 
     Args:
         captured: reports of all participants, in ordinal order.
+
+    Returns:
+        The failure of each participant that differs, empty if all captured one cut; and each
+        component that is not required, and differs or failed, with the reason.
     """
     found: dict[str, Failure] = {}
     _compare(found, {p: f"step {c.step}" for p, c in captured.items()}, "called save for")
@@ -33,25 +36,52 @@ def disagreements(captured: Mapping[str, Captured]) -> dict[str, Failure]:
     names = {p: f"components {sorted(f.name for f in c.components)}" for p, c in captured.items()}
     _compare(found, names, "has")
     if found:
-        return found
+        return found, {}
     facts = {p: {f.name: f for f in c.components} for p, c in captured.items()}
+    left_out: dict[str, str] = {}
     for name in next(iter(facts.values()), {}):
-        held = {p: f"{f[name].kind} {f[name].sharing}" for p, f in facts.items()}
-        _compare(found, held, f"component {name}: all ranks must have one sharing: holds", name)
-        sets = {p: f"[{f[name].sets}]" for p, f in facts.items()}
-        what = f"component {name}: pass the same same_on= on every rank: declares the sets"
-        _compare(found, sets, what, name)
-        for coordinate, digests in _comparable({p: f[name] for p, f in facts.items()}).items():
-            what = _must_agree(next(iter(facts.values()))[name], coordinate)
-            _compare(found, digests, f"component {name}: {what}: has digest", name)
+        reports = {p: f[name] for p, f in facts.items()}
+        wanted = {p: f"with required={f.required}" for p, f in reports.items()}
+        differ: dict[str, Failure] = {}
+        _compare(differ, wanted, f"component {name}: added", name)
+        optional = not differ and not any(report.required for report in reports.values())
+        differ = differ or _failed(reports) or _differences(name, reports)
+        if differ and optional:
+            left_out[name] = _listed(differ)
+        else:
+            found = {**differ, **found}
+    return found, {} if found else left_out
+
+
+def _failed(reports: Mapping[str, ComponentReport]) -> dict[str, Failure]:
+    """Return who could not capture a component that is not required."""
+    return {
+        participant: Failure(errors.ParticipantFailed.kind, report.failed, component=report.name)
+        for participant, report in reports.items()
+        if report.failed
+    }
+
+
+def _differences(name: str, reports: Mapping[str, ComponentReport]) -> dict[str, Failure]:
+    """Return how participants differ in one component."""
+    found: dict[str, Failure] = {}
+    held = {p: f"{f.kind} {f.sharing}" for p, f in reports.items()}
+    _compare(found, held, f"component {name}: all ranks must have one sharing: holds", name)
+    validated = {p: f"with validate={f.validate!r}" for p, f in reports.items()}
+    _compare(found, validated, f"component {name}: added", name)
+    sets = {p: f"[{f.sets}]" for p, f in reports.items()}
+    what = f"component {name}: pass the same same_on= on every rank: declares the sets"
+    _compare(found, sets, what, name)
+    first = next(iter(reports.values()))
+    for coordinate, digests in _comparable(reports).items():
+        what = _must_agree(first, coordinate)
+        _compare(found, digests, f"component {name}: {what}: has digest", name)
     if found:
         return found
-    for name, reports in payload_reports(captured).items():
-        first = next(iter(facts.values()))[name]
-        for participant, problem in payload_problems(first.sharing, reports, first.axes).items():
-            message = f"component {name}: {problem}"
-            cause = Failure(errors.StateMismatch.kind, message, component=name)
-            found.setdefault(participant, cause)
+    payloads = {p: _payload_report(f) for p, f in reports.items()}
+    for participant, problem in payload_problems(first.sharing, payloads, first.axes).items():
+        text = f"component {name}: {problem}"
+        found[participant] = Failure(errors.StateMismatch.kind, text, component=name)
     return found
 
 
@@ -62,9 +92,12 @@ def payload_reports(
     found: dict[str, dict[str, PayloadReport | None]] = {}
     for participant, message in captured.items():
         for facts in message.components:
-            read = None if facts.payload is None else PayloadReport(facts.payload, facts.writes)
-            found.setdefault(facts.name, {})[participant] = read
+            found.setdefault(facts.name, {})[participant] = _payload_report(facts)
     return found
+
+
+def _payload_report(facts: ComponentReport) -> PayloadReport | None:
+    return None if facts.payload is None else PayloadReport(facts.payload, facts.writes)
 
 
 def _comparable(facts: Mapping[str, ComponentReport]) -> dict[str, dict[str, str]]:
@@ -82,9 +115,7 @@ def _must_agree(first: ComponentReport, coordinate: str) -> str:
     keys, who = "the same keys, shapes and dtypes", f"the ranks of {coordinate or 'the job'}"
     if not first.sets:
         return f"all ranks must hold {keys} (stages of a pipeline: declare sharing=ss.SHARDED)"
-    if first.sharing == Sharing.SHARDED.value:
-        return f"{who} must hold {keys}: correct same_on, or declare sharing=ss.SHARDED"
-    return f"{who} must hold equal state: make it equal before the save, or declare PER_RANK"
+    return f"{who} must hold {keys}: correct same_on, or declare sharing=ss.SHARDED"
 
 
 def _compare(
@@ -94,16 +125,11 @@ def _compare(
     if len(set(values.values())) <= 1:
         return
     usual, _ = Counter(values.values()).most_common(1)[0]
-    others = _shortened([p for p, value in values.items() if value == usual])
+    others = named([p for p, value in values.items() if value == usual])
     for participant, value in values.items():
         if value != usual and participant not in found:
             message = f"{what} {value}, but {others}: {usual}"
             found[participant] = Failure(errors.StateMismatch.kind, message, component=component)
-
-
-def _shortened(names: Sequence[str]) -> str:
-    head = ", ".join(names[:_NUM_NAMED])
-    return head if len(names) <= _NUM_NAMED else f"{head} and {len(names) - _NUM_NAMED} more"
 
 
 def kind_of(failures: Iterable[Failure]) -> str:
@@ -116,13 +142,17 @@ def kind_of(failures: Iterable[Failure]) -> str:
 
 def summary(what: str, failures: Mapping[str, Failure], next_step: str) -> str:
     """Return one message with all failed participants and causes; equal causes appear once."""
+    return f"{what}: {_listed(failures)}. {next_step}"
+
+
+def _listed(failures: Mapping[str, Failure]) -> str:
     groups: dict[str, list[str]] = {}
     for participant, cause in sorted(failures.items()):
         groups.setdefault(cause.message.rstrip(". "), []).append(participant)
-    shown = [f"{_shortened(names)}: {text}" for text, names in list(groups.items())[:8]]
+    shown = [f"{named(names)}: {text}" for text, names in list(groups.items())[:8]]
     if len(groups) > len(shown):
         shown.append(f"and {len(groups) - len(shown)} more causes")
-    return f"{what}: {'; '.join(shown)}. {next_step}"
+    return "; ".join(shown)
 
 
 def told_once(what: str, message: str) -> str:

@@ -106,6 +106,11 @@ class Coordinator:
                 if isinstance(message, messages.Prepared):
                     return save.on_prepared(participant, message, now)
                 return save.on_returned(participant, message, now)
+            case messages.Compared():
+                save = self._rounds.get(message.call)
+                if not isinstance(save, SaveRound):
+                    return []
+                return save.on_compared(participant, message, now)
             case messages.Checked() | messages.Applied() | messages.Rejected():
                 return self._on_vote(participant, message, now)
             case (

@@ -73,10 +73,11 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
             kind=cast("ComponentKind", found.kind),  # checked when the manifest is encoded
             sharing=cast("SharingName", found.sharing),
             payloads=payload_owners(reports[found.name]),
-            required=True,
+            required=found.required,
             options=_options(found, reports[found.name]),
         )
         for found in sorted(first.components, key=lambda component: component.name)
+        if found.name not in publish.left_out
     )
     parts = tuple(
         PartRef(p, DocumentRef(ref.path, ref.size_bytes, ref.sha256))
@@ -99,6 +100,7 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
         participants=origin.participants,
         topology=dict(job.topology),
         components=components,
+        left_out=dict(publish.left_out),
         parts=parts,
         files=(),
         versions=dict(job.versions),

@@ -12,9 +12,20 @@ import msgspec
 from stepseal import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Failure", "failure_of", "details_of", "error_from", "messages_of", "shortened"]
+__all__ = [
+    "Failure",
+    "details_of",
+    "error_from",
+    "failure_of",
+    "messages_of",
+    "named",
+    "shortened",
+]
+
+_NUM_NAMED = 4
+"""Number of participants that a message names; it only counts the others."""
 
 MAX_TEXT = 2000
 """Characters of one cause that are sent; the log of the failed process has the rest."""
@@ -104,3 +115,10 @@ def details_of(cause: Failure | None, failures: Mapping[str, Failure]) -> dict[s
         "errno": next((c.errno for c in causes if c.errno), None),
         "problems": tuple(dict.fromkeys(p for c in causes for p in c.problems)),
     }
+
+
+def named(participants: Sequence[str]) -> str:
+    """Return the first few participants in words, and the number of the others."""
+    head = ", ".join(participants[:_NUM_NAMED])
+    more = len(participants) - _NUM_NAMED
+    return head if more <= 0 else f"{head} and {more} more"

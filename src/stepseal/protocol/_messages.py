@@ -14,14 +14,15 @@ import msgspec
 
 from stepseal import errors
 from stepseal.protocol._failures import Failure
+from stepseal.protocol._reports import ComponentReport, PartReport
 
 __all__ = [
     "Aborted", "Applied", "Apply", "Candidate", "Captured", "Challenge", "Failure", "Checked",
-    "Committed", "ComponentReport", "Decided", "EnginesReturned", "Failed", "Fresh",
-    "FromCoordinator", "FromParticipant", "Goodbye", "Heartbeat", "Hello", "PartReport", "PollSave",
-    "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed", "Restored",
-    "Unresolved", "SaveStatus", "TakeInventory", "Welcome", "Write", "decode_from_coordinator",
-    "decode_from_participant", "encode_message",
+    "Committed", "Compare", "Compared", "ComponentReport", "Decided", "EnginesReturned", "Failed",
+    "Fresh", "FromCoordinator", "FromParticipant", "Goodbye", "Heartbeat", "Hello", "PartReport",
+    "PollSave", "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed",
+    "Restored", "Unresolved", "SaveStatus", "TakeInventory", "Welcome", "Write",
+    "decode_from_coordinator", "decode_from_participant", "encode_message",
 ]  # fmt: skip
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
@@ -32,33 +33,6 @@ _Bits = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]+$")]
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """Base of all messages: immutable, tagged by class name, unknown fields refused."""
-
-
-class ComponentReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One component as a participant captured it."""
-
-    name: str
-    kind: str
-    sharing: str
-    fingerprint: str
-    payload: str | None = None
-    """Coordinate of the non-tensor payload that the participant reads; None if it reads none."""
-    writes: bool = False
-    """Whether the participant writes that payload."""
-    options: dict[str, Any] = {}
-    """What the manifest says about the component besides; the first participant's counts."""
-    sets: str = ""
-    """Text about the sets of participants that share its payloads; differs where they differ."""
-    axes: dict[str, int] = {}
-    """Name and size of each axis along which these sets differ."""
-
-
-class PartReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Path of a participant's part document in the attempt, and its digest."""
-
-    path: str
-    size_bytes: int
-    sha256: str
 
 
 class Hello(_Message, frozen=True):
@@ -108,6 +82,18 @@ class Prepared(_Message, frozen=True):
     call: _Number
     attempt: str
     part: PartReport
+    digests: dict[str, dict[str, str]] = {}
+    """Component and name of a set to the digest of what this participant holds of it."""
+
+
+class Compared(_Message, frozen=True):
+    """Answers a `Compare`."""
+
+    call: _Number
+    digests: dict[str, dict[str, dict[str, str]]]
+    """Component, name of the set and path of a tensor or value to its digest."""
+    amounts: dict[str, dict[str, str]] = {}
+    """Component and path of a tensor that is not as written, to by how much, in words."""
 
 
 class Failed(_Message, frozen=True):
@@ -203,6 +189,20 @@ class Write(_Message, frozen=True):
     staging: str
     nonce: str
     ordinal: _Number
+    left_out: dict[str, str] = {}
+    """Component that is not written, on no participant, to the reason."""
+
+
+class Compare(_Message, frozen=True):
+    """Tell the digests of these sets tensor by tensor, as they differ; compare what was written."""
+
+    call: _Number
+    sets: dict[str, list[str]]
+    """Component to the names of its sets."""
+    full: list[str] = []
+    """Components of which what others wrote is compared with memory, element by element."""
+    parts: dict[str, PartReport] = {}
+    """All parts, in ordinal order, where there is something in `full`."""
 
 
 class TakeInventory(_Message, frozen=True):
@@ -312,6 +312,7 @@ FromParticipant = (
     | Captured
     | EnginesReturned
     | Prepared
+    | Compared
     | Failed
     | RestoreCalled
     | Checked
@@ -327,6 +328,7 @@ FromCoordinator = (
     | Refused
     | Write
     | TakeInventory
+    | Compare
     | Committed
     | Aborted
     | Unresolved

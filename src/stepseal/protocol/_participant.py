@@ -33,6 +33,8 @@ class SaveState:
     """The order to write, once it has arrived."""
     inventory: bool = False
     """True once the order to take the inventory has arrived."""
+    asked: list[messages.Compare] = field(default_factory=list)
+    """Questions about replicas that differ, not answered yet."""
     prepared: bool = False
     """True once we have reported our part; from then on the step may exist."""
     outcome: messages.Decided | None = None
@@ -139,6 +141,8 @@ class Participant:
                 self.save(message.call).write = message
             case messages.TakeInventory():
                 self.save(message.call).inventory = True
+            case messages.Compare():
+                self.save(message.call).asked.append(message)
             case messages.Committed() | messages.Aborted() | messages.Unresolved():
                 save = self.save(message.call)
                 save.outcome = save.outcome or message

@@ -17,14 +17,22 @@ from stepseal.protocol._participant import Participant, RestoreState, SaveState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeAlias
 
     from stepseal.protocol._deadlines import Deadlines
     from stepseal.protocol._participant import RestoreAnswer
     from stepseal.protocol._transport import Link
 
+    Answer: TypeAlias = Callable[[messages.Compare], messages.Compared]
+
 __all__ = ["ParticipantDriver"]
 
 _TICK_S = 0.25
+
+
+def no_digests(asked: messages.Compare) -> messages.Compared:
+    """Answer as who compares nothing."""
+    return messages.Compared(asked.call, {})
 
 
 class ParticipantDriver:
@@ -100,8 +108,20 @@ class ParticipantDriver:
         self._wait(lambda: state.inventory or state.settled, None)
         return state.inventory
 
-    def send_prepared(self, call: int, attempt: str, part: messages.PartReport) -> bool:
+    def send_prepared(
+        self,
+        call: int,
+        attempt: str,
+        part: messages.PartReport,
+        digests: dict[str, dict[str, str]] | None = None,
+    ) -> bool:
         """Report the part, unless the save has ended meanwhile.
+
+        Args:
+            call: number of the call.
+            attempt: its attempt.
+            part: what was written.
+            digests: of each component and set of participants that is compared.
 
         Returns:
             True if the report was sent; from then on the step may exist.
@@ -109,18 +129,34 @@ class ParticipantDriver:
         with self._changed:
             if not self._protocol.prepare(call, time.monotonic()):
                 return False
-        self._link.send(messages.Prepared(call, attempt, part))
+        self._link.send(messages.Prepared(call, attempt, part, digests or {}))
         return True
 
-    def wait_write(self, call: int) -> messages.Write | None:
+    def wait_write(self, call: int, answer: Answer = no_digests) -> messages.Write | None:
         """Wait for the order to write; None if the save ended without one.
+
+        Meanwhile it answers what the coordinator asks about replicas.
 
         Returns the order even if the save has failed since. Either all participants got an order or
         none did, so the same call then raises the failure on all of them.
         """
         state = self._save(call)
-        self._wait(lambda: state.write is not None or state.settled, None)
+        self._answer(state, lambda: state.write is not None or state.settled, answer)
         return state.write
+
+    def answer_until_settled(self, call: int, answer: Answer) -> None:
+        """Answer what the coordinator asks about replicas until the save is settled."""
+        state = self._save(call)
+        self._answer(state, lambda: state.settled, answer)
+
+    def _answer(self, state: SaveState, condition: Callable[[], bool], answer: Answer) -> None:
+        while True:
+            self._wait(lambda: condition() or bool(state.asked), None)
+            with self._changed:
+                if condition():
+                    return
+                asked = state.asked.pop(0)
+            self._link.send(answer(asked))
 
     def ended(self, call: int) -> bool:
         """Return whether the save has ended, so that writing can stop; also checks the deadline."""

@@ -3,7 +3,8 @@
 Two-phase commit with presumed abort. If there are external components, the phase `engines` comes
 before the parts: nobody lists what engines wrote until all of them have returned. Invariants:
 
-- The round orders `Publish` only after every participant has reported `Prepared` for this attempt.
+- The round orders `Publish` only after every participant has reported `Prepared` for this attempt,
+  and only if all replicas that are compared are equal.
 - After an abort was sent for a call, the call is never published.
 - A participant may be lost after it has prepared: its bytes are durable.
 """
@@ -16,7 +17,8 @@ from stepseal import errors
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._agreement import disagreements, kind_of, summary, told_once
-from stepseal.protocol._failures import shortened
+from stepseal.protocol._comparing import Comparison
+from stepseal.protocol._failures import MAX_TEXT, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -58,6 +60,9 @@ class SaveRound:
         self._returned: set[str] = set()
         self._prepared: dict[str, messages.PartReport] = {}
         self._staging: str | None = None
+        self._digests: dict[str, Mapping[str, Mapping[str, str]]] = {}
+        self._left_out: dict[str, str] = {}
+        self._comparison: Comparison | None = None
 
     @property
     def done(self) -> bool:
@@ -75,9 +80,47 @@ class SaveRound:
         if len(self._captured) < len(self.participants):
             return []
         # in ordinal order, not by arrival, so that messages are reproducible
-        failures = disagreements({p: self._captured[p] for p in self.participants})
+        self._captured = {p: self._captured[p] for p in self.participants}
+        failures, left_out = disagreements(self._captured)
         if failures:
             return self._abort(failures, "participants disagree")
+        self._leave_out(left_out)
+        for p, report in self._captured.items():
+            self._digests[p] = {found.name: found.digests for found in report.components}
+        return self._compare(now, required=False)
+
+    def _compare(self, now: float, *, required: bool) -> list[actions.Action]:
+        """Compare replicas: those of optional components before the write, all others after it."""
+        names = [
+            found.name
+            for found in self._captured[self.participants[0]].components
+            if found.required is required and found.name not in self._left_out
+        ]
+        parts = {p: self._prepared[p] for p in self.participants} if required else None
+        self._comparison = Comparison(self._captured, self._digests, names, parts)
+        asks = self._comparison.asks(self.call)
+        if not asks:
+            return self._compared(now)
+        self.phase = "compare"
+        return [actions.Send(participant, ask) for participant, ask in asks.items()]
+
+    def on_compared(
+        self, participant: str, message: messages.Compared, now: float
+    ) -> list[actions.Action]:
+        """Handle an answer about replicas that differ."""
+        if self.phase != "compare" or self._comparison is None:
+            return []
+        self._comparison.take(participant, message)
+        return [] if self.missing() else self._compared(now)
+
+    def _compared(self, now: float) -> list[actions.Action]:
+        """Go on after a comparison: leave optional components out, or abort, or publish."""
+        assert self._comparison is not None
+        if self._staging is not None:
+            if failures := self._comparison.failures():
+                return self._abort(failures, "replicas differ")
+            return self._publish(now)
+        self._leave_out(self._comparison.reasons())
         self.phase = "staging"
         self.deadline = now + self._deadlines.commit_s
         return [actions.BeginStaging(self.call, self.step, self.attempt)]
@@ -94,7 +137,14 @@ class SaveRound:
         return [
             actions.Send(
                 participant,
-                messages.Write(self.call, self.attempt, event.staging, event.nonce, ordinal),
+                messages.Write(
+                    self.call,
+                    self.attempt,
+                    event.staging,
+                    event.nonce,
+                    ordinal,
+                    dict(self._left_out),
+                ),
             )
             for ordinal, participant in enumerate(self.participants)
         ]
@@ -124,8 +174,12 @@ class SaveRound:
         if now > self.deadline:
             return self.on_deadline()  # before it counts, so that the late one is named
         self._prepared[participant] = message.part
+        self._digests[participant] = message.digests
         if len(self._prepared) < len(self.participants):
             return []
+        return self._compare(now, required=True)
+
+    def _publish(self, now: float) -> list[actions.Action]:
         assert self._staging is not None
         self.phase = "publish"
         self.deadline = now + self._deadlines.commit_s
@@ -138,6 +192,7 @@ class SaveRound:
                 dict(self._captured),
                 dict(self._prepared),
                 self.deadline,
+                dict(self._left_out),
             )
         ]
 
@@ -146,11 +201,15 @@ class SaveRound:
         self.step = max(self.step, message.step)
         if self.phase in ("publish", "done"):
             return []
+        if self._is_decided():
+            return self._compared(0.0)
         return self._abort({participant: message.cause}, f"phase {message.phase}")
 
     def on_lost(self, absent: Mapping[str, messages.Failure]) -> list[actions.Action]:
         """Abort, because the `absent` participants are gone."""
         assert absent.keys() <= set(self.missing())
+        if self._is_decided():
+            return self._compared(0.0)
         return self._abort(absent, f"phase {self.phase}")
 
     def missing(self) -> tuple[str, ...]:
@@ -162,6 +221,8 @@ class SaveRound:
             reported = self._returned
         elif self.phase == "write":
             reported = self._prepared
+        elif self.phase == "compare" and self._comparison is not None:
+            return self._comparison.missing(self.call)
         else:
             return ()
         return tuple(p for p in self.participants if p not in reported)
@@ -174,14 +235,26 @@ class SaveRound:
         """
         if self.phase == "staging":
             return self._staging_took_too_long()
-        limit = dict.fromkeys(("engines", "write"), self._deadlines.write_s)
-        limit["capture"] = self._deadlines.capture_s
+        if self._is_decided():
+            return self._compared(0.0)
+        capture_s, write_s = self._deadlines.capture_s, self._deadlines.write_s
+        limit = dict.fromkeys(("engines", "write"), write_s)
+        limit["capture"] = capture_s
+        limit["compare"] = capture_s if self._staging is None else write_s
         if self.phase not in limit:
             self.deadline = float("inf")
             return []
         text = f"did not answer within {limit[self.phase]:g} s in phase {self.phase}"
         cause = messages.Failure(errors.CommitTimeout.kind, text)
         return self._abort(dict.fromkeys(self.missing(), cause), f"phase {self.phase}")
+
+    def _leave_out(self, reasons: Mapping[str, str]) -> None:
+        self._left_out |= {name: why[:MAX_TEXT] for name, why in reasons.items()}
+
+    def _is_decided(self) -> bool:
+        """Tell whether the round only asks where replicas differ, and then aborts."""
+        comparison = self._comparison if self.phase == "compare" else None
+        return comparison is not None and self._staging is not None and bool(comparison.differing)
 
     def _staging_took_too_long(self) -> list[actions.Action]:
         text = (

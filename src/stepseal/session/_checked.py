@@ -126,6 +126,7 @@ def check_step_fits(
         open=find,
         sharings=sharings,
         payloads=all_payloads,
+        left_out=manifest.left_out,
     )
     with collection_paused():
         checked = CheckedStep(reader, targets.decide(saved))

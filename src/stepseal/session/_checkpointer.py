@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
-from stepseal.components import Registry
+from stepseal.components import Registry, ReplicaRule, as_patterns
 from stepseal.layout import check_step, step_name
 from stepseal.protocol import Deadlines
 from stepseal.retention import as_retention
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from stepseal.components import Conversion, DeclaredSharing, Reshard
+    from stepseal.components import Conversion, DeclaredSharing, Reshard, Validation
     from stepseal.retention import KeepRule, Retention
     from stepseal.session._pending import PendingSave
     from stepseal.session._policies import Policy
@@ -127,6 +127,9 @@ class Checkpointer(Looping):
         kind: Literal["tensors", "tree"] | None = None,
         on_restore: Policy = "require",
         on_world_change: Literal["fresh"] | Reshard | None = None,
+        validate: Validation | None = None,
+        exclude: Sequence[str] = (),
+        required: bool = True,
     ) -> None:
         """Make `state` part of every step, under `name`.
 
@@ -145,6 +148,11 @@ class Checkpointer(Looping):
                 streams that derive from a recorded seed, the step and the rank.
             on_world_change: for state of each rank, set or node where these are not as at the save:
                 `fresh`, or a function `(states, old, new)` that returns this rank's state.
+            validate: how each save compares what several ranks hold: `none`; `quick` says that it
+                differs; `tensor` also where; `full` also by how much, and reads back what was
+                written. None: `tensor` for modules, else `quick`.
+            exclude: patterns of paths that are not compared, such as `state.*.exp_avg`.
+            required: False lets a save go on without it where it fails or differs, with a warning.
 
         Raises:
             InvalidInput: the name is taken or not usable, the type is not known, the sharing must
@@ -158,8 +166,12 @@ class Checkpointer(Looping):
                 "them before.",
                 component=name,
             )
-        used = self._registry.add(name, state, sharing=sharing, kind=kind, topology=self._topology)
-        self._policies.declare(name, on_restore, on_world_change, used)
+        rule = ReplicaRule(validate, exclude=as_patterns(exclude), required=required)
+        used = self._registry.add(
+            name, state, sharing=sharing, kind=kind, topology=self._topology, rule=rule
+        )
+        policy = on_restore if required or on_restore != "require" else "if-present"
+        self._policies.declare(name, policy, on_world_change, used)
 
     def restore(
         self,
@@ -313,7 +325,8 @@ class Checkpointer(Looping):
         self._check_open()
         self._settle_previous()
         staging = self._flight.staging()
-        capture_all(self._registry.components(), self._topology, staging, step=0)
+        components, rules = self._registry.components(), self._registry.rules()
+        capture_all(components, self._topology, staging, 0, rules=rules, digests=False)
         return staging.held_bytes
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
 from stepseal.protocol import Captured
+from stepseal.session._comparing import answer_with, warn_left_out
 from stepseal.session._engines import engines_of, run_engines
 from stepseal.session._pending import PendingSave
 from stepseal.session._saving import (
@@ -57,17 +58,21 @@ def begin_save(
     """
     driver, steps, step = wiring.driver, wiring.steps, asked.step
     call = driver.new_call()
-    staging = flight.staging() if asked.mode == "async" else None
+    is_sync = asked.mode == "sync" or registry.waits_for_files(topology)
+    staging = None if is_sync else flight.staging()
     with tell_failure(driver, steps, call, step), collection_paused():
         registry.ask_sharings(topology)
-        captured = capture_all(registry.components(), topology, staging, step)
+        captured = capture_all(
+            registry.components(), topology, staging, step, rules=registry.rules()
+        )
     components, notes = reports_of(captured, asked.fresh), asked.notes
     driver.send_captured(Captured(call, step, components, notes.cut, notes.metrics, notes.tags))
     pending = PendingSave(call, step, asked.path, driver, steps)
-    write = driver.wait_write(call)
+    write = driver.wait_write(call, answer_with(captured))
     if write is None:
         pending.wait()
         raise errors.InternalError(f"save of step {step}: ended without an order to write")
+    warn_left_out(step, write.left_out)
     if engines := engines_of(registry.components()):
         run_engines(engines, write, step, topology, wiring)
         if not driver.wait_inventory(call):
@@ -75,8 +80,8 @@ def begin_save(
             raise errors.InternalError(f"save of step {step}: ended without an inventory")
     writer = PartWriter(captured, write, step, driver, steps, topology.world_size)
     try:
-        flight.start(pending, writer, reads_live=asked.mode == "sync")
-        if asked.mode == "sync":
+        flight.start(pending, writer, reads_live=is_sync)
+        if is_sync:
             asked.settle()
     except BaseException:
         flight.thaw()  # however the wait ended: the caller's memory is its own again

@@ -13,16 +13,18 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from stepseal.components import RNGComponent, capture
+from stepseal.components import CapturedComponent, RNGComponent, Sharing, capture
 from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
 from stepseal.layout import Division, PartContents
-from stepseal.protocol import ComponentReport, PartReport, resolve_save
+from stepseal.protocol import ComponentReport, PartReport, failure_of, resolve_save
+from stepseal.session._comparing import Staged, answer_with, left_out, told_digests
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from stepseal.components import CapturedComponent, Component, StagingMemory, Topology
+    from stepseal.components import Component, ReplicaRule, StagingMemory, Topology
+    from stepseal.layout import PartIndex
     from stepseal.protocol import ParticipantDriver, Write
     from stepseal.steps import StepStore
 
@@ -62,23 +64,43 @@ def collection_paused() -> Iterator[None]:
 
 
 def capture_all(
-    components: Iterable[Component], topology: Topology, memory: StagingMemory | None, step: int
+    components: Iterable[Component],
+    topology: Topology,
+    memory: StagingMemory | None,
+    step: int,
+    *,
+    rules: Mapping[str, ReplicaRule],
+    digests: bool = True,
 ) -> tuple[CapturedComponent, ...]:
     """Capture every component at one cut, in the order in which they were added, the RNG last.
 
-    Asking torchdata's loader for its state may make its iterator, which draws.
+    Asking torchdata's loader for its state may make its iterator, which draws. An optional
+    component that cannot be captured is returned as failed.
+
+    Args:
+        components: all components.
+        topology: who takes part.
+        memory: private memory to stage all bytes in, or None.
+        step: number of the step, for messages.
+        rules: component to how it is compared with what others hold.
+        digests: False captures the same, but digests nothing.
 
     Raises:
         CheckpointError: from a component, as it is.
         ParticipantFailed: a component raised anything else; that exception is the cause.
     """
-    captured = []
+    captured: list[CapturedComponent] = []
     for component in sorted(components, key=lambda one: isinstance(one, RNGComponent)):
+        rule = rules[component.name]
         try:
-            captured.append(capture(component, topology, memory))
-        except CheckpointError:
-            raise
+            captured.append(capture(component, topology, memory, rule, digests=digests))
         except Exception as error:
+            if not rule.required:
+                _log.warning("stepseal: save of step %d: %s", step, error, exc_info=error)
+                captured.append(_not_captured(component, error))
+                continue
+            if isinstance(error, CheckpointError):
+                raise
             text = f"component {component.name} raised {type(error).__name__}: {error}"
             raise ParticipantFailed(
                 f"save of step {step}: {topology.me}: {text}. Nothing was committed; older steps "
@@ -89,6 +111,13 @@ def capture_all(
                 failures={topology.me: text},
             ) from error
     return tuple(captured)
+
+
+def _not_captured(component: Component, error: Exception) -> CapturedComponent:
+    why = f"component {component.name} could not be captured: {failure_of(error).message}"
+    return CapturedComponent(
+        component.name, component.kind, Sharing.GLOBAL, "", None, required=False, failed=why
+    )
 
 
 def reports_of(
@@ -111,6 +140,11 @@ def reports_of(
             {"fresh": dict(fresh[c.name])} if c.name in fresh else {},
             c.sharing.shown() if isinstance(c.sharing, Division) else "",
             dict(c.sharing.axes) if isinstance(c.sharing, Division) else {},
+            c.required,
+            c.validate,
+            dict(c.digests.sets) if c.digests else {},
+            c.digests.of_sets() if c.digests and not c.required else {},
+            c.failed,
         )
         for c in captured
     ]
@@ -179,13 +213,15 @@ class PartWriter:
         steps: StepStore,
         num_participants: int,
     ) -> None:
-        self._external = tuple(c.name for c in captured if c.kind == "external")
+        self._captured = left_out(captured, write.left_out)
+        self._external = tuple(c.name for c in self._captured if c.kind == "external")
         self._num_participants = num_participants
         self._contents = PartContents(
-            tensors=tuple(t for c in captured for t in c.tensors),
-            bytes_copies=tuple(b for c in captured for b in c.bytes_copies),
-            trees=tuple(t for c in captured for t in c.trees),
+            tensors=tuple(t for c in self._captured for t in c.tensors),
+            bytes_copies=tuple(b for c in self._captured for b in c.bytes_copies),
+            trees=tuple(t for c in self._captured for t in c.trees),
         )
+        self._index: PartIndex | None = None
         self._write = write
         self._step = step
         self._driver = driver
@@ -227,11 +263,17 @@ class PartWriter:
                 check_cancelled=self._check_given_up,
                 external=self._external,
                 num_participants=self._num_participants,
+                take_index=self._take_index,
             )
             part = PartReport(ref.path, ref.size_bytes, ref.sha256)
+            digests = told_digests(self._captured, self._index)
             with self._lock:
                 self._check_given_up()
-                self._driver.send_prepared(call, self._write.attempt, part)
+                self._driver.send_prepared(call, self._write.attempt, part, digests)
+            if digests:
+                staged = Staged(self._storage, self._write, self._step, self._check_given_up)
+                answer = answer_with(self._captured, staged)
+                self._driver.answer_until_settled(call, answer)
         except SaveGivenUp as error:
             if self._given_up:  # else the outcome is already known to everybody
                 self._driver.send_failed(call, self._step, "write", error)
@@ -239,6 +281,9 @@ class PartWriter:
             if not isinstance(error, (CheckpointError, OSError)):
                 _log.exception("stepseal: %s: defect while writing", self._driver.participant)
             self._driver.send_failed(call, self._step, "write", error)
+
+    def _take_index(self, index: PartIndex) -> None:
+        self._index = index
 
     def _check_given_up(self) -> None:
         if self._given_up:

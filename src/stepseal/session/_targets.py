@@ -62,6 +62,8 @@ class SavedStep:
     """Component to the sharing that it was saved with; empty where nobody knows."""
     payloads: Callable[[str], SavedPayloads | None] = lambda _name: None
     """Returns all payloads of a component; None where it has no trees."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Component that the save left out, as it was not required, to the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,9 @@ class Targets:
                     listed = error.problems or (str(error),)
                     problems += [f"component {name}: {problem}" for problem in listed]
             elif policy == "if-present":
-                report[name] = "left as it was (if-present, and not in the step)"
+                why = saved.left_out.get(name, "")
+                why = f"; the save left it out: {why}" if why else ""
+                report[name] = f"left as it was (if-present, and not in the step{why})"
             else:
                 problems.append(
                     f"component {name}: added here, but not in the step; {leave_out(name)} leaves "

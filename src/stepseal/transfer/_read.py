@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import InvalidInput
 from stepseal.layout import (
@@ -38,7 +38,7 @@ from stepseal.transfer._values import StoredBox
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stepseal.layout import FileEntry, Manifest, Part
+    from stepseal.layout import FileEntry, Part, PartRef
     from stepseal.storage import Storage
     from stepseal.transfer._values import ReadRequest
 
@@ -47,16 +47,41 @@ __all__ = ["StepReader"]
 _TREE_SUFFIX = re.compile(r"\.json|(\.[1-9][0-9]*)?\.safetensors")
 
 
+class KnowsParts(Protocol):
+    """What reading needs of a manifest; also of a step that has none yet."""
+
+    @property
+    def step(self) -> int:
+        """Number of the step."""
+        ...
+
+    @property
+    def attempt(self) -> str:
+        """The attempt that wrote the parts."""
+        ...
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """All participants, in ordinal order."""
+        ...
+
+    @property
+    def parts(self) -> tuple[PartRef, ...]:
+        """Where the part documents lie, and their digests."""
+        ...
+
+
 class StepReader:
-    """Reads one committed step. Each document is read once and kept; not thread-safe.
+    """Reads one step, committed or staged. Each document is read once and kept; not thread-safe.
 
     Args:
         storage: the storage of the root.
         step_key: the step's folder.
-        manifest: decoded from bytes whose digest the caller trusts.
+        manifest: decoded from bytes whose digest the caller trusts; or what is known of a step that
+            is not committed.
     """
 
-    def __init__(self, storage: Storage, step_key: str, manifest: Manifest) -> None:
+    def __init__(self, storage: Storage, step_key: str, manifest: KnowsParts) -> None:
         self._manifest = manifest
         self._files = CommittedFiles(storage, step_key, manifest.step)
         self._references = {part.participant: part.document for part in manifest.parts}

@@ -60,6 +60,7 @@ def write_part(
     check_cancelled: Callable[[], None],
     external: Sequence[str] = (),
     num_participants: int = 1,
+    take_index: Callable[[PartIndex], None] | None = None,
 ) -> DocumentRef:
     """Store one participant's part of a step, durably and with digests.
 
@@ -78,6 +79,7 @@ def write_part(
         check_cancelled: called before every write of up to 8 MiB; raises to cancel.
         external: components of which engines wrote the files; all engines have returned.
         num_participants: number of participants that share these files.
+        take_index: called with the index, if there are tensors, once they were written.
 
     Returns:
         Path (inside the step folder), size and SHA-256 of the part document.
@@ -100,6 +102,8 @@ def write_part(
         writer.write_tree(tree)
     index_ref = None
     if index is not None:
+        if take_index is not None:
+            take_index(index)
         index_ref = writer.write_document(part_index_path(participant), encode_index(index))
     for inventory in inventories:
         writer.entries += inventory.take()

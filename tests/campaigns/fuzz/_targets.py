@@ -264,7 +264,10 @@ def _hello() -> list[bytes]:
         messages.Captured(1, 2, [], {"a": 1.5}, {"loss": math.nan}, ["x"]),
         messages.Failed(1, 2, "write", messages.Failure("corrupt", "x", problems=["y"])),
         messages.RestoreCalled(1, None, False, {"model": "require"}),
-        messages.Prepared(1, "ab" * 16, messages.PartReport("parts/a.json", 3, "cd" * 32)),
+        messages.Prepared(
+            1, "ab" * 16, messages.PartReport("parts/a.json", 3, "cd" * 32), {"a": {"": "ef" * 16}}
+        ),
+        messages.Compared(1, {"a": {"": {"w": "ef" * 8}}}),
         messages.Aborted(1, 2, "corrupt", "x", {"a": messages.Failure("corrupt", "x")}),
         messages.Restored(1, 2, 3, {"4": "damaged"}), messages.Refused("invalid_input", "x"),
     ]  # fmt: skip

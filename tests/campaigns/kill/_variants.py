@@ -101,7 +101,8 @@ def _commit_early() -> None:
         todo = on_prepared(self, participant, message, now)
         for other in self.participants:
             known = promised[message.attempt, other]
-            todo += on_prepared(self, other, Prepared(message.call, message.attempt, known), now)
+            told = Prepared(message.call, message.attempt, known, message.digests)
+            todo += on_prepared(self, other, told, now)
         return todo
 
     replace(PartWriter, "_run", promise_and_run)

@@ -28,9 +28,11 @@ from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
 
 if TYPE_CHECKING:
     from tests.campaigns.simulator._disk import Disk
+    from tests.campaigns.simulator._parts import Replica
     from tests.campaigns.simulator._world import Node, World
 
     from stepseal.layout import Manifest
+    from stepseal.protocol import _messages as messages
 
 __all__ = ["Commit", "Oracle"]
 
@@ -81,6 +83,10 @@ class Oracle:
         self.num_begun = 0
         """Attempts that were staged so far."""
         self.keeping = Keeping(self)
+        self.replicas: dict[str, dict[str, Replica]] = {}
+        """Attempt to what each participant holds that others hold, too."""
+        self.left_out: dict[str, set[tuple[str, ...]]] = {}
+        """Attempt to what its orders to write leave out."""
         self._taken = False
         self.checked: set[tuple[str, int, int]] = set()
         """Processes, calls and rounds of restores in which a candidate was checked and fits."""
@@ -218,7 +224,25 @@ class Oracle:
             if own and commit.attempt not in self.acknowledged:
                 self.withdrawn.add(commit.attempt)
 
+    def hold(self, order: messages.Write, who: str, replica: Replica) -> None:
+        """Take what a participant holds that is ordered to write."""
+        self.replicas.setdefault(order.attempt, {})[who] = replica
+        told = self.left_out.setdefault(order.attempt, set())
+        told.add(tuple(order.left_out))
+        self.require("all leave out alike", len(told) == 1, who, told)
+
+    def _judge_replicas(self, found: Manifest) -> None:
+        held = self.replicas.get(found.attempt, {}).values()
+        models, extras = {one.model for one in held}, {one.extra for one in held}
+        self.require("replicas that are committed are equal", len(models) == 1, found.step, models)
+        whole = len(extras) == 1 and "" not in extras
+        kept = "extra" in {entry.name for entry in found.components}
+        told = "extra" in found.left_out
+        right = (kept, told) == (whole, not whole)
+        self.require("what differs and may is left out", right, found.step, extras, kept, told)
+
     def _judge_commit(self, disk: Disk, found: Manifest) -> None:
+        self._judge_replicas(found)
         attempt, step, number = found.attempt, found.step, found.incarnation
         missing = set(found.participants) - self.prepared.get(attempt, set())
         self.require("commit after all prepared", not missing, f"step {step} lacks {missing}")

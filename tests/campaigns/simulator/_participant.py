@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.campaigns.simulator._disk import Disk
 from tests.campaigns.simulator._parts import (
+    Replica,
     captured,
     facts_of,
     inventory_of,
@@ -90,6 +92,7 @@ class Process:
         """Attempt of which live state holds the values; empty when it was never restored."""
         self.busy = False
         self.wrote = self.ran_engine = False
+        self.replica = Replica("", "", tells=True)
         self.waiting_since = 0.0
         self.over = False
 
@@ -232,10 +235,20 @@ class Process:
             why = messages.Failure("Fault", "capture")
             self.line.up(messages.Failed(self.call, self.step, "capture", why))
         else:
-            self.line.up(captured(self.call, self.step, engines=self.plan.engines))
+            self.replica = self.draw_replica()
+            num, engines = len(self.job.participants), self.plan.engines
+            self.line.up(captured(self.call, self.step, num, self.replica, engines=engines))
         call = self.call
         self.world.at(DEADLINES.save_s + _GRACE_S, lambda: self.judge_time(call), self.node)
         self.go_on()
+
+    def draw_replica(self) -> Replica:
+        """Return what this participant holds; drawn apart, so that seeds keep their meaning."""
+        draw = random.Random(f"{self.world.seed} {self.node.name} {self.call}")
+        usual, differ = f"step {self.step}", self.world.faults.differ
+        model = f"{usual} of {self.index}" if draw.random() < differ else usual
+        extra = draw.choice((f"{usual} of {self.index}", "")) if draw.random() < differ else usual
+        return Replica(model, extra, tells=model == usual or draw.random() < 0.5)
 
     def judge_time(self, call: int) -> None:
         """Judge that the call is settled at its deadline, whoever died or stands still."""
@@ -247,6 +260,8 @@ class Process:
 
     def go_on_saving(self) -> None:
         state = self.machine.save(self.call)
+        while state.asked:
+            self.line.up(self.replica.answer(state.asked.pop(0)))
         if self.busy:
             return  # the thread that writes looks for itself when it is done
         if state.settled:
@@ -276,6 +291,7 @@ class Process:
         self.world.at(0.0, self.go_on, self.node)
 
     def write(self, order: messages.Write) -> None:
+        self.oracle.hold(order, self.name, self.replica)
         try:
             if self.world.chance(self.world.faults.fail):
                 raise errors.StorageUnavailable("broken on purpose")
@@ -297,7 +313,8 @@ class Process:
 
     def report(self, order: messages.Write, facts: messages.PartReport) -> None:
         if self.machine.prepare(order.call, self.world.now):
-            self.line.up(messages.Prepared(order.call, order.attempt, facts))
+            digests = self.replica.digests()
+            self.line.up(messages.Prepared(order.call, order.attempt, facts, digests))
 
     def end_save(self, state: SaveState) -> None:
         attempt = "" if state.write is None else state.write.attempt

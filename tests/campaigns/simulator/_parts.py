@@ -7,6 +7,7 @@ engines, each participant's engine writes one more file, which is synced by whoe
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt
@@ -21,13 +22,12 @@ if TYPE_CHECKING:
     from stepseal.storage import Storage
 
 __all__ = [
-    "Indexer", "captured", "engine_file", "engine_folder", "engine_payload_of", "facts_of",
-    "has_engines", "inventory_of", "listed_in", "payload_name", "payload_of", "read_part",
-    "write_engine_file", "write_files",
+    "Indexer", "Replica", "captured", "engine_file", "engine_folder", "engine_payload_of",
+    "facts_of", "has_engines", "inventory_of", "listed_in", "payload_name", "payload_of",
+    "read_part", "write_engine_file", "write_files",
 ]  # fmt: skip
 
 _MAX_BYTES = 4096
-_COMPONENTS = [messages.ComponentReport("model", "tree", "replicated", "f" * 32)]
 _ENGINE = messages.ComponentReport("engine", "external", "sharded", "")
 _SIZE_BYTES = 96
 _DIGEST_BYTES = 64
@@ -38,9 +38,46 @@ def payload_of(attempt: str, participant: str) -> bytes:
     return f"{attempt} {participant}".encode().ljust(_SIZE_BYTES)
 
 
-def captured(call: int, step: int, *, engines: bool = False) -> messages.Captured:
-    """Return the report that state was captured; the same from all participants."""
-    components = [*_COMPONENTS, *([_ENGINE] if engines else [])]
+@dataclass(frozen=True)
+class Replica:
+    """What a participant holds of a component that all hold, and of one that is not required."""
+
+    model: str
+    extra: str
+    """Empty where it cannot be captured."""
+    tells: bool
+    """Whether it tells the digest of the model."""
+
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Return what is told with the part."""
+        return {"model": {"": self.model}} if self.tells else {}
+
+    def answer(self, asked: messages.Compare) -> messages.Compared:
+        """Return the digests by path."""
+        told = {"model": self.model, "extra": self.extra}
+        by_set = {name: {at: {"w": told[name]} for at in sets} for name, sets in asked.sets.items()}
+        return messages.Compared(asked.call, by_set)
+
+
+def captured(
+    call: int, step: int, num: int, replica: Replica, *, engines: bool = False
+) -> messages.Captured:
+    """Return the report that state was captured by one of `num` participants."""
+    model = messages.ComponentReport(
+        "model", "tree", "replicated", "f" * 32, validate="tensor", replicas={"": num}
+    )
+    extra = messages.ComponentReport(
+        "extra",
+        "tree",
+        "replicated",
+        "f" * 32,
+        required=False,
+        validate="tensor",
+        replicas={"": num},
+        digests={"": replica.extra},
+        failed="" if replica.extra else "it raised",
+    )
+    components = [model, extra, *([_ENGINE] if engines else [])]
     return messages.Captured(call, step, components=components, cut={}, metrics={}, tags=[])
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from tests.campaigns.simulator import _coordinator as _sim_coordinator
 from tests.campaigns.simulator import _participant as _sim_participant
 from tests.campaigns.simulator import _parts as _sim_parts
 from tests.campaigns.simulator import _variants_engines as engines
 from tests.campaigns.simulator import _variants_keeping as keeping
+from tests.campaigns.simulator import _variants_replicas as replicas
 from tests.campaigns.simulator._parts import Indexer, facts_of, payload_of, write_files
 from tests.campaigns.simulator._world import Faults
 
@@ -60,6 +62,7 @@ _BUSY = Faults(
 )  # fmt: skip
 _BACKWARDS = Faults(back=1.0, loss=0.0, fail=0.0, crash=0.1, pause=0.1, power=0.0)
 _ENGINES = Faults(engines=1.0)
+_DIFFERING = Faults(differ=0.3)
 _REPEATING = Faults(repeat=0.5, fail=0.1)
 
 
@@ -97,7 +100,7 @@ def _commit_early() -> list[tuple[object, str, object]]:
         todo = []
         for participant in (who, *self.participants):
             part = message.part if participant == who else facts_of(participant, b"".ljust(96))
-            told = messages.Prepared(message.call, message.attempt, part)
+            told = messages.Prepared(message.call, message.attempt, part, message.digests)
             todo += real(self, participant, told, now)
         return todo
 
@@ -109,6 +112,7 @@ def _prepare_early() -> list[tuple[object, str, object]]:
 
     def write(self: _sim_participant.Process, order: messages.Write) -> None:
         data = payload_of(order.attempt, self.name)
+        self.oracle.hold(order, self.name, self.replica)
         with contextlib.suppress(CheckpointError):
             for piece in write_files(self.disk, order.staging, self.name, data):
                 if piece == "document":
@@ -215,7 +219,8 @@ def _any_prepared() -> list[tuple[object, str, object]]:
         if isinstance(message, messages.Prepared):
             for save in self._rounds.values():
                 if isinstance(save, SaveRound) and save.phase == "write":
-                    message = messages.Prepared(save.call, save.attempt, message.part)
+                    digests = {"model": {"": f"step {save.step}"}}  # else they would not fit
+                    message = messages.Prepared(save.call, save.attempt, message.part, digests)
         return real(self, who, message, now)
 
     return [(Coordinator, "on_message", on_message), *_trusting()]
@@ -242,6 +247,7 @@ def _share_names() -> list[tuple[object, str, object]]:
         (_owned, "begin", begin),
         (_sim_parts, "create_durable", keep),
         (_owned, "discard", lambda *_: None),
+        (_sim_coordinator, "discard", lambda *_: None),
     ]
 
 
@@ -355,6 +361,9 @@ VARIANTS = {
     "prepare-early": Variant(_prepare_early),
     "tell-early": Variant(_tell_early),
     "abort-though-unknown": Variant(_abort_unknown, _HARSH),
+    "replicas-not-compared": Variant(replicas.not_compared, _DIFFERING),
+    "missing-digest-is-equal": Variant(replicas.missing_is_equal, _DIFFERING),
+    "lowest-always-passes": Variant(replicas.lowest_passes, _DIFFERING),
     "deadline-ignored": Variant(_no_deadline, Faults(slow=0.2)),
     "acknowledged-before-sync": Variant(_no_root_sync),
     "rename-replaces": Variant(_replace_target, _RACY),

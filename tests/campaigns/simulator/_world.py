@@ -45,6 +45,8 @@ class Faults:
     to 100 s, and others may decide meanwhile."""
     refuse: float = 0.002
     """A mutating verb is refused, or is carried out and its answer is lost."""
+    differ: float = 0.01
+    """Per participant and save: it holds other values than the others, and may not even tell."""
     full: float = 0.1
     """Per life but the first: until it has claimed, there is no room for its coordinator's files
     while anything is staged."""
@@ -93,6 +95,7 @@ class World:
     """Time, randomness, processes and disk of one seed."""
 
     def __init__(self, seed: int, faults: Faults) -> None:
+        self.seed = seed
         self.random = random.Random(seed)
         self.roll = self.random.random
         self.faults = faults

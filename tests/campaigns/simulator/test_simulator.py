@@ -12,7 +12,7 @@ from tests.campaigns.simulator._variants import VARIANTS
 from tests.campaigns.simulator._world import Faults
 from tests.campaigns.simulator.run import NUM_SEEDS, RARE_SEEDS, catch_all, row_of, run, sweep
 
-CALM = Faults(*[0.0] * 18)
+CALM = Faults(*[0.0] * 19)
 PROMISES = {
     "a claim descends from what stands",
     "a commit is whole, of one attempt",
@@ -21,6 +21,7 @@ PROMISES = {
     "a replaced job deletes nothing",
     "a sound step always remains",
     "a step has a sound manifest",
+    "all leave out alike",
     "all participants hear alike",
     "all restore alike",
     "claims stay",
@@ -43,6 +44,7 @@ PROMISES = {
     "one word per call",
     "readers never see a mixed step",
     "readers see commits only",
+    "replicas that are committed are equal",
     "restore finds the newest",
     "restore stays in the lineage",
     "restored means applied",
@@ -51,6 +53,7 @@ PROMISES = {
     "the root stays",
     "what is staged keeps no start out",
     "unknown only without a coordinator",
+    "what differs and may is left out",
     "what is acknowledged survives power loss",
     "what is leased is not deleted",
     "what left the lineage has its grace",
