@@ -50,8 +50,10 @@ def manifest(**changes: Any) -> Manifest:
         participants=PARTICIPANTS,
         topology={"world_size": 2, "mesh": {"axes": ["dp"], "sizes": [2]}},
         components=(
-            ComponentEntry("model", "tensors", "sharded", {}, True, {}),
-            ComponentEntry("rng", "tree", "per_rank", {p: p for p in PARTICIPANTS}, False, {}),
+            ComponentEntry("model", "tensors", "sharded", {}, True, {}, "trainer"),
+            ComponentEntry(
+                "rng", "tree", "per_rank", {p: p for p in PARTICIPANTS}, False, {}, "trainer"
+            ),
         ),
         parts=tuple(
             PartRef(p, DocumentRef(part_document_path(p), 10, "cd" * 32)) for p in PARTICIPANTS

@@ -164,6 +164,9 @@ CROSSED = dict(zip(PARTICIPANTS, PARTICIPANTS[::-1], strict=True))
 TWO = dict(zip(PARTICIPANTS, ("tp=0", "tp=1"), strict=True))
 
 
+TWO_ROLES = {"participants": ("a/0", "b/0"), "parts": (ref("a/0"), ref("b/0"))}
+
+
 def in_sets(axes: dict[str, int], coordinates: dict[str, str], **changes: Any) -> ComponentEntry:
     options = sets_option(axes, coordinates)
     return component(sharing="per_group", options=options, **({"payloads": OWN} | changes))
@@ -252,6 +255,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"components": (component(payloads={"x": "trainer/0"}),)},
         "components[0].payloads.x: expected a participant of this step as key",
+    ),
+    (
+        {"components": (component(role="replay"),)},
+        "components[0].role: expected a role of this step, found 'replay'",
+    ),
+    (
+        {**TWO_ROLES, "components": (component(role="a", payloads={"b/0": "a/0"}),)},
+        "components[0].payloads.b/0: expected a participant of a as key",
+    ),
+    (
+        {**TWO_ROLES, "components": (component(role="a", payloads={"a/0": "b/0"}),)},
+        "components[0].payloads.a/0: expected a participant of a, found 'b/0'",
     ),
     ({"files": (metadata(path="x"),)}, "files[0]: a file of role dcp-index cannot have the path"),
     ({"files": (metadata(digests=()),)}, "files[0]: expected 1 digests for 3 bytes, found 0"),

@@ -125,7 +125,7 @@ class GatedHub:
         self._gate = gate
         self._last = last
 
-    def start(self, on_message: Callable[[str, Any], None]) -> None:
+    def start(self, on_message: Callable[[str, Any, str], None]) -> None:
         self._inner.start(on_message)
 
     def send(self, participant: str, message: Any) -> None:  # noqa: ANN401 - any message

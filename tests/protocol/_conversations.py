@@ -57,6 +57,8 @@ class Inbox:
         self.taken: queue.SimpleQueue[object] = queue.SimpleQueue()
 
     def __call__(self, *delivered: object) -> None:
+        """Take what is delivered; the life of a sender is left out where it is the empty one."""
+        delivered = delivered[:-1] if delivered[-1:] == ("",) else delivered
         self.taken.put(delivered[0] if len(delivered) == 1 else delivered)
 
     def next(self) -> object:

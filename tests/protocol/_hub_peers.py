@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from tests.protocol._conversations import PATIENT, Inbox
 
-from stepseal.protocol import Deadlines, SocketHub, _socket_hub
+from stepseal.protocol import Deadlines, SocketHub
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._wire import MessageReader, pack_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from stepseal.protocol._line import Line
 
 TOKEN = "t" * 32
 NAMES = ("a", "b", "c")
@@ -80,7 +82,7 @@ def idle() -> Iterator[SocketHub]:
         yield hub
 
 
-def accepted(hub: SocketHub) -> _socket_hub._Line:
+def accepted(hub: SocketHub) -> Line:
     """Wait for a connection, and return its line."""
     while not hub._strangers:
         for key, mask in hub._selector.select(30):

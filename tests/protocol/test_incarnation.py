@@ -44,7 +44,7 @@ class Life:
         self.indexer = FakeIndexer()
         job = JobInfo({"stepseal": "0"}, {"world_size": 2})
         steps = OwnedSteps(storage, self.indexer, clock=clock)
-        self.incarnation = Incarnation(steps, TWO, job=job, clock=clock)
+        self.incarnation = Incarnation(steps, job=job, clock=clock)
         self.num = 0
 
     def begin(self, step: int) -> actions.DriverEvent:
@@ -479,7 +479,6 @@ def test_housekeeping_is_told_run_and_incarnation() -> None:
     storage = MemoryStorage()
     incarnation = Incarnation(
         OwnedSteps(storage, FakeIndexer()),
-        TWO,
         job=JobInfo({}, {}),
         housekeep=lambda *facts: told.append(facts),
     )

@@ -38,6 +38,9 @@ FROM_PARTICIPANT: list[messages.FromParticipant] = [
 FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Heartbeat(),
     messages.Proof("d" * 64),
+    messages.BeginSave(3, "life", ["trainer/0", "trainer/1"], 10),
+    messages.BeginRestore(3, "life", ["trainer/0"], 10, True, {"model": "skip"}, True),
+    messages.Dismiss(),
     messages.Welcome(),
     messages.Refused("invalid_input", "another release"),
     messages.Write(1, "a" * 32, "staging", "nonce", 3, {"callbacks": "it raised"}),

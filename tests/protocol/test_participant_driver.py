@@ -275,7 +275,7 @@ def test_participant_that_ends_without_a_goodbye_is_named_to_the_others() -> Non
 
 def test_end_of_the_coordinators_process_ends_a_save_of_the_others() -> None:
     hub = SocketHub("127.0.0.1", ("a",), "token", PATIENT)
-    hub.start(lambda name, _: hub.send(name, messages.Welcome()))
+    hub.start(lambda name, *_: hub.send(name, messages.Welcome()))
     found = ParticipantDriver("a", SocketLink(hub.address, "a", PATIENT, "0"), PATIENT)
     found.send_captured(captured(1))
     hub.close()
@@ -285,7 +285,7 @@ def test_end_of_the_coordinators_process_ends_a_save_of_the_others() -> None:
 
 def test_in_process_hub_that_closes_ends_a_save() -> None:
     hub = InProcessHub()
-    hub.start(lambda name, _: hub.send(name, messages.Welcome()))
+    hub.start(lambda name, *_: hub.send(name, messages.Welcome()))
     found = ParticipantDriver("a", hub.link("a"), PATIENT)
     found.send_captured(captured(1))
     hub.close()

@@ -27,7 +27,7 @@ from tests.protocol._hub_peers import (
 from tests.steps._kit import captured, component
 
 from stepseal import errors
-from stepseal.protocol import Deadlines, SocketHub, SocketLink, _socket_hub
+from stepseal.protocol import Deadlines, SocketHub, SocketLink, _line, _socket_hub
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._wire import pack_message, prove
 
@@ -170,7 +170,7 @@ def test_reset_connection_is_a_loss() -> None:
 def test_connection_that_breaks_between_reading_and_writing_is_a_loss() -> None:
     inbox, go = Inbox(), queue.SimpleQueue[None]()
 
-    def deliver(participant: str, message: object) -> None:
+    def deliver(participant: str, message: object, _life: str) -> None:
         inbox(participant, message)
         if not isinstance(message, messages.Failure):
             go.get(timeout=30)
@@ -301,7 +301,7 @@ def test_lack_of_descriptors_costs_strangers_and_passes(monkeypatch: pytest.Monk
 
 
 def test_participant_that_does_not_read_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_socket_hub, "_MAX_UNSENT_BYTES", 1 << 20)
+    monkeypatch.setattr(_line, "MAX_UNSENT_BYTES", 1 << 20)
     big = messages.Unresolved(1, "a" * 32, 1, "x" * (1 << 18))
     with running() as (hub, inbox), connected(hub, "a"):
         inbox.next()

@@ -36,7 +36,7 @@ DEADLINES = Deadlines(
 )
 """Each limit different, so that a test sees which one was used."""
 TWO = ("trainer/0", "trainer/1")
-THREE = (*TWO, "replay/0")
+THREE = (*TWO, "trainer/2")
 
 
 def attempt_id(number: int) -> str:
@@ -156,8 +156,8 @@ class Root:
         action = actions.Publish(
             1, step, attempt, staging, dict.fromkeys(self.participants, report), parts, 0.0
         )
-        origin = Origin(self.run_id, self.number, self.head, self.participants, "fsync")
-        facts = JobInfo({"stepseal": "0"}, {"world_size": len(self.participants)})
+        origin = Origin(self.run_id, self.number, self.head, "fsync")
+        facts = JobInfo({"stepseal": "0"})
         return draft_manifest(action, origin, facts, now_s=self.clock())
 
     def publish(self, staging: str, manifest: Manifest, *, late: bool = False) -> str:

@@ -45,7 +45,7 @@ def write_parts(storage: Storage, num: int = 2) -> Manifest:
             contents=contents(),
             check_cancelled=not_cancelled,
             external=["engine"],
-            num_participants=num,
+            share=(ordinal, num),
         )
     bare = manifest_of(references, dict.fromkeys(names, contents()))
     entry = ComponentEntry("engine", "external", "sharded", {}, True, {})

@@ -18,12 +18,12 @@ from stepseal.layout._index import MAX_INDEX_BYTES, decode_index, encode_index
 from stepseal.layout._items import PartIndex, StoredBytes, StoredItem, StoredTensor, payload_sizes
 from stepseal.layout._manifest import (MAX_MANIFEST_BYTES, ComponentEntry, ComponentKind,
     Durability, StepRef, Manifest, PartRef, SharingName, decode_manifest, encode_manifest,
-    manifest_digest)
+    holders_of, manifest_digest)
 from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER,
     MAX_DCP_INDEX_BYTES, MAX_STEP,
     check_component_name, check_participant, check_step, dcp_fqn, dcp_path, external_folder,
     parse_payload_path, parse_step_name, part_document_path, part_index_path, path_problem,
-    path_set_problems, payload_path, step_name, tree_document_path, tree_segment_path)
+    path_set_problems, payload_path, role_of, step_name, tree_document_path, tree_segment_path)
 from stepseal.layout._ownership import (PayloadReport, agreeing, can_read, fits_world,
     holds_own_keys, payload_owner, payload_owners, payload_problems, payload_report, rule_of,
     shared_out, writes_plain, writes_replica)
@@ -48,12 +48,12 @@ __all__ = [
     "dcp_fqn", "dcp_path", "decode_document", "decode_index", "decode_manifest", "decode_part",
     "digest", "digest_of_all", "digest_of_chunks", "divided", "division_problems", "duration_text",
     "encode_document", "encode_index", "encode_manifest", "encode_part", "external_folder",
-    "fits_world", "hex_digests", "holds_own_keys", "hull", "intersect", "linear_boxes",
-    "manifest_digest", "num_chunks", "numbered_sets", "parse_header", "parse_payload_path",
-    "parse_step_name", "part_document_path", "part_index_path", "path_problem", "path_set_problems",
-    "payload_owner", "payload_owners", "payload_path", "payload_problems", "payload_report",
-    "payload_sizes", "refuse", "replica_problems", "rule_of", "saved_sharing", "seal",
-    "set_of_ranks", "sets_option", "sha256_hex", "shared_out", "step_name", "tree_document_path",
-    "tree_segment_path", "unix_time", "unseal", "utc_text", "whole", "writes_plain",
-    "writes_replica",
+    "fits_world", "hex_digests", "holders_of", "holds_own_keys", "hull", "intersect",
+    "linear_boxes", "manifest_digest", "num_chunks", "numbered_sets", "parse_header",
+    "parse_payload_path", "parse_step_name", "part_document_path", "part_index_path",
+    "path_problem", "path_set_problems", "payload_owner", "payload_owners", "payload_path",
+    "payload_problems", "payload_report", "payload_sizes", "refuse", "replica_problems", "role_of",
+    "rule_of", "saved_sharing", "seal", "set_of_ranks", "sets_option", "sha256_hex", "shared_out",
+    "step_name", "tree_document_path", "tree_segment_path", "unix_time", "unseal", "utc_text",
+    "whole", "writes_plain", "writes_replica",
 ]

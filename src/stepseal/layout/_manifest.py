@@ -19,6 +19,7 @@ from stepseal.layout._names import (
     part_document_path,
     participant_problem,
     path_set_problems,
+    role_of,
 )
 from stepseal.layout._saved_sets import sets_problems
 from stepseal.layout._sealed import (
@@ -55,6 +56,7 @@ __all__ = [
     "StepKind",
     "decode_manifest",
     "encode_manifest",
+    "holders_of",
     "manifest_digest",
 ]
 
@@ -116,6 +118,8 @@ class ComponentEntry:
     """Whether the step could only be committed together with this component."""
     options: dict[str, object]
     """More data that the component's kind needs for reading; JSON."""
+    role: str = ""
+    """Role of the participants that hold it; empty if all of the step do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +160,13 @@ class Manifest:
     """Component that was not saved, as it was not required, to the reason."""
     digest_algorithm: Literal["xxh3-128"] = "xxh3-128"
     chunk_bytes: Annotated[int, msgspec.Meta(ge=CHUNK_BYTES, le=CHUNK_BYTES)] = CHUNK_BYTES
+
+
+def holders_of(manifest: Manifest, entry: ComponentEntry) -> tuple[str, ...]:
+    """Return the participants that hold a component, in ordinal order."""
+    if not entry.role:
+        return manifest.participants
+    return tuple(one for one in manifest.participants if role_of(one) == entry.role)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -216,20 +227,29 @@ def _check(manifest: Manifest, problems: Problems) -> None:
             problems.add(f"files[{number}].role", f"a {entry.role} file belongs to a part")
         elif problem := file_problem(entry):
             problems.add(f"files[{number}]", problem)
-    participants = frozenset(manifest.participants)
-    _check_components(manifest, participants, problems)
-    _check_parts(manifest, participants, problems)
+    _check_components(manifest, problems)
+    _check_parts(manifest, frozenset(manifest.participants), problems)
 
 
-def _check_components(manifest: Manifest, participants: frozenset[str], problems: Problems) -> None:
+def _check_components(manifest: Manifest, problems: Problems) -> None:
+    everybody = set(manifest.participants)
+    roles: dict[str, set[str]] = {}
+    for participant in manifest.participants:
+        roles.setdefault(role_of(participant), set()).add(participant)
     for number, entry in enumerate(manifest.components):
+        holders = roles.get(entry.role, set()) if entry.role else everybody
+        if not holders:
+            path = f"components[{number}].role"
+            problems.add(path, f"expected a role of this step, found {show(entry.role)}")
+            continue
+        whom = f"a participant of {entry.role}" if entry.role else "a participant of this step"
         for holder, owner in entry.payloads.items():
             path = f"components[{number}].payloads.{show_key(holder)}"
-            if holder not in participants:
-                problems.add(path, "expected a participant of this step as key")
-            if owner not in participants:
-                problems.add(path, f"expected a participant of this step, found {show(owner)}")
-        found = sets_problems(entry.sharing, entry.payloads, entry.options, participants)
+            if holder not in holders:
+                problems.add(path, f"expected {whom} as key")
+            if owner not in holders:
+                problems.add(path, f"expected {whom}, found {show(owner)}")
+        found = sets_problems(entry.sharing, entry.payloads, entry.options, holders)
         problems.extend(f"components[{number}]", found)
 
 

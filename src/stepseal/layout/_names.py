@@ -41,6 +41,7 @@ __all__ = [
     "path_problem",
     "path_set_problems",
     "payload_path",
+    "role_of",
     "step_name",
     "tree_document_path",
     "tree_segment_path",
@@ -115,6 +116,14 @@ def participant_problem(participant: object) -> str | None:
     ):
         return None
     return f"expected a participant such as `trainer/3`, found {show(participant)}"
+
+
+def role_of(participant: str) -> str:
+    """Return the role of a participant: its id without the last segment, which is its rank.
+
+    An id of one segment has the empty role.
+    """
+    return participant.rpartition("/")[0]
 
 
 def check_component_name(name: object) -> str:

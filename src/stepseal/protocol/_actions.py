@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stepseal.layout import StepRef
-    from stepseal.protocol._messages import Captured, Failure, FromCoordinator, PartReport
+    from stepseal.protocol._messages import (
+        Captured,
+        Decided,
+        Failure,
+        Fresh,
+        FromCoordinator,
+        PartReport,
+        Restored,
+        RestoreFailed,
+    )
+    from stepseal.protocol._opening import Opening
 
 __all__ = [
     "Action",
@@ -30,6 +40,7 @@ __all__ = [
     "Selected",
     "Send",
     "Staged",
+    "Told",
 ]
 
 
@@ -39,6 +50,15 @@ class Send:
 
     to: str
     message: FromCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Report the outcome of an opened call to whoever opened it."""
+
+    outcome: Decided | Restored | Fresh | RestoreFailed
+    report: Mapping[str, str] = field(default_factory=dict)
+    """Component to what a restore did with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,8 @@ class Publish:
     """Monotonic time after which the step must not be committed any more."""
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Component that was not written to the reason."""
+    opening: Opening | None = None
+    """What the controller said of the step; None where the participants made the call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +114,7 @@ class Claim:
     parent: StepRef | None
 
 
-Action = Send | BeginStaging | Publish | Discard | Select | Claim
+Action = Send | Told | BeginStaging | Publish | Discard | Select | Claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +163,8 @@ class Selected:
     """Step name to the reason why the step was not chosen."""
     unverified: bool = False
     """The step is a foreign DCP folder; `ref` holds the SHA-256 of its `.metadata`."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Component to the role that saved it; empty where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)

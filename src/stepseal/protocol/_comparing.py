@@ -74,7 +74,8 @@ class Comparison:
         self._told: dict[str, messages.Compared] = {}
         facts = {p: {f.name: f for f in c.components} for p, c in captured.items()}
         for name in sorted(names):
-            self._compare(name, {p: found[name] for p, found in facts.items()}, digests)
+            held = {p: found[name] for p, found in facts.items() if name in found}
+            self._compare(name, held, digests)
 
     def _compare(
         self,

@@ -3,9 +3,10 @@
 One instance per incarnation. It dispatches to one round per call, and remembers lost participants
 and past decisions. The same code runs under threads, actors and a simulator. Invariants:
 
-- A lost participant stays lost, because a restarted one does not know the calls.
+- A lost life stays lost, because a restarted participant does not know the calls.
 - Each call has exactly one round, and messages for a decided call change nothing.
 - A participant that connects late receives the earlier decisions.
+- The roster of a call never changes: whoever is admitted meanwhile takes part in the next one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from stepseal import errors
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
+from stepseal.protocol._members import Members
 from stepseal.protocol._restore_round import RestoreRound
 from stepseal.protocol._save_round import SaveRound
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._opening import Opening
 
 __all__ = ["Coordinator"]
 
@@ -29,8 +32,11 @@ __all__ = ["Coordinator"]
 class Coordinator:
     """Decides the outcome of every `save` and `restore` call.
 
+    Either the participants make all calls, the same ones in the same order (an SPMD job), or the
+    coordinator opens them with `open`.
+
     Args:
-        participants: all participants, in ordinal order.
+        participants: those that take part from the start, in ordinal order; they make the calls.
         deadlines: limits per phase.
         new_attempt: returns a fresh 128-bit random id in hex at every call.
     """
@@ -41,20 +47,28 @@ class Coordinator:
         deadlines: Deadlines,
         new_attempt: Callable[[], str],
     ) -> None:
-        self.participants = participants
-        self._known = frozenset(participants)
+        self._members = Members(participants)
+        self._opens = not participants
         self._deadlines = deadlines
         self._new_attempt = new_attempt
         self._rounds: dict[int, SaveRound | RestoreRound] = {}
+        self._rosters: dict[int, dict[str, str]] = {}
+        """Call to its participants and their lives."""
         self._decided: dict[int, Literal["save", "restore"]] = {}
-        self._lost: dict[str, messages.Failure] = {}
-        self._gone: set[str] = set()
-        self._kept: dict[str, list[actions.Action]] = {p: [] for p in participants}
+        self._num_opened = 0
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """All participants of now."""
+        return self._members.everybody()
 
     @property
     def everybody_left(self) -> bool:
-        """True once every participant has said goodbye or is lost."""
-        return len(self._gone | self._lost.keys()) >= len(self.participants)
+        """True once nobody may still need the coordinator.
+
+        One that opens the calls knows it by itself; else all have said goodbye or are lost.
+        """
+        return self._opens or self._members.everybody_left
 
     @property
     def busy(self) -> bool:
@@ -65,31 +79,80 @@ class Coordinator:
         """Return the monotonic time by which `on_time` must be called."""
         return min((r.deadline for r in self._rounds.values()), default=float("inf"))
 
+    def admit(self, participant: str, life: str) -> list[actions.Action]:
+        """Let a participant take part in later calls; an earlier life of it ends here.
+
+        Args:
+            participant: its id.
+            life: random text that no other admission has.
+        """
+        self._members.admit(participant, life)
+        return self._keep(self._settle())
+
+    def release(self, participant: str) -> list[actions.Action]:
+        """Let a participant take no part in later calls; it need not say goodbye."""
+        told: list[actions.Action] = [actions.Send(participant, messages.Dismiss())]
+        self._members.release(participant)
+        return told + self._keep(self._settle())
+
+    def open(self, opening: Opening, now: float) -> tuple[int, list[actions.Action]]:
+        """Open a call for everybody who was admitted; return its number.
+
+        `Told` reports the outcome.
+        """
+        assert self._opens, "the participants make the calls"
+        self._num_opened += 1
+        call = self._num_opened
+        roster = self._rosters[call] = self._members.roster()
+        if opening.kind == "save":
+            save = SaveRound(call, tuple(roster), self._new_attempt(), self._deadlines, now)
+            self._rounds[call] = save
+            todo = save.open(opening, roster)
+        else:
+            restore = RestoreRound(call, tuple(roster), self._deadlines, now)
+            self._rounds[call] = restore
+            todo = restore.open(opening, roster)
+        return call, self._keep(todo + self._settle())
+
     def on_message(
-        self, participant: str, message: messages.FromParticipant, now: float
+        self, participant: str, message: messages.FromParticipant, now: float, life: str = ""
     ) -> list[actions.Action]:
-        """Handle a message; ignore one from an unknown or lost participant."""
-        if participant not in self._known or participant in self._lost:
+        """Handle a message; ignore one from an unknown or lost participant, or of an old life."""
+        if not self._members.hears(participant, life):
             return []
         todo = self._dispatch(participant, message, now)
         return self._keep(todo + self._settle())
 
     def _keep(self, todo: list[actions.Action]) -> list[actions.Action]:
-        """Keep messages to participants that have not connected yet; `Hello` delivers them."""
+        """Keep messages to participants that have not connected yet; `Hello` delivers them.
+
+        Drop those about calls of an earlier life: this life does not know them.
+        """
+        kept = []
         for action in todo:
-            if isinstance(action, actions.Send) and action.to in self._kept:
-                self._kept[action.to].append(action)
-        return todo
+            if isinstance(action, actions.Send):
+                if not self._is_for_this_life(action):
+                    continue
+                self._members.keep(action)
+            kept.append(action)
+        for call in self._rosters.keys() - self._rounds.keys():
+            del self._rosters[call]  # nothing about it is sent any more
+        return kept
+
+    def _is_for_this_life(self, action: actions.Send) -> bool:
+        roster = self._rosters.get(getattr(action.message, "call", 0), {})
+        life = roster.get(action.to)
+        return life is None or self._members.is_current(action.to, life)
 
     def _dispatch(
         self, participant: str, message: messages.FromParticipant, now: float
     ) -> list[actions.Action]:
         match message:
             case messages.Hello():
-                kept = self._kept.pop(participant, [])
+                kept = self._members.kept(participant)
                 return [actions.Send(participant, messages.Welcome()), *kept]
             case messages.Goodbye():
-                self._gone.add(participant)
+                self._members.leave(participant)
                 return [actions.Send(participant, messages.Welcome())]
             case messages.PollSave():
                 decided = message.call in self._decided
@@ -132,8 +195,10 @@ class Coordinator:
             return []
         found = self._rounds.get(call)
         if not isinstance(found, SaveRound):
+            if self._opens:
+                return []
             attempt = self._new_attempt()
-            found = SaveRound(call, self.participants, attempt, self._deadlines, now)
+            found = SaveRound(call, self._called_by_all(call), attempt, self._deadlines, now)
             self._rounds[call] = found
         if isinstance(message, messages.Captured):
             return found.on_captured(participant, message, now)
@@ -153,9 +218,16 @@ class Coordinator:
             return []
         found = self._rounds.get(call)
         if not isinstance(found, RestoreRound):
-            found = RestoreRound(call, self.participants, self._deadlines, now)
+            if self._opens:
+                return []
+            found = RestoreRound(call, self._called_by_all(call), self._deadlines, now)
             self._rounds[call] = found
         return found.on_called(participant, message, now)
+
+    def _called_by_all(self, call: int) -> tuple[str, ...]:
+        """Return the participants of a call that they make themselves."""
+        roster = self._rosters[call] = self._members.roster()
+        return tuple(roster)
 
     def _kind(self, call: int) -> Literal["save", "restore"] | None:
         """Return the kind of a call that a participant has already made, else None."""
@@ -165,7 +237,7 @@ class Coordinator:
         return "save" if isinstance(found, SaveRound) else "restore"
 
     def _mix_up(self, call: int, participant: str, cause: messages.Failure) -> list[actions.Action]:
-        """Fail a round because one participant called save where others called restore."""
+        """Fail a round that still waits for this participant, which will not take part."""
         found = self._rounds.get(call)
         if found is None or participant not in found.missing():
             return []
@@ -184,11 +256,18 @@ class Coordinator:
             return restore.on_rejected(participant, message, now)
         return restore.on_vote(participant, message, now)
 
-    def on_lost(self, participant: str, cause: messages.Failure) -> list[actions.Action]:
+    def on_lost(
+        self, participant: str, cause: messages.Failure, life: str = ""
+    ) -> list[actions.Action]:
         """Handle a connection that ended or went silent without a goodbye."""
-        if participant not in self._gone:
-            self._lost.setdefault(participant, cause)
+        self._members.lose(participant, life, cause)
         return self._keep(self._settle())
+
+    def on_unreached(
+        self, call: int, participant: str, cause: messages.Failure
+    ) -> list[actions.Action]:
+        """Fail an opened call that a participant, alive or not, could not be brought to begin."""
+        return self._keep(self._mix_up(call, participant, cause) + self._settle())
 
     def on_driver(self, event: actions.DriverEvent, now: float) -> list[actions.Action]:
         """Handle the driver's answer to an action; ignore it if its round has ended."""
@@ -235,9 +314,6 @@ class Coordinator:
 
     def _absent(self, found: SaveRound | RestoreRound) -> dict[str, messages.Failure]:
         """Return the participants that this round waits for and that are gone."""
-        if not self._lost and not self._gone:
+        if self._members.is_complete:  # most of the time, and for each message of every rank
             return {}
-        kind = errors.ParticipantFailed.kind
-        gone = messages.Failure(kind, "closed its checkpointer before this call")
-        causes = {**dict.fromkeys(self._gone, gone), **self._lost}
-        return {p: causes[p] for p in found.missing() if p in causes}
+        return self._members.absent(self._rosters[found.call], found.missing())

@@ -17,6 +17,7 @@ import queue
 import secrets
 import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Literal
 
 from stepseal.protocol import _actions as actions
@@ -25,14 +26,18 @@ from stepseal.protocol._coordinator import Coordinator
 from stepseal.protocol._incarnation import Incarnation, discard_aborted
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stepseal.protocol._deadlines import Deadlines
     from stepseal.protocol._draft import JobInfo
     from stepseal.protocol._incarnation import Housekeep
+    from stepseal.protocol._opening import Opening
     from stepseal.protocol._steps import CoordinatorSteps
     from stepseal.protocol._transport import Hub
 
     Input = (
-        tuple[str, messages.FromParticipant | messages.Failure]
+        tuple[str, messages.FromParticipant | messages.Failure, str]
+        | Callable[[], list[actions.Action]]
         | actions.DriverEvent
         | Literal["job done", "stop"]
     )
@@ -53,7 +58,7 @@ class CoordinatorDriver:
 
     Args:
         steps: the step store of the root.
-        participants: all participants, in ordinal order.
+        participants: those who make the calls, in ordinal order; none where `open` does.
         hub: connections to them; started and closed here.
         deadlines: limits per phase.
         job: facts for each manifest.
@@ -74,11 +79,12 @@ class CoordinatorDriver:
         self._steps = steps
         self._deadlines = deadlines
         self._hub = hub
-        self._incarnation = Incarnation(steps, participants, job=job, housekeep=housekeep)
+        self._incarnation = Incarnation(steps, job=job, housekeep=housekeep)
         self._protocol = Coordinator(participants, deadlines, lambda: secrets.token_hex(16))
         self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._chores: queue.SimpleQueue[Chore] = queue.SimpleQueue()
+        self._opened: dict[int, Future[actions.Told]] = {}
         self._num_jobs = 0
         self._discarded = threading.Condition()
         self._num_discards = 0
@@ -89,10 +95,41 @@ class CoordinatorDriver:
         )
         self._worker = threading.Thread(target=self._work, name="stepseal-commit", daemon=True)
         self._keeper = threading.Thread(target=self._keep_house, name="stepseal-keep", daemon=True)
-        hub.start(lambda participant, message: self._inbox.put((participant, message)))
+        hub.start(lambda participant, message, life: self._inbox.put((participant, message, life)))
         self._thread.start()
         self._worker.start()
         self._keeper.start()
+
+    def admit(self, participant: str, life: str) -> None:
+        """Let a participant take part in later calls; its earlier life ends."""
+        self._inbox.put(lambda: self._protocol.admit(participant, life))
+
+    def release(self, participant: str) -> None:
+        """Let a participant take no part in later calls, and tell it so."""
+        self._inbox.put(lambda: self._protocol.release(participant))
+
+    def open(self, opening: Opening) -> Future[actions.Told]:
+        """Open a call for all participants; return its outcome to come.
+
+        If the driver ends first, the outcome is a `CancelledError`.
+        """
+        outcome: Future[actions.Told] = Future()
+
+        def begin() -> list[actions.Action]:
+            call, todo = self._protocol.open(opening, time.monotonic())
+            self._opened[call] = outcome
+            return todo
+
+        self._inbox.put(begin)
+        return outcome
+
+    def lost(self, participant: str, life: str, cause: messages.Failure) -> None:
+        """Report the death of a life that somebody else than the hub has noticed."""
+        self._inbox.put(lambda: self._protocol.on_lost(participant, cause, life))
+
+    def unreached(self, call: int, participant: str, cause: messages.Failure) -> None:
+        """Report that a participant could not be brought to begin a call."""
+        self._inbox.put(lambda: self._protocol.on_unreached(call, participant, cause))
 
     def close(self, *, linger: bool = True) -> None:
         """Wait up to `close_s` until all participants are done or lost; then stop. Idempotent.
@@ -103,6 +140,7 @@ class CoordinatorDriver:
         if self._closed:
             return
         self._closed = True
+        self._inbox.put(list)  # lets an idle driver look whether somebody is left
         if linger:
             self._left.wait(self._deadlines.close_s)
         self._inbox.put("stop")
@@ -124,6 +162,10 @@ class CoordinatorDriver:
             _log.exception("stepseal: defect in the coordinator; all participants are released")
             self._hub.close()
             self._left.set()
+        finally:
+            for outcome in self._opened.values():
+                outcome.cancel()
+            self._opened.clear()
 
     def _take_all(self) -> bool:
         """Wait for an event or the next deadline, and handle all events; False to stop."""
@@ -142,17 +184,21 @@ class CoordinatorDriver:
         now = time.monotonic()
         if isinstance(found, str):
             self._num_jobs -= 1
+        elif callable(found):
+            self._perform(found())
         elif not isinstance(found, tuple):
             self._perform(self._protocol.on_driver(found, now))
         elif isinstance(found[1], messages.Failure):
-            self._perform(self._protocol.on_lost(found[0], found[1]))
+            self._perform(self._protocol.on_lost(found[0], found[1], found[2]))
         else:
-            self._perform(self._protocol.on_message(found[0], found[1], now))
+            self._perform(self._protocol.on_message(found[0], found[1], now, found[2]))
 
     def _perform(self, todo: list[actions.Action]) -> None:
         for action in todo:
             if isinstance(action, actions.Send):
                 self._hub.send(action.to, action.message)
+            elif isinstance(action, actions.Told):
+                self._opened.pop(action.outcome.call).set_result(action)
             else:
                 self._num_jobs += 1
                 if isinstance(action, actions.Discard):

@@ -17,6 +17,7 @@ from stepseal.layout import (
     utc_text,
 )
 from stepseal.protocol._agreement import payload_reports
+from stepseal.protocol._cut import by_role, merged_cut
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,19 +36,17 @@ class JobInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     """Library name to version."""
     topology: Mapping[str, Any] = field(default_factory=dict)
-    """World size and mesh axes."""
+    """Facts about the job besides its number of participants."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an attempt comes from: run, incarnation, participants and parent."""
+    """Where an attempt comes from: run, incarnation and parent."""
 
     run_id: str
     incarnation: int
     parent: StepRef | None
     """The step before it in the lineage."""
-    participants: tuple[str, ...]
-    """In ordinal order."""
     durability: Durability
     """The durability that the root offers."""
 
@@ -56,17 +55,25 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
     """Return the manifest of an attempt, without the coordinator's own files.
 
     The owners of payloads come from the reports of all participants. Facts that are equal on all
-    participants (cut, metrics, tags, kinds of components) come from the first one; their equality
-    was checked after the capture.
+    participants of a role (cut, kinds of components) come from its first one; their equality was
+    checked after the capture. Metrics and tags come from whoever made the call: the controller, or
+    the first participant.
 
     Args:
-        publish: the reports of the participants.
-        origin: run, incarnation, participants and parent of the attempt.
+        publish: the reports of the participants, in ordinal order.
+        origin: run, incarnation and parent of the attempt.
         job: facts that are the same for every step of the incarnation.
         now_s: Unix time.
     """
-    first = publish.captured[origin.participants[0]]
+    participants = tuple(publish.captured)
+    first = publish.captured[participants[0]]
+    notes = first if publish.opening is None else publish.opening
     reports = payload_reports(publish.captured)
+    held = [
+        (role, found)
+        for role, names in by_role(participants).items()
+        for found in publish.captured[names[0]].components
+    ]
     components = tuple(
         ComponentEntry(
             name=found.name,
@@ -75,13 +82,14 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
             payloads=payload_owners(reports[found.name]),
             required=found.required,
             options=_options(found, reports[found.name]),
+            role=role,
         )
-        for found in sorted(first.components, key=lambda component: component.name)
+        for role, found in sorted(held, key=lambda one: one[1].name)
         if found.name not in publish.left_out
     )
     parts = tuple(
         PartRef(p, DocumentRef(ref.path, ref.size_bytes, ref.sha256))
-        for p in origin.participants
+        for p in participants
         for ref in (publish.parts[p],)
     )
     return Manifest(
@@ -93,12 +101,12 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
         parent=origin.parent,
         kind="full",
         resumable=True,
-        cut=dict(first.cut),
+        cut={**merged_cut(publish.captured, publish.opening)},
         created_at=utc_text(now_s),
-        metrics={name: float(value) for name, value in first.metrics.items()},
-        tags=tuple(first.tags),
-        participants=origin.participants,
-        topology=dict(job.topology),
+        metrics={name: float(value) for name, value in notes.metrics.items()},
+        tags=tuple(notes.tags),
+        participants=participants,
+        topology={"world_size": len(participants), **job.topology},
         components=components,
         left_out=dict(publish.left_out),
         parts=parts,

@@ -35,7 +35,6 @@ class Incarnation:
 
     Args:
         steps: the root.
-        participants: all participants, in ordinal order.
         job: facts for each manifest.
         housekeep: sweeps and prunes.
         clock: Unix time, for manifests.
@@ -44,14 +43,12 @@ class Incarnation:
     def __init__(
         self,
         steps: CoordinatorSteps,
-        participants: tuple[str, ...],
         *,
         job: JobInfo,
         housekeep: Housekeep | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._steps = steps
-        self._participants = participants
         self._job = job
         self._housekeep = housekeep
         self._clock = clock
@@ -114,7 +111,7 @@ class Incarnation:
     def _publish(self, action: actions.Publish) -> actions.Published:
         steps = self._steps
         assert self.number is not None
-        origin = Origin(steps.run_id, self.number, self._head, self._participants, steps.durability)
+        origin = Origin(steps.run_id, self.number, self._head, steps.durability)
         sha256 = steps.publish(
             action.staging,
             draft_manifest(action, origin, self._job, now_s=self._clock()),
@@ -134,6 +131,7 @@ class Incarnation:
             found.has_commits,
             found.reasons,
             found.unverified,
+            found.roles,
         )
 
     def _claim(self, action: actions.Claim) -> actions.Claimed:

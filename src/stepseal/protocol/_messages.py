@@ -14,15 +14,17 @@ import msgspec
 
 from stepseal import errors
 from stepseal.protocol._failures import Failure
+from stepseal.protocol._opening import BeginRestore, BeginSave, Dismiss
 from stepseal.protocol._reports import ComponentReport, PartReport
 
 __all__ = [
-    "Aborted", "Applied", "Apply", "Candidate", "Captured", "Challenge", "Failure", "Checked",
-    "Committed", "Compare", "Compared", "ComponentReport", "Decided", "EnginesReturned", "Failed",
-    "Fresh", "FromCoordinator", "FromParticipant", "Goodbye", "Heartbeat", "Hello", "PartReport",
-    "PollSave", "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed",
-    "Restored", "Unresolved", "SaveStatus", "TakeInventory", "Welcome", "Write",
-    "decode_from_coordinator", "decode_from_participant", "encode_message",
+    "Aborted", "Applied", "Apply", "BeginRestore", "BeginSave", "Candidate", "Captured",
+    "Challenge", "Checked", "Committed", "Compare", "Compared", "ComponentReport", "Decided",
+    "Dismiss", "EnginesReturned", "Failed", "Failure", "Fresh", "FromCoordinator",
+    "FromParticipant", "Goodbye", "Heartbeat", "Hello", "PartReport", "PollSave", "Prepared",
+    "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed", "Restored", "SaveStatus",
+    "TakeInventory", "Unresolved", "Welcome", "Write", "decode_from_coordinator",
+    "decode_from_participant", "encode_message",
 ]  # fmt: skip
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
@@ -41,6 +43,8 @@ class Hello(_Message, frozen=True):
     participant: str
     token: str
     version: str
+    life: str = ""
+    """The admission that it answers; empty where participants are known from the start."""
 
     def __repr__(self) -> str:
         """Return a text without the secret token, for logs and tracebacks."""
@@ -134,6 +138,8 @@ class Checked(_Message, frozen=True):
     round: _Number
     left: dict[str, _Bits] = {}
     """Component whose participants take different entries to those left to others, as bits."""
+    report: dict[str, str] = {}
+    """Component to what is done with it; the same from all participants of a role."""
 
 
 class Applied(_Message, frozen=True):
@@ -338,7 +344,11 @@ FromCoordinator = (
     | Fresh
     | RestoreFailed
     | SaveStatus
+    | BeginSave
+    | BeginRestore
+    | Dismiss
 )
+"""Any message of the coordinator."""
 
 _encoder = msgspec.json.Encoder()
 _participant_decoder = msgspec.json.Decoder(FromParticipant)

@@ -16,10 +16,14 @@ from stepseal.protocol import _messages as messages
 
 if TYPE_CHECKING:
     from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._opening import Begin
+
+_LOST = errors.CoordinatorLost.kind
 
 __all__ = ["Participant", "RestoreAnswer", "RestoreState", "SaveState"]
 
 RestoreAnswer = messages.Restored | messages.Fresh | messages.RestoreFailed
+"""How a restore ended."""
 
 
 @dataclass(slots=True)
@@ -80,13 +84,27 @@ class Participant:
         self._statuses: dict[tuple[int, int], bool] = {}
         self._forgotten: set[int] = set()
         self._num_calls = 0
+        self._begins: list[Begin] = []
+        self._begun = 0
         self.welcomed = False
+        self.dismissed = False
         self.lost: messages.Failure | None = None
 
     def new_call(self) -> int:
         """Return the number of the next call; participants that make the same calls agree on it."""
         self._num_calls += 1
         return self._num_calls
+
+    def next_begin(self) -> Begin | None:
+        """Return and forget the oldest call that the coordinator opened; None if there is none."""
+        return self._begins.pop(0) if self._begins else None
+
+    def take_up(self, begin: Begin) -> bool:
+        """Return whether to begin this call; False if it was begun before, or ended by now."""
+        if begin.call <= self._begun:
+            return False
+        self._begun = begin.call
+        return True
 
     def save(self, call: int) -> SaveState:
         """Return the state of a save call."""
@@ -133,6 +151,11 @@ class Participant:
                 pass
             case messages.Welcome():
                 self.welcomed = True
+            case messages.Dismiss():
+                self.dismissed = True
+                self.on_lost(messages.Failure(_LOST, "the coordinator released this participant"))
+            case messages.BeginSave() | messages.BeginRestore():
+                self._begins.append(message)
             case messages.Refused():
                 self.on_lost(messages.Failure(message.kind, message.message))
             case _ if message.call in self._forgotten:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._opening import Begin
     from stepseal.protocol._participant import RestoreAnswer
     from stepseal.protocol._transport import Link
 
@@ -52,7 +53,7 @@ class ParticipantDriver:
     def __init__(self, participant: str, link: Link, deadlines: Deadlines) -> None:
         self.participant = participant
         self._link = link
-        self._deadlines = deadlines
+        self.deadlines = deadlines
         self._protocol = Participant(deadlines)
         self._changed = threading.Condition()
         self._closed = False
@@ -82,6 +83,35 @@ class ParticipantDriver:
         """Return the number of the next call."""
         with self._changed:
             return self._protocol.new_call()
+
+    def wait_begin(self, timeout_s: float | None) -> Begin | None:
+        """Wait for a call that the coordinator opens.
+
+        Returns:
+            The call; None if `timeout_s` passes first, or the coordinator is gone or has released
+            this participant (see `is_lost`).
+        """
+        found: list[Begin] = []
+
+        def arrived() -> bool:
+            begin = self._protocol.next_begin()
+            if begin is not None:
+                found.append(begin)
+            return bool(found) or self._is_lost()
+
+        self._wait(arrived, timeout_s)
+        return found[0] if found else None
+
+    def take_up(self, begin: Begin) -> bool:
+        """Return whether to begin this call; False if it was begun before."""
+        with self._changed:
+            return self._protocol.take_up(begin)
+
+    @property
+    def is_lost(self) -> bool:
+        """True once the coordinator is gone or has released this participant."""
+        with self._changed:
+            return self._is_lost()
 
     def send_captured(self, message: messages.Captured) -> None:
         """Report a capture, and start the deadline of the save."""
@@ -230,7 +260,7 @@ class ParticipantDriver:
                 posted.append(found)
             return bool(posted) or state.lost is not None
 
-        self._wait(arrived, self._deadlines.save_s)
+        self._wait(arrived, self.deadlines.save_s)
         return posted[0] if posted else True
 
     def forget(self, call: int) -> None:
@@ -245,11 +275,12 @@ class ParticipantDriver:
         self._closed = True
         with self._changed:
             self._protocol.welcomed = False
-        self._link.send(messages.Goodbye())
-        self._wait(
-            lambda: self._protocol.welcomed or self._is_lost(),
-            self._deadlines.close_s,
-        )
+        if not self._protocol.dismissed:
+            self._link.send(messages.Goodbye())
+            self._wait(
+                lambda: self._protocol.welcomed or self._is_lost(),
+                self.deadlines.close_s,
+            )
         self._link.close()
 
     def _is_lost(self) -> bool:

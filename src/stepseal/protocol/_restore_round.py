@@ -20,21 +20,22 @@ from stepseal.layout import step_name
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._agreement import kind_of, summary, told_once
+from stepseal.protocol._cut import by_role
 from stepseal.protocol._failures import shortened
+from stepseal.protocol._restore_facts import differences, without_holder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stepseal.layout import StepRef
     from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._opening import Opening
 
 __all__ = ["RestoreRound"]
 
 _DAMAGE = frozenset({errors.Corrupt.kind, errors.StorageUnavailable.kind})
 _PASSED_ON = _DAMAGE | {errors.StateMismatch.kind, errors.InvalidInput.kind}
 """Kinds that all participants raise if all that failed say so."""
-_SETS_OF = "sets of "
-"""How the facts about the sets of a component begin."""
 
 
 class RestoreRound:
@@ -70,6 +71,19 @@ class RestoreRound:
         """Candidates that storage has refused once."""
         self._tainted = False
         self._unverified = False
+        self._opening: Opening | None = None
+        self._report: dict[str, str] = {}
+
+    def open(self, opening: Opening, lives: Mapping[str, str]) -> list[actions.Action]:
+        """Tell all participants to join; the call was not made by the participants.
+
+        Args:
+            opening: what the controller asks for.
+            lives: every participant and its life, in ordinal order.
+        """
+        self._opening = opening
+        begins = opening.begins(self.call, self.participants, lives)
+        return [actions.Send(one, message) for one, message in begins.items()]
 
     @property
     def done(self) -> bool:
@@ -93,20 +107,9 @@ class RestoreRound:
         return self._select(now)
 
     def _differences(self) -> dict[str, messages.Failure]:
-        first = self.participants[0]
-        wanted = _facts(self._joined[first])
-        found = {}
-        for participant, call in self._joined.items():
-            has = _facts(call)
-            names = [name for name in {**wanted, **has} if has.get(name) != wanted.get(name)]
-            if names:
-                text = (
-                    f"called restore with {_shown(has, names)}, but {first} with "
-                    f"{_shown(wanted, names)}"
-                )
-                if any(name.startswith(_SETS_OF) for name in names):
-                    text += ": pass the same same_on= on every rank"
-                found[participant] = messages.Failure(errors.StateMismatch.kind, text)
+        found: dict[str, messages.Failure] = {}
+        for members in by_role(self.participants).values():
+            found |= differences(members, self._joined)
         return found
 
     def on_selected(self, event: actions.Selected, now: float) -> list[actions.Action]:
@@ -118,7 +121,11 @@ class RestoreRound:
             if not event.has_commits and not self._reasons:
                 return self._conclude(now)
             return self._give_up()
-        self._candidate = event.ref
+        if self._opening is not None:
+            text = without_holder(event, self.participants, self._joined.values(), self._opening)
+            if text is not None:
+                return self._fail(errors.StateMismatch.kind, text, {})
+        self._candidate, self._report = event.ref, {}
         self._unverified = event.unverified
         self._round += 1
         self._enter("check", self._deadlines.check_s, now)
@@ -142,8 +149,10 @@ class RestoreRound:
             return []
         self._voted.add(participant)
         if isinstance(message, messages.Checked):
-            left = {name: int(bits, 16) for name, bits in message.left.items()}
-            self._left = {name: self._left.get(name, bits) & bits for name, bits in left.items()}
+            for name, text in message.left.items():
+                bits = int(text, 16)
+                self._left[name] = self._left.get(name, bits) & bits
+            self._report.update(message.report)
         return self._count(now)
 
     def on_rejected(
@@ -320,42 +329,10 @@ class RestoreRound:
     def _send(self, message: messages.FromCoordinator) -> list[actions.Action]:
         return [actions.Send(participant, message) for participant in self.participants]
 
-    def _finish(self, message: messages.FromCoordinator) -> list[actions.Action]:
+    def _finish(
+        self, message: messages.Restored | messages.Fresh | messages.RestoreFailed
+    ) -> list[actions.Action]:
         self.phase = "done"
         self.deadline = float("inf")
-        return self._send(message)
-
-
-def _facts(call: messages.RestoreCalled) -> dict[str, object]:
-    """Return what all must call alike, by the words of the caller."""
-    by_world = set(call.by_world)
-    components = {
-        f"component {name}": f"{policy}{', by world' if name in by_world else ''}"
-        for name, policy in call.policies.items()
-    }
-    conversions = {f"convert {name}": value for name, value in call.conversions.items()}
-    sets = {f"{_SETS_OF}{name}": value for name, value in call.sets.items()}
-    return {
-        "step": call.step,
-        "fresh": call.fresh,
-        "unverified": call.unverified,
-        "only": call.only,
-        "check_only": call.check_only,
-        **components,
-        **conversions,
-        **sets,
-    }
-
-
-def _shown(facts: Mapping[str, object], names: list[str]) -> str:
-    """Return facts as a text; components with the same sets of ranks are named together."""
-    divided: dict[object, list[str]] = {}
-    for name in names:
-        if name.startswith(_SETS_OF):
-            sets = facts.get(name, "absent")
-            divided.setdefault(sets, []).append(name.removeprefix(_SETS_OF))
-    others = [name for name in names if not name.startswith(_SETS_OF)]
-    return ", ".join([
-        *(f"{name}={facts.get(name, 'absent')}" for name in others),
-        *(f"the sets [{sets}] of {' and '.join(of)}" for sets, of in divided.items()),
-    ])  # fmt: skip
+        sent = self._send(message)
+        return [*sent, actions.Told(message, self._report)] if self._opening else sent

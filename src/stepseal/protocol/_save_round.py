@@ -7,6 +7,8 @@ before the parts: nobody lists what engines wrote until all of them have returne
   and only if all replicas that are compared are equal.
 - After an abort was sent for a call, the call is never published.
 - A participant may be lost after it has prepared: its bytes are durable.
+- If the coordinator opened the call, a role is told to capture only after all roles before it in
+  the order have captured.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._agreement import disagreements, kind_of, summary, told_once
 from stepseal.protocol._comparing import Comparison
+from stepseal.protocol._cut import by_role, role_problems
 from stepseal.protocol._failures import MAX_TEXT, shortened
+from stepseal.protocol._opening import stages
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._opening import Opening
 
 __all__ = ["SaveRound"]
 
@@ -57,12 +62,42 @@ class SaveRound:
         self.step = -1
         self._deadlines = deadlines
         self._captured: dict[str, messages.Captured] = {}
+        self._with_engines: tuple[str, ...] = ()
+        """Who holds external components; the others write their parts meanwhile."""
         self._returned: set[str] = set()
         self._prepared: dict[str, messages.PartReport] = {}
         self._staging: str | None = None
         self._digests: dict[str, Mapping[str, Mapping[str, str]]] = {}
         self._left_out: dict[str, str] = {}
         self._comparison: Comparison | None = None
+        self._opening: Opening | None = None
+        self._lives: Mapping[str, str] = {}
+        self._stages: list[tuple[str, ...]] = []
+        """Who is told to capture next, and after them."""
+        self._capturing: set[str] = set()
+        """Who was told to capture, and has not yet."""
+
+    def open(self, opening: Opening, lives: Mapping[str, str]) -> list[actions.Action]:
+        """Tell the first participants to capture; the call was not made by the participants.
+
+        Args:
+            opening: what the controller asks for.
+            lives: every participant and its life, in ordinal order.
+        """
+        assert opening.step is not None
+        self.step = opening.step
+        self._opening, self._lives = opening, lives
+        self._stages = stages(self.participants, opening.order)
+        return self._begin_next()
+
+    def _begin_next(self) -> list[actions.Action]:
+        """Tell the next stage to capture, if all before it have captured."""
+        if self._opening is None or not self._stages or self._capturing:
+            return []
+        stage = self._stages.pop(0)
+        self._capturing.update(stage)
+        begins = self._opening.begins(self.call, stage, self._lives)
+        return [actions.Send(one, message) for one, message in begins.items()]
 
     @property
     def done(self) -> bool:
@@ -77,11 +112,12 @@ class SaveRound:
             return []
         self.step = max(self.step, message.step)
         self._captured[participant] = message
+        self._capturing.discard(participant)
         if len(self._captured) < len(self.participants):
-            return []
+            return self._begin_next()
         # in ordinal order, not by arrival, so that messages are reproducible
         self._captured = {p: self._captured[p] for p in self.participants}
-        failures, left_out = disagreements(self._captured)
+        failures, left_out = self._disagreements()
         if failures:
             return self._abort(failures, "participants disagree")
         self._leave_out(left_out)
@@ -93,7 +129,8 @@ class SaveRound:
         """Compare replicas: those of optional components before the write, all others after it."""
         names = [
             found.name
-            for found in self._captured[self.participants[0]].components
+            for members in by_role(self.participants).values()
+            for found in self._captured[members[0]].components
             if found.required is required and found.name not in self._left_out
         ]
         parts = {p: self._prepared[p] for p in self.participants} if required else None
@@ -125,14 +162,27 @@ class SaveRound:
         self.deadline = now + self._deadlines.commit_s
         return [actions.BeginStaging(self.call, self.step, self.attempt)]
 
+    def _disagreements(self) -> tuple[dict[str, messages.Failure], dict[str, str]]:
+        """Compare within each role, then across roles; see `disagreements`."""
+        found: dict[str, messages.Failure] = {}
+        left_out: dict[str, str] = {}
+        for names in by_role(self.participants).values():
+            failures, without = disagreements({p: self._captured[p] for p in names})
+            found |= failures
+            left_out |= without
+        return found or role_problems(self._captured, self._opening), left_out
+
     def on_staged(self, event: actions.Staged, now: float) -> list[actions.Action]:
         """Order all participants to write."""
         if self.phase != "staging":
             return []
         self._staging = event.staging
-        first = self._captured[self.participants[0]]
-        has_engines = any(component.kind == "external" for component in first.components)
-        self.phase = "engines" if has_engines else "write"
+        self._with_engines = tuple(
+            p
+            for p, captured in self._captured.items()
+            if any(component.kind == "external" for component in captured.components)
+        )
+        self.phase = "engines" if self._with_engines else "write"
         self.deadline = now + self._deadlines.write_s
         return [
             actions.Send(
@@ -158,24 +208,25 @@ class SaveRound:
         if now > self.deadline:
             return self.on_deadline()
         self._returned.add(participant)
-        if len(self._returned) < len(self.participants):
+        if not self._returned.issuperset(self._with_engines):
             return []
         self.phase = "write"  # within the same limit
         order = messages.TakeInventory(self.call, self.attempt)
-        return [actions.Send(one, order) for one in self.participants]
+        return [actions.Send(one, order) for one in self._with_engines]
 
     def on_prepared(
         self, participant: str, message: messages.Prepared, now: float
     ) -> list[actions.Action]:
         """Handle a part report; after the last one, order the publication."""
-        current = self.phase == "write" and message.attempt == self.attempt
+        early = self.phase == "engines" and participant not in self._with_engines
+        current = (early or self.phase == "write") and message.attempt == self.attempt
         if not current or participant in self._prepared:
             return []
         if now > self.deadline:
             return self.on_deadline()  # before it counts, so that the late one is named
         self._prepared[participant] = message.part
         self._digests[participant] = message.digests
-        if len(self._prepared) < len(self.participants):
+        if self.phase == "engines" or len(self._prepared) < len(self.participants):
             return []
         return self._compare(now, required=True)
 
@@ -193,6 +244,7 @@ class SaveRound:
                 dict(self._prepared),
                 self.deadline,
                 dict(self._left_out),
+                self._opening,
             )
         ]
 
@@ -218,7 +270,7 @@ class SaveRound:
         if self.phase == "capture":
             reported = self._captured
         elif self.phase == "engines":
-            reported = self._returned
+            reported = self._returned | self._prepared.keys()
         elif self.phase == "write":
             reported = self._prepared
         elif self.phase == "compare" and self._comparison is not None:
@@ -302,4 +354,5 @@ class SaveRound:
     def _finish(self, message: messages.Decided) -> list[actions.Action]:
         self.phase = "done"
         self.deadline = float("inf")
-        return [actions.Send(participant, message) for participant in self.participants]
+        sent = [actions.Send(participant, message) for participant in self.participants]
+        return [*sent, actions.Told(message)] if self._opening else [*sent]

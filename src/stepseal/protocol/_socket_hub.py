@@ -3,9 +3,9 @@
 The first message on a connection must be a short Hello with the right token; one Challenge may come
 before it. Otherwise, or if it comes too late, the hub closes the connection. The number of
 connections without Hello is bounded.
-Each participant has one connection; a second one is refused. No call blocks forever: sends never
-block, memory for a peer that does not read is bounded, and a silent connection is reported dead
-after `lost_s`.
+Each life of a participant has one connection; a second one is refused. No call blocks forever:
+sends never block, memory for a peer that does not read is bounded, and a silent connection is
+reported dead after `lost_s`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal import errors
 from stepseal.protocol import _messages as messages
+from stepseal.protocol._line import Line
 from stepseal.protocol._transport import InProcessHub, InProcessLink
 from stepseal.protocol._wire import (
-    MAX_HELLO_BYTES,
     MAX_MESSAGE_BYTES,
     Address,
-    MessageReader,
     pack_message,
     prove,
 )
@@ -42,7 +40,6 @@ __all__ = ["SocketHub"]
 
 _log = logging.getLogger("stepseal")
 _RECEIVE_BYTES = 1 << 16
-_MAX_UNSENT_BYTES = 2 * MAX_MESSAGE_BYTES
 _MAX_STRANGERS = 64
 """Connections that may wait to say Hello, besides one per participant."""
 _BACKLOG = 64
@@ -52,34 +49,13 @@ _PAUSE_S = 0.05
 """Seconds between a failed accept and the next, so that a process without descriptors is idle."""
 
 
-@dataclass(eq=False, slots=True)
-class _Line:
-    """One accepted connection."""
-
-    connection: socket.socket
-    opened_at: float
-    last_seen: float
-    reader: MessageReader = field(default_factory=lambda: MessageReader(MAX_HELLO_BYTES))
-    unsent: bytearray = field(default_factory=bytearray)
-    participant: str | None = None
-    challenged: bool = False
-    """It has asked for a proof that the hub knows the token."""
-    stuck: bool = False
-    """Too many bytes wait to be sent, so the connection must be dropped."""
-
-    @property
-    def is_open(self) -> bool:
-        """False once the connection was dropped."""
-        return self.connection.fileno() >= 0
-
-
 class SocketHub:
     """Connections to participants in other processes and in the coordinator's own process.
 
     Args:
         host: address to listen on, at a port that the system chooses; or sockets that listen, which
             the hub closes.
-        participants: ids that may connect.
+        participants: ids that may connect from the start; others follow with `admit`.
         token: secret that Hello must contain.
         deadlines: heartbeat and loss limits.
         version: release that every participant must run; None accepts any.
@@ -96,17 +72,20 @@ class SocketHub:
         deadlines: Deadlines,
         version: str | None = None,
     ) -> None:
-        self._participants = frozenset(participants)
+        self._expected = dict.fromkeys(participants, "")
+        """Participant to the life in which it may connect."""
+        self._ending: list[Line] = []
+        """Lines of lives that are over."""
         self._token = token
         self._deadlines = deadlines
         self._version = version
         self._max_strangers = len(participants) + _MAX_STRANGERS
         self._local = InProcessHub()
         self._local_names: set[str] = set()
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[str, Line] = {}
         self._lock = threading.Lock()  # guards the lines' `unsent` and who has a line
         self._known: set[str] = set()
-        self._strangers: dict[_Line, None] = {}
+        self._strangers: dict[Line, None] = {}
         self._closing = threading.Event()
         if isinstance(host, str):
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -127,10 +106,26 @@ class SocketHub:
         self.addresses = tuple(_address_of(listener, token) for listener in host)
         self.address = self.addresses[0]
 
-    def link(self, participant: str) -> InProcessLink:
+    def link(self, participant: str, life: str = "") -> InProcessLink:
         """Return an in-process link for a participant in the coordinator's process."""
         self._local_names.add(participant)
-        return self._local.link(participant)
+        return self._local.link(participant, life)
+
+    def admit(self, participant: str, life: str) -> None:
+        """Let a participant connect in a new life, and close the line of the one before."""
+        if participant in self._local_names:
+            self._local.admit(participant, life)
+            return
+        with self._lock:
+            self._expected[participant] = life
+            self._end_line(participant)
+        self._wake()
+
+    def _end_line(self, participant: str) -> None:
+        self._known.discard(participant)
+        line = self._lines.pop(participant, None)
+        if line is not None:
+            self._ending.append(line)
 
     def start(self, on_message: FromLinks) -> None:
         """Begin to accept connections and to deliver messages."""
@@ -148,7 +143,10 @@ class SocketHub:
         with self._lock:
             line = self._lines.get(participant)
             if line is not None:
-                _queue(line, data)
+                line.queue(data)
+            if isinstance(message, messages.Dismiss):
+                self._expected.pop(participant, None)
+                self._end_line(participant)
         self._wake()
 
     def close(self) -> None:
@@ -186,6 +184,7 @@ class SocketHub:
                 if now >= flush_until or not self._has_unsent():
                     return
             self._watch_writes()
+            self._close_ended()
             for key, mask in self._selector.select(max(0.0, min(next_beat, flush_until) - now)):
                 self._on_ready(key, mask)
             now = time.monotonic()
@@ -193,8 +192,17 @@ class SocketHub:
                 next_beat = now + self._deadlines.heartbeat_s
                 self._beat(now)
 
-    def _all(self) -> list[_Line]:
-        return [*self._strangers, *self._lines.values()]
+    def _all(self) -> list[Line]:
+        return [*self._strangers, *self._lines.values(), *self._ending]
+
+    def _close_ended(self) -> None:
+        """Send what is left to lives that are over, as far as they take it at once, and close."""
+        with self._lock:
+            ended, self._ending = self._ending, []
+        for line in ended:
+            if line.unsent:
+                self._transmit(line)
+            self._drop(line, "this life was replaced or released")
 
     def _has_unsent(self) -> bool:
         with self._lock:
@@ -219,7 +227,7 @@ class SocketHub:
                 while self._wake_read.recv(4096):
                     pass
         else:
-            line: _Line = key.data
+            line: Line = key.data
             if mask & selectors.EVENT_READ:
                 self._receive(line)
             if mask & selectors.EVENT_WRITE and line.is_open:
@@ -238,11 +246,11 @@ class SocketHub:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         now = time.monotonic()
-        line = _Line(connection, now, now)
+        line = Line(connection, now, now)
         self._strangers[line] = None
         self._selector.register(connection, selectors.EVENT_READ, line)
 
-    def _receive(self, line: _Line) -> None:
+    def _receive(self, line: Line) -> None:
         try:
             data = line.connection.recv(_RECEIVE_BYTES)
         except BlockingIOError:
@@ -261,7 +269,7 @@ class SocketHub:
         except errors.InvalidInput as error:
             self._drop(line, str(error))
 
-    def _take(self, line: _Line, message: messages.FromParticipant) -> None:
+    def _take(self, line: Line, message: messages.FromParticipant) -> None:
         if line.participant is None:
             if isinstance(message, messages.Challenge):
                 self._prove(line, message)
@@ -274,9 +282,9 @@ class SocketHub:
             return
         assert self._on_message is not None
         assert line.participant is not None
-        self._on_message(line.participant, message)
+        self._on_message(line.participant, message, line.life)
 
-    def _prove(self, line: _Line, challenge: messages.Challenge) -> None:
+    def _prove(self, line: Line, challenge: messages.Challenge) -> None:
         """Show a stranger that this hub knows the token; a second time is refused."""
         if line.challenged:
             raise errors.InvalidInput("control plane: expected Hello, found a second Challenge")
@@ -285,26 +293,29 @@ class SocketHub:
         with suppress(OSError):  # the first bytes on this connection always fit
             line.connection.send(pack_message(messages.encode_message(proof)))
 
-    def _admit(self, line: _Line, message: messages.FromParticipant) -> bool:
+    def _admit(self, line: Line, message: messages.FromParticipant) -> bool:
         """Accept a Hello, or raise; False if the connection was closed at once."""
         if not isinstance(message, messages.Hello) or not self._knows(message):
             raise errors.InvalidInput("control plane: expected Hello with the token of this job")
         name = message.participant
-        if name in self._known or name in self._local_names:
+        with self._lock:  # a new life may be admitted at any time
+            known = name in self._known or name in self._local_names
+            current = self._expected.get(name) == message.life
+            if current and not known:
+                self._known.add(name)
+                self._lines[name] = line
+        if known or not current:
             _log.warning("stepseal: %s connected twice; the second connection was refused", name)
             raise errors.InvalidInput(f"control plane: {name} has already connected")
-        self._known.add(name)
         del self._strangers[line]
-        line.participant = name
+        line.participant, line.life = name, message.life
         line.reader.max_bytes = MAX_MESSAGE_BYTES
-        with self._lock:
-            self._lines[name] = line
         if self._version in (None, message.version):
             return True
         self._refuse(line, name, message.version)
         return False
 
-    def _refuse(self, line: _Line, name: str, version: str) -> None:
+    def _refuse(self, line: Line, name: str, version: str) -> None:
         """Close the connection of a participant with another release, and report why to all."""
         text = (
             f"control plane: {name} runs stepseal {version!r:.80}: expected {self._version!r}, as "
@@ -317,9 +328,9 @@ class SocketHub:
 
     def _knows(self, hello: messages.Hello) -> bool:
         good = hmac.compare_digest(hello.token.encode(), self._token.encode())
-        return good and hello.participant in self._participants
+        return good and self._expected.get(hello.participant) == hello.life
 
-    def _transmit(self, line: _Line) -> None:
+    def _transmit(self, line: Line) -> None:
         try:
             with self._lock:
                 sent = line.connection.send(line.unsent)
@@ -337,9 +348,9 @@ class SocketHub:
                 self._drop(line, f"no sign of life for {now - since:.1f} s (stopped or cut off)")
             elif line.participant is not None:
                 with self._lock:
-                    _queue(line, data)
+                    line.queue(data)
 
-    def _drop(self, line: _Line, why: str, kind: str = errors.ParticipantFailed.kind) -> None:
+    def _drop(self, line: Line, why: str, kind: str = errors.ParticipantFailed.kind) -> None:
         if not line.is_open:
             return
         self._strangers.pop(line, None)
@@ -349,9 +360,10 @@ class SocketHub:
         if participant is None:
             return
         with self._lock:
-            del self._lines[participant]
+            if self._lines.get(participant) is line:
+                del self._lines[participant]
         if self._on_message is not None:
-            self._on_message(participant, messages.Failure(kind, why))
+            self._on_message(participant, messages.Failure(kind, why), line.life)
 
     def _shut(self) -> None:
         self._on_message = None
@@ -365,10 +377,3 @@ class SocketHub:
 def _address_of(listener: socket.socket, token: str) -> Address:
     host, port = listener.getsockname()[:2]
     return Address(host, port, token)
-
-
-def _queue(line: _Line, data: bytes) -> None:
-    if len(line.unsent) + len(data) > _MAX_UNSENT_BYTES:
-        line.stuck = True
-    else:
-        line.unsent += data

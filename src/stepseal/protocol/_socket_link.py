@@ -34,6 +34,7 @@ class SocketLink:
         deadlines: connection, heartbeat and loss limits.
         version: own library version; the coordinator must run the same.
         connection: an open connection to the address, closed here; None opens one.
+        life: the admission that this connection answers.
 
     Raises:
         CoordinatorLost: the coordinator cannot be reached within `connect_s`.
@@ -46,9 +47,10 @@ class SocketLink:
         deadlines: Deadlines,
         version: str,
         connection: socket.socket | None = None,
+        life: str = "",
     ) -> None:
         self._deadlines = deadlines
-        self._hello = messages.Hello(participant, address.token, version)
+        self._hello = messages.Hello(participant, address.token, version, life)
         self._send_lock = threading.Lock()
         self._ended = threading.Event()
         self._closed = False

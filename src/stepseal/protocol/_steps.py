@@ -66,6 +66,11 @@ class Selection(Protocol):
         """The candidate is a foreign folder that no digest covers."""
         ...
 
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """Component of the candidate to the role that saved it."""
+        ...
+
 
 class DiscardAttempts(Protocol):
     """Removes aborted attempts."""

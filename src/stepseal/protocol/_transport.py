@@ -13,8 +13,9 @@ __all__ = ["FromHub", "FromLinks", "Hub", "InProcessHub", "InProcessLink", "Link
 
 FromHub = Callable[[messages.FromCoordinator | messages.Failure], None]
 """Receives what a link delivers; a Failure means that the connection is dead."""
-FromLinks = Callable[[str, messages.FromParticipant | messages.Failure], None]
-"""Receives a participant id and what it sent; a Failure means that its connection is dead."""
+FromLinks = Callable[[str, messages.FromParticipant | messages.Failure, str], None]
+"""Receives a participant id, what it sent, and in which life; a Failure means that the connection
+of that life is dead."""
 
 
 class Link(Protocol):
@@ -41,7 +42,10 @@ class Hub(Protocol):
         ...
 
     def send(self, participant: str, message: messages.FromCoordinator) -> None:
-        """Send a message without blocking; a message that cannot be delivered is dropped."""
+        """Send a message without blocking; a message that cannot be delivered is dropped.
+
+        After `Dismiss` the connection ends, and none is accepted any more.
+        """
         ...
 
     def close(self) -> None:
@@ -58,35 +62,48 @@ class InProcessHub:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a callback may send; one at a time keeps the order
         self._links: dict[str, InProcessLink] = {}
-        self._early: list[tuple[str, messages.FromParticipant]] = []
+        self._early: list[tuple[str, messages.FromParticipant, str]] = []
         self._on_message: FromLinks | None = None
         self._closed = False
 
-    def link(self, participant: str) -> InProcessLink:
-        """Return the link of one participant."""
+    def link(self, participant: str, life: str = "") -> InProcessLink:
+        """Return the link of one participant, in one life."""
         with self._lock:
-            return self._links.setdefault(participant, InProcessLink(self, participant))
+            found = self._links.get(participant)
+            if found is None or found.life != life:
+                found = self._links[participant] = InProcessLink(self, participant, life)
+            return found
+
+    def admit(self, participant: str, life: str) -> None:
+        """Take the messages of one life, and drop those of the one before."""
+        with self._lock:
+            before = self._links.pop(participant, None)
+        if before is not None and before.life != life:
+            before.deliver(closed_cause())
+        self.link(participant, life)
 
     def start(self, on_message: FromLinks) -> None:
         """Begin to deliver to the coordinator; earlier messages come first."""
         with self._lock:
             self._on_message = on_message
-            for participant, message in self._early:
-                on_message(participant, message)
+            for participant, message, life in self._early:
+                on_message(participant, message, life)
             self._early.clear()
 
-    def take(self, participant: str, message: messages.FromParticipant) -> None:
+    def take(self, participant: str, message: messages.FromParticipant, life: str = "") -> None:
         """Deliver a participant's message to the coordinator; drop it after `close`."""
         with self._lock:
             if self._on_message is not None:
-                self._on_message(participant, message)
+                self._on_message(participant, message, life)
             elif not self._closed:
-                self._early.append((participant, message))
+                self._early.append((participant, message, life))
 
     def send(self, participant: str, message: messages.FromCoordinator) -> None:
         """Deliver a message to a participant of this process."""
         with self._lock:
             link = self._links.get(participant)
+            if isinstance(message, messages.Dismiss):
+                self._links.pop(participant, None)
         if link is not None:
             link.deliver(message)
 
@@ -114,9 +131,10 @@ def closed_cause() -> messages.Failure:
 class InProcessLink:
     """A participant's connection to a coordinator in the same process."""
 
-    def __init__(self, hub: InProcessHub, participant: str) -> None:
+    def __init__(self, hub: InProcessHub, participant: str, life: str = "") -> None:
         self._hub = hub
         self._participant = participant
+        self.life = life
         self._on_message: FromHub | None = None
 
     def start(self, on_message: FromHub) -> None:
@@ -124,7 +142,7 @@ class InProcessLink:
         self._on_message = on_message
         if self._hub.closed:
             on_message(closed_cause())
-        self.send(messages.Hello(self._participant, "", ""))
+        self.send(messages.Hello(self._participant, "", "", self.life))
 
     def deliver(self, message: messages.FromCoordinator | messages.Failure) -> None:
         """Deliver a message to the participant; drop it before `start` and after `close`."""
@@ -134,7 +152,7 @@ class InProcessLink:
 
     def send(self, message: messages.FromParticipant) -> None:
         """Send a message to the coordinator."""
-        self._hub.take(self._participant, message)
+        self._hub.take(self._participant, message, self.life)
 
     def close(self) -> None:
         """Stop delivering."""

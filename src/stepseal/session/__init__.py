@@ -3,18 +3,32 @@
 Wires commit, transfer, components and storage; holds no protocol logic and no format knowledge.
 """
 
+from stepseal.session._annotations import check_annotations
 from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._importing import Imported, import_dcp
+from stepseal.session._inflight import InFlight
 from stepseal.session._loading import load
 from stepseal.session._one_shot import save
 from stepseal.session._pending import PendingSave, Saved
+from stepseal.session._policies import Policy, check_policy
+from stepseal.session._progress import Progress
 from stepseal.session._reports import LoadReport, Restored
+from stepseal.session._restoring import restore_error
 from stepseal.session._rules import SaveRule, every
 from stepseal.session._run import Run, Step, open_run, open_step
+from stepseal.session._share import Share, ShareOfRestore
 from stepseal.session._wiring import JobOptions, Join, Wiring, coordinate
 
 __all__ = [
     "Checkpointer",
+    "InFlight",
+    "Policy",
+    "Progress",
+    "Share",
+    "ShareOfRestore",
+    "check_annotations",
+    "check_policy",
+    "restore_error",
     "Imported",
     "JobOptions",
     "Join",

@@ -21,9 +21,11 @@ from stepseal.errors import StateMismatch
 from stepseal.layout import (
     Division,
     Sharing,
+    holders_of,
     holds_own_keys,
     payload_owner,
     payload_report,
+    role_of,
     saved_sharing,
     step_name,
 )
@@ -121,7 +123,8 @@ def check_step_fits(
     saved = SavedStep(
         manifest.step,
         entries,
-        num_participants=len(manifest.participants),
+        nums_holders={name: len(holders_of(manifest, one)) for name, one in entries.items()},
+        expected_here=_expected_here(manifest, targets),
         seed=manifest_sha256[:32],
         open=find,
         sharings=sharings,
@@ -139,7 +142,19 @@ def check_step_fits(
 
 def sharing_of(entry: ComponentEntry, manifest: Manifest) -> AnySharing:
     """Return the sharing that a component was saved with, with its sets where it has some."""
-    return saved_sharing(entry.sharing, entry.payloads, entry.options, manifest.participants)
+    holders = holders_of(manifest, entry)
+    return saved_sharing(entry.sharing, entry.payloads, entry.options, holders)
+
+
+def _expected_here(manifest: Manifest, targets: Targets) -> frozenset[str]:
+    """Return the components that this participant should hold: all but those of other roles.
+
+    Where the job has other roles, its coordinator checks that somebody holds each component.
+    """
+    mine = {role_of(targets.topology.me), ""}
+    return frozenset(
+        one.name for one in manifest.components if one.role in mine or not targets.has_other_roles
+    )
 
 
 def _coordinate(component: Component, topology: Topology) -> str | None:
@@ -160,7 +175,8 @@ def _saved_payloads(
     """
     if entry.kind != "tree":
         return None
-    readers = readers_of(sharing, manifest.participants)
+    holders = holders_of(manifest, entry)
+    readers = readers_of(sharing, holders)
     owners = [entry.payloads.get(first, "") for first in readers.values()]
     missing = [
         first
@@ -172,7 +188,7 @@ def _saved_payloads(
         raise StateMismatch(f"component {entry.name}: {text}.", problems=(text,))
     placement = Placement(
         sharing=Sharing(sharing.value),
-        world_size=len(manifest.participants),
+        world_size=len(holders),
         coordinates=tuple(readers),
     )
     reads = [functools.partial(reader.read_tree, entry.name, owner) for owner in owners]
@@ -193,18 +209,14 @@ def _saved_component(
             first = boxes[0].tensor
             digests = frozenset((box.tensor.box, box.tensor.chunk_digests) for box in boxes)
             tensors[key] = SavedTensor(key, first.dtype, first.shape, digests)
+    holders = holders_of(manifest, entry)
     if holds_own_keys(sharing):  # any rank may take what any set saved
-        owners = sorted(set(entry.payloads.values()), key=manifest.participants.index)
+        owners = sorted(set(entry.payloads.values()), key=holders.index)
         parts = tuple(reader.read_tree(entry.name, owner) for owner in owners)
-        return SavedComponent(
-            entry.name, entry.kind, sharing, tensors, None, len(manifest.participants), parts
-        )
-    owner = payload_owner(
-        sharing, entry.payloads, me, coordinate=coordinate, participants=manifest.participants
-    )
+        num = len(holders)
+        return SavedComponent(entry.name, entry.kind, sharing, tensors, None, num, parts)
+    owner = payload_owner(sharing, entry.payloads, me, coordinate=coordinate, participants=holders)
     tree = None
     if owner is not None and reader.has_tree(entry.name, owner):
         tree = reader.read_tree(entry.name, owner)
-    return SavedComponent(
-        entry.name, entry.kind, sharing, tensors, tree, len(manifest.participants)
-    )
+    return SavedComponent(entry.name, entry.kind, sharing, tensors, tree, len(holders))

@@ -10,8 +10,8 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
-from stepseal.components import Registry, ReplicaRule, as_patterns
-from stepseal.layout import check_step, step_name
+from stepseal.components import ReplicaRule, as_patterns
+from stepseal.layout import check_step
 from stepseal.protocol import Deadlines
 from stepseal.retention import as_retention
 from stepseal.session._annotations import check_annotations
@@ -19,13 +19,11 @@ from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._inflight import InFlight
 from stepseal.session._loop import Loop, Looping
 from stepseal.session._nodes import node_text
-from stepseal.session._policies import Policies, check_policy
-from stepseal.session._progress import Progress
-from stepseal.session._restoring import check_choice, take_part
+from stepseal.session._policies import check_policy
+from stepseal.session._restoring import check_choice
 from stepseal.session._rules import SaveRule, check_rule
-from stepseal.session._save_call import SaveCall, begin_save
 from stepseal.session._saving import capture_all
-from stepseal.session._targets import Targets
+from stepseal.session._share import Share
 from stepseal.session._wiring import JobOptions, join_process_group
 from stepseal.steps import locate_root
 from stepseal.storage import Access
@@ -107,14 +105,14 @@ class Checkpointer(Looping):
         self._mode = mode
         rules = (as_retention(keep), access or Access())
         options = JobOptions(deadlines or Deadlines(), *rules, control_host, control_port)
-        self._deadlines = options.deadlines
-        self._registry = Registry()
-        self._policies = Policies()
         self._flight = InFlight(max_staging_bytes)
-        self._progress = Progress()
         self._closed = False
         join = _join or functools.partial(join_process_group, role, node=node_text(node))
         self._topology, self._wiring = join(self._root, options)
+        self._share = Share(self._topology, self._flight)
+        self._registry = self._share.registry
+        self._policies = self._share.policies
+        self._progress = self._share.progress
         self._loop = Loop(self._registry, self._topology)
         close_at_exit(self, functools.partial(self._flight.end, self._wiring.close))
 
@@ -226,22 +224,11 @@ class Checkpointer(Looping):
         self._registry.check_savable(self._topology)
         self._loop.restoring()
         self._progress.started = self._progress.started or not check_only
-        driver, steps = self._wiring.driver, self._wiring.steps
-        go_by = functools.partial(self._registry.go_by, topology=self._topology)
-        targets = Targets(self._registry.components(), choice, self._topology, go_by)
-        targets.check_conversions()
-        call = choice.call(
-            driver.new_call(), step, fresh=fresh, unverified=unverified, check_only=check_only
-        )
-        try:
-            with self._progress.tainting():
-                restored = take_part(
-                    driver, call, steps.storage, self._root, targets, self._deadlines
-                )
-        finally:
-            driver.forget(call.call)
+        targets = self._share.targets(choice)
+        number = self._wiring.driver.new_call()
+        call = choice.call(number, step, fresh=fresh, unverified=unverified, check_only=check_only)
+        restored = self._share.restore(self._wiring, self._root, call, targets).run()
         if not check_only:
-            self._progress.went_on_from(restored)
             self._loop.restored(restored, targets.restored(restored))
         return restored
 
@@ -310,11 +297,8 @@ class Checkpointer(Looping):
         self._settle_previous()
         self._progress.check_grows(step)
         self._loop.saving(step)
-        self._progress.started = True
-        path = f"{self._root}/{step_name(step)}"
-        fresh = self._progress.fresh
-        asked = SaveCall(step, self._mode, path, notes, self._settle_previous, fresh)
-        return begin_save(self._wiring, self._registry, self._topology, self._flight, asked)
+        call = self._wiring.driver.new_call()
+        return self._share.save(self._wiring, call, step, self._root, self._mode, notes)
 
     def prewarm(self) -> int:
         """Allocate and touch the private memory of asynchronous saves; return its bytes.
@@ -362,9 +346,7 @@ class Checkpointer(Looping):
 
     def _settle_previous(self) -> None:
         """Wait for the save in flight; raise its failure unless it was seen."""
-        committed = self._flight.settle()
-        if committed is not None:
-            self._progress.newest = committed
+        self._share.settle()
 
     def _poll_previous(self, step: int) -> None:
         """Raise a background failure at the same step on all ranks: rank 0 asks, all are told."""

@@ -23,7 +23,7 @@ from stepseal.errors import (
     ParticipantFailed,
     StateMismatch,
 )
-from stepseal.layout import external_folder, step_name
+from stepseal.layout import external_folder, holders_of, step_name
 from stepseal.protocol import resolve_save
 from stepseal.session._saving import require_same_root
 from stepseal.storage import make_dirs
@@ -132,7 +132,7 @@ def saved_engine(
         problem = "files of an engine need a root with a path on this host"
     if problem is not None:
         raise StateMismatch(f"{entry.name}: {problem}", problems=(problem,))
-    world = len(manifest.participants)
+    world = len(holders_of(manifest, entry))
     return SavedComponent(entry.name, "external", saved, {}, None, world, folder=folder or "")
 
 

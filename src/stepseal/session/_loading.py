@@ -20,7 +20,7 @@ from stepseal.errors import (
     StepNotFound,
     StorageUnavailable,
 )
-from stepseal.layout import Sharing, check_step, holds_own_keys, rule_of, step_name
+from stepseal.layout import Sharing, check_step, holders_of, holds_own_keys, rule_of, step_name
 from stepseal.protocol import Deadlines
 from stepseal.session._checked import CheckedStep, check_step_fits, sharing_of
 from stepseal.session._engines import engines_of
@@ -176,9 +176,12 @@ class _Load:
     def _check(self, steps: PosixSteps, manifest: Manifest, sha256: str) -> CheckedStep:
         """Plan how the live objects take the step; raise one error with all differences."""
         topology = self.topology
-        if topology.world_size == len(manifest.participants):  # each reads its own payload
-            topology = replace(topology, participants=manifest.participants)
         entries = {entry.name: entry for entry in manifest.components}
+        wanted = [entries[name] for name in self.components if name in entries]
+        holders = {holders_of(manifest, entry) for entry in wanted}
+        if len(holders) == 1 and topology.world_size == len(next(iter(holders))):
+            # each reads its own payload
+            topology = replace(topology, participants=next(iter(holders)))
         refused = {
             name: problem
             for name in self.components
@@ -216,7 +219,8 @@ def _entry_problem(
     if entry is None:
         names = ", ".join(sorted(one.name for one in manifest.components))
         return f"not in step {manifest.step}, which has {names}: leave it out of the call"
-    before = len(manifest.participants)
+    holders = holders_of(manifest, entry)
+    before = len(holders)
     sharing = sharing_of(entry, manifest)
     if before != topology.world_size and not rule_of(sharing).any_world:
         each = {"PER_NODE": "node", "PER_GROUP": "set of ranks"}.get(sharing.name, "rank")
@@ -224,7 +228,7 @@ def _entry_problem(
             f"saved per {each} by {before} participants, now {topology.world_size}: load it with "
             f"{before}, leave it out of the call, or read the state of one of them: "
             f"ss.open(root).step({manifest.step}).value({entry.name!r}, "
-            f"{manifest.participants[0]!r})"
+            f"{holders[0]!r})"
         )
     return None
 

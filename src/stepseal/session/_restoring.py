@@ -42,11 +42,11 @@ from stepseal.storage import read_bytes
 
 if TYPE_CHECKING:
     from stepseal.layout import Manifest
-    from stepseal.protocol import Deadlines, ParticipantDriver, RestoreCalled
+    from stepseal.protocol import Deadlines, ParticipantDriver, RestoreAnswer, RestoreCalled
     from stepseal.session._targets import Targets
     from stepseal.storage import Storage
 
-__all__ = ["check_choice", "take_part"]
+__all__ = ["RestorePart", "check_choice", "restore_error"]
 
 _log = logging.getLogger("stepseal")
 
@@ -100,43 +100,68 @@ def _read_manifest(storage: Storage, candidate: Candidate) -> Manifest:
     return decode_manifest(data)
 
 
-def take_part(
-    driver: ParticipantDriver,
-    call: RestoreCalled,
-    storage: Storage,
-    root: str,
-    targets: Targets,
-    deadlines: Deadlines,
-) -> Restored | None:
-    """Follow the coordinator through one restore; None for a fresh start.
+class RestorePart:
+    """One participant's part in one restore, order by order.
 
-    Raises:
-        NoResumableStep, StepNotFound, Corrupt, StateMismatch, ParticipantFailed: as the coordinator
-            decided, alike on all participants; `.tainted` of the error tells whether live state was
-            changed.
-        CoordinatorLost, CommitTimeout: the coordinator is gone, or silent.
+    `follow` raises what the coordinator decided, alike on all participants (NoResumableStep,
+    StepNotFound, Corrupt, StateMismatch, ParticipantFailed); `.tainted` of the error tells whether
+    live state was changed. `wait` raises CoordinatorLost or CommitTimeout.
+
+    Args:
+        driver: line to the coordinator; told here that this participant joins.
+        call: what was called.
+        storage: the root.
+        root: its path.
+        targets: live state.
+        deadlines: limits.
     """
-    driver.call_restore(call)
-    checked: CheckedStep | CheckedFolder | None = None
-    cause: BaseException | None = None
-    touched = False
-    while True:
+
+    def __init__(
+        self,
+        driver: ParticipantDriver,
+        call: RestoreCalled,
+        storage: Storage,
+        root: str,
+        targets: Targets,
+        deadlines: Deadlines,
+    ) -> None:
+        self.ended = False
+        self.restored: Restored | None = None
+        """What was restored, once it has ended; None for a fresh start."""
+        self._driver = driver
+        self._call = call
+        self._storage = storage
+        self._root = root
+        self._targets = targets
+        self._limit_s = deadlines.restore_s
+        self._checked: CheckedStep | CheckedFolder | None = None
+        self._cause: BaseException | None = None
+        self._touched = False
+        driver.call_restore(call)
+
+    def wait(self) -> Candidate | Apply | RestoreAnswer:
+        """Wait for the next order, on any thread; see `ParticipantDriver.wait_order`."""
         try:
-            order = driver.wait_order(call.call, deadlines.restore_s)
+            return self._driver.wait_order(self._call.call, self._limit_s)
         except CheckpointError as error:
-            error.tainted = touched  # who else applied, nobody tells any more
+            error.tainted = self._touched  # who else applied, nobody tells any more
             raise
+
+    def follow(self, order: Candidate | Apply | RestoreAnswer) -> None:
+        """Carry out an order, on the thread that may touch live state; raise if all failed."""
         match order:
             case Candidate():
-                checked = _vote_on(driver, order, storage, targets)
-            case Apply() if checked is not None:
-                touched = True
-                cause = _apply(driver, order, checked)
+                self._checked = _vote_on(self._driver, order, self._storage, self._targets)
+            case Apply() if self._checked is not None:
+                self._touched = True
+                self._cause = _apply(self._driver, order, self._checked)
             case protocol.Restored():
+                checked = self._checked
                 assert checked is not None, "nobody restores what this participant rejected"
-                return Restored(
+                self.ended = True
+                self.restored = Restored(
                     step=order.step,
-                    path=f"{root}/{step_name(order.step)}",
+                    path=f"{self._root}/{step_name(order.step)}",
                     report=checked.decisions.report,
                     incarnation=order.incarnation,
                     skipped=order.skipped,
@@ -144,9 +169,9 @@ def take_part(
                     unverified=order.unverified,
                 )
             case Fresh():
-                return None
+                self.ended = True
             case RestoreFailed():
-                raise _failed(order, call, checked) from cause
+                raise restore_error(order, self._call.step, self._checked) from self._cause
 
 
 def _vote_on(
@@ -160,7 +185,8 @@ def _vote_on(
         _log_unexpected(error, "checking")
         driver.vote(Rejected(order.call, order.round, touched=False, cause=failure_of(error)))
         return None
-    driver.vote(Checked(order.call, order.round, checked.decisions.left()))
+    decisions = checked.decisions
+    driver.vote(Checked(order.call, order.round, decisions.left(), dict(decisions.report)))
     return checked
 
 
@@ -196,17 +222,25 @@ def _log_unexpected(error: Exception, doing: str) -> None:
         _log.error("stepseal: restore, %s: %s", doing, error, exc_info=cause)
 
 
-def _failed(
-    order: RestoreFailed, call: RestoreCalled, checked: CheckedStep | CheckedFolder | None
+def restore_error(
+    order: RestoreFailed, step: int | None, checked: CheckedStep | CheckedFolder | None = None
 ) -> CheckpointError:
+    """Return the error that a failed restore raises on all participants.
+
+    Args:
+        order: why it failed.
+        step: the step that was asked for.
+        checked: the candidate as it was checked here, if it was.
+    """
     details, message = details_of(order.cause, order.failures), order.message
     if order.left and checked is not None:  # the coordinator knows numbers, not names
         details["problems"] = checked.decisions.nobody_takes(order.left)
-        message = f"{message} Left over: {listed(details['problems'], '; ')}."
+        if details["problems"]:
+            message = f"{message} Left over: {listed(details['problems'], '; ')}."
     return error_from(
         order.kind,
         message,
-        step=call.step,
+        step=step,
         **details,
         reasons=order.reasons,
         failures=messages_of(order.failures),

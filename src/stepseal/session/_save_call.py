@@ -37,8 +37,11 @@ __all__ = ["SaveCall", "begin_save"]
 class SaveCall:
     """What a call of `save` asks for, checked."""
 
+    call: int
     step: int
-    mode: Literal["async", "sync"]
+    mode: Literal["async", "sync", "behind"]
+    """`behind` returns once all is captured, and waits for the order to write on the writer's
+    thread, except for engines."""
     path: str
     """Folder of the step once it is committed."""
     notes: Annotations
@@ -57,7 +60,7 @@ def begin_save(
         CheckpointError: see `Checkpointer.save`.
     """
     driver, steps, step = wiring.driver, wiring.steps, asked.step
-    call = driver.new_call()
+    call = asked.call
     is_sync = asked.mode == "sync" or registry.waits_for_files(topology)
     staging = None if is_sync else flight.staging()
     with tell_failure(driver, steps, call, step), collection_paused():
@@ -68,17 +71,23 @@ def begin_save(
     components, notes = reports_of(captured, asked.fresh), asked.notes
     driver.send_captured(Captured(call, step, components, notes.cut, notes.metrics, notes.tags))
     pending = PendingSave(call, step, asked.path, driver, steps)
+    engines = engines_of(registry.components())
+    share = (topology.rank, topology.world_size)
+    if asked.mode == "behind" and not engines:
+        writer = PartWriter(captured, call, step, driver, steps, share)
+        flight.start(pending, writer, reads_live=False)
+        return pending
     write = driver.wait_write(call, answer_with(captured))
     if write is None:
         pending.wait()
         raise errors.InternalError(f"save of step {step}: ended without an order to write")
     warn_left_out(step, write.left_out)
-    if engines := engines_of(registry.components()):
+    if engines:
         run_engines(engines, write, step, topology, wiring)
         if not driver.wait_inventory(call):
             pending.wait()
             raise errors.InternalError(f"save of step {step}: ended without an inventory")
-    writer = PartWriter(captured, write, step, driver, steps, topology.world_size)
+    writer = PartWriter(captured, write, step, driver, steps, share)
     try:
         flight.start(pending, writer, reads_live=is_sync)
         if is_sync:

@@ -17,7 +17,7 @@ from stepseal.components import CapturedComponent, RNGComponent, Sharing, captur
 from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
 from stepseal.layout import Division, PartContents
 from stepseal.protocol import ComponentReport, PartReport, failure_of, resolve_save
-from stepseal.session._comparing import Staged, answer_with, left_out, told_digests
+from stepseal.session._comparing import Staged, answer_with, left_out, told_digests, warn_left_out
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
@@ -197,32 +197,29 @@ class PartWriter:
 
     Args:
         captured: frozen buffers.
-        write: the coordinator's order.
+        order: the coordinator's order to write, or its call: the writer then waits for it.
         step: step number.
         driver: line to the coordinator.
         steps: the root.
-        num_participants: number of participants that write parts.
+        share: number of this participant's share of external files, and of all shares.
     """
 
     def __init__(
         self,
         captured: Sequence[CapturedComponent],
-        write: Write,
+        order: Write | int,
         step: int,
         driver: ParticipantDriver,
         steps: StepStore,
-        num_participants: int,
+        share: tuple[int, int],
     ) -> None:
-        self._captured = left_out(captured, write.left_out)
-        self._external = tuple(c.name for c in self._captured if c.kind == "external")
-        self._num_participants = num_participants
-        self._contents = PartContents(
-            tensors=tuple(t for c in self._captured for t in c.tensors),
-            bytes_copies=tuple(b for c in self._captured for b in c.bytes_copies),
-            trees=tuple(t for c in self._captured for t in c.trees),
-        )
+        self._captured = tuple(captured)
+        self._share = share
         self._index: PartIndex | None = None
-        self._write = write
+        self._call = order if isinstance(order, int) else order.call
+        self._order: Write | None = None
+        if not isinstance(order, int):
+            self._take(order)
         self._step = step
         self._driver = driver
         self._steps = steps
@@ -232,6 +229,26 @@ class PartWriter:
         self._thread = threading.Thread(
             target=self._run, name=f"stepseal-write-{step}", daemon=True
         )
+
+    def _take(self, order: Write) -> None:
+        """Take the order to write, which may leave components out."""
+        self._order = order
+        self._captured = left_out(self._captured, order.left_out)
+        self._external = tuple(c.name for c in self._captured if c.kind == "external")
+        self._contents = PartContents(
+            tensors=tuple(t for c in self._captured for t in c.tensors),
+            bytes_copies=tuple(b for c in self._captured for b in c.bytes_copies),
+            trees=tuple(t for c in self._captured for t in c.trees),
+        )
+
+    def _await_order(self) -> Write | None:
+        """Wait for the order to write, and answer what is asked before it; None without one."""
+        if self._order is None:
+            write = self._driver.wait_write(self._call, answer_with(self._captured))
+            if write is not None:
+                warn_left_out(self._step, write.left_out)
+                self._take(write)
+        return self._order
 
     def start(self) -> None:
         """Begin to write."""
@@ -248,30 +265,33 @@ class PartWriter:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        call = self._write.call
+        call = self._call
+        write = self._await_order()
+        if write is None:  # the save has ended, and the coordinator knows why
+            return
         try:
             self._check_given_up()
-            require_same_root(self._steps, self._driver, self._write, self._step)
+            require_same_root(self._steps, self._driver, write, self._step)
             ref = write_part(
                 self._storage,
-                self._write.staging,
+                write.staging,
                 step=self._step,
-                attempt=self._write.attempt,
+                attempt=write.attempt,
                 participant=self._driver.participant,
-                ordinal=self._write.ordinal,
+                ordinal=write.ordinal,
                 contents=self._contents,
                 check_cancelled=self._check_given_up,
                 external=self._external,
-                num_participants=self._num_participants,
+                share=self._share,
                 take_index=self._take_index,
             )
             part = PartReport(ref.path, ref.size_bytes, ref.sha256)
             digests = told_digests(self._captured, self._index)
             with self._lock:
                 self._check_given_up()
-                self._driver.send_prepared(call, self._write.attempt, part, digests)
+                self._driver.send_prepared(call, write.attempt, part, digests)
             if digests:
-                staged = Staged(self._storage, self._write, self._step, self._check_given_up)
+                staged = Staged(self._storage, write, self._step, self._check_given_up)
                 answer = answer_with(self._captured, staged)
                 self._driver.answer_until_settled(call, answer)
         except SaveGivenUp as error:
@@ -290,5 +310,5 @@ class PartWriter:
             raise SaveGivenUp(
                 f"save of step {self._step}: interrupted in a synchronous save", step=self._step
             )
-        if self._driver.ended(self._write.call):
+        if self._driver.ended(self._call):
             raise SaveGivenUp(f"save of step {self._step}: given up", step=self._step)

@@ -50,8 +50,10 @@ class SavedStep:
     step: int
     names: Collection[str]
     """Its components."""
-    num_participants: int | None
-    """Who saved it; None where nobody knows, as for a foreign folder."""
+    nums_holders: Mapping[str, int]
+    """Component to how many participants saved it; empty where nobody knows (a foreign folder)."""
+    expected_here: Collection[str]
+    """The components that this participant must have added, or leave out by a policy."""
     seed: str
     """What fresh random streams derive from: a digest that names exactly this step."""
     open: Callable[[Component], SavedComponent]
@@ -87,11 +89,12 @@ class Decisions:
         return {name: taken.left() for name, taken in self.taken().items()}
 
     def nobody_takes(self, left: Mapping[str, str]) -> tuple[str, ...]:
-        """Return a problem for each entry that all participants leave."""
+        """Return a problem for each entry that all participants leave; none for other roles."""
         taken = self.taken()
         return tuple(
             f"component {name}: {entry}: unexpected in the checkpoint: no rank takes it"
             for name, bits in left.items()
+            if name in taken
             for entry in entries_left(taken[name], bits)
         )
 
@@ -135,6 +138,8 @@ class Targets:
     topology: Topology
     go_by: Callable[[str, AnySharing], None] = lambda _name, _saved: None
     """Lets a component whose sharing is a function go by what was recorded at the save."""
+    has_other_roles: bool = False
+    """Participants of other roles hold the other components of a step."""
 
     def decide(self, saved: SavedStep) -> Decisions:
         """Decide for each component, and plan how live state takes it; touch nothing.
@@ -284,9 +289,10 @@ class Targets:
         It is empty for another sharing, too: the plan says in which they differ.
         """
         live, before = self._sharings(component, saved)
-        if saved.num_participants is None or not can_read(live, before, component.kind):
+        num_before = saved.nums_holders.get(component.name)
+        if num_before is None or not can_read(live, before, component.kind):
             return ""
-        return changed_world(live, self.topology.world_size, before, saved.num_participants)
+        return changed_world(live, self.topology.world_size, before, num_before)
 
     def _sharings(self, component: Component, saved: SavedStep) -> tuple[AnySharing, AnySharing]:
         """Return the sharing of a component now, and that of the save."""
@@ -323,7 +329,7 @@ class Targets:
             )
 
     def _others(self, saved: SavedStep) -> list[str]:
-        return sorted(set(saved.names) - {component.name for component in self.components})
+        return sorted(set(saved.expected_here) - {one.name for one in self.components})
 
     def _not_added(self, saved: SavedStep) -> list[str]:
         if self.choice.only:

@@ -94,7 +94,8 @@ def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> Ch
     saved = SavedStep(
         step,
         folder.components,
-        num_participants=None,
+        nums_holders={},
+        expected_here=folder.components,
         seed=folder.sha256,
         open=lambda one: folder.saved(one.name, one.kind),
         note=", unverified",

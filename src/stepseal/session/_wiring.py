@@ -158,6 +158,12 @@ def coordinate(
 ) -> CoordinatorDriver:
     """Start the coordinator of a job.
 
+    Args:
+        steps: the root.
+        topology: who makes the calls; without participants, the coordinator opens them.
+        options: limits and retention.
+        hub: connections.
+
     Raises:
         CheckpointError: the root cannot be initialised.
     """
@@ -183,6 +189,6 @@ def coordinate(
         topology.participants,
         hub=hub,
         deadlines=limits,
-        job=JobInfo(versions, {"world_size": topology.world_size}),
+        job=JobInfo(versions),
         housekeep=Housekeeper(steps.removal(), options.retention, inspect),
     )

@@ -49,6 +49,7 @@ class Chosen:
     has_commits: bool
     reasons: Mapping[str, str] = field(default_factory=dict)
     unverified: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)
 
 
 class OwnedSteps:
@@ -164,7 +165,14 @@ class OwnedSteps:
         entry = found.entry
         if entry is None or entry.manifest is None:
             return Chosen(None, "", found.has_commits, found.reasons)
-        return Chosen(entry.ref(), entry.manifest.attempt, found.has_commits, found.reasons)
+        roles = {one.name: one.role for one in entry.manifest.components if one.role}
+        return Chosen(
+            entry.ref(),
+            entry.manifest.attempt,
+            found.has_commits,
+            found.reasons,
+            roles=roles,
+        )
 
     def _select_leased(self, step: int | None, exclude: Collection[int]) -> Selection:
         """Select a step, lease it, and check that it is still there; otherwise select again."""

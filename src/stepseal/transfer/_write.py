@@ -59,7 +59,7 @@ def write_part(
     contents: PartContents,
     check_cancelled: Callable[[], None],
     external: Sequence[str] = (),
-    num_participants: int = 1,
+    share: tuple[int, int] = (0, 1),
     take_index: Callable[[PartIndex], None] | None = None,
 ) -> DocumentRef:
     """Store one participant's part of a step, durably and with digests.
@@ -78,7 +78,7 @@ def write_part(
         contents: descriptions; their data must not change before this call returns.
         check_cancelled: called before every write of up to 8 MiB; raises to cancel.
         external: components of which engines wrote the files; all engines have returned.
-        num_participants: number of participants that share these files.
+        share: number of this participant's share of these files, and of all shares.
         take_index: called with the index, if there are tensors, once they were written.
 
     Returns:
@@ -91,7 +91,6 @@ def write_part(
     Durability: on return every file is closed, and survives power loss with its name.
     """
     check_participant(participant)
-    share = (ordinal, num_participants)
     inventories = [
         Inventory(storage, staging_key, name, share, check_cancelled) for name in external
     ]

@@ -80,7 +80,8 @@ def _commit_early() -> None:
     run, on_prepared = PartWriter._run, SaveRound.on_prepared
 
     def promise_and_run(self: PartWriter) -> None:
-        write, participant = self._write, self._driver.participant
+        write, participant = self._order, self._driver.participant
+        assert write is not None
         scratch = MemoryStorage()
         scratch.make_dir("dry")
         ref = write_part(
@@ -213,7 +214,7 @@ def _prepare_early() -> None:
 
     def run_late(self: PartWriter) -> None:
         run(self)
-        self._driver.wait_outcome(self._write.call, None)
+        self._driver.wait_outcome(self._call, None)
         assert isinstance(self._storage, _Late)
         self._storage.finish()
 

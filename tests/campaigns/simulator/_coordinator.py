@@ -115,7 +115,6 @@ class Head:
                 )
                 self.incarnation = Incarnation(
                     OwnedSteps(self.disk, Indexer(), lease_s=LEASE_S, clock=self.world.clock),
-                    self.participants,
                     job=JobInfo(),
                     housekeep=keeper,
                     clock=self.world.clock,
@@ -145,6 +144,7 @@ class Head:
                 self._judge(action.message)
                 self.lines[action.to].down(action.message)
                 continue
+            assert not isinstance(action, actions.Told), "the participants make all calls"
             if isinstance(action, actions.BeginStaging):
                 self.attempts[action.call] = action.attempt
             if isinstance(action, actions.Discard):

@@ -1,0 +1,127 @@
+"""Who takes part, in which life, and what was not delivered to whom; no I/O.
+
+A *life* is one admission of a participant. Messages, goodbyes and losses of an earlier life change
+nothing. In an SPMD job each participant has one life, the empty one, from start to end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal import errors
+from stepseal.layout import role_of
+from stepseal.protocol._failures import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from stepseal.protocol import _actions as actions
+
+__all__ = ["Members"]
+
+_GONE = Failure(errors.ParticipantFailed.kind, "closed its checkpointer before this call")
+_AGAIN = Failure(errors.ParticipantFailed.kind, "was admitted again, as a new life")
+_RELEASED = Failure(errors.ParticipantFailed.kind, "was released")
+
+
+class Members:
+    """The participants of a coordinator, and the current life of each.
+
+    Args:
+        participants: those that take part from the start, in ordinal order.
+    """
+
+    def __init__(self, participants: Iterable[str]) -> None:
+        self._lives = dict.fromkeys(participants, "")
+        self._lost: dict[str, Failure] = {}
+        self._gone: set[str] = set()
+        self._any_life_ended = False
+        self._kept: dict[str, list[actions.Action]] = {p: [] for p in self._lives}
+
+    def admit(self, participant: str, life: str) -> None:
+        """Let a participant take part from the next call on; its earlier life ends."""
+        self._any_life_ended = self._any_life_ended or participant in self._lives
+        self._lives[participant] = life
+        self._kept[participant] = []
+        self._lost.pop(participant, None)
+        self._gone.discard(participant)
+
+    def release(self, participant: str) -> None:
+        """Let a participant take no part in later calls."""
+        self._any_life_ended = True
+        self._lives.pop(participant, None)
+        self._kept.pop(participant, None)
+        self._lost.pop(participant, None)
+        self._gone.discard(participant)
+
+    def roster(self) -> dict[str, str]:
+        """Return each participant and its life, roles together, in ordinal order."""
+        roles: dict[str, int] = {}
+        for one in self._lives:
+            roles.setdefault(role_of(one), len(roles))
+        ordered = sorted(self._lives, key=lambda one: (roles[role_of(one)], *_rank_of(one)))
+        return {one: self._lives[one] for one in ordered}
+
+    def everybody(self) -> tuple[str, ...]:
+        """Return all participants, in the order in which they were named."""
+        return tuple(self._lives)
+
+    def hears(self, participant: str, life: str) -> bool:
+        """Return whether messages of this life count."""
+        return self.is_current(participant, life) and participant not in self._lost
+
+    def is_current(self, participant: str, life: str) -> bool:
+        """Return whether this is the participant's life now."""
+        return self._lives.get(participant) == life
+
+    def lose(self, participant: str, life: str, cause: Failure) -> None:
+        """Remember that a life ended without a goodbye; a lost life stays lost."""
+        if self.is_current(participant, life) and participant not in self._gone:
+            self._lost.setdefault(participant, cause)
+
+    def leave(self, participant: str) -> None:
+        """Remember a goodbye."""
+        self._gone.add(participant)
+
+    @property
+    def everybody_left(self) -> bool:
+        """True once every participant has said goodbye or is lost."""
+        return len(self._gone | self._lost.keys()) >= len(self._lives)
+
+    @property
+    def is_complete(self) -> bool:
+        """True while nobody was ever lost, left, replaced or released: nobody can be absent."""
+        return not (self._any_life_ended or self._lost or self._gone)
+
+    def absent(self, roster: Mapping[str, str], names: Iterable[str]) -> dict[str, Failure]:
+        """Return those of `names` that a call waits for in vain, and why.
+
+        Args:
+            roster: participants of the call, with their lives.
+            names: those that it waits for.
+        """
+        found = {}
+        for one in names:
+            if one not in self._lives:
+                found[one] = _RELEASED
+            elif self._lives[one] != roster[one]:
+                found[one] = _AGAIN
+            elif one in self._lost:
+                found[one] = self._lost[one]
+            elif one in self._gone:
+                found[one] = _GONE
+        return found
+
+    def keep(self, action: actions.Send) -> None:
+        """Keep a message to a participant that has not connected yet."""
+        if action.to in self._kept:
+            self._kept[action.to].append(action)
+
+    def kept(self, participant: str) -> list[actions.Action]:
+        """Return what was kept for a participant that connects now."""
+        return self._kept.pop(participant, [])
+
+
+def _rank_of(participant: str) -> tuple[int, str]:
+    rank = participant.rpartition("/")[2]
+    return (int(rank), "") if rank.isdecimal() else (-1, rank)

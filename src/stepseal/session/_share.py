@@ -1,0 +1,117 @@
+"""One participant's share of every call: its components, its memory, and what it has gone through.
+
+Whoever makes the calls, this is the same: the ranks of an SPMD job with `Checkpointer`, or a
+coordinator that opens them. Holds no protocol logic.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from stepseal.components import Registry
+from stepseal.layout import step_name
+from stepseal.session._policies import Policies
+from stepseal.session._progress import Progress
+from stepseal.session._restoring import RestorePart
+from stepseal.session._save_call import SaveCall, begin_save
+from stepseal.session._targets import Targets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.components import Topology
+    from stepseal.protocol import RestoreCalled
+    from stepseal.session._annotations import Annotations
+    from stepseal.session._inflight import InFlight
+    from stepseal.session._pending import PendingSave
+    from stepseal.session._policies import Choice
+    from stepseal.session._reports import Restored
+    from stepseal.session._wiring import Wiring
+
+__all__ = ["Share", "ShareOfRestore"]
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Share:
+    """What a participant holds over all its calls."""
+
+    topology: Topology
+    flight: InFlight
+    registry: Registry = field(default_factory=Registry)
+    policies: Policies = field(default_factory=Policies)
+    progress: Progress = field(default_factory=Progress)
+    has_other_roles: bool = False
+    """Whether the job has participants of other roles."""
+
+    def settle(self) -> None:
+        """Wait for the save in flight; raise its failure unless it was seen."""
+        committed = self.flight.settle()
+        if committed is not None:
+            self.progress.newest = committed
+
+    def save(
+        self,
+        wiring: Wiring,
+        call: int,
+        step: int,
+        root: str,
+        mode: Literal["async", "sync", "behind"],
+        notes: Annotations,
+    ) -> PendingSave:
+        """Capture all components and let the writer go on; see `begin_save`."""
+        self.progress.started = True
+        path, fresh = f"{root}/{step_name(step)}", self.progress.fresh
+        asked = SaveCall(call, step, mode, path, notes, self.settle, fresh)
+        return begin_save(wiring, self.registry, self.topology, self.flight, asked)
+
+    def targets(self, choice: Choice) -> Targets:
+        """Return the live state that a restore fills; refuse conversions that cannot be."""
+        go_by = functools.partial(self.registry.go_by, topology=self.topology)
+        components, others = self.registry.components(), self.has_other_roles
+        targets = Targets(components, choice, self.topology, go_by, others)
+        targets.check_conversions()
+        return targets
+
+    def restore(
+        self, wiring: Wiring, root: str, call: RestoreCalled, targets: Targets
+    ) -> ShareOfRestore:
+        """Join a restore."""
+        self.progress.started = self.progress.started or not call.check_only
+        return ShareOfRestore(self, wiring, root, call, targets)
+
+
+class ShareOfRestore:
+    """One participant's share of one restore, carried out at once, or order by order."""
+
+    def __init__(
+        self, share: Share, wiring: Wiring, root: str, call: RestoreCalled, targets: Targets
+    ) -> None:
+        self._share = share
+        self._driver = wiring.driver
+        self._call = call
+        storage, deadlines = wiring.steps.storage, wiring.driver.deadlines
+        self.part = RestorePart(wiring.driver, call, storage, root, targets, deadlines)
+
+    def run(self) -> Restored | None:
+        """Follow all orders; see `Checkpointer.restore`."""
+        while not self.part.ended:
+            self.guard(lambda: self.part.follow(self.part.wait()))
+        return self.part.restored
+
+    def guard(self, work: Callable[[], T]) -> T:
+        """Do a piece of the restore; remember how it ended once it has."""
+        ended = True
+        try:
+            with self._share.progress.tainting():
+                done = work()
+            ended = self.part.ended
+        finally:
+            if ended:
+                self._driver.forget(self._call.call)
+        if ended and not self._call.check_only:
+            self._share.progress.went_on_from(self.part.restored)
+        return done
