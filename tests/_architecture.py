@@ -35,13 +35,17 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "components": frozenset({"errors", "layout"}),
     "foreign": frozenset({"errors", "layout", "storage", "components"}),
     "session": _CORE - {"session"} | {"_version"},
-    FACE: _CORE | {"_version"},
+    "actors": frozenset(
+        {"errors", "layout", "storage", "protocol", "steps", "retention", "components", "session"}
+        | {"_version"}
+    ),
+    FACE: _CORE | {"_version", "actors"},
     "cli": frozenset(
         {"_version", "errors", "layout", "storage", "transfer", "steps", "retention", "doctor"}
     ),
     "__main__": frozenset({"cli"}),
     "testing": _CORE | {FACE},
-    "integrations": _CORE | {FACE},
+    "integrations": _CORE | {FACE, "actors"},
 }
 """Wing to the wings it may import.
 
@@ -59,7 +63,7 @@ WHEN_CALLED: Mapping[tuple[str, str], str] = {
 TORCH_WINGS = frozenset({"components", "foreign", "session", "integrations", "testing"})
 FOREIGN: Mapping[str, frozenset[str]] = {
     "xxhash": frozenset({"layout"}),
-    "msgspec": _CORE | _OUTER,
+    "msgspec": _CORE | _OUTER | {"actors"},
     "numpy": _CORE | _OUTER,
     "click": frozenset({"cli"}),
     "rich": frozenset({"cli", "session"}),

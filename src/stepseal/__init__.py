@@ -13,6 +13,7 @@ from stepseal import errors
 from stepseal._version import __version__
 
 if TYPE_CHECKING:
+    from stepseal.actors import Coordinator, Participant, fetched, in_process, processes, serve
     from stepseal.protocol import Deadlines
     from stepseal.components import (
         RNG, Conversion, External, GlobalSampler, Placement, Sharing, Unchanged, per_group,
@@ -26,34 +27,30 @@ if TYPE_CHECKING:
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
     from stepseal.storage import Access
 
-    GLOBAL = Sharing.GLOBAL
-    REPLICATED = Sharing.REPLICATED
-    SHARDED = Sharing.SHARDED
-    PER_RANK = Sharing.PER_RANK
-    PER_NODE = Sharing.PER_NODE
+    GLOBAL, REPLICATED, SHARDED = Sharing.GLOBAL, Sharing.REPLICATED, Sharing.SHARDED
+    PER_RANK, PER_NODE = Sharing.PER_RANK, Sharing.PER_NODE
 
 __all__ = [
-    "Access", "GLOBAL", "PER_NODE", "PER_RANK", "REPLICATED", "RNG", "SHARDED", "Checkpointer",
-    "Conversion", "Deadlines", "External", "GlobalSampler", "Imported", "LoadReport", "PendingSave",
-    "Placement", "Restored", "Retention", "Run", "Saved", "Sharing", "Step", "Unchanged",
-    "__version__", "errors", "every", "import_dcp", "latest", "load", "open", "open_step",
-    "per_group", "register", "register_codec", "save", "sharded",
+    "Access", "Checkpointer", "Conversion", "Coordinator", "Deadlines", "External", "GLOBAL",
+    "GlobalSampler", "Imported", "LoadReport", "PER_NODE", "PER_RANK", "Participant", "PendingSave",
+    "Placement", "REPLICATED", "RNG", "Restored", "Retention", "Run", "SHARDED", "Saved", "Sharing",
+    "Step", "Unchanged", "__version__", "errors", "every", "fetched", "import_dcp", "in_process",
+    "latest", "load", "open", "open_step", "per_group", "processes", "register", "register_codec",
+    "save", "serve", "sharded",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
     if name not in __all__:
         raise AttributeError(f"module 'stepseal' has no attribute {name!r}")
-    from stepseal import components, protocol, retention, session, storage
+    from stepseal import actors, components, protocol, retention, session, storage
 
     if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK", "PER_NODE"):
         return components.Sharing[name]
     if name == "open":
         return session.open_run
-    owner = next(
-        wing for wing in (session, components, retention, protocol, storage) if name in wing.__all__
-    )
-    return getattr(owner, name)
+    wings = (session, actors, components, retention, protocol, storage)
+    return getattr(next(wing for wing in wings if name in wing.__all__), name)
 
 
 def __dir__() -> list[str]:

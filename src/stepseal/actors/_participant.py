@@ -1,0 +1,311 @@
+"""The participant of an actor or a process: its coordinator opens the calls, its owner runs them.
+
+Invariants: captures and restores run on the thread that calls `capture`, `restore` or `poll`, which
+must be one that nothing mutates state beside; writing goes on behind. Each call is begun once, and
+only by the life that it is meant for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Literal
+
+from stepseal._version import __version__
+from stepseal.components import ReplicaRule, Topology, as_patterns
+from stepseal.errors import CheckpointError, InvalidInput
+from stepseal.layout import check_participant
+from stepseal.protocol import Address, BeginRestore, BeginSave, ParticipantDriver, SocketLink
+from stepseal.session import InFlight, Share, Wiring, check_annotations, check_policy
+from stepseal.steps import open_store
+from stepseal.storage import Access
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from stepseal.actors._admission import Admission
+    from stepseal.components import DeclaredSharing, Validation
+    from stepseal.protocol import Begin, Link
+    from stepseal.session import Policy, Restored, ShareOfRestore
+
+__all__ = ["Participant"]
+
+_log = logging.getLogger("stepseal")
+_Scalar = str | int | float | bool | None
+
+
+class Participant:
+    """Takes part in the steps of a `Coordinator`, for an actor or a process that owns components.
+
+    Args:
+        role: what this actor, or the group of actors that it belongs to, is: `trainer`.
+        rank: its number in the group.
+        size: number of actors in the group.
+        cut: returns the fields of the cut that this participant knows, at each save; called before
+            anything is captured, on the same thread.
+        max_staging_bytes: bound of the private memory; None for no bound.
+        access: see `Checkpointer`.
+
+    Raises:
+        InvalidInput: role, rank or size are not usable.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        *,
+        rank: int = 0,
+        size: int = 1,
+        cut: Callable[[], Mapping[str, _Scalar]] | None = None,
+        max_staging_bytes: int | None = None,
+        access: Access | None = None,
+    ) -> None:
+        if not 0 <= rank < size:
+            raise InvalidInput(
+                f"Participant({role!r}): expected 0 <= rank < size, found rank {rank} of {size}"
+            )
+        names = tuple(check_participant(f"{role}/{number}") for number in range(size))
+        topology, flight = Topology(rank, names), InFlight(max_staging_bytes)
+        self._share = Share(topology, flight, has_other_roles=True)
+        self._cut = cut
+        self._access = access or Access()
+        self._admission: Admission | None = None
+        self._wiring: Wiring | None = None
+        self._busy = threading.RLock()
+        """Held by whoever captures, restores, begins a life or ends one."""
+
+    @property
+    def id(self) -> str:
+        """Id of this participant, such as `trainer/3`."""
+        return self._share.topology.me
+
+    @property
+    def has_engines(self) -> bool:
+        """Whether a component is external: its engine runs while the owner is held."""
+        return any(one.kind == "external" for one in self._share.registry.components())
+
+    def add(
+        self,
+        name: str,
+        state: object,
+        *,
+        sharing: DeclaredSharing | None = None,
+        kind: Literal["tensors", "tree"] | None = None,
+        on_restore: Policy = "require",
+        on_world_change: Literal["fresh"] | None = None,
+        validate: Validation | None = None,
+        exclude: Sequence[str] = (),
+        required: bool = True,
+    ) -> None:
+        """Make `state` part of every step; see `Checkpointer.add`.
+
+        Every participant of a role adds the same names, and no other role has them. A sharing is
+        within the role, and so is what is compared.
+
+        Raises:
+            InvalidInput: see `Checkpointer.add`; or `validate="full"`, which compares live state
+                with what was written, while an owner goes on as soon as it has captured.
+        """
+        if validate == "full":
+            raise InvalidInput(
+                f"add({name!r}, validate='full'): a participant does not wait until its files are "
+                "written, so it has no live state to compare with them. Use validate='tensor'.",
+                component=name,
+            )
+        check_policy(name, on_restore, on_world_change)
+        if self._share.progress.started:
+            raise InvalidInput(
+                f"add({name!r}): components are fixed once a save or restore has begun. Add all of "
+                "them before.",
+                component=name,
+            )
+        topology = self._share.topology
+        rule = ReplicaRule(validate, exclude=as_patterns(exclude), required=required)
+        used = self._share.registry.add(
+            name, state, sharing=sharing, kind=kind, topology=topology, rule=rule
+        )
+        policy = on_restore if required or on_restore != "require" else "if-present"
+        self._share.policies.declare(name, policy, on_world_change, used)
+
+    def admit(self, admission: Admission, link: Link | None = None) -> None:
+        """Begin a life: connect to the coordinator. An earlier life ends.
+
+        Args:
+            admission: what the coordinator says.
+            link: a connection inside the coordinator's process; None opens one.
+
+        Raises:
+            InvalidInput: the admission is for another participant, or the coordinator runs another
+                release.
+            CoordinatorLost: the coordinator cannot be reached, or refuses.
+            CheckpointError: the root cannot be opened.
+        """
+        if admission.participant != self.id:
+            raise InvalidInput(
+                f"{self.id} was handed the admission of {admission.participant}: is the list of "
+                "actors in the order of their ranks?",
+                participant=self.id,
+            )
+        if admission.version != __version__:
+            raise InvalidInput(
+                f"{self.id} runs stepseal {__version__!r}: expected {admission.version!r}, as the "
+                "coordinator does. Install the same release everywhere.",
+                participant=self.id,
+            )
+        with self._busy:
+            self.close()
+            limits = admission.deadlines
+            address = Address(admission.host, admission.port, admission.token)
+            line = link or SocketLink(address, self.id, limits, __version__, life=admission.life)
+            driver = ParticipantDriver(self.id, line, limits)
+            try:
+                steps = open_store(admission.root, access=self._access)
+            except BaseException:
+                driver.close()
+                raise
+            self._admission, self._wiring = admission, Wiring(steps, driver, None)
+
+    def capture(self, begin: BeginSave) -> None:
+        """Capture all components for a save, now; return once they may change again.
+
+        Writing goes on behind. Where engines write files of their own, it returns once they have.
+        What fails is told to the coordinator, and raised here as well.
+
+        Raises:
+            InvalidInput: the call is not for this life.
+        """
+        with self._busy:
+            self._capture(begin)
+
+    def _capture(self, begin: BeginSave) -> None:
+        admission, wiring = self._check(begin)
+        if not wiring.driver.take_up(begin):
+            return
+        self._settle()
+        try:
+            self._check_members(begin)
+            fields = {} if self._cut is None else self._cut()
+            notes = check_annotations(None, (), fields)
+            self._share.progress.check_not_tainted()
+            self._share.policies.check_any()
+        except Exception as error:
+            wiring.driver.send_failed(begin.call, begin.step, "capture", error)
+            raise
+        self._share.save(wiring, begin.call, begin.step, admission.root, "behind", notes)
+
+    def restore(self, begin: BeginRestore) -> Restored | None:
+        """Take part in a restore, now; return what it brought back. Blocks."""
+        with self._busy:
+            share = self.join(begin)
+            return None if share is None else share.run()
+
+    def join(self, begin: BeginRestore) -> ShareOfRestore | None:
+        """Join a restore; None if this call was begun before."""
+        admission, wiring = self._check(begin)
+        if not wiring.driver.take_up(begin):
+            return None
+        self._settle()
+        self._check_members(begin)
+        share = self._share
+        own = {*share.registry.names()}
+        policies = {n: p for n, p in begin.policies.items() if n in own or p == "skip"}
+        sets = share.registry.declared_sets(share.topology)
+        choice = share.policies.choose(policies, None, None, sets)  # type: ignore[arg-type]
+        call = choice.call(
+            begin.call, begin.step, fresh=begin.fresh, unverified=False, check_only=begin.check_only
+        )
+        return share.restore(wiring, admission.root, call, share.targets(choice))
+
+    def poll(self, timeout_s: float | None = 0.0) -> int:
+        """Carry out the calls that have arrived over the line; return their number.
+
+        For a process that has a loop of its own: called between two pieces of its work, it is the
+        point at which nothing changes state. A failure is told to the coordinator and logged.
+
+        Args:
+            timeout_s: seconds to wait for the first call; None waits until the coordinator is gone.
+        """
+        if self._wiring is None:
+            return 0
+        driver, num = self._wiring.driver, 0
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = 0.0 if num else None if end is None else max(0.0, end - time.monotonic())
+            begin = driver.wait_begin(left)
+            if begin is None:
+                return num
+            num += 1
+            self._carry_out(begin)
+
+    def _carry_out(self, begin: Begin) -> None:
+        try:
+            if isinstance(begin, BeginSave):
+                self.capture(begin)
+            else:
+                self.restore(begin)
+        except CheckpointError as error:
+            _log.error("stepseal: %s: %s", self.id, error)
+
+    @property
+    def is_lost(self) -> bool:
+        """True if there is no coordinator: none yet, none any more, or it released this one."""
+        return self._wiring is None or self._wiring.driver.is_lost
+
+    def close(self) -> None:
+        """Leave: wait for the save in flight, and say goodbye. Idempotent."""
+        with self._busy:
+            wiring, self._wiring, self._admission = self._wiring, None, None
+            if wiring is not None:
+                self._settle()
+                wiring.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _settle(self) -> None:
+        """Wait for the save in flight; its failure was told to the coordinator's user."""
+        try:
+            self._share.settle()
+        except CheckpointError as error:
+            _log.debug("stepseal: %s: %s", self.id, error)
+
+    def _check(self, begin: Begin) -> tuple[Admission, Wiring]:
+        """Refuse a call that is not for this life.
+
+        Raises:
+            InvalidInput: this participant was never admitted, or as another life.
+        """
+        if self._admission is None or self._wiring is None:
+            raise InvalidInput(
+                f"{self.id} was called for a save or restore, but was not admitted in this life of "
+                "its process: it may have been restarted. Call Coordinator.admit again.",
+                participant=self.id,
+            )
+        if begin.life != self._admission.life:
+            raise InvalidInput(
+                f"{self.id}: this call is for life {begin.life}, found life "
+                f"{self._admission.life}: it was admitted again meanwhile.",
+                participant=self.id,
+            )
+        return self._admission, self._wiring
+
+    def _check_members(self, begin: Begin) -> None:
+        expected = self._share.topology.participants
+        if tuple(begin.members) != expected:
+            raise InvalidInput(
+                f"{self.id}: expected all of {', '.join(expected)} to take part, found "
+                f"{', '.join(begin.members)}. Admit them all, or give Participant the right size=.",
+                participant=self.id,
+            )
