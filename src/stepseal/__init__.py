@@ -13,6 +13,7 @@ from stepseal import errors
 from stepseal._version import __version__
 
 if TYPE_CHECKING:
+    from stepseal import integrations
     from stepseal.actors import Coordinator, Participant, fetched, in_process, processes, serve
     from stepseal.protocol import Deadlines
     from stepseal.components import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
     from stepseal.storage import Access
 
+    ray = integrations.ray
     GLOBAL, REPLICATED, SHARDED = Sharing.GLOBAL, Sharing.REPLICATED, Sharing.SHARDED
     PER_RANK, PER_NODE = Sharing.PER_RANK, Sharing.PER_NODE
 
@@ -35,20 +37,20 @@ __all__ = [
     "GlobalSampler", "Imported", "LoadReport", "PER_NODE", "PER_RANK", "Participant", "PendingSave",
     "Placement", "REPLICATED", "RNG", "Restored", "Retention", "Run", "SHARDED", "Saved", "Sharing",
     "Step", "Unchanged", "__version__", "errors", "every", "fetched", "import_dcp", "in_process",
-    "latest", "load", "open", "open_step", "per_group", "processes", "register", "register_codec",
-    "save", "serve", "sharded",
+    "latest", "load", "open", "open_step", "per_group", "processes", "ray", "register",
+    "register_codec", "save", "serve", "sharded",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
     if name not in __all__:
         raise AttributeError(f"module 'stepseal' has no attribute {name!r}")
-    from stepseal import actors, components, protocol, retention, session, storage
+    from stepseal import actors, components, integrations, protocol, retention, session, storage
 
     if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK", "PER_NODE"):
         return components.Sharing[name]
-    if name == "open":
-        return session.open_run
+    if name in (special := {"open": session.open_run, "ray": integrations.ray}):
+        return special[name]
     wings = (session, actors, components, retention, protocol, storage)
     return getattr(next(wing for wing in wings if name in wing.__all__), name)
 

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import struct
 import threading
+import warnings
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,7 +13,7 @@ import pytest
 from tests.protocol._conversations import PATIENT, QUICK, Inbox
 
 from stepseal.errors import CoordinatorLost, InvalidInput
-from stepseal.protocol import Address, Deadlines, SocketLink
+from stepseal.protocol import Address, Deadlines, SocketLink, _socket_link
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._wire import MessageReader, pack_message
 
@@ -156,3 +159,31 @@ def test_link_that_was_never_started_can_be_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = Address("127.0.0.1", listener.getsockname()[1], "token")
         SocketLink(address, "a", PATIENT, "0").close()
+
+
+@pytest.mark.parametrize("is_forgotten", [True, False])
+def test_a_forked_child_does_not_hold_the_line(is_forgotten: bool) -> None:
+    """The worker of a loader is a fork: it must not keep the line of a dead actor open."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = Address("127.0.0.1", listener.getsockname()[1], "token")
+        link = SocketLink(address, "a", PATIENT, "0")
+        peer, _ = listener.accept()
+        hold, release = os.pipe()
+        if not is_forgotten:
+            _socket_link._open.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this process has threads
+            child = os.fork()
+        if child == 0:
+            os.close(release)
+            os.read(hold, 1)
+            os._exit(0)
+        link._connection.close()  # without a shutdown, as at the end of a process
+        peer.settimeout(30 if is_forgotten else 0.2)
+        with peer, contextlib.suppress(TimeoutError):
+            assert peer.recv(1) == b""
+            assert is_forgotten, "the child kept it open before the line forgot forks"
+        os.close(release)
+        os.close(hold)
+        os.waitpid(child, 0)
+        link.close()

@@ -6,7 +6,7 @@ carries it out. Doorbells begin a call where its owner works off its calls.
 
 from stepseal.actors._admission import Admission
 from stepseal.actors._coordinator import Coordinator
-from stepseal.actors._doorbell import Doorbell, Member, in_process, processes, serve
+from stepseal.actors._doorbell import Doorbell, InProcess, Member, in_process, processes, serve
 from stepseal.actors._fetched import Fetched, fetched
 from stepseal.actors._participant import Participant
 
@@ -15,6 +15,7 @@ __all__ = [
     "Coordinator",
     "Doorbell",
     "Fetched",
+    "InProcess",
     "Member",
     "Participant",
     "fetched",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from stepseal.actors._admission import Admission
 from stepseal.errors import CheckpointError, CoordinatorLost, InvalidInput
+from stepseal.protocol import BeginSave
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from stepseal.actors._participant import Participant
-    from stepseal.protocol import Apply, BeginRestore, BeginSave, Candidate, RestoreAnswer
+    from stepseal.protocol import Apply, Begin, BeginRestore, Candidate, RestoreAnswer
     from stepseal.session import ShareOfRestore
 
 __all__ = ["Doorbell", "InProcess", "Member", "Process", "in_process", "processes", "serve"]
@@ -96,6 +97,13 @@ class InProcess:
                 participant=self.id,
             )
         self._participant.capture(begin)
+
+    async def begin(self, begin: Begin) -> None:
+        """Carry out a call of either kind."""
+        if isinstance(begin, BeginSave):
+            await self.capture(begin)
+        else:
+            await self.restore(begin)
 
     async def restore(self, begin: BeginRestore) -> None:
         """Check and apply on the loop's thread, and wait for orders on another."""

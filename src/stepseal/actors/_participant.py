@@ -241,12 +241,16 @@ class Participant:
             num += 1
             self._carry_out(begin)
 
+    def begin(self, begin: Begin) -> None:
+        """Carry out a call of either kind."""
+        if isinstance(begin, BeginSave):
+            self.capture(begin)
+        else:
+            self.restore(begin)
+
     def _carry_out(self, begin: Begin) -> None:
         try:
-            if isinstance(begin, BeginSave):
-                self.capture(begin)
-            else:
-                self.restore(begin)
+            self.begin(begin)
         except CheckpointError as error:
             _log.error("stepseal: %s: %s", self.id, error)
 

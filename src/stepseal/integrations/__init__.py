@@ -1,1 +1,5 @@
-"""Ways in for trainers of other projects; each file stands alone, and imports nothing of theirs."""
+"""Ways in for trainers and frameworks of other projects; each file stands alone."""
+
+from stepseal.integrations import _ray as ray
+
+__all__ = ["ray"]

@@ -6,8 +6,10 @@ reported dead after `lost_s`.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ __all__ = ["SocketLink"]
 
 _RECEIVE_BYTES = 1 << 16
 _JOIN_S = 2.0
+_open: weakref.WeakSet[SocketLink] = weakref.WeakSet()
 
 
 class SocketLink:
@@ -56,6 +59,7 @@ class SocketLink:
         self._closed = False
         self._threads: list[threading.Thread] = []
         self._connection = connection or _connect(address, participant, deadlines.connect_s)
+        _open.add(self)
         self._connection.settimeout(deadlines.lost_s)
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -90,6 +94,14 @@ class SocketLink:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(_JOIN_S)
+        self._connection.close()
+
+    def forget(self) -> None:
+        """Close the descriptor of a forked child, whose parent goes on with the connection.
+
+        Else the connection outlives the parent, and its death is noticed only after `lost_s`.
+        """
+        self._closed = True
         self._connection.close()
 
     def _half_close(self) -> None:
@@ -139,3 +151,12 @@ def _connect(address: Address, participant: str, limit_s: float) -> socket.socke
             "reachable from this host?",
             participant=participant,
         ) from error
+
+
+def _forget_all() -> None:
+    for link in list(_open):
+        link.forget()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
