@@ -58,7 +58,7 @@ def test_a_copy_of_a_step_under_another_number_is_no_step(saved_root: SavedRoot)
 def test_extra_files_are_reported_and_never_read(saved_root: SavedRoot) -> None:
     folder = saved_root.path / NEWEST
     (folder / "notes.txt").write_text("mine")
-    (folder / "__1_0.distcp").write_bytes(b"x" * 100)
+    (folder / "__9_0.distcp").write_bytes(b"x" * 100)
     (folder / "components" / "loader" / "trainer" / "2.json").write_text("{}")
     (folder / "parts" / "trainer" / "2.json").symlink_to("0.json")
     (folder / "empty folder").mkdir()

@@ -193,7 +193,7 @@ VARIANTS = {
     "strides-ignored": Variant(_ignore_strides),
     "placements-forgotten": Variant(_forget_placements, "is not the"),
     "every-replica-writes": Variant(_write_every_replica, "expected it stored once"),
-    "replicas-differ": Variant(_write_replicas_that_differ, "expected the same bytes as"),
+    "replicas-differ": Variant(_write_replicas_that_differ, "must hold equal state"),
     "first-replica-writes": Variant(_write_first_replica, "no box holds"),
     "empty-tensor-without-writer": Variant(_write_no_empty_tensor, "missing in the checkpoint"),
     "empty-shard-is-missing": Variant(_miss_empty_shards, "missing in the checkpoint"),

@@ -12,7 +12,8 @@ import pytest
 from tests.campaigns.strace._calls import why_not
 
 _HOUSE = Path(__file__).resolve().parents[3]
-_FSYNC = re.compile(r"f(?:data)?sync\(\d+<([^>]*)>\)\s+= 0")
+_FSYNC = re.compile(r"(\d+) +f(?:data)?sync\(\d+<([^>]*)>(?:\)\s+= 0| <unfinished)")
+_RESUMED = re.compile(r"(\d+) +<\.\.\. f(?:data)?sync resumed>\)\s+= 0")
 _COMMIT = re.compile(r'renameat2?\(.*"step-1"')
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -53,15 +54,22 @@ def unsynced(folder: Path, broken: str) -> set[str]:
     calls = "trace=fsync,fdatasync,renameat2,renameat"
     command = ["strace", "-f", "-y", "-qq", "-o", str(trace), "-e", calls, "-e", "signal=none"]
     command += [sys.executable, "-c", JOB.format(broken=broken or "pass"), str(root)]
-    path = os.pathsep.join([str(_HOUSE / "src"), str(_HOUSE)])
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+    house = os.pathsep.join([str(_HOUSE / "src"), str(_HOUSE)])
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": house})
     synced: set[str] = set()
+    begun: dict[str, str] = {}  # by thread: several sync at once, and strace interleaves them
     for line in trace.read_text().splitlines():
         if _COMMIT.search(line):
             break
-        found = _FSYNC.search(line)
-        if found is not None and "/external/engine" in found[1]:
-            synced.add(found[1].partition("/external/engine")[2].lstrip("/"))
+        path = ""
+        if (resumed := _RESUMED.search(line)) is not None:
+            path = begun.pop(resumed[1], "")
+        elif (found := _FSYNC.search(line)) is not None:
+            path = found[2]
+            if line.rstrip().endswith("<unfinished ...>"):
+                begun[found[1]], path = path, ""
+        if "/external/engine" in path:
+            synced.add(path.partition("/external/engine")[2].lstrip("/"))
     else:
         raise AssertionError("no commit was seen")
     here = root / "step-1" / "external" / "engine"
