@@ -172,6 +172,7 @@ class _Trial:
 
 def _live(work: Callable[[], list[Violation]], answer: Path, hang: Path) -> None:
     """Be the child; never returns."""
+    torch.set_num_threads(1)  # makes this process's pool anew; two threads at once may not
     with hang.open("w") as file:
         faulthandler.dump_traceback_later(_HANG_S, exit=True, file=file)
         try:
