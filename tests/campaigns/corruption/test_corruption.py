@@ -65,7 +65,7 @@ def test_extra_files_are_reported_and_never_read(saved_root: SavedRoot) -> None:
     os.mkfifo(folder / "pipe")
     assert saved_root.damage(STEPS[-1]) == []
     extra = saved_root.findings(STEPS[-1], "extra")
-    for name in ("notes.txt", "__1_0.distcp", "loader/trainer/2.json", "parts/trainer/2", "pipe"):
+    for name in ("notes.txt", "__9_0.distcp", "loader/trainer/2.json", "parts/trainer/2", "pipe"):
         assert any(name in line for line in extra), extra
     assert _check_restores(saved_root) == {}
 
