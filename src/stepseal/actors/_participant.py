@@ -13,11 +13,11 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from stepseal._version import __version__
-from stepseal.components import ReplicaRule, Topology, as_patterns
+from stepseal.components import Topology
 from stepseal.errors import CheckpointError, InvalidInput
 from stepseal.layout import check_participant
 from stepseal.protocol import Address, BeginRestore, BeginSave, ParticipantDriver, SocketLink
-from stepseal.session import InFlight, Share, Wiring, check_annotations, check_policy
+from stepseal.session import InFlight, Share, Wiring, check_annotations
 from stepseal.steps import open_store
 from stepseal.storage import Access
 
@@ -116,20 +116,17 @@ class Participant:
                 "written, so it has no live state to compare with them. Use validate='tensor'.",
                 component=name,
             )
-        check_policy(name, on_restore, on_world_change)
-        if self._share.progress.started:
-            raise InvalidInput(
-                f"add({name!r}): components are fixed once a save or restore has begun. Add all of "
-                "them before.",
-                component=name,
-            )
-        topology = self._share.topology
-        rule = ReplicaRule(validate, exclude=as_patterns(exclude), required=required)
-        used = self._share.registry.add(
-            name, state, sharing=sharing, kind=kind, topology=topology, rule=rule
+        self._share.add(
+            name,
+            state,
+            sharing=sharing,
+            kind=kind,
+            on_restore=on_restore,
+            on_world_change=on_world_change,
+            validate=validate,
+            exclude=exclude,
+            required=required,
         )
-        policy = on_restore if required or on_restore != "require" else "if-present"
-        self._share.policies.declare(name, policy, on_world_change, used)
 
     def admit(self, admission: Admission, link: Link | None = None) -> None:
         """Begin a life: connect to the coordinator. An earlier life ends.

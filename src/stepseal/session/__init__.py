@@ -10,7 +10,7 @@ from stepseal.session._inflight import InFlight
 from stepseal.session._loading import load
 from stepseal.session._one_shot import save
 from stepseal.session._pending import PendingSave, Saved
-from stepseal.session._policies import Policy, check_policy
+from stepseal.session._policies import Policy
 from stepseal.session._progress import Progress
 from stepseal.session._reports import LoadReport, Restored
 from stepseal.session._restoring import restore_error
@@ -27,7 +27,6 @@ __all__ = [
     "Share",
     "ShareOfRestore",
     "check_annotations",
-    "check_policy",
     "restore_error",
     "Imported",
     "JobOptions",

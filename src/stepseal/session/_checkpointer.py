@@ -10,7 +10,6 @@ import logging
 from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
-from stepseal.components import ReplicaRule, as_patterns
 from stepseal.layout import check_step
 from stepseal.protocol import Deadlines
 from stepseal.retention import as_retention
@@ -19,7 +18,6 @@ from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._inflight import InFlight
 from stepseal.session._loop import Loop, Looping
 from stepseal.session._nodes import node_text
-from stepseal.session._policies import check_policy
 from stepseal.session._restoring import check_choice
 from stepseal.session._rules import SaveRule, check_rule
 from stepseal.session._saving import capture_all
@@ -157,19 +155,17 @@ class Checkpointer(Looping):
                 be declared, or the first save or restore has already happened.
         """
         self._check_open()
-        check_policy(name, on_restore, on_world_change)
-        if self._progress.started:
-            raise errors.InvalidInput(
-                f"add({name!r}): components are fixed once save or restore was called. Add all of "
-                "them before.",
-                component=name,
-            )
-        rule = ReplicaRule(validate, exclude=as_patterns(exclude), required=required)
-        used = self._registry.add(
-            name, state, sharing=sharing, kind=kind, topology=self._topology, rule=rule
+        self._share.add(
+            name,
+            state,
+            sharing=sharing,
+            kind=kind,
+            on_restore=on_restore,
+            on_world_change=on_world_change,
+            validate=validate,
+            exclude=exclude,
+            required=required,
         )
-        policy = on_restore if required or on_restore != "require" else "if-present"
-        self._policies.declare(name, policy, on_world_change, used)
 
     def restore(
         self,

@@ -10,23 +10,24 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from stepseal.components import Registry
+from stepseal.components import Registry, ReplicaRule, as_patterns
+from stepseal.errors import InvalidInput
 from stepseal.layout import step_name
-from stepseal.session._policies import Policies
+from stepseal.session._policies import Policies, check_policy
 from stepseal.session._progress import Progress
 from stepseal.session._restoring import RestorePart
 from stepseal.session._save_call import SaveCall, begin_save
 from stepseal.session._targets import Targets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from stepseal.components import Topology
+    from stepseal.components import DeclaredSharing, Reshard, Topology, Validation
     from stepseal.protocol import RestoreCalled
     from stepseal.session._annotations import Annotations
     from stepseal.session._inflight import InFlight
     from stepseal.session._pending import PendingSave
-    from stepseal.session._policies import Choice
+    from stepseal.session._policies import Choice, Policy
     from stepseal.session._reports import Restored
     from stepseal.session._wiring import Wiring
 
@@ -46,6 +47,34 @@ class Share:
     progress: Progress = field(default_factory=Progress)
     has_other_roles: bool = False
     """Whether the job has participants of other roles."""
+
+    def add(
+        self,
+        name: str,
+        state: object,
+        *,
+        sharing: DeclaredSharing | None,
+        kind: Literal["tensors", "tree"] | None,
+        on_restore: Policy,
+        on_world_change: Literal["fresh"] | Reshard | None,
+        validate: Validation | None,
+        exclude: Sequence[str],
+        required: bool,
+    ) -> None:
+        """Make `state` part of every step; see `Checkpointer.add`."""
+        check_policy(name, on_restore, on_world_change)
+        if self.progress.started:
+            raise InvalidInput(
+                f"add({name!r}): components are fixed once save or restore was called. Add all of "
+                "them before.",
+                component=name,
+            )
+        rule = ReplicaRule(validate, exclude=as_patterns(exclude), required=required)
+        used = self.registry.add(
+            name, state, sharing=sharing, kind=kind, topology=self.topology, rule=rule
+        )
+        policy = on_restore if required or on_restore != "require" else "if-present"
+        self.policies.declare(name, policy, on_world_change, used)
 
     def settle(self) -> None:
         """Wait for the save in flight; raise its failure unless it was seen."""
