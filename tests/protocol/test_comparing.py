@@ -95,7 +95,7 @@ def test_the_paths_that_differ_are_named_once_all_have_answered() -> None:
     cause = found.failures()[NAMES[3]]
     assert cause.path == "b"
     assert cause.problems == [f"component model: {path}" for path in "bcde"]
-    assert "b, c, d and 1 more differs: trainer/0 against" in cause.message
+    assert "b, c, d and 1 more differ: trainer/0 against" in cause.message
 
 
 def test_a_path_that_one_lacks_differs_and_without_answers_none_is_named() -> None:

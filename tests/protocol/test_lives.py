@@ -15,7 +15,7 @@ from tests.steps._kit import component
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._coordinator import Coordinator
-from stepseal.protocol._members import Members
+from stepseal.protocol._lives import Lives
 from stepseal.protocol._participant import Participant
 from stepseal.protocol._save_round import SaveRound
 
@@ -96,25 +96,25 @@ def part_that_is_counted_and_not_named() -> None:
 
 
 def _lives_unheeded() -> tuple[object, str, object]:
-    return Members, "is_current", lambda self, one, _life: one in self._lives
+    return Lives, "is_current", lambda self, one, _life: one in self._lives
 
 
 def _losses_unheeded() -> tuple[object, str, object]:
-    def lose(self: Members, participant: str, _life: str, cause: Failure) -> None:
+    def lose(self: Lives, participant: str, _life: str, cause: Failure) -> None:
         self._lost[participant] = cause
 
-    return Members, "lose", lose
+    return Lives, "lose", lose
 
 
 def _successor_waited_for() -> tuple[object, str, object]:
-    real = Members.absent
+    real = Lives.absent
 
     def absent(
-        self: Members, roster: Mapping[str, str], names: tuple[str, ...]
+        self: Lives, roster: Mapping[str, str], names: tuple[str, ...]
     ) -> dict[str, Failure]:
         return real(self, {**roster, **self._lives}, names)
 
-    return Members, "absent", absent
+    return Lives, "absent", absent
 
 
 def _counted() -> tuple[object, str, object]:
@@ -192,10 +192,10 @@ def test_a_call_that_nobody_opened_has_no_round() -> None:
 
 
 def test_ordinals_follow_roles_and_ranks() -> None:
-    members = Members(())
+    lives = Lives(())
     for one in ("trainer/10", "buffer/0", "trainer/2", "trainer/1"):
-        members.admit(one, one)
-    assert [*members.roster()] == ["trainer/1", "trainer/2", "trainer/10", "buffer/0"]
+        lives.admit(one, one)
+    assert [*lives.roster()] == ["trainer/1", "trainer/2", "trainer/10", "buffer/0"]
 
 
 def test_nobody_is_waited_for_when_the_coordinator_opened_all_calls() -> None:

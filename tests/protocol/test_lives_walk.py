@@ -1,4 +1,4 @@
-"""Members join, die and come back at random: a sound coordinator keeps its promises.
+"""Participants join, die and come back at random: a sound coordinator keeps its promises.
 
 Broken coordinators must be seen within the same seeds; a walk that sees none proves nothing.
 """
@@ -13,7 +13,7 @@ from tests.protocol._lives_walk import Walk
 
 from stepseal.protocol import _opening, _save_round
 from stepseal.protocol._coordinator import Coordinator
-from stepseal.protocol._members import Members
+from stepseal.protocol._lives import Lives
 from stepseal.protocol._save_round import SaveRound
 
 if TYPE_CHECKING:
@@ -37,17 +37,17 @@ def test_a_sound_coordinator_keeps_its_promises() -> None:
 
 def _lives_unheeded() -> Patch:
     """Messages of every life count."""
-    return Members, "hears", lambda self, one, _life: one in self._lives and one not in self._lost
+    return Lives, "hears", lambda self, one, _life: one in self._lives and one not in self._lost
 
 
 def _losses_unheeded() -> Patch:
     """The loss of any life is the loss of the participant."""
 
-    def lose(self: Members, participant: str, _life: str, cause: messages.Failure) -> None:
+    def lose(self: Lives, participant: str, _life: str, cause: messages.Failure) -> None:
         if participant in self._lives:
             self._lost.setdefault(participant, cause)
 
-    return Members, "lose", lose
+    return Lives, "lose", lose
 
 
 def _told_to_everybody() -> Patch:

@@ -42,7 +42,7 @@ def test_each_participant_is_told_the_members_of_its_role() -> None:
     call = actors.open(opening())
     for name in ALL[:2]:
         actors.capture(name, call)
-    found = {to: m.members for to, m in actors.told if isinstance(m, messages.BeginSave)}
+    found = {to: m.participants for to, m in actors.told if isinstance(m, messages.BeginSave)}
     assert found == {one: ["trainer/0", "trainer/1"] for one in ALL[:2]} | {ALL[2]: [ALL[2]]}
 
 

@@ -184,7 +184,7 @@ class Participant:
             return
         self._settle()
         try:
-            self._check_members(begin)
+            self._check_participants(begin)
             fields = {} if self._cut is None else self._cut()
             notes = check_annotations(None, (), fields)
             self._share.progress.check_not_tainted()
@@ -206,7 +206,7 @@ class Participant:
         if not wiring.driver.take_up(begin):
             return None
         self._settle()
-        self._check_members(begin)
+        self._check_participants(begin)
         share = self._share
         own = {*share.registry.names()}
         policies = {n: p for n, p in begin.policies.items() if n in own or p == "skip"}
@@ -302,11 +302,12 @@ class Participant:
             )
         return self._admission, self._wiring
 
-    def _check_members(self, begin: Begin) -> None:
+    def _check_participants(self, begin: Begin) -> None:
         expected = self._share.topology.participants
-        if tuple(begin.members) != expected:
+        if tuple(begin.participants) != expected:
             raise InvalidInput(
                 f"{self.id}: expected all of {', '.join(expected)} to take part, found "
-                f"{', '.join(begin.members)}. Admit them all, or give Participant the right size=.",
+                f"{', '.join(begin.participants)}. Admit them all, or give Participant the right "
+                "size=.",
                 participant=self.id,
             )

@@ -36,22 +36,22 @@ _ADVICE = (
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """One set of one component whose members do not all agree."""
+    """One set of one component whose participants do not all agree."""
 
     component: str
     name: str
     level: str
     size: int
     opinions: tuple[tuple[str, ...], ...]
-    """Members with equal digests together; those of the lowest member come first."""
+    """Participants with equal digests together; those of the lowest one come first."""
 
     def asked(self) -> tuple[str, ...]:
-        """Return one member of each opinion, as many as are asked."""
-        return tuple(members[0] for members in self.opinions[:_MAX_OPINIONS])
+        """Return one participant of each opinion, as many as are asked."""
+        return tuple(held[0] for held in self.opinions[:_MAX_OPINIONS])
 
 
 class Comparison:
-    """The sets of one save whose members differ, and what is still asked about them.
+    """The sets of one save whose participants differ, and what is still asked about them.
 
     Args:
         captured: reports of all participants, in ordinal order.
@@ -83,13 +83,13 @@ class Comparison:
         reports: Mapping[str, ComponentReport],
         digests: Mapping[str, Mapping[str, Mapping[str, str]]],
     ) -> None:
-        members: dict[str, list[str]] = {}
+        holders: dict[str, list[str]] = {}
         for participant, report in reports.items():
             if report.validate == "full" and report.replicas and self._parts:
                 self._full.setdefault(participant, []).append(name)
             for at in report.replicas:
-                members.setdefault(at, []).append(participant)
-        for at, held in members.items():
+                holders.setdefault(at, []).append(participant)
+        for at, held in holders.items():
             opinions: dict[str, list[str]] = {}
             for participant in held:
                 told = digests.get(participant, {}).get(name, {}).get(at, "")
@@ -135,7 +135,7 @@ class Comparison:
         found: dict[str, Failure] = {}
         for one in self._differing:
             lowest, *others = one.opinions
-            blamed = [p for members in others for p in members] or list(lowest)
+            blamed = [p for held in others for p in held] or list(lowest)
             cause = self._cause(one.component, self._paths(one), functools.partial(_text, one))
             for participant in blamed:
                 found.setdefault(participant, cause)
@@ -195,18 +195,18 @@ def _text(one: _Set, paths: Sequence[str]) -> str:
     ranks = one.name if one.name.startswith("ranks ") else f"ranks of {one.name or 'the job'}"
     which = f"the {ranks} must hold equal state"
     lowest, *others = one.opinions
-    members = [p for held in one.opinions for p in held]
-    if len(members) != one.size:
+    holders = [p for held in one.opinions for p in held]
+    if len(holders) != one.size:
         return (
             f"component {one.component}: {which}: expected digests of {one.size} participants, "
-            f"found those of {named(members)}"
+            f"found those of {named(holders)}"
         )
     if not others:
         return f"component {one.component}: {which}: {named(lowest)} told no digest"
-    what = _few(paths) or "it"
+    what = f"{_few(paths) or 'it'} {'differ' if len(paths) > 1 else 'differs'}"
     sides = "; ".join(named(held) for held in others[:_MAX_OPINIONS])
     more = f" and {len(others) - _MAX_OPINIONS} more" if len(others) > _MAX_OPINIONS else ""
     return (
-        f"component {one.component}: {which}: {what} differs: {named(lowest)} against "
+        f"component {one.component}: {which}: {what}: {named(lowest)} against "
         f"{sides}{more}: {_ADVICE}"
     )

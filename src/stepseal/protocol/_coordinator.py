@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from stepseal import errors
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
-from stepseal.protocol._members import Members
+from stepseal.protocol._lives import Lives
 from stepseal.protocol._restore_round import RestoreRound
 from stepseal.protocol._save_round import SaveRound
 
@@ -47,7 +47,7 @@ class Coordinator:
         deadlines: Deadlines,
         new_attempt: Callable[[], str],
     ) -> None:
-        self._members = Members(participants)
+        self._lives = Lives(participants)
         self._opens = not participants
         self._deadlines = deadlines
         self._new_attempt = new_attempt
@@ -60,7 +60,7 @@ class Coordinator:
     @property
     def participants(self) -> tuple[str, ...]:
         """All participants of now."""
-        return self._members.everybody()
+        return self._lives.everybody()
 
     @property
     def everybody_left(self) -> bool:
@@ -68,7 +68,7 @@ class Coordinator:
 
         One that opens the calls knows it by itself; else all have said goodbye or are lost.
         """
-        return self._opens or self._members.everybody_left
+        return self._opens or self._lives.everybody_left
 
     @property
     def busy(self) -> bool:
@@ -86,13 +86,13 @@ class Coordinator:
             participant: its id.
             life: random text that no other admission has.
         """
-        self._members.admit(participant, life)
+        self._lives.admit(participant, life)
         return self._keep(self._settle())
 
     def release(self, participant: str) -> list[actions.Action]:
         """Let a participant take no part in later calls; it need not say goodbye."""
         told: list[actions.Action] = [actions.Send(participant, messages.Dismiss())]
-        self._members.release(participant)
+        self._lives.release(participant)
         return told + self._keep(self._settle())
 
     def open(self, opening: Opening, now: float) -> tuple[int, list[actions.Action]]:
@@ -103,7 +103,7 @@ class Coordinator:
         assert self._opens, "the participants make the calls"
         self._num_opened += 1
         call = self._num_opened
-        roster = self._rosters[call] = self._members.roster()
+        roster = self._rosters[call] = self._lives.roster()
         if opening.kind == "save":
             save = SaveRound(call, tuple(roster), self._new_attempt(), self._deadlines, now)
             self._rounds[call] = save
@@ -118,7 +118,7 @@ class Coordinator:
         self, participant: str, message: messages.FromParticipant, now: float, life: str = ""
     ) -> list[actions.Action]:
         """Handle a message; ignore one from an unknown or lost participant, or of an old life."""
-        if not self._members.hears(participant, life):
+        if not self._lives.hears(participant, life):
             return []
         todo = self._dispatch(participant, message, now)
         return self._keep(todo + self._settle())
@@ -133,7 +133,7 @@ class Coordinator:
             if isinstance(action, actions.Send):
                 if not self._is_for_this_life(action):
                     continue
-                self._members.keep(action)
+                self._lives.keep(action)
             kept.append(action)
         for call in self._rosters.keys() - self._rounds.keys():
             del self._rosters[call]  # nothing about it is sent any more
@@ -142,17 +142,17 @@ class Coordinator:
     def _is_for_this_life(self, action: actions.Send) -> bool:
         roster = self._rosters.get(getattr(action.message, "call", 0), {})
         life = roster.get(action.to)
-        return life is None or self._members.is_current(action.to, life)
+        return life is None or self._lives.is_current(action.to, life)
 
     def _dispatch(
         self, participant: str, message: messages.FromParticipant, now: float
     ) -> list[actions.Action]:
         match message:
             case messages.Hello():
-                kept = self._members.kept(participant)
+                kept = self._lives.kept(participant)
                 return [actions.Send(participant, messages.Welcome()), *kept]
             case messages.Goodbye():
-                self._members.leave(participant)
+                self._lives.leave(participant)
                 return [actions.Send(participant, messages.Welcome())]
             case messages.PollSave():
                 decided = message.call in self._decided
@@ -226,7 +226,7 @@ class Coordinator:
 
     def _called_by_all(self, call: int) -> tuple[str, ...]:
         """Return the participants of a call that they make themselves."""
-        roster = self._rosters[call] = self._members.roster()
+        roster = self._rosters[call] = self._lives.roster()
         return tuple(roster)
 
     def _kind(self, call: int) -> Literal["save", "restore"] | None:
@@ -260,7 +260,7 @@ class Coordinator:
         self, participant: str, cause: messages.Failure, life: str = ""
     ) -> list[actions.Action]:
         """Handle a connection that ended or went silent without a goodbye."""
-        self._members.lose(participant, life, cause)
+        self._lives.lose(participant, life, cause)
         return self._keep(self._settle())
 
     def on_unreached(
@@ -314,6 +314,6 @@ class Coordinator:
 
     def _absent(self, found: SaveRound | RestoreRound) -> dict[str, messages.Failure]:
         """Return the participants that this round waits for and that are gone."""
-        if self._members.is_complete:  # most of the time, and for each message of every rank
+        if self._lives.is_complete:  # most of the time, and for each message of every rank
             return {}
-        return self._members.absent(self._rosters[found.call], found.missing())
+        return self._lives.absent(self._rosters[found.call], found.missing())

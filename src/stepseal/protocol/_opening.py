@@ -43,7 +43,7 @@ class BeginSave(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=Tru
     call: _Number
     life: str
     """The life that is meant; every other one refuses."""
-    members: list[str]
+    participants: list[str]
     """The participants of the receiver's role that take part, in ordinal order."""
     step: _Number
 
@@ -53,7 +53,7 @@ class BeginRestore(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=
 
     call: _Number
     life: str
-    members: list[str]
+    participants: list[str]
     step: _Number | None = None
     fresh: bool = False
     policies: dict[str, str] = {}
@@ -133,17 +133,19 @@ class Opening:
             names: whom to tell.
             lives: every participant of the call and its life, in ordinal order.
         """
-        members: dict[str, list[str]] = {}
+        participants: dict[str, list[str]] = {}
         for name in lives:
-            members.setdefault(role_of(name), []).append(name)
-        return {one: self._begin(call, lives[one], members[role_of(one)]) for one in names}
+            participants.setdefault(role_of(name), []).append(name)
+        return {one: self._begin(call, lives[one], participants[role_of(one)]) for one in names}
 
-    def _begin(self, call: int, life: str, members: list[str]) -> Begin:
+    def _begin(self, call: int, life: str, participants: list[str]) -> Begin:
         if self.kind == "save":
             assert self.step is not None
-            return BeginSave(call, life, members, self.step)
+            return BeginSave(call, life, participants, self.step)
         policies = dict(self.policies)
-        return BeginRestore(call, life, members, self.step, self.fresh, policies, self.check_only)
+        return BeginRestore(
+            call, life, participants, self.step, self.fresh, policies, self.check_only
+        )
 
 
 def stages(roster: Sequence[str], order: Collection[str]) -> list[tuple[str, ...]]:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from stepseal.protocol import _actions as actions
 
-__all__ = ["Members"]
+__all__ = ["Lives"]
 
 _GONE = Failure(errors.ParticipantFailed.kind, "closed its checkpointer before this call")
 _AGAIN = Failure(errors.ParticipantFailed.kind, "was admitted again, as a new life")
 _RELEASED = Failure(errors.ParticipantFailed.kind, "was released")
 
 
-class Members:
+class Lives:
     """The participants of a coordinator, and the current life of each.
 
     Args:
