@@ -245,14 +245,16 @@ def test_a_missing_member_of_a_role_is_named(tmp_path: Path) -> None:
     live(life())
 
 
-def test_a_role_that_is_gone_at_a_restore_is_named_or_skipped(tmp_path: Path) -> None:
-    async def life() -> None:
-        world = World(tmp_path / "run")
-        async with world.coordinator as coord:
-            await world.admit()
-            world.train(5)
-            await coord.save(5)
+async def save_step_5(root: Path) -> None:
+    """Save a job of all roles once, at step 5."""
+    world = World(root)
+    async with world.coordinator as coord:
+        await world.admit()
+        world.train(5)
+        await coord.save(5)
 
+
+def test_a_role_that_is_gone_at_a_restore_is_named_or_skipped(tmp_path: Path) -> None:
     async def without() -> None:
         trainers = [Trainer(rank, 2) for rank in range(2)]
         async with coordinator(tmp_path / "run") as coord:
@@ -263,18 +265,11 @@ def test_a_role_that_is_gone_at_a_restore_is_named_or_skipped(tmp_path: Path) ->
             assert resumed is not None
             assert [t.holds() for t in trainers] == [5, 5]
 
-    live(life())
+    live(save_step_5(tmp_path / "run"))
     live(without())
 
 
 def test_a_role_of_another_size_restores_what_any_number_can_read(tmp_path: Path) -> None:
-    async def life() -> None:
-        world = World(tmp_path / "run")
-        async with world.coordinator as coord:
-            await world.admit()
-            world.train(5)
-            await coord.save(5)
-
     async def alone() -> None:
         trainer = Trainer()
         async with coordinator(tmp_path / "run") as coord:
@@ -287,7 +282,7 @@ def test_a_role_of_another_size_restores_what_any_number_can_read(tmp_path: Path
             assert resumed is not None
             assert trainer.model.bias.tolist() == [5, 5]
 
-    live(life())
+    live(save_step_5(tmp_path / "run"))
     live(alone())
 
 
