@@ -38,8 +38,7 @@ def members(role: str, *actors: Any, attribute: str = "ss") -> list[RayMember]: 
     Raises:
         InvalidInput: Ray is not installed or not started, or is used through Ray Client.
     """
-    ray = _started()
-    del ray
+    _started()
     handles: list[Any] = []
     for one in actors:
         handles += one if isinstance(one, (list, tuple)) else [one]
@@ -176,7 +175,8 @@ def _participant_of(actor: object, attribute: str) -> Participant:
     return found
 
 
-def _started() -> Any:  # noqa: ANN401 - the module
+def _started() -> None:
+    """Refuse to go on without Ray in this process."""
     try:
         import ray
     except ImportError as error:
@@ -191,4 +191,3 @@ def _started() -> Any:  # noqa: ANN401 - the module
         )
     if not ray.is_initialized():
         raise InvalidInput("ss.ray: Ray is not started in this process: call ray.init() first")
-    return ray
