@@ -45,6 +45,14 @@ def _flip(path: Path, bit: str) -> None:
         file.write(bytes([value]))
 
 
+def _alter(path: Path, old: str, new: str) -> None:
+    """A text stands in the place of the first other of its length, wherever in the file that is."""
+    data = path.read_bytes()
+    if old.encode() not in data or len(old) != len(new):
+        raise ValueError(f"{path}: expected {old!r} in it, and {new!r} of the same length")
+    path.write_bytes(data.replace(old.encode(), new.encode(), 1))
+
+
 def _truncate(path: Path, size_bytes: str) -> None:
     """Also larger: the new end has no blocks."""
     os.truncate(path, int(size_bytes))
@@ -143,6 +151,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 
 _OPERATIONS: dict[str, Callable[..., None]] = {
     "flip": _flip,
+    "alter": _alter,
     "truncate": _truncate,
     "extend": _extend,
     "zero": _zero,

@@ -49,7 +49,7 @@ class Reader:
     caught_as: str = _WRONG
     """How the violation begins that must be reported."""
     known: str = ""
-    """A damage that showed it before; the fast size begins with it."""
+    """A damage that shows it on every machine; the fast size tries no other."""
 
 
 def _no_chunk_digests() -> None:
@@ -151,10 +151,10 @@ def _first_finding_only() -> None:
 VARIANTS = {
     "no-chunk-digests": Reader(_no_chunk_digests),
     "no-tree-digests": Reader(
-        _no_tree_digests, known=f"flip {NEWEST}/components/loader/trainer/1.json 793"
+        _no_tree_digests, known=f'alter {NEWEST}/components/loader/trainer/1.json "rank" "bank"'
     ),
     "no-manifest-seal": Reader(
-        _no_seal, caught_as=_NOT_PASSED_OVER, known=f"flip {NEWEST}/manifest.json 10185"
+        _no_seal, caught_as=_NOT_PASSED_OVER, known=f'alter {NEWEST}/manifest.json "python" "pythom"'
     ),
     "no-part-digest": Reader(
         _no_part_digest,
