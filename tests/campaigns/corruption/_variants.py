@@ -154,7 +154,9 @@ VARIANTS = {
         _no_tree_digests, known=f'alter {NEWEST}/components/loader/trainer/1.json "rank" "bank"'
     ),
     "no-manifest-seal": Reader(
-        _no_seal, caught_as=_NOT_PASSED_OVER, known=f'alter {NEWEST}/manifest.json "python" "pythom"'
+        _no_seal,
+        caught_as=_NOT_PASSED_OVER,
+        known=f'alter {NEWEST}/manifest.json "python" "pythom"',
     ),
     "no-part-digest": Reader(
         _no_part_digest,
