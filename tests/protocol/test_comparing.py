@@ -59,6 +59,14 @@ def test_who_differs_from_the_lowest_is_named_and_a_missing_digest_differs(
     assert sides in cause.message
 
 
+def test_what_may_differ_is_told_and_fails_nothing() -> None:
+    found = compared("aaba", "warn")
+    assert found.differing == frozenset()
+    assert (found.asks(1), found.failures(), found.reasons()) == ({}, {}, {})
+    assert "trainer/0, trainer/1, trainer/3 against trainer/2:" in found.warnings()[0]
+    assert compared("aaaa", "warn").warnings() == compared("aaba").warnings() == []
+
+
 def test_a_set_is_equal_only_if_all_of_it_told_a_digest() -> None:
     found = compared("aaaa", size=5)
     assert list(found.failures()) == list(NAMES)

@@ -125,18 +125,22 @@ def optimizer_of(seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
     return module, optimizer
 
 
-def save_trained(change: Callable[[nn.Module, torch.optim.Optimizer], None]) -> list[Any]:
+def save_trained(
+    change: Callable[[nn.Module, torch.optim.Optimizer], None],
+    storage: MemoryStorage | None = None,
+    sharing: ss.Sharing | None = None,
+) -> list[Any]:
     """Save a module and an optimizer on three ranks, of which the last one was changed."""
     trained = [optimizer_of() for _ in range(3)]
     change(*trained[2])
 
     def work(rank: int, ckpt: ss.Checkpointer) -> None:
         module, optimizer = trained[rank]
-        ckpt.add("model", module)
+        ckpt.add("model", module, sharing=sharing)
         ckpt.add("optimizer", optimizer, validate="tensor")
         ckpt.save(1).wait()
 
-    return in_world(3, MemoryStorage(), work)
+    return in_world(3, storage or MemoryStorage(), work)
 
 
 def test_v2_nested_optimizer_state_is_compared_and_named() -> None:
@@ -163,12 +167,39 @@ def test_v2_options_and_scalars_of_an_optimizer_are_compared_and_named() -> None
     assert error.path.endswith("lr"), error.path
 
 
-def test_v2_modules_are_compared_tensor_by_tensor_by_default() -> None:
-    def change(module: nn.Module, _: torch.optim.Optimizer) -> None:
-        with torch.no_grad():
-            module[1].weight[1, 3] = 7  # type: ignore[index]
+def drifted(module: nn.Module, _: torch.optim.Optimizer) -> None:
+    with torch.no_grad():
+        module[1].weight[1, 3] = 7  # type: ignore[index]
 
-    assert refused(save_trained(change)).path == "1.weight"
+
+def test_v2_modules_said_to_be_replicated_are_compared_tensor_by_tensor() -> None:
+    error = refused(save_trained(drifted, sharing=ss.REPLICATED))
+    assert error.path == "1.weight"
+
+
+def test_modules_that_nothing_keeps_equal_are_warned_of_and_the_lowest_ranks_are_saved(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    storage = MemoryStorage()
+    assert save_trained(drifted, storage) == [None] * 3
+    (record,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "save of step 1: component model: " in record.getMessage()
+    assert "trainer/0, trainer/1 against trainer/2" in record.getMessage()
+    trained = [optimizer_of() for _ in range(3)]
+    with torch.no_grad():
+        for module, _ in trained:
+            module[1].weight.zero_()  # type: ignore[index]
+
+    def work(rank: int, ckpt: ss.Checkpointer) -> None:
+        module, optimizer = trained[rank]
+        ckpt.add("model", module)
+        ckpt.add("optimizer", optimizer, validate="tensor")
+        ckpt.restore()
+
+    in_world(3, storage, work)
+    expected = optimizer_of()[0]
+    for module, _ in trained:
+        assert torch.equal(module[1].weight, expected[1].weight)  # type: ignore[index]
 
 
 def test_v2_trees_are_compared_at_any_depth_and_the_path_is_named() -> None:

@@ -192,7 +192,7 @@ def test_v6_a_required_component_that_raises_fails_all() -> None:
 # -- bad input -------------------------------------------------------------------------------------
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"validate": "some"}, "validate: expected one of 'none', 'quick', 'tensor', 'full'"),
+    ({"validate": "some"}, "validate: expected one of 'none', 'warn', 'quick', 'tensor', 'full'"),
     ({"validate": 1}, "validate: expected one of"),
     ({"exclude": "state"}, "exclude: expected a list of patterns"),
     ({"exclude": [1]}, "exclude: expected a list of patterns"),

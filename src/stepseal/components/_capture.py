@@ -91,8 +91,10 @@ def capture(
     replicas = find_replicas()
     if not replicas.sets:
         return _staged(found, memory)
-    rank, world_size = topology.rank, topology.world_size
-    mine, replicas = share_out(found.tensors, replicas, rule, rank=rank, world_size=world_size)
+    rank, world_size, proven = topology.rank, topology.world_size, level != "warn"
+    mine, replicas = share_out(
+        found.tensors, replicas, rule, rank=rank, world_size=world_size, proven=proven
+    )
     found = _staged(replace(found, tensors=mine), memory)
     if not digests:
         return found

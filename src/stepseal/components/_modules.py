@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ModuleComponent",
     "can_convert",
+    "in_ddp",
     "key_cleaner",
     "parameter_names",
     "unsaved_buffers",
@@ -54,6 +55,17 @@ def unwrap(module: nn.Module) -> nn.Module:
         assert inner is not None, "a wrapper holds a module"
         module = inner
     return module
+
+
+def in_ddp(module: nn.Module) -> bool:
+    """Return whether DDP keeps the parameters of a module equal on all ranks."""
+    while (attribute := _wrapper_attribute(module)) is not None:
+        if any(base.__name__ == "DistributedDataParallel" for base in type(module).__mro__):
+            return True
+        inner = module._modules[attribute]
+        assert inner is not None, "a wrapper holds a module"
+        module = inner
+    return False
 
 
 def key_cleaner(root: nn.Module) -> Callable[[str], str]:

@@ -11,7 +11,7 @@ from stepseal.components._advice import warn_own_buffers
 from stepseal.components._dicts import DictComponent
 from stepseal.components._groups import check_sharing
 from stepseal.components._loaders import check_generators
-from stepseal.components._modules import ModuleComponent
+from stepseal.components._modules import ModuleComponent, in_ddp
 from stepseal.components._prepared import scaler_of, unwrapped
 from stepseal.components._replicas import ReplicaRule, check_comparable, check_rule
 from stepseal.components._rng import RNG, RNGComponent
@@ -115,7 +115,8 @@ class Registry:
             self._modules[name] = component.module
             if topology.world_size > 1:
                 warn_own_buffers(name, component.module, component.buffers())
-            rule = replace(rule, default="tensor")
+            bare = used is Sharing.REPLICATED and sharing is None and not in_ddp(component.module)
+            rule = replace(rule, default="warn" if bare else "tensor")
         self._rules[name] = rule
         return used
 

@@ -43,9 +43,10 @@ __all__ = [
     "share_out",
 ]
 
-Validation: TypeAlias = Literal["none", "quick", "tensor", "full"]
-"""How replicas are compared at a save. `quick`: whether and on which ranks they differ. `tensor`:
-also in which tensors. `full`: also by how much, against the files that were written."""
+Validation: TypeAlias = Literal["none", "warn", "quick", "tensor", "full"]
+"""How replicas are compared at a save. `warn`: a warning says on which ranks they differ. From
+`quick` on, the save fails and says so. `tensor`: also in which tensors. `full`: also by how much,
+against the files that were written."""
 
 _BLOCK_BYTES = 8 * CHUNK_BYTES
 _DOCUMENT = "\0document"
@@ -163,6 +164,7 @@ def share_out(
     *,
     rank: int,
     world_size: int,
+    proven: bool = True,
 ) -> tuple[tuple[TensorSource, ...], Replicas]:
     """Return what this rank writes, in place of the lowest one alone, and what it only compares.
 
@@ -174,8 +176,11 @@ def share_out(
         rule: what is left out.
         rank: own rank.
         world_size: number of ranks; all hold every plain tensor.
+        proven: whether a step holds equal replicas alone; else the lowest rank writes them all.
     """
     set_of = {key: name for key, name in replicas.set_of.items() if not rule.excludes(key)}
+    if not proven:
+        return tuple(written), replace(replicas, set_of=set_of)
     together = (*written, *(t for t in replicas.tensors if t.key in set_of))
     sizes = {t.key: t.data.size_bytes for t in together if set_of.get(t.key) == ""}
     owners = shared_out(sizes, world_size)

@@ -38,7 +38,7 @@ _ONE_WORD = {
     "per_node": Sharing.PER_NODE,
 }
 _PATTERNS = (*_ONE_WORD, "per_group")
-_LEVELS = ("none", "quick", "tensor", "full")
+_LEVELS = ("none", "warn", "quick", "tensor", "full")
 
 
 class Provider(Protocol):

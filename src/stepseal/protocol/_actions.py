@@ -89,6 +89,13 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True)
+class Warn:
+    """Tell the user of the coordinator; no answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Discard:
     """Remove the staging folder of an aborted attempt; no answer, a failure is only logged."""
 
@@ -114,7 +121,7 @@ class Claim:
     parent: StepRef | None
 
 
-Action = Send | Told | BeginStaging | Publish | Discard | Select | Claim
+Action = Send | Told | Warn | BeginStaging | Publish | Discard | Select | Claim
 
 
 @dataclass(frozen=True, slots=True)

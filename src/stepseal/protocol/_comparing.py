@@ -68,6 +68,8 @@ class Comparison:
         parts: Mapping[str, PartReport] | None = None,
     ) -> None:
         self._differing: list[_Set] = []
+        self._warned: list[_Set] = []
+        """Those that may differ."""
         self._full: dict[str, list[str]] = {}
         """Participant to the components that it compares with what was written."""
         self._parts = dict(parts or {})
@@ -99,7 +101,8 @@ class Comparison:
             size = first.replicas[at]
             if len(opinions) > 1 or len(held) != size or f"none of {held[0]}" in opinions:
                 grouped = tuple(map(tuple, opinions.values()))
-                self._differing.append(_Set(name, at, first.validate, size, grouped))
+                found = self._warned if first.validate == "warn" else self._differing
+                found.append(_Set(name, at, first.validate, size, grouped))
 
     @property
     def differing(self) -> frozenset[str]:
@@ -167,6 +170,10 @@ class Comparison:
         for one in self._differing:
             texts.setdefault(one.component, []).append(_text(one, self._paths(one)))
         return {name: "; ".join(found) for name, found in texts.items()}
+
+    def warnings(self) -> list[str]:
+        """Return, of each set that differs and may, who does."""
+        return [_text(one, ()) for one in self._warned]
 
     def _paths(self, one: _Set) -> list[str]:
         """Return the paths whose digests differ between those who answered, sorted."""

@@ -199,6 +199,8 @@ class CoordinatorDriver:
                 self._hub.send(action.to, action.message)
             elif isinstance(action, actions.Told):
                 self._opened.pop(action.outcome.call).set_result(action)
+            elif isinstance(action, actions.Warn):
+                _log.warning("stepseal: %s", action.text)
             else:
                 self._num_jobs += 1
                 if isinstance(action, actions.Discard):

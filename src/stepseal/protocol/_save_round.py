@@ -153,14 +153,18 @@ class SaveRound:
     def _compared(self, now: float) -> list[actions.Action]:
         """Go on after a comparison: leave optional components out, or abort, or publish."""
         assert self._comparison is not None
+        told: list[actions.Action] = [
+            actions.Warn(f"save of step {self.step}: {text}; what the first holds is stored")
+            for text in self._comparison.warnings()
+        ]
         if self._staging is not None:
             if failures := self._comparison.failures():
                 return self._abort(failures, "replicas differ")
-            return self._publish(now)
+            return [*told, *self._publish(now)]
         self._leave_out(self._comparison.reasons())
         self.phase = "staging"
         self.deadline = now + self._deadlines.commit_s
-        return [actions.BeginStaging(self.call, self.step, self.attempt)]
+        return [*told, actions.BeginStaging(self.call, self.step, self.attempt)]
 
     def _disagreements(self) -> tuple[dict[str, messages.Failure], dict[str, str]]:
         """Compare within each role, then across roles; see `disagreements`."""

@@ -144,9 +144,10 @@ class Checkpointer(Looping):
                 streams that derive from a recorded seed, the step and the rank.
             on_world_change: for state of each rank, set or node where these are not as at the save:
                 `fresh`, or a function `(states, old, new)` that returns this rank's state.
-            validate: how each save compares what several ranks hold: `none`; `quick` says that it
-                differs; `tensor` also where; `full` also by how much, and reads back what was
-                written. None: `tensor` for modules, else `quick`.
+            validate: how each save compares what several ranks hold: `none`; `warn` logs that it
+                differs; `quick` fails; `tensor` also says where; `full` also by how much, and reads
+                back what was written. None: `tensor` for modules under DDP or of DTensors, `warn`
+                for others of no declared sharing, `quick` for other state.
             exclude: patterns of paths that are not compared, such as `state.*.exp_avg`.
             required: False lets a save go on without it where it fails or differs, with a warning.
 

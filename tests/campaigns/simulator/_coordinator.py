@@ -145,6 +145,7 @@ class Head:
                 self.lines[action.to].down(action.message)
                 continue
             assert not isinstance(action, actions.Told), "the participants make all calls"
+            assert not isinstance(action, actions.Warn), "no replicas here may differ"
             if isinstance(action, actions.BeginStaging):
                 self.attempts[action.call] = action.attempt
             if isinstance(action, actions.Discard):
