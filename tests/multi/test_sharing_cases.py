@@ -226,7 +226,20 @@ def declare_wrongly(root: str, rank: int) -> dict[str, Any]:
             "not in it": lambda: ckpt.add("x", Text(), sharing=ss.per_group(same_on=other)),
             "twice": lambda: ckpt.add("twice", Text(), sharing=ss.GLOBAL),
         }
-        return {name: told(add) for name, add in wrong.items()}
+        said = {name: told(add) for name, add in wrong.items()}
+        with patched(Registry, "add", last_one_wins(Registry.add)):
+            said["twice, the last one wins"] = told(wrong["twice"])
+        return said
+
+
+def last_one_wins(add: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what forgets an earlier component of the same name, as a dict would."""
+
+    def forgetful(self: Any, name: str, *args: Any, **options: Any) -> Any:  # noqa: ANN401
+        self._components.pop(name, None)
+        return add(self, name, *args, **options)
+
+    return forgetful
 
 
 def go_wrong(rank: int, root: str, saved: str) -> dict[str, Any]:
@@ -291,6 +304,7 @@ def test_a7_wrong_declarations_are_refused_at_once_on_every_rank(
         }.items():
             assert one[name][0] == InvalidInput.kind
             assert text in one[name][2]
+        assert one["twice, the last one wins"][0] == "accepted"  # the state of the first is lost
 
 
 def test_a8_another_sharing_than_the_saved_one_is_an_error_that_names_both(
