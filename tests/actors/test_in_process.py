@@ -269,6 +269,24 @@ def test_a_role_that_is_gone_at_a_restore_is_named_or_skipped(tmp_path: Path) ->
     live(without())
 
 
+def test_a_restore_of_some_components_leaves_all_others_as_they_are(tmp_path: Path) -> None:
+    async def life() -> None:
+        world = World(tmp_path / "run")
+        async with world.coordinator as coord:
+            await world.admit()
+            world.train(9)
+            with pytest.raises(errors.InvalidInput, match="only: no component 'modle'"):
+                await coord.restore(only=["modle"])
+            resumed = await coord.restore(only=["model"])
+            assert resumed is not None
+            assert [t.model.bias.tolist() for t in world.trainers] == [[5, 5]] * 2
+            assert [t.own["drawn"] for t in world.trainers] == [9, 9]
+            assert resumed.report["model"].startswith("restored")
+
+    live(save_step_5(tmp_path / "run"))
+    live(life())
+
+
 def test_a_role_of_another_size_restores_what_any_number_can_read(tmp_path: Path) -> None:
     async def alone() -> None:
         trainer = Trainer()

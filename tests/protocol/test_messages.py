@@ -39,7 +39,7 @@ FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Heartbeat(),
     messages.Proof("d" * 64),
     messages.BeginSave(3, "life", ["trainer/0", "trainer/1"], 10),
-    messages.BeginRestore(3, "life", ["trainer/0"], 10, True, {"model": "skip"}, True),
+    messages.BeginRestore(3, "life", ["trainer/0"], 10, True, {"model": "skip"}, ["model"], True),
     messages.Dismiss(),
     messages.Welcome(),
     messages.Refused("invalid_input", "another release"),

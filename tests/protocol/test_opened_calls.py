@@ -10,7 +10,7 @@ from stepseal import errors
 from stepseal.errors import InvalidInput
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
-from stepseal.protocol._opening import Opening, Relation, stages
+from stepseal.protocol._opening import BeginRestore, Opening, Relation, stages
 
 ALL = ("trainer/0", "trainer/1", "buffer/0")
 
@@ -220,6 +220,32 @@ def test_a_role_that_is_missing_on_purpose_is_skipped() -> None:
     actors, call = joined(judge="skip")
     actors.select(call, model="trainer", samples="buffer", judge="reward")
     assert actors.outcome(call) is None
+
+
+def test_a_name_that_nobody_has_is_refused_before_a_step_is_chosen() -> None:
+    actors, call = joined(models="fresh")
+    found = actors.outcome(call)
+    assert found.kind == errors.InvalidInput.kind
+    assert "policies: no component 'models'" in found.message
+    assert "added: model, samples" in found.message
+
+
+@pytest.mark.parametrize(
+    ("only", "goes_on"), [(("model",), True), (("model", "judge"), False), (("modle",), False)]
+)
+def test_only_some_components_leave_the_roles_of_others_out(
+    only: tuple[str, ...], goes_on: bool
+) -> None:
+    actors = Actors(*ALL)
+    call = actors.open(Opening("restore", only=only))
+    begun = [m for _, m in actors.told if isinstance(m, BeginRestore)]
+    assert {tuple(m.only or ()) for m in begun} == {only}
+    for name, own in zip(ALL, ("model", "model", "samples"), strict=True):
+        policy = "require" if own in only else "skip"
+        actors.hear(name, messages.RestoreCalled(call, None, False, {own: policy}, only=True))
+    if actors.outcome(call) is None:
+        actors.select(call, model="trainer", samples="buffer", reward="reward")
+    assert (actors.outcome(call) is None) is goes_on
 
 
 def test_a_participant_that_cannot_be_brought_to_begin_fails_the_call() -> None:

@@ -37,6 +37,7 @@ from stepseal.session import (
     Restored,
     Saved,
     check_annotations,
+    check_choice,
     coordinate,
     restore_error,
 )
@@ -45,7 +46,7 @@ from stepseal.storage import Access
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -178,21 +179,37 @@ class Coordinator:
         *,
         fresh: bool = False,
         policies: Mapping[str, Policy] | None = None,
+        only: Collection[str] | None = None,
         check_only: bool = False,
     ) -> Restored | None:
         """Bring all participants back to one committed step; see `Checkpointer.restore`.
+
+        Args:
+            step: restore exactly this step and never another.
+            fresh: start anew beside the steps that are there.
+            policies: component to policy, before those of `Participant.add`; `skip` also leaves out
+                what is in the step and nobody has.
+            only: restore these and skip all others, whoever has them.
+            check_only: return what a restore would do; touch and claim nothing.
 
         Returns:
             What was restored, or None where there is nothing to restore, or `fresh`.
 
         Raises:
             StateMismatch: saved and live state differ, or nobody holds what a role saved.
+            InvalidInput: `policies` or `only` name what no participant has.
             ParticipantFailed, NoResumableStep, Corrupt: see `Checkpointer.restore`.
         """
-        if step is not None:
-            step = check_step(step)
+        step = check_choice(step, fresh=fresh, unverified=False)
+        if isinstance(only, str):
+            raise InvalidInput(f"only: expected a list of names, found one string: only=[{only!r}]")
         opening = Opening(
-            "restore", step, fresh=fresh, policies=dict(policies or {}), check_only=check_only
+            "restore",
+            step,
+            fresh=fresh,
+            policies=dict(policies or {}),
+            only=None if only is None else tuple(only),
+            check_only=check_only,
         )
         return await self._calls.run(self._restore(opening))
 

@@ -211,7 +211,8 @@ class Participant:
         own = {*share.registry.names()}
         policies = {n: p for n, p in begin.policies.items() if n in own or p == "skip"}
         sets = share.registry.declared_sets(share.topology)
-        choice = share.policies.choose(policies, None, None, sets)  # type: ignore[arg-type]
+        only = None if begin.only is None else [name for name in begin.only if name in own]
+        choice = share.policies.choose(policies, only, None, sets)  # type: ignore[arg-type]
         call = choice.call(
             begin.call, begin.step, fresh=begin.fresh, unverified=False, check_only=begin.check_only
         )

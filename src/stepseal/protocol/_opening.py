@@ -58,6 +58,8 @@ class BeginRestore(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=
     fresh: bool = False
     policies: dict[str, str] = {}
     """Component to a policy that comes before the one it was added with."""
+    only: list[str] | None = None
+    """Components to restore; None for all."""
     check_only: bool = False
 
 
@@ -123,6 +125,8 @@ class Opening:
     tags: tuple[str, ...] = ()
     fresh: bool = False
     policies: Mapping[str, str] = field(default_factory=dict)
+    only: tuple[str, ...] | None = None
+    """Components to restore; None for all."""
     check_only: bool = False
 
     def begins(self, call: int, names: Iterable[str], lives: Mapping[str, str]) -> dict[str, Begin]:
@@ -142,9 +146,15 @@ class Opening:
         if self.kind == "save":
             assert self.step is not None
             return BeginSave(call, life, participants, self.step)
-        policies = dict(self.policies)
         return BeginRestore(
-            call, life, participants, self.step, self.fresh, policies, self.check_only
+            call,
+            life,
+            participants,
+            self.step,
+            self.fresh,
+            dict(self.policies),
+            None if self.only is None else [*self.only],
+            self.check_only,
         )
 
 

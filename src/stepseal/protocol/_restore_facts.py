@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from stepseal.protocol import _messages as messages
     from stepseal.protocol._opening import Opening
 
-__all__ = ["differences", "without_holder"]
+__all__ = ["differences", "unknown_names", "without_holder"]
 
 _SETS_OF = "sets of "
 """How the facts about the sets of a component begin."""
@@ -77,6 +77,28 @@ def _shown(facts: Mapping[str, object], names: list[str]) -> str:
     ])  # fmt: skip
 
 
+def unknown_names(called: Iterable[messages.RestoreCalled], opening: Opening) -> str | None:
+    """Return a text about components that the controller names and nobody has; None without any.
+
+    What is to be skipped may be in the step alone.
+
+    Args:
+        called: what each participant called.
+        opening: what the controller asked for.
+    """
+    added = {name for call in called for name, policy in call.policies.items() if policy != "skip"}
+    added |= {name for call in called if call.only for name in call.policies}
+    asked = {name: "policies" for name, policy in opening.policies.items() if policy != "skip"}
+    asked |= dict.fromkeys(opening.only or (), "only")
+    unknown = [f"{asked[name]}: no component {name!r}" for name in asked if name not in added]
+    if not unknown:
+        return None
+    return (
+        f"restore: {'; '.join(unknown)}: no participant has added it; added: "
+        f"{', '.join(sorted(added)) or 'none'}. Nothing was changed."
+    )
+
+
 def without_holder(
     event: actions.Selected,
     participants: Iterable[str],
@@ -98,7 +120,8 @@ def without_holder(
     named = {*opening.policies}
     for call in called:
         named |= call.policies.keys()
-    left = [one for one in sorted(event.roles.keys() - named) if event.roles[one] not in here]
+    wanted = event.roles.keys() if opening.only is None else event.roles.keys() & {*opening.only}
+    left = [one for one in sorted(wanted - named) if event.roles[one] not in here]
     if not left:
         return None
     listed = ", ".join(f"{name} of role {event.roles[name]}" for name in left[:8])

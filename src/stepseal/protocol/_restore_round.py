@@ -22,7 +22,7 @@ from stepseal.protocol import _messages as messages
 from stepseal.protocol._agreement import kind_of, summary, told_once
 from stepseal.protocol._cut import by_role
 from stepseal.protocol._failures import shortened
-from stepseal.protocol._restore_facts import differences, without_holder
+from stepseal.protocol._restore_facts import differences, unknown_names, without_holder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,6 +102,10 @@ class RestoreRound:
         failures = self._differences()
         if failures:
             return self._fail_with("participants called restore differently", failures)
+        if self._opening is not None:
+            text = unknown_names(self._joined.values(), self._opening)
+            if text is not None:
+                return self._fail(errors.InvalidInput.kind, text, {})
         if message.fresh:
             return self._conclude(now)
         return self._select(now)

@@ -13,7 +13,7 @@ from stepseal.session._pending import PendingSave, Saved
 from stepseal.session._policies import Policy
 from stepseal.session._progress import Progress
 from stepseal.session._reports import LoadReport, Restored
-from stepseal.session._restoring import restore_error
+from stepseal.session._restoring import check_choice, restore_error
 from stepseal.session._rules import SaveRule, every
 from stepseal.session._run import Run, Step, open_run, open_step
 from stepseal.session._share import Share, ShareOfRestore
@@ -27,6 +27,7 @@ __all__ = [
     "Share",
     "ShareOfRestore",
     "check_annotations",
+    "check_choice",
     "restore_error",
     "Imported",
     "JobOptions",
