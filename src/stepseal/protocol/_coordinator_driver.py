@@ -191,11 +191,13 @@ class CoordinatorDriver:
         elif isinstance(found[1], messages.Failure):
             self._perform(self._protocol.on_lost(found[0], found[1], found[2]))
         else:
+            _log.debug("stepseal: %s reports %s", found[0], type(found[1]).__name__)
             self._perform(self._protocol.on_message(found[0], found[1], now, found[2]))
 
     def _perform(self, todo: list[actions.Action]) -> None:
         for action in todo:
             if isinstance(action, actions.Send):
+                _log.debug("stepseal: %s is told %s", action.to, type(action.message).__name__)
                 self._hub.send(action.to, action.message)
             elif isinstance(action, actions.Told):
                 self._opened.pop(action.outcome.call).set_result(action)
