@@ -293,6 +293,15 @@ def test_every_way_to_parallelise_has_a_page_and_tests_that_exist() -> None:
     assert {LINK.search(row[0])[1].removeprefix("parallel/") for row in rows} == pages  # type: ignore[index]
 
 
+def test_every_failure_of_the_protocol_has_a_test_that_exists() -> None:
+    rows = table_under("docs/protocol.md", "## What if X dies while Y")
+    code = "".join(path.read_text() for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    for *_, proof in rows:
+        name = re.fullmatch(r"`(test_[a-z0-9_]+)`", proof)
+        assert name, proof
+        assert f"def {name[1]}(" in code, proof
+
+
 def test_changes_are_named_by_their_type() -> None:
     folder = REPOSITORY / "changes"
     names = os.listdir(folder) if folder.exists() else []

@@ -339,6 +339,23 @@ def test_two_saves_at_once_run_one_after_the_other(tmp_path: Path) -> None:
     live(life())
 
 
+def test_of_two_coordinators_on_one_root_the_newer_one_commits(tmp_path: Path) -> None:
+    async def life() -> None:
+        first, second = World(tmp_path / "run"), World(tmp_path / "run")
+        async with first.coordinator as older, second.coordinator as newer:
+            await first.admit()
+            await second.admit()
+            first.train(5)
+            await older.save(5)
+            await newer.restore()
+            with pytest.raises(errors.NotCurrent, match="incarnation 2"):
+                await older.save(6)
+            await newer.save(6)
+        assert ss.open(tmp_path / "run").step(6).manifest.incarnation == 2
+
+    live(life())
+
+
 def test_a_call_without_participants_is_refused(tmp_path: Path) -> None:
     async def life() -> None:
         async with coordinator(tmp_path / "run") as coord:
