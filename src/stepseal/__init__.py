@@ -14,7 +14,8 @@ from stepseal._version import __version__
 
 if TYPE_CHECKING:
     from stepseal import integrations
-    from stepseal.actors import Coordinator, Participant, fetched, in_process, processes, serve
+    from stepseal.actors import Coordinator, Participant, Rank, fetched, in_process, processes
+    from stepseal.actors import ranks, serve
     from stepseal.protocol import Deadlines
     from stepseal.components import (
         RNG, Conversion, External, GlobalSampler, Placement, Sharing, Unchanged, per_group,
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Access", "Checkpointer", "Conversion", "Coordinator", "Deadlines", "External", "GLOBAL",
-    "GlobalSampler", "Imported", "LoadReport", "PER_NODE", "PER_RANK", "Participant", "PendingSave",
-    "Placement", "REPLICATED", "RNG", "Restored", "Retention", "Run", "SHARDED", "Saved", "Sharing",
-    "Step", "Unchanged", "__version__", "errors", "every", "fetched", "import_dcp", "in_process",
-    "latest", "load", "open", "open_step", "per_group", "processes", "ray", "register",
-    "register_codec", "save", "serve", "sharded",
+    "GlobalSampler", "Imported", "LoadReport", "PER_NODE", "PER_RANK", "Participant",
+    "PendingSave", "Placement", "REPLICATED", "RNG", "Rank", "Restored", "Retention", "Run",
+    "SHARDED", "Saved", "Sharing", "Step", "Unchanged", "__version__", "errors", "every",
+    "fetched", "import_dcp", "in_process", "latest", "load", "open", "open_step", "per_group",
+    "processes", "ranks", "ray", "register", "register_codec", "save", "serve", "sharded",
 ]  # fmt: skip
 
 

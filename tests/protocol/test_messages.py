@@ -33,12 +33,17 @@ FROM_PARTICIPANT: list[messages.FromParticipant] = [
     messages.Applied(1, 1),
     messages.Rejected(1, 1, True, CAUSE),
     messages.PollSave(1, 5),
+    messages.SafePoint(1, 41),
     messages.Goodbye(),
 ]
 FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Heartbeat(),
     messages.Proof("d" * 64),
-    messages.BeginSave(3, "life", ["trainer/0", "trainer/1"], 10),
+    messages.BeginSave(3, "life", ["trainer/0", "trainer/1"], 10, True),
+    messages.Thaw(3),
+    messages.AskSafePoint(1),
+    messages.Target(1, 42),
+    messages.Lapsed(1),
     messages.BeginRestore(3, "life", ["trainer/0"], 10, True, {"model": "skip"}, ["model"], True),
     messages.Dismiss(),
     messages.Welcome(),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING
 
@@ -291,3 +292,56 @@ def test_in_process_hub_that_closes_ends_a_save() -> None:
     hub.close()
     assert found.wait_write(1) is None
     found.close()
+
+
+def test_a_rank_answers_from_the_thread_of_its_link_and_waits_for_the_target() -> None:
+    own, line = driver()
+    assert not own.pass_safe_point()
+    line.deliver(messages.AskSafePoint(1))
+    assert line.sent == [messages.SafePoint(1, 1)], "while the rank is anywhere in its step"
+    line.deliver(messages.Target(1, 3))
+    assert not own.pass_safe_point()
+    assert own.pass_safe_point()
+    assert line.sent == [messages.SafePoint(1, 1), messages.SafePoint(1, 3)]
+    begin = messages.BeginSave(1, "life", ["a"], 10)
+    line.deliver(begin)
+    assert own.wait_begin_here() == begin
+    assert not own.pass_safe_point()
+
+
+@pytest.mark.parametrize("how", ["lapsed", "lost"])
+def test_a_rank_at_the_target_goes_on_if_nothing_begins_there(how: str) -> None:
+    own, line = driver()
+    line.deliver(messages.AskSafePoint(1))
+    line.deliver(messages.Target(1, 1))
+    assert own.pass_safe_point()
+    if how == "lapsed":
+        line.deliver(messages.Lapsed(1))
+    else:
+        line.deliver(cause("gone"))
+    assert own.wait_begin_here() is None
+
+
+def test_a_rank_that_waits_at_a_safe_point_goes_on_without_its_coordinator() -> None:
+    own, line = driver()
+    line.deliver(messages.AskSafePoint(1))
+    line.deliver(cause("gone"))
+    assert not own.pass_safe_point()
+
+
+def test_a_coordinator_that_asks_and_says_no_more_holds_a_rank_for_a_time() -> None:
+    own, line = driver(dataclasses.replace(QUICK, connect_s=0.05))
+    line.deliver(messages.AskSafePoint(1))
+    with pytest.raises(errors.CommitTimeout, match="neither named the target nor gave up"):
+        own.pass_safe_point()
+    assert not own.pass_safe_point()
+
+
+def test_a_coordinator_that_never_thaws_holds_an_owner_for_a_time() -> None:
+    own, line = driver(QUICK)
+    own.send_captured(captured(7, 10))
+    with pytest.raises(errors.CommitTimeout, match="nobody told it to go on"):
+        own.wait_thaw(7, 10)
+    failed = line.sent[-1]
+    assert isinstance(failed, messages.Failed)
+    assert (failed.call, failed.step, failed.cause.kind) == (7, 10, "commit_timeout")

@@ -299,7 +299,7 @@ def test_who_does_not_say_where_replicas_differ_saves_nothing(how: str) -> None:
     todo = {
         "lost": lambda: found.on_lost({TWO[1]: cause("gone")}),
         "failed": lambda: found.on_failed(TWO[1], failed()),
-        "deadline": found.on_deadline,
+        "deadline": lambda: found.on_deadline(),
     }[how]()
     message = aborted(todo)
     assert list(message.failures) == [TWO[1]]
@@ -318,7 +318,7 @@ def test_in_full_a_step_is_published_only_after_all_compared_the_files(how: str)
     ways: dict[str, Callable[[], list[actions.Action]]] = {
         "lost": lambda: found.on_lost({TWO[1]: cause("gone")}),
         "failed": lambda: found.on_failed(TWO[1], failed()),
-        "deadline": found.on_deadline,
+        "deadline": lambda: found.on_deadline(),
         "equal": lambda: found.on_compared(TWO[1], messages.Compared(1, {}), 4.0),
     }
     todo = ways[how]()
@@ -363,7 +363,7 @@ def test_who_is_gone_before_the_write_ends_the_save_as_in_capture(how: str) -> N
     todo = {
         "lost": lambda: found.on_lost({TWO[1]: cause("gone")}),
         "failed": lambda: found.on_failed(TWO[1], failed()),
-        "deadline": found.on_deadline,
+        "deadline": lambda: found.on_deadline(),
     }[how]()
     assert list(aborted(todo).failures) == [TWO[1]]
 

@@ -8,7 +8,9 @@ from stepseal.actors._admission import Admission
 from stepseal.actors._coordinator import Coordinator
 from stepseal.actors._doorbell import Doorbell, InProcess, Member, in_process, processes, serve
 from stepseal.actors._fetched import Fetched, fetched
+from stepseal.actors._letters import ranks
 from stepseal.actors._participant import Participant
+from stepseal.actors._rank import Rank
 
 __all__ = [
     "Admission",
@@ -18,8 +20,10 @@ __all__ = [
     "InProcess",
     "Member",
     "Participant",
+    "Rank",
     "fetched",
     "in_process",
     "processes",
+    "ranks",
     "serve",
 ]

@@ -27,6 +27,7 @@ from stepseal.protocol import (
     RestoreFailed,
     SaveState,
     SocketHub,
+    check_frozen,
     resolve_save,
 )
 from stepseal.protocol import Restored as RestoredMessage
@@ -71,6 +72,9 @@ class Coordinator:
         root: directory of the run's steps.
         order: roles in the order in which they are captured: consumers before producers. Others
             come last.
+        freeze: roles that stay frozen from their capture until all roles have captured, so that
+            nobody moves meanwhile; each is named in `order`. A save fails at `capture_s` if a
+            role that captures later waits for a frozen one.
         relations: what must hold between fields of the cut: `"watermark <= position"`, `"a == b"`.
         keep: which steps stay; None keeps all.
         deadlines: how long anybody waits for anybody.
@@ -87,15 +91,16 @@ class Coordinator:
         root: str | os.PathLike[str],
         *,
         order: Sequence[str] = (),
+        freeze: Sequence[str] = (),
         relations: Sequence[str] = (),
         keep: KeepRule | Retention | None = None,
         deadlines: Deadlines | None = None,
         access: Access | None = None,
         control_host: str = "127.0.0.1",
     ) -> None:
-        if isinstance(order, str) or isinstance(relations, str):
-            raise InvalidInput("order, relations: expected lists of str, found one str")
-        self._order = tuple(order)
+        if any(isinstance(one, str) for one in (order, freeze, relations)):
+            raise InvalidInput("order, freeze, relations: expected lists of str, found one str")
+        self._order, self._freeze = tuple(order), check_frozen(freeze, order)
         self._relations = tuple(Relation.parse(text) for text in relations)
         self._root = locate_root(root)
         deadlines = deadlines or Deadlines()
@@ -169,7 +174,14 @@ class Coordinator:
         notes = check_annotations(metrics, tags, cut)
         metrics = {name: float(value) for name, value in notes.metrics.items()}
         opening = Opening(
-            "save", step, self._order, self._relations, notes.cut, metrics, tuple(notes.tags)
+            "save",
+            step,
+            self._order,
+            self._relations,
+            notes.cut,
+            metrics,
+            tuple(notes.tags),
+            freeze=self._freeze,
         )
         return await self._calls.run(self._save(opening, step))
 

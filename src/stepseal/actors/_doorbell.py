@@ -88,8 +88,9 @@ class InProcess:
         """Capture on the loop's thread: no other task runs meanwhile.
 
         Raises:
-            InvalidInput: an engine of the participant would block the loop.
+            InvalidInput: an engine of the participant would block the loop, or it is to be frozen.
         """
+        refuse_to_freeze(self.id, begin)
         if self._participant.has_engines:
             raise InvalidInput(
                 f"{self.id}: an external component cannot be saved on the controller's event loop, "
@@ -118,6 +119,20 @@ class InProcess:
         """Return False: it lives and dies with the coordinator."""
         del error
         return False
+
+
+def refuse_to_freeze(participant: str, begin: BeginSave) -> None:
+    """Refuse to freeze what the controller holds, as its own event loop goes on.
+
+    Raises:
+        InvalidInput: this is asked for.
+    """
+    if begin.freeze:
+        raise InvalidInput(
+            f"{participant}: what lives in the controller cannot be frozen, because its event loop "
+            "goes on. Leave its role out of freeze=, or let its owner live in an actor or process.",
+            participant=participant,
+        )
 
 
 def _follow(

@@ -7,6 +7,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from stepseal.actors._doorbell import refuse_to_freeze
 from stepseal.components import Sharing
 from stepseal.errors import InvalidInput
 
@@ -80,6 +81,7 @@ class Hosted:
 
     async def capture(self, begin: BeginSave) -> None:
         """Fetch the value and capture it, on another thread."""
+        refuse_to_freeze(self.id, begin)
         await self._run(self._participant.capture, begin)
 
     async def restore(self, begin: BeginRestore) -> None:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 from stepseal._version import __version__
 from stepseal.actors._admission import Admission
 from stepseal.actors._fetched import Fetched, Hosted
+from stepseal.actors._letters import RankMember
 from stepseal.actors._participant import Participant
-from stepseal.errors import InvalidInput, ParticipantFailed
+from stepseal.errors import CommitTimeout, InvalidInput, ParticipantFailed
 from stepseal.layout import check_component_name
 from stepseal.protocol import failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from concurrent.futures import Executor
+    from concurrent.futures import Executor, Future
 
     from stepseal.actors._bells import BellHub
     from stepseal.actors._doorbell import Member
@@ -133,7 +134,7 @@ class Members:
     async def _admit_one(self, member: Member) -> None:
         life, one = secrets.token_hex(8), member.id
         self._sockets.admit(one, life)
-        self._driver.admit(one, life)
+        connected = self._driver.admit(one, life, steps=isinstance(member, RankMember))
         self._bells.put(member, life)
         place = self._sockets.address
         admission = Admission(
@@ -148,7 +149,18 @@ class Members:
         )
         try:
             limit_s = self._deadlines.connect_s
-            await asyncio.wait_for(member.admit(admission, self._executor), limit_s)
+            await asyncio.wait_for(self._connect(member, admission, connected), limit_s)
+        except asyncio.TimeoutError as error:
+            self.release(one)
+            raise CommitTimeout(
+                f"did not connect within {limit_s:g} s. A rank calls wait_admitted on the root; an "
+                "address that reaches the coordinator from other hosts is control_host=.",
+                participant=one,
+            ) from error
         except BaseException:
             self.release(one)
             raise
+
+    async def _connect(self, member: Member, admission: Admission, connected: Future[None]) -> None:
+        await member.admit(admission, self._executor)
+        await asyncio.wrap_future(connected)

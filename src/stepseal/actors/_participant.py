@@ -16,7 +16,14 @@ from stepseal._version import __version__
 from stepseal.components import Topology
 from stepseal.errors import CheckpointError, InvalidInput
 from stepseal.layout import check_participant
-from stepseal.protocol import Address, BeginRestore, BeginSave, ParticipantDriver, SocketLink
+from stepseal.protocol import (
+    Address,
+    BeginRestore,
+    BeginSave,
+    OwnPoints,
+    ParticipantDriver,
+    SocketLink,
+)
 from stepseal.session import InFlight, Share, Wiring, check_annotations
 from stepseal.steps import open_store
 from stepseal.storage import Access
@@ -75,6 +82,7 @@ class Participant:
         self._access = access or Access()
         self._admission: Admission | None = None
         self._wiring: Wiring | None = None
+        self._points = OwnPoints()
         self._busy = threading.RLock()
         """Held by whoever captures, restores, begins a life or ends one."""
 
@@ -158,7 +166,7 @@ class Participant:
             limits = admission.deadlines
             address = Address(admission.host, admission.port, admission.token)
             line = link or SocketLink(address, self.id, limits, __version__, life=admission.life)
-            driver = ParticipantDriver(self.id, line, limits)
+            driver = ParticipantDriver(self.id, line, limits, self._points)
             try:
                 steps = open_store(admission.root, access=self._access)
             except BaseException:
@@ -169,8 +177,9 @@ class Participant:
     def capture(self, begin: BeginSave) -> None:
         """Capture all components for a save, now; return once they may change again.
 
-        Writing goes on behind. Where engines write files of their own, it returns once they have.
-        What fails is told to the coordinator, and raised here as well.
+        Writing goes on behind. Where engines write files of their own, it returns once they have;
+        where the coordinator freezes this role, once all roles have captured. What fails is told to
+        the coordinator, and raised here as well.
 
         Raises:
             InvalidInput: the call is not for this life.
@@ -193,6 +202,8 @@ class Participant:
             wiring.driver.send_failed(begin.call, begin.step, "capture", error)
             raise
         self._share.save(wiring, begin.call, begin.step, admission.root, "behind", notes)
+        if begin.freeze:
+            wiring.driver.wait_thaw(begin.call, begin.step)
 
     def restore(self, begin: BeginRestore) -> Restored | None:
         """Take part in a restore, now; return what it brought back. Blocks."""

@@ -13,7 +13,8 @@ from stepseal.protocol._deadlines import Deadlines
 from stepseal.protocol._draft import JobInfo
 from stepseal.protocol._failures import Failure, details_of, error_from, failure_of, messages_of
 from stepseal.protocol._incarnation import Housekeep
-from stepseal.protocol._opening import Begin, BeginRestore, BeginSave, Opening, Relation
+from stepseal.protocol._opening import (Begin, BeginRestore, BeginSave, Opening,
+    Relation, check_frozen)
 from stepseal.protocol._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
     Compare, Compared, ComponentReport, Fresh, FromCoordinator, PartReport, Rejected, RestoreCalled,
     Restored, RestoreFailed, Write)
@@ -21,6 +22,7 @@ from stepseal.protocol._outcome import resolve_save
 from stepseal.protocol._participant import Participant, RestoreAnswer, SaveState
 from stepseal.protocol._participant_driver import ParticipantDriver
 from stepseal.protocol._reach import place_of, reach
+from stepseal.protocol._safe_points import OwnPoints
 from stepseal.protocol._socket_hub import SocketHub
 from stepseal.protocol._socket_link import SocketLink
 from stepseal.protocol._steps import CoordinatorSteps, ResolveAttempt
@@ -28,11 +30,12 @@ from stepseal.protocol._transport import FromLinks, Hub, InProcessHub, Link
 from stepseal.protocol._wire import Address
 
 __all__ = [
-    "Address", "Applied", "Apply", "Begin", "BeginRestore", "BeginSave", "Candidate", "Captured",
-    "Checked", "Committed", "Compare", "Compared", "ComponentReport", "Coordinator",
+    "Address", "Applied", "Apply", "Begin", "BeginRestore", "BeginSave", "Candidate",
+    "Captured", "Checked", "Committed", "Compare", "Compared", "ComponentReport", "Coordinator",
     "CoordinatorDriver", "CoordinatorSteps", "Deadlines", "Failure", "Fresh", "FromCoordinator",
-    "FromLinks", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link", "Opening", "PartReport",
-    "Participant", "ParticipantDriver", "Rejected", "Relation", "ResolveAttempt", "RestoreAnswer",
-    "RestoreCalled", "RestoreFailed", "Restored", "SaveState", "SocketHub", "SocketLink", "Write",
-    "details_of", "error_from", "failure_of", "messages_of", "place_of", "reach", "resolve_save",
+    "FromLinks", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link", "Opening", "OwnPoints",
+    "PartReport", "Participant", "ParticipantDriver", "Rejected", "Relation", "ResolveAttempt",
+    "RestoreAnswer", "RestoreCalled", "RestoreFailed", "Restored", "SaveState", "SocketHub",
+    "SocketLink", "Write", "check_frozen", "details_of", "error_from", "failure_of",
+    "messages_of", "place_of", "reach", "resolve_save",
 ]

@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
+    "Agreed",
     "BeginStaging",
     "Claim",
     "Claimed",
+    "Connected",
     "Discard",
     "DriverEvent",
     "IoFailed",
@@ -59,6 +61,23 @@ class Told:
     outcome: Decided | Restored | Fresh | RestoreFailed
     report: Mapping[str, str] = field(default_factory=dict)
     """Component to what a restore did with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """Report that a life that was admitted has connected."""
+
+    life: str
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """Report how a request for safe points ended to whoever asked."""
+
+    targets: Mapping[str, int]
+    """Role to the number of the safe point at which all of its ranks are; empty if it lapsed."""
+    failures: Mapping[str, Failure]
+    """Who made it lapse, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +140,7 @@ class Claim:
     parent: StepRef | None
 
 
-Action = Send | Told | Warn | BeginStaging | Publish | Discard | Select | Claim
+Action = Send | Told | Warn | Connected | Agreed | BeginStaging | Publish | Discard | Select | Claim
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from stepseal.protocol._messages import Captured, ComponentReport
 
-__all__ = ["disagreements", "kind_of", "payload_reports", "summary", "told_once"]
+__all__ = ["disagreements", "kind_of", "late", "payload_reports", "summary", "told_once"]
 
 
 def disagreements(captured: Mapping[str, Captured]) -> tuple[dict[str, Failure], dict[str, str]]:
@@ -143,6 +143,19 @@ def kind_of(failures: Iterable[Failure]) -> str:
 def summary(what: str, failures: Mapping[str, Failure], next_step: str) -> str:
     """Return one message with all failed participants and causes; equal causes appear once."""
     return f"{what}: {_listed(failures)}. {next_step}"
+
+
+def late(names: Iterable[str], text: str, notes: Mapping[str, str | None]) -> dict[str, Failure]:
+    """Return the failure of each participant that missed a deadline.
+
+    Args:
+        names: those participants.
+        text: what they did not do.
+        notes: participant to what else is known of it; None for one that waits for others.
+    """
+    kind = errors.CommitTimeout.kind
+    texts = {one: f"{text}: {notes[one]}" if one in notes else text for one in names}
+    return {one: Failure(kind, why) for one, why in texts.items() if notes.get(one, why)}
 
 
 def _listed(failures: Mapping[str, Failure]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from stepseal import errors
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
+from stepseal.protocol._asking import SafePoints
 from stepseal.protocol._lives import Lives
 from stepseal.protocol._restore_round import RestoreRound
 from stepseal.protocol._save_round import SaveRound
@@ -48,6 +49,7 @@ class Coordinator:
         new_attempt: Callable[[], str],
     ) -> None:
         self._lives = Lives(participants)
+        self._points = SafePoints()
         self._opens = not participants
         self._deadlines = deadlines
         self._new_attempt = new_attempt
@@ -77,16 +79,18 @@ class Coordinator:
 
     def next_deadline(self) -> float:
         """Return the monotonic time by which `on_time` must be called."""
-        return min((r.deadline for r in self._rounds.values()), default=float("inf"))
+        return min([self._points.deadline, *(r.deadline for r in self._rounds.values())])
 
-    def admit(self, participant: str, life: str) -> list[actions.Action]:
+    def admit(self, participant: str, life: str, *, steps: bool = False) -> list[actions.Action]:
         """Let a participant take part in later calls; an earlier life of it ends here.
 
         Args:
             participant: its id.
             life: random text that no other admission has.
+            steps: it begins its calls at safe points, where the others of its role do.
         """
         self._lives.admit(participant, life)
+        self._points.declare(participant, steps=steps)
         return self._keep(self._settle())
 
     def release(self, participant: str) -> list[actions.Action]:
@@ -126,10 +130,12 @@ class Coordinator:
     def _keep(self, todo: list[actions.Action]) -> list[actions.Action]:
         """Keep messages to participants that have not connected yet; `Hello` delivers them.
 
-        Drop those about calls of an earlier life: this life does not know them.
+        Drop those about calls of an earlier life: this life does not know them. Ask ranks that step
+        for their safe points before they are told to begin.
         """
         kept = []
-        for action in todo:
+        lapsed = self._points.settle(self._rounds)
+        for action in self._points.instead(todo + lapsed, self._rounds, self._rosters):
             if isinstance(action, actions.Send):
                 if not self._is_for_this_life(action):
                     continue
@@ -150,7 +156,10 @@ class Coordinator:
         match message:
             case messages.Hello():
                 kept = self._lives.kept(participant)
-                return [actions.Send(participant, messages.Welcome()), *kept]
+                told = [actions.Connected(message.life)] if self._opens else []
+                return [actions.Send(participant, messages.Welcome()), *kept, *told]
+            case messages.SafePoint():
+                return self._points.on_point(participant, message)
             case messages.Goodbye():
                 self._lives.leave(participant)
                 return [actions.Send(participant, messages.Welcome())]
@@ -256,6 +265,17 @@ class Coordinator:
             return restore.on_rejected(participant, message, now)
         return restore.on_vote(participant, message, now)
 
+    def ask_safe_point(self, now: float) -> list[actions.Action]:
+        """Ask everybody where all stop next, without a call; `Agreed` reports the answer.
+
+        Nothing is asked while a request is open: `Agreed` then answers both.
+        """
+        assert not self._opens, "safe points come with each call that is opened"
+        if self._points.is_open:
+            return []
+        limit_s = self._deadlines.capture_s
+        return self._keep(self._points.ask(self._lives.roster(), now, limit_s) + self._settle())
+
     def on_lost(
         self, participant: str, cause: messages.Failure, life: str = ""
     ) -> list[actions.Action]:
@@ -297,12 +317,14 @@ class Coordinator:
         todo: list[actions.Action] = []
         for found in list(self._rounds.values()):
             if now >= found.deadline:
-                todo += found.on_deadline()
-        return self._keep(todo + self._settle())
+                is_asked = self._points.call == found.call
+                notes = self._points.late() if is_asked else None
+                todo += found.on_deadline(notes)
+        return self._keep(todo + self._points.on_time(now) + self._settle())
 
     def _settle(self) -> list[actions.Action]:
         """Fail rounds that wait for a participant that is gone; forget rounds that are done."""
-        todo: list[actions.Action] = []
+        todo = self._give_up_asking()
         for call, found in list(self._rounds.items()):
             absent = self._absent(found)
             if absent:
@@ -311,6 +333,13 @@ class Coordinator:
                 del self._rounds[call]
                 self._decided[call] = "save" if isinstance(found, SaveRound) else "restore"
         return todo
+
+    def _give_up_asking(self) -> list[actions.Action]:
+        """Let a request without a call lapse if it waits for somebody who is gone."""
+        if not self._points.is_open or self._points.call is not None:
+            return []
+        absent = self._lives.absent(self._points.roster(), self._points.missing())
+        return self._points.lapse(absent) if absent else []
 
     def _absent(self, found: SaveRound | RestoreRound) -> dict[str, messages.Failure]:
         """Return the participants that this round waits for and that are gone."""

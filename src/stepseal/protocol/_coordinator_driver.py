@@ -18,7 +18,7 @@ import secrets
 import threading
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
@@ -85,6 +85,9 @@ class CoordinatorDriver:
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._chores: queue.SimpleQueue[Chore] = queue.SimpleQueue()
         self._opened: dict[int, Future[actions.Told]] = {}
+        self._asking: list[Future[actions.Agreed]] = []
+        self._connecting: dict[str, Future[None]] = {}
+        """Life to whoever waits for it to connect."""
         self._num_jobs = 0
         self._discarded = threading.Condition()
         self._num_discards = 0
@@ -100,9 +103,37 @@ class CoordinatorDriver:
         self._worker.start()
         self._keeper.start()
 
-    def admit(self, participant: str, life: str) -> None:
-        """Let a participant take part in later calls; its earlier life ends."""
-        self._inbox.put(lambda: self._protocol.admit(participant, life))
+    def admit(self, participant: str, life: str, *, steps: bool = False) -> Future[None]:
+        """Let a participant take part in later calls; its earlier life ends.
+
+        Args:
+            participant: its id.
+            life: random text that no other admission has.
+            steps: it begins its calls at safe points.
+
+        Returns:
+            Done once this life has connected.
+        """
+        connected: Future[None] = Future()
+        self._connecting[life] = connected
+        connected.add_done_callback(lambda _: self._connecting.pop(life, None))
+        self._inbox.put(lambda: self._protocol.admit(participant, life, steps=steps))
+        return connected
+
+    def ask_safe_point(self) -> Future[actions.Agreed]:
+        """Ask everybody where all stop next, for ranks that make their own calls.
+
+        Returns:
+            How it ended. Who asks while a request is open gets the same answer.
+        """
+        outcome: Future[actions.Agreed] = Future()
+
+        def ask() -> list[actions.Action]:
+            self._asking.append(outcome)
+            return self._protocol.ask_safe_point(time.monotonic())
+
+        self._inbox.put(ask)
+        return outcome
 
     def release(self, participant: str) -> None:
         """Let a participant take no part in later calls, and tell it so."""
@@ -163,7 +194,8 @@ class CoordinatorDriver:
             self._hub.close()
             self._left.set()
         finally:
-            for outcome in self._opened.values():
+            waiting: list[Future[Any]] = [*self._opened.values(), *self._asking]
+            for outcome in waiting + list(self._connecting.values()):
                 outcome.cancel()
             self._opened.clear()
 
@@ -203,6 +235,14 @@ class CoordinatorDriver:
                 self._opened.pop(action.outcome.call).set_result(action)
             elif isinstance(action, actions.Warn):
                 _log.warning("stepseal: %s", action.text)
+            elif isinstance(action, actions.Connected):
+                connected = self._connecting.pop(action.life, None)
+                if connected is not None and connected.set_running_or_notify_cancel():
+                    connected.set_result(None)
+            elif isinstance(action, actions.Agreed):
+                asking, self._asking = self._asking, []
+                for outcome in asking:
+                    outcome.set_result(action)
             else:
                 self._num_jobs += 1
                 if isinstance(action, actions.Discard):

@@ -14,17 +14,18 @@ import msgspec
 
 from stepseal import errors
 from stepseal.protocol._failures import Failure
-from stepseal.protocol._opening import BeginRestore, BeginSave, Dismiss
+from stepseal.protocol._opening import BeginRestore, BeginSave, Dismiss, Thaw
 from stepseal.protocol._reports import ComponentReport, PartReport
+from stepseal.protocol._safe_points import AskSafePoint, Lapsed, SafePoint, Target, ToRank
 
 __all__ = [
-    "Aborted", "Applied", "Apply", "BeginRestore", "BeginSave", "Candidate", "Captured",
-    "Challenge", "Checked", "Committed", "Compare", "Compared", "ComponentReport", "Decided",
-    "Dismiss", "EnginesReturned", "Failed", "Failure", "Fresh", "FromCoordinator",
-    "FromParticipant", "Goodbye", "Heartbeat", "Hello", "PartReport", "PollSave", "Prepared",
-    "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed", "Restored", "SaveStatus",
-    "TakeInventory", "Unresolved", "Welcome", "Write", "decode_from_coordinator",
-    "decode_from_participant", "encode_message",
+    "Aborted", "Applied", "Apply", "AskSafePoint", "BeginRestore", "BeginSave", "Candidate",
+    "Captured", "Challenge", "Checked", "Committed", "Compare", "Compared", "ComponentReport",
+    "Decided", "Dismiss", "EnginesReturned", "Failed", "Failure", "Fresh", "FromCoordinator",
+    "FromParticipant", "Goodbye", "Heartbeat", "Hello", "Lapsed", "PartReport", "PollSave",
+    "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed", "Restored",
+    "SafePoint", "SaveStatus", "TakeInventory", "Target", "Thaw", "Unresolved", "Welcome", "Write",
+    "decode_from_coordinator", "decode_from_participant", "encode_message",
 ]  # fmt: skip
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
@@ -325,6 +326,7 @@ FromParticipant = (
     | Applied
     | Rejected
     | PollSave
+    | SafePoint
     | Goodbye
 )
 FromCoordinator = (
@@ -340,12 +342,10 @@ FromCoordinator = (
     | Unresolved
     | Candidate
     | Apply
-    | Restored
-    | Fresh
-    | RestoreFailed
+    | (Restored | Fresh | RestoreFailed)
     | SaveStatus
-    | BeginSave
-    | BeginRestore
+    | (BeginSave | BeginRestore | Thaw)
+    | ToRank
     | Dismiss
 )
 """Any message of the coordinator."""

@@ -27,6 +27,8 @@ __all__ = [
     "Opening",
     "Relation",
     "Scalar",
+    "Thaw",
+    "check_frozen",
     "stages",
 ]
 
@@ -46,6 +48,14 @@ class BeginSave(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=Tru
     participants: list[str]
     """The participants of the receiver's role that take part, in ordinal order."""
     step: _Number
+    freeze: bool = False
+    """Change nothing either from your capture on until `Thaw`, or until the call has ended."""
+
+
+class Thaw(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """All participants have captured: whoever is frozen goes on."""
+
+    call: _Number
 
 
 class BeginRestore(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -128,6 +138,8 @@ class Opening:
     only: tuple[str, ...] | None = None
     """Components to restore; None for all."""
     check_only: bool = False
+    freeze: tuple[str, ...] = ()
+    """Roles that stay frozen from their capture until all have captured."""
 
     def begins(self, call: int, names: Iterable[str], lives: Mapping[str, str]) -> dict[str, Begin]:
         """Return what some participants are told, so that they begin.
@@ -145,7 +157,8 @@ class Opening:
     def _begin(self, call: int, life: str, participants: list[str]) -> Begin:
         if self.kind == "save":
             assert self.step is not None
-            return BeginSave(call, life, participants, self.step)
+            freeze = role_of(participants[0]) in self.freeze
+            return BeginSave(call, life, participants, self.step, freeze)
         return BeginRestore(
             call,
             life,
@@ -168,3 +181,20 @@ def stages(roster: Sequence[str], order: Collection[str]) -> list[tuple[str, ...
     for one in roster:
         held.setdefault(ranks.get(role_of(one), len(ranks)), []).append(one)
     return [tuple(held[number]) for number in sorted(held)]
+
+
+def check_frozen(freeze: Sequence[str], order: Collection[str]) -> tuple[str, ...]:
+    """Return the roles that are frozen until all have captured.
+
+    Raises:
+        InvalidInput: one has no place in the order, so nobody knows whom it might hold up.
+    """
+    unordered = [role for role in freeze if role not in order]
+    if unordered:
+        raise InvalidInput(
+            f"freeze: expected roles that order= names, found {', '.join(unordered)}. Name them "
+            "there, consumers before producers: a frozen producer may hold up its consumers.",
+            expected=tuple(order),
+            found=tuple(freeze),
+        )
+    return tuple(freeze)

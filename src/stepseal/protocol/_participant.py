@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from stepseal import errors
 from stepseal.protocol import _messages as messages
+from stepseal.protocol._safe_points import OwnPoints
 
 if TYPE_CHECKING:
     from stepseal.protocol._deadlines import Deadlines
@@ -39,6 +40,8 @@ class SaveState:
     """True once the order to take the inventory has arrived."""
     asked: list[messages.Compare] = field(default_factory=list)
     """Questions about replicas that differ, not answered yet."""
+    thawed: bool = False
+    """True once all participants have captured."""
     prepared: bool = False
     """True once we have reported our part; from then on the step may exist."""
     outcome: messages.Decided | None = None
@@ -75,10 +78,13 @@ class Participant:
 
     Args:
         deadlines: limits per phase.
+        points: own safe points, counted over all lives.
     """
 
-    def __init__(self, deadlines: Deadlines) -> None:
+    def __init__(self, deadlines: Deadlines, points: OwnPoints | None = None) -> None:
         self._deadlines = deadlines
+        self.points = points or OwnPoints()
+        self.points.forget()
         self._saves: dict[int, SaveState] = {}
         self._restores: dict[int, RestoreState] = {}
         self._statuses: dict[tuple[int, int], bool] = {}
@@ -144,9 +150,15 @@ class Participant:
         state.prepared = True
         return True
 
-    def on_message(self, message: messages.FromCoordinator) -> None:
-        """Handle a message; keep orders and outcomes of calls that were not made yet."""
+    def on_message(self, message: messages.FromCoordinator) -> messages.SafePoint | None:
+        """Handle a message; keep orders and outcomes of calls that were not made yet.
+
+        Returns:
+            The answer to send at once, if it is a question.
+        """
         match message:
+            case messages.AskSafePoint() | messages.Target() | messages.Lapsed():
+                return self._on_points(message)
             case messages.Heartbeat() | messages.Proof():
                 pass
             case messages.Welcome():
@@ -166,6 +178,8 @@ class Participant:
                 self.save(message.call).inventory = True
             case messages.Compare():
                 self.save(message.call).asked.append(message)
+            case messages.Thaw():
+                self.save(message.call).thawed = True
             case messages.Committed() | messages.Aborted() | messages.Unresolved():
                 save = self.save(message.call)
                 save.outcome = save.outcome or message
@@ -176,6 +190,14 @@ class Participant:
                 restore.answer = restore.answer or message
             case messages.SaveStatus():  # pragma: no branch - FromCoordinator has no other
                 self._statuses[message.call, message.step] = message.decided
+        return None
+
+    def _on_points(
+        self, message: messages.AskSafePoint | messages.Target | messages.Lapsed
+    ) -> messages.SafePoint | None:
+        if isinstance(message, messages.Lapsed):
+            self._begins.clear()  # what was to begin at the target has ended
+        return self.points.on_message(message)
 
     def _on_order(self, restore: RestoreState, order: messages.Candidate | messages.Apply) -> None:
         key = (type(order).__name__, order.round)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stepseal.protocol._deadlines import Deadlines
     from stepseal.protocol._opening import Begin
     from stepseal.protocol._participant import RestoreAnswer
+    from stepseal.protocol._safe_points import OwnPoints
     from stepseal.protocol._transport import Link
 
     Answer: TypeAlias = Callable[[messages.Compare], messages.Compared]
@@ -43,6 +44,7 @@ class ParticipantDriver:
         participant: own id.
         link: connection to the coordinator; started here.
         deadlines: limits per phase.
+        points: own safe points, counted over all lives; None where there are none yet.
 
     Raises:
         CoordinatorLost: the coordinator refused this participant, or did not answer within
@@ -50,11 +52,17 @@ class ParticipantDriver:
         InvalidInput: the coordinator runs another release.
     """
 
-    def __init__(self, participant: str, link: Link, deadlines: Deadlines) -> None:
+    def __init__(
+        self,
+        participant: str,
+        link: Link,
+        deadlines: Deadlines,
+        points: OwnPoints | None = None,
+    ) -> None:
         self.participant = participant
         self._link = link
         self.deadlines = deadlines
-        self._protocol = Participant(deadlines)
+        self._protocol = Participant(deadlines, points)
         self._changed = threading.Condition()
         self._closed = False
         link.start(self._on_message)
@@ -72,12 +80,15 @@ class ParticipantDriver:
             )
 
     def _on_message(self, message: messages.FromCoordinator | messages.Failure) -> None:
+        answer = None
         with self._changed:
             if isinstance(message, messages.Failure):
                 self._protocol.on_lost(message)
             else:
-                self._protocol.on_message(message)
+                answer = self._protocol.on_message(message)
             self._changed.notify_all()
+        if answer is not None:  # on the link's own thread: whatever the others do
+            self._link.send(answer)
 
     def new_call(self) -> int:
         """Return the number of the next call."""
@@ -101,6 +112,79 @@ class ParticipantDriver:
 
         self._wait(arrived, timeout_s)
         return found[0] if found else None
+
+    def pass_safe_point(self, *, waits: bool = False) -> bool:
+        """Pass the next safe point; wait at it while a request of the coordinator is undecided.
+
+        Costs no message where nobody has asked.
+
+        Args:
+            waits: wait until the coordinator names this safe point, or a later one.
+
+        Returns:
+            Whether all ranks that were asked stop at this one. Also False without a coordinator.
+
+        Raises:
+            CommitTimeout: the coordinator neither named a safe point nor gave up in time.
+        """
+        passed: list[messages.SafePoint | None] = []
+        points, limits = self._protocol.points, self.deadlines
+        limit_s = None if waits else max(limits.connect_s, limits.capture_s) + limits.lost_s
+
+        def done() -> bool:
+            if not passed and self._is_lost():
+                points.leave()
+                passed.append(None)
+            elif not passed and points.try_pass(waits=waits):
+                passed.append(points.arrived())
+            return bool(passed)
+
+        if not self._wait(done, limit_s):
+            with self._changed:
+                points.leave()
+            raise errors.CommitTimeout(
+                f"{self.participant}: waited {limit_s:g} s at a safe point, and the coordinator "
+                "neither named the target nor gave up",
+                participant=self.participant,
+            )
+        if passed[0] is None:
+            return False
+        self._link.send(passed[0])
+        return True
+
+    def wait_begin_here(self) -> Begin | None:
+        """Wait for the call to begin at this safe point; None if it ended, or nobody is there."""
+        found: list[Begin | None] = []
+
+        def done() -> bool:
+            begin = self._protocol.next_begin()
+            if begin is not None or self._is_lost() or self._protocol.points.arrived() is None:
+                found.append(begin)
+                self._protocol.points.forget()
+            return bool(found)
+
+        self._wait(done, None)
+        return found[0]
+
+    @property
+    def is_dismissed(self) -> bool:
+        """True once the coordinator has released this participant."""
+        with self._changed:
+            return self._protocol.dismissed
+
+    def wait_thaw(self, call: int, step: int) -> None:
+        """Wait until all participants have captured, or the save has ended.
+
+        Raises:
+            CommitTimeout: neither was told in time; this participant fails the save.
+        """
+        state, limits = self._save(call), self.deadlines
+        limit_s = limits.capture_s + limits.lost_s
+        if not self._wait(lambda: state.thawed or state.settled, limit_s):
+            text = f"{self.participant}: was frozen for {limit_s:g} s, and nobody told it to go on"
+            error = errors.CommitTimeout(text, participant=self.participant)
+            self.send_failed(call, step, "capture", error)
+            raise error
 
     def take_up(self, begin: Begin) -> bool:
         """Return whether to begin this call; False if it was begun before."""

@@ -19,7 +19,7 @@ from stepseal import errors
 from stepseal.layout import step_name
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
-from stepseal.protocol._agreement import kind_of, summary, told_once
+from stepseal.protocol._agreement import kind_of, late, summary, told_once
 from stepseal.protocol._cut import by_role
 from stepseal.protocol._failures import shortened
 from stepseal.protocol._restore_facts import differences, unknown_names, without_holder
@@ -233,8 +233,12 @@ class RestoreRound:
             return tuple(p for p in self.participants if p not in reported)
         return ()
 
-    def on_deadline(self) -> list[actions.Action]:
-        """Fail on all participants, because the phase took too long; name the missing ones."""
+    def on_deadline(self, notes: Mapping[str, str | None] | None = None) -> list[actions.Action]:
+        """Fail on all participants, because the phase took too long; name the missing ones.
+
+        Args:
+            notes: participant to what else is known of it; None for one that waits for others.
+        """
         if self.phase in ("select", "claim"):
             text = (
                 f"restore: the coordinator's storage did not answer within {self._limit_s:g} s in "
@@ -242,8 +246,9 @@ class RestoreRound:
             )
             return self._fail(errors.StorageUnavailable.kind, text, {})
         text = f"did not answer within {self._limit_s:g} s in phase {self.phase} of restore"
-        cause = messages.Failure(errors.CommitTimeout.kind, text)
-        return self._fail_with(f"restore, phase {self.phase}", dict.fromkeys(self.missing(), cause))
+        return self._fail_with(
+            f"restore, phase {self.phase}", late(self.missing(), text, notes or {})
+        )
 
     def _enter(self, phase: str, limit_s: float, now: float) -> None:
         self.phase = phase

@@ -16,12 +16,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.layout import role_of
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
-from stepseal.protocol._agreement import disagreements, kind_of, summary, told_once
+from stepseal.protocol._agreement import disagreements, kind_of, late, summary, told_once
 from stepseal.protocol._comparing import Comparison
 from stepseal.protocol._cut import by_role, role_problems
-from stepseal.protocol._failures import MAX_TEXT, shortened
+from stepseal.protocol._failures import MAX_TEXT, named, shortened
 from stepseal.protocol._opening import stages
 
 if TYPE_CHECKING:
@@ -115,6 +116,19 @@ class SaveRound:
         self._capturing.discard(participant)
         if len(self._captured) < len(self.participants):
             return self._begin_next()
+        return self._thaw() + self._all_captured(now)
+
+    def _thaw(self) -> list[actions.Action]:
+        """Let everybody go on who is frozen."""
+        return [actions.Send(one, messages.Thaw(self.call)) for one in self._frozen()]
+
+    def _frozen(self) -> list[str]:
+        """Return who has captured and is frozen until all have."""
+        roles = () if self._opening is None else self._opening.freeze
+        return [one for one in self.participants if one in self._captured and role_of(one) in roles]
+
+    def _all_captured(self, now: float) -> list[actions.Action]:
+        """Compare the reports of all, and begin staging."""
         # in ordinal order, not by arrival, so that messages are reproducible
         self._captured = {p: self._captured[p] for p in self.participants}
         failures, left_out = self._disagreements()
@@ -283,11 +297,14 @@ class SaveRound:
             return ()
         return tuple(p for p in self.participants if p not in reported)
 
-    def on_deadline(self) -> list[actions.Action]:
+    def on_deadline(self, notes: Mapping[str, str | None] | None = None) -> list[actions.Action]:
         """Abort a phase that took too long; name the missing participants.
 
         A running publication is not interrupted, because it may have passed the commit point; it
         checks its own deadline right before that point. Participants wait until their own deadline.
+
+        Args:
+            notes: participant to what else is known of it; None for one that waits for others.
         """
         if self.phase == "staging":
             return self._staging_took_too_long()
@@ -301,8 +318,16 @@ class SaveRound:
             self.deadline = float("inf")
             return []
         text = f"did not answer within {limit[self.phase]:g} s in phase {self.phase}"
-        cause = messages.Failure(errors.CommitTimeout.kind, text)
-        return self._abort(dict.fromkeys(self.missing(), cause), f"phase {self.phase}")
+        awaited = self.missing()
+        if self.phase == "capture" and self._opening is not None:
+            awaited = tuple(one for one in awaited if one in self._capturing)  # others may not yet
+        failures = late(awaited, text, notes or {})
+        where, frozen = f"phase {self.phase}", self._frozen()
+        if self.phase == "capture" and frozen:
+            where += (
+                f", in which {named(frozen)} stayed frozen and {named([*failures])} was awaited"
+            )
+        return self._abort(failures, where)
 
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
         self._left_out |= {name: why[:MAX_TEXT] for name, why in reasons.items()}

@@ -144,7 +144,8 @@ class Head:
                 self._judge(action.message)
                 self.lines[action.to].down(action.message)
                 continue
-            assert not isinstance(action, actions.Told), "the participants make all calls"
+            others = (actions.Told, actions.Connected, actions.Agreed)
+            assert not isinstance(action, others), "the participants make all calls"
             assert not isinstance(action, actions.Warn), "no replicas here may differ"
             if isinstance(action, actions.BeginStaging):
                 self.attempts[action.call] = action.attempt

@@ -1,0 +1,209 @@
+"""The coordinator's side of safe points: where ranks that nobody can call stop next; no I/O.
+
+Invariants:
+
+- One request at a time. It ends when every rank that was asked is at its target, or it lapses.
+- The target of a role is told only after all of its ranks have answered.
+- A rank is told to begin a call together with the target, never before it.
+- A rank that is lost, released, closed or too late is never waited for: the request lapses.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stepseal.layout import role_of
+from stepseal.protocol import _actions as actions
+from stepseal.protocol._agreement import late
+from stepseal.protocol._cut import by_role
+from stepseal.protocol._opening import BeginRestore, BeginSave
+from stepseal.protocol._safe_points import AskSafePoint, Lapsed, SafePoint, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+
+    from stepseal.protocol._failures import Failure
+    from stepseal.protocol._opening import Begin
+
+__all__ = ["SafePoints", "target"]
+
+
+def target(passed: Iterable[int]) -> int:
+    """Return the first safe point that no rank has passed.
+
+    Args:
+        passed: the last one that each has passed.
+    """
+    return max(passed) + 1
+
+
+class SafePoints:
+    """The one open request, if there is one.
+
+    It comes with a call that the coordinator opened, or from `ask` alone.
+    """
+
+    def __init__(self) -> None:
+        self._stepping: set[str] = set()
+        """Participants that begin a call at a safe point."""
+        self._request = 0
+        self._roster: Mapping[str, str] = {}
+        """Who was asked, and their lives; empty where no request is open."""
+        self._passed: dict[str, int] = {}
+        self._targets: dict[str, int] = {}
+        """Role to its target; empty until all have answered."""
+        self._here: set[str] = set()
+        """Who is at the target."""
+        self._begins: dict[str, Begin] = {}
+        """What they are told to begin there."""
+        self._limit_s = 0.0
+        self.deadline = float("inf")
+
+    def declare(self, participant: str, *, steps: bool) -> None:
+        """Note whether a participant begins its calls at safe points."""
+        (self._stepping.add if steps else self._stepping.discard)(participant)
+
+    @property
+    def is_open(self) -> bool:
+        """True while a request is open."""
+        return bool(self._roster)
+
+    @property
+    def call(self) -> int | None:
+        """The call that the open request is for; None without one."""
+        return next((begin.call for begin in self._begins.values()), None)
+
+    def ask(self, roster: Mapping[str, str], now: float, limit_s: float) -> list[actions.Action]:
+        """Ask ranks for their safe points.
+
+        Args:
+            roster: the ranks and their lives.
+            now: monotonic time.
+            limit_s: seconds until all must be at the target.
+        """
+        assert not self.is_open, "one request at a time"
+        self._request += 1
+        self._roster = dict(roster)
+        self._passed, self._targets, self._here, self._begins = {}, {}, set(), {}
+        self._limit_s, self.deadline = limit_s, now + limit_s
+        return [actions.Send(one, AskSafePoint(self._request)) for one in roster]
+
+    def instead(
+        self,
+        todo: list[actions.Action],
+        calls: Collection[int],
+        lives: Mapping[int, Mapping[str, str]],
+    ) -> list[actions.Action]:
+        """Replace what tells ranks to begin a call by the question for their safe points.
+
+        Args:
+            todo: what the coordinator is about to do.
+            calls: those that are open.
+            lives: call to its participants and their lives.
+        """
+        begins = {} if not self._stepping else self._begins_in(todo)
+        if not begins:
+            return todo
+        held = {id(begin) for begin in begins.values()}
+        rest = [a for a in todo if not (isinstance(a, actions.Send) and id(a.message) in held)]
+        call = next(begin.call for begin in begins.values())
+        if call not in calls:  # it has ended before it began
+            return rest
+        lapsed = self.lapse({}) if self.is_open else []  # a rank captured elsewhere: its call fails
+        roster = {one: lives[call][one] for one in begins}
+        asked = self.ask(roster, 0.0, float("inf"))  # the call has a deadline of its own
+        self._begins = begins
+        return rest + lapsed + asked
+
+    def _begins_in(self, todo: list[actions.Action]) -> dict[str, Begin]:
+        return {
+            action.to: action.message
+            for action in todo
+            if isinstance(action, actions.Send)
+            and action.to in self._stepping
+            and isinstance(action.message, (BeginSave, BeginRestore))
+            and action.message is not self._begins.get(action.to)
+        }
+
+    def on_point(self, participant: str, message: SafePoint) -> list[actions.Action]:
+        """Handle an answer; after the last one, tell all the target, and to begin there."""
+        if message.request != self._request or participant not in self._roster:
+            return []
+        if self._targets:
+            return self._arrived(participant, message)
+        self._passed[participant] = message.point
+        if len(self._passed) < len(self._roster):
+            return []
+        self._targets = {
+            role: target([self._passed[one] for one in names])
+            for role, names in by_role(self._roster).items()
+        }
+        todo: list[actions.Action] = []
+        for one in self._roster:
+            todo.append(actions.Send(one, Target(self._request, self._targets[role_of(one)])))
+            if one in self._begins:
+                todo.append(actions.Send(one, self._begins[one]))
+        return todo
+
+    def _arrived(self, participant: str, message: SafePoint) -> list[actions.Action]:
+        if message.point == self._targets[role_of(participant)]:
+            self._here.add(participant)
+        if self.missing():
+            return []
+        return self._end({})
+
+    def missing(self) -> tuple[str, ...]:
+        """Return who was asked and is not at the target yet."""
+        return tuple(one for one in self._roster if one not in self._here)
+
+    def roster(self) -> Mapping[str, str]:
+        """Return who was asked, with their lives; empty where no request is open."""
+        return self._roster
+
+    def late(self) -> dict[str, str | None]:
+        """Return where each rank is that is missing, for the end of the time.
+
+        None for those that wait at a safe point until others have answered.
+        """
+        return {one: self._where(one) for one in self.missing()}
+
+    def _where(self, participant: str) -> str | None:
+        if participant not in self._passed:
+            return "its process does not say at which safe point it is"
+        if not self._targets:
+            return None
+        last, end = self._passed[participant], self._targets[role_of(participant)]
+        return f"it was asked after safe point {last}, and did not come to number {end}"
+
+    def on_time(self, now: float) -> list[actions.Action]:
+        """Let a request without a call lapse at its deadline, and name who is late."""
+        if now < self.deadline:
+            return []
+        return self.lapse(
+            late(self.missing(), f"did not answer within {self._limit_s:g} s", self.late())
+        )
+
+    def lapse(self, failures: Mapping[str, Failure]) -> list[actions.Action]:
+        """Give the request up: all go on as if nobody had asked."""
+        told: list[actions.Action] = [
+            actions.Send(one, Lapsed(self._request)) for one in self._roster
+        ]
+        return told + self._end(failures)
+
+    def settle(self, calls: Collection[int]) -> list[actions.Action]:
+        """Let the request of a call lapse that has ended.
+
+        Args:
+            calls: those that are open.
+        """
+        if self.is_open and self.call is not None and self.call not in calls:
+            return self.lapse({})
+        return []
+
+    def _end(self, failures: Mapping[str, Failure]) -> list[actions.Action]:
+        call, self._roster = self.call, {}
+        self.deadline = float("inf")
+        if call is not None:
+            return []
+        targets = {} if failures else dict(self._targets)
+        return [actions.Agreed(targets, dict(failures))]
