@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from stepseal.retention import Retention, latest
     from stepseal.session import (
-        Checkpointer, Imported, LoadReport, PendingSave, Restored, Run, Saved, Step, every,
+        Checkpointer, Commit, Imported, LoadReport, PendingSave, Restored, Run, Saved, Step, every,
         import_dcp, load, open_step, save,
     )  # fmt: skip
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     PER_RANK, PER_NODE = Sharing.PER_RANK, Sharing.PER_NODE
 
 __all__ = [
-    "Access", "Checkpointer", "Conversion", "Coordinator", "Deadlines", "External", "GLOBAL",
-    "GlobalSampler", "Imported", "LoadReport", "PER_NODE", "PER_RANK", "Participant",
+    "Access", "Checkpointer", "Commit", "Conversion", "Coordinator", "Deadlines", "External",
+    "GLOBAL", "GlobalSampler", "Imported", "LoadReport", "PER_NODE", "PER_RANK", "Participant",
     "PendingSave", "Placement", "REPLICATED", "RNG", "Rank", "Restored", "Retention", "Run",
-    "SHARDED", "Saved", "Sharing", "Step", "Unchanged", "__version__", "errors", "every",
-    "fetched", "import_dcp", "in_process", "latest", "load", "open", "open_step", "per_group",
-    "processes", "ranks", "ray", "register", "register_codec", "save", "serve", "sharded",
+    "SHARDED", "Saved", "Sharing", "Step", "Unchanged", "__version__", "errors", "every", "fetched",
+    "import_dcp", "in_process", "latest", "load", "open", "open_step", "per_group", "processes",
+    "ranks", "ray", "register", "register_codec", "save", "serve", "sharded",
 ]  # fmt: skip
 
 

@@ -47,6 +47,23 @@ class World:
         return [*holds, len(self.buffer.samples), self.dataset.state["index"]]
 
 
+def test_on_commit_is_told_the_cut_of_all_roles(tmp_path: Path) -> None:
+    told: list[ss.Commit] = []
+
+    async def life() -> None:
+        world = World(tmp_path / "run", on_commit=told.append)
+        async with world.coordinator as coord:
+            await world.admit()
+            world.train(7)
+            await coord.save(7, cut={"policy_version": 3}, metrics={"r": 0.5}, tags=["a"])
+
+    live(life())
+    (commit,) = told
+    assert commit.path == str(tmp_path / "run/step-7")
+    assert (commit.metrics, commit.tags) == ({"r": 0.5}, ("a",))
+    assert commit.cut == {"policy_version": 3, "watermark": 7, "position": 7}
+
+
 def test_one_step_holds_all_roles_and_comes_back(tmp_path: Path) -> None:
     async def first() -> None:
         world = World(tmp_path / "run")

@@ -37,6 +37,7 @@ from stepseal.session import (
     Progress,
     Restored,
     Saved,
+    as_functions,
     check_annotations,
     check_choice,
     coordinate,
@@ -47,14 +48,14 @@ from stepseal.storage import Access
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from typing_extensions import Self
 
     from stepseal.actors._doorbell import Member
     from stepseal.actors._fetched import Fetched
     from stepseal.retention import KeepRule, Retention
-    from stepseal.session import Policy
+    from stepseal.session import OnCommit, Policy
 
 __all__ = ["Coordinator"]
 
@@ -77,6 +78,7 @@ class Coordinator:
             role that captures later waits for a frozen one.
         relations: what must hold between fields of the cut: `"watermark <= position"`, `"a == b"`.
         keep: which steps stay; None keeps all.
+        on_commit: see `Checkpointer`; not called on the loop's thread.
         deadlines: how long anybody waits for anybody.
         access: see `Checkpointer`.
         control_host: own address that participants can reach; loopback reaches this host alone.
@@ -94,6 +96,7 @@ class Coordinator:
         freeze: Sequence[str] = (),
         relations: Sequence[str] = (),
         keep: KeepRule | Retention | None = None,
+        on_commit: OnCommit | Iterable[OnCommit] | None = None,
         deadlines: Deadlines | None = None,
         access: Access | None = None,
         control_host: str = "127.0.0.1",
@@ -109,7 +112,8 @@ class Coordinator:
         token = secrets.token_hex(16)
         sockets = SocketHub(control_host, (), token, deadlines, __version__)
         bells = BellHub(sockets)
-        options = JobOptions(deadlines, as_retention(keep), access)
+        told = as_functions(on_commit)
+        options = JobOptions(deadlines, as_retention(keep), access, on_commit=told)
         self._driver = coordinate(self._steps, Topology(0, ()), options, bells)
         bells.driver = self._driver
         self._executor = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="stepseal-actors")

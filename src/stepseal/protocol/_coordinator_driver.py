@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from stepseal.protocol._deadlines import Deadlines
     from stepseal.protocol._draft import JobInfo
-    from stepseal.protocol._incarnation import Housekeep
+    from stepseal.protocol._incarnation import Announce, Housekeep
     from stepseal.protocol._opening import Opening
     from stepseal.protocol._steps import CoordinatorSteps
     from stepseal.protocol._transport import Hub
@@ -63,6 +63,7 @@ class CoordinatorDriver:
         deadlines: limits per phase.
         job: facts for each manifest.
         housekeep: sweeps after the claim and prunes after each commit, on its own thread.
+        announce: tells others of each commit; closed here.
 
     """
 
@@ -75,11 +76,13 @@ class CoordinatorDriver:
         deadlines: Deadlines,
         job: JobInfo,
         housekeep: Housekeep | None = None,
+        announce: Announce | None = None,
     ) -> None:
         self._steps = steps
         self._deadlines = deadlines
         self._hub = hub
-        self._incarnation = Incarnation(steps, job=job, housekeep=housekeep)
+        self._announce = announce
+        self._incarnation = Incarnation(steps, job=job, housekeep=housekeep, announce=announce)
         self._protocol = Coordinator(participants, deadlines, lambda: secrets.token_hex(16))
         self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
@@ -181,6 +184,8 @@ class CoordinatorDriver:
         self._worker.join(_JOIN_S)
         self._keeper.join(_JOIN_S)
         self._hub.close()
+        if self._announce is not None:
+            self._announce.close()
 
     def _serve(self) -> None:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import CheckpointError, InternalError, OutcomeUnknown
 from stepseal.layout import StepRef
@@ -19,13 +19,27 @@ from stepseal.protocol._draft import JobInfo, Origin, draft_manifest
 from stepseal.protocol._failures import failure_of
 
 if TYPE_CHECKING:
+    from stepseal.layout import Manifest
     from stepseal.protocol._steps import CoordinatorSteps, DiscardAttempts
 
-__all__ = ["Housekeep", "Incarnation", "discard_aborted"]
+__all__ = ["Announce", "Housekeep", "Incarnation", "discard_aborted"]
 
 Housekeep = Callable[[str, int, bool], None]
 """Called after a claim and after each commit, with the run id, the incarnation, and whether it has
 committed. Never raises."""
+
+
+class Announce(Protocol):
+    """Tells others of each commit; neither method raises."""
+
+    def commit(self, manifest: Manifest, sha256: str) -> None:
+        """Hand on a commit; called in the order of commits, once each is durable. Never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Wait, within a limit, until all were told."""
+        ...
+
 
 _log = logging.getLogger("stepseal")
 
@@ -37,6 +51,7 @@ class Incarnation:
         steps: the root.
         job: facts for each manifest.
         housekeep: sweeps and prunes.
+        announce: tells others of each commit.
         clock: Unix time, for manifests.
     """
 
@@ -46,16 +61,20 @@ class Incarnation:
         *,
         job: JobInfo,
         housekeep: Housekeep | None = None,
+        announce: Announce | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._steps = steps
         self._job = job
         self._housekeep = housekeep
+        self._announce = announce
         self._clock = clock
         self.number: int | None = None
         """None until the root is claimed."""
         self._head: StepRef | None = None
         """The parent of the next step."""
+        self._committed: Manifest | None = None
+        """What the newest commit says of itself."""
 
     def perform(
         self, action: actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
@@ -84,12 +103,15 @@ class Incarnation:
             return actions.IoFailed(action.call, failure)
 
     def after_commit(self) -> None:
-        """Move `latest`; a failure is only logged."""
+        """Move `latest`, and tell others of the commit; a failure is only logged."""
         assert self._head is not None
+        assert self._committed is not None
         try:
             self._steps.point_latest(self._head.step)
         except (CheckpointError, OSError) as error:
             _log.warning("stepseal: after the commit of step %d: %s", self._head.step, error)
+        if self._announce is not None:
+            self._announce.commit(self._committed, self._head.manifest_sha256)
 
     def housekeep(self) -> None:
         """Sweep after a claim, and prune after a commit; may run concurrently with other calls."""
@@ -112,11 +134,13 @@ class Incarnation:
         steps = self._steps
         assert self.number is not None
         origin = Origin(steps.run_id, self.number, self._head, steps.durability)
+        draft = draft_manifest(action, origin, self._job, now_s=self._clock())
         sha256 = steps.publish(
             action.staging,
-            draft_manifest(action, origin, self._job, now_s=self._clock()),
+            draft,
             deadline_passed=lambda: time.monotonic() > action.deadline,
         )
+        self._committed = draft
         self._head = StepRef(action.step, sha256, self.number)
         return actions.Published(action.call, sha256)
 

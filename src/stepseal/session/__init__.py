@@ -4,6 +4,7 @@ Wires commit, transfer, components and storage; holds no protocol logic and no f
 """
 
 from stepseal.session._annotations import check_annotations
+from stepseal.session._announcing import Commit, OnCommit, as_functions
 from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._importing import Imported, import_dcp
 from stepseal.session._inflight import InFlight
@@ -21,11 +22,14 @@ from stepseal.session._wiring import JobOptions, Join, Wiring, coordinate
 
 __all__ = [
     "Checkpointer",
+    "Commit",
     "InFlight",
+    "OnCommit",
     "Policy",
     "Progress",
     "Share",
     "ShareOfRestore",
+    "as_functions",
     "check_annotations",
     "check_choice",
     "restore_error",

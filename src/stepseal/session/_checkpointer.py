@@ -14,6 +14,7 @@ from stepseal.layout import check_step
 from stepseal.protocol import Deadlines
 from stepseal.retention import as_retention
 from stepseal.session._annotations import check_annotations
+from stepseal.session._announcing import as_functions
 from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._inflight import InFlight
 from stepseal.session._loop import Loop, Looping
@@ -28,13 +29,14 @@ from stepseal.storage import Access
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
 
     from stepseal.components import Conversion, DeclaredSharing, Reshard, Validation
     from stepseal.retention import KeepRule, Retention
+    from stepseal.session._announcing import OnCommit
     from stepseal.session._pending import PendingSave
     from stepseal.session._policies import Policy
     from stepseal.session._reports import Restored
@@ -58,6 +60,10 @@ class Checkpointer(Looping):
         save: when `step` saves, for example `every(steps=500)`; None leaves saving to `save`.
         keep: which steps stay, for example `latest(3)`; the others are pruned after each commit.
             None keeps all. Rank 0's counts.
+        on_commit: function, or list of functions, that rank 0 calls with a `Commit` once a step is
+            durable, in the order of commits, on a thread of its own: for uploads, trackers and
+            pointer files. What it raises is logged; `close` waits for it, at most
+            `deadlines.close_s`.
         mode: `async` copies the state and writes it behind; `sync` returns when the step is
             committed.
         deadlines: how long anybody waits for anybody.
@@ -87,6 +93,7 @@ class Checkpointer(Looping):
         *,
         save: SaveRule | None = None,
         keep: KeepRule | Retention | None = None,
+        on_commit: OnCommit | Iterable[OnCommit] | None = None,
         mode: Literal["async", "sync"] = "async",
         deadlines: Deadlines | None = None,
         role: str = "trainer",
@@ -102,7 +109,9 @@ class Checkpointer(Looping):
         self._rule = save
         self._mode = mode
         rules = (as_retention(keep), access or Access())
-        options = JobOptions(deadlines or Deadlines(), *rules, control_host, control_port)
+        control = (control_host, control_port)
+        told = as_functions(on_commit)
+        options = JobOptions(deadlines or Deadlines(), *rules, *control, told)
         self._flight = InFlight(max_staging_bytes)
         self._closed = False
         join = _join or functools.partial(join_process_group, role, node=node_text(node))

@@ -23,6 +23,7 @@ from stepseal.protocol import (
     ParticipantDriver,
 )
 from stepseal.retention import Housekeeper
+from stepseal.session._announcing import Announcer
 from stepseal.session._indexer import DcpIndexer
 from stepseal.session._job import Rendezvous, discover
 from stepseal.session._listening import ControlAddress
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from stepseal.layout import Manifest
     from stepseal.protocol import Hub
     from stepseal.retention import Retention
+    from stepseal.session._announcing import OnCommit
     from stepseal.steps import StepEntry
 
 __all__ = ["JobOptions", "Join", "Wiring", "coordinate", "join_process_group"]
@@ -53,6 +55,8 @@ class JobOptions:
     control_host: str | None = None
     control_port: int | range | None = None
     """Where rank 0 listens for the others; None lets it find out by itself."""
+    on_commit: tuple[OnCommit, ...] = ()
+    """Called with each commit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,4 +195,5 @@ def coordinate(
         deadlines=limits,
         job=JobInfo(versions),
         housekeep=Housekeeper(steps.removal(), options.retention, inspect),
+        announce=Announcer(options.on_commit, steps.storage, limits.close_s),
     )
