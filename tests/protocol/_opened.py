@@ -16,6 +16,8 @@ from stepseal.protocol._opening import Opening, Relation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from stepseal.protocol._gates import Gate
+
 __all__ = ["ORDER", "Actors", "opening"]
 
 ORDER = ("trainer", "buffer")
@@ -31,9 +33,9 @@ def opening(step: int = 10, relations: Sequence[str] = (), **changes: Any) -> Op
 class Actors:
     """Admits participants and answers for them; `told` holds everything that was sent."""
 
-    def __init__(self, *participants: str) -> None:
+    def __init__(self, *participants: str, gates: tuple[Gate, ...] = ()) -> None:
         numbers = itertools.count(1)
-        self.coordinator = Coordinator((), DEADLINES, lambda: attempt_id(next(numbers)))
+        self.coordinator = Coordinator((), DEADLINES, lambda: attempt_id(next(numbers)), gates)
         self.told: list[tuple[str, messages.FromCoordinator]] = []
         self.others: list[actions.Action] = []
         self.lives: dict[str, str] = {}

@@ -34,6 +34,7 @@ FROM_PARTICIPANT: list[messages.FromParticipant] = [
     messages.Rejected(1, 1, True, CAUSE),
     messages.PollSave(1, 5),
     messages.SafePoint(1, 41),
+    messages.SaveAsked(10, "actor"),
     messages.Goodbye(),
 ]
 FROM_COORDINATOR: list[messages.FromCoordinator] = [
@@ -46,6 +47,8 @@ FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Lapsed(1),
     messages.BeginRestore(3, "life", ["trainer/0"], 10, True, {"model": "skip"}, ["model"], True),
     messages.Dismiss(),
+    messages.SaveGranted(3, 10, "actor", ["actor", "model"], ["actor/0", "actor/1"]),
+    messages.SaveRefused(10, "actor", "step_exists", "it is there", True),
     messages.Welcome(),
     messages.Refused("invalid_input", "another release"),
     messages.Write(1, "a" * 32, "staging", "nonce", 3, {"callbacks": "it raised"}),

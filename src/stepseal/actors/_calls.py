@@ -1,4 +1,4 @@
-"""Calls of a coordinator's user, one at a time.
+"""Calls of a coordinator's user, one at a time; only gated saves let others begin.
 
 Invariant: a call runs to its end, also if the one who awaits it is cancelled, and a failure that
 nobody saw is raised by the next call.
@@ -7,6 +7,7 @@ nobody saw is raised by the next call.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
@@ -35,8 +36,12 @@ class Calls:
         self._running: set[asyncio.Task[object]] = set()
         self.closed = False
 
-    async def run(self, work: Coroutine[None, None, T]) -> T:
+    async def run(self, work: Coroutine[None, None, T], *, alone: bool = True) -> T:
         """Run a call to its end, after the one before it, whoever is cancelled meanwhile.
+
+        Args:
+            work: the call.
+            alone: False lets calls that come after it begin before it has ended.
 
         Raises:
             InvalidInput: `finish` was called.
@@ -46,7 +51,7 @@ class Calls:
             work.close()
             raise InvalidInput("this Coordinator is closed; make a new one")
         left = asyncio.Event()
-        task = asyncio.ensure_future(self._locked(work, left))
+        task = asyncio.ensure_future(self._locked(work, left, alone))
         self._running.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._running.discard)
         try:
@@ -59,8 +64,9 @@ class Calls:
     async def finish(self, end: Callable[[], Awaitable[object]]) -> None:
         """Take no more calls; await `end` once those that were made have ended."""
         self.closed = True
-        async with self._lock:
-            await end()
+        while self._running:
+            await asyncio.wait(self._running)
+        await end()
 
     def raise_unseen(self) -> None:
         """Raise the failure that nobody saw, if there is one."""
@@ -68,14 +74,17 @@ class Calls:
         if unseen is not None:
             raise unseen
 
-    async def _locked(self, work: Coroutine[None, None, T], left: asyncio.Event) -> T:
-        async with self._lock:
+    async def _locked(self, work: Coroutine[None, None, T], left: asyncio.Event, alone: bool) -> T:
+        async with contextlib.AsyncExitStack() as held:
+            await held.enter_async_context(self._lock)
             try:
                 self.raise_unseen()
                 await self._before()
             except BaseException:
                 work.close()
                 raise
+            if not alone:
+                await held.aclose()
             try:
                 return await work
             except CheckpointError as error:

@@ -27,6 +27,7 @@ from stepseal.protocol import (
     RestoreFailed,
     SaveState,
     SocketHub,
+    as_gates,
     check_frozen,
     resolve_save,
 )
@@ -76,6 +77,8 @@ class Coordinator:
         freeze: roles that stay frozen from their capture until all roles have captured, so that
             nobody moves meanwhile; each is named in `order`. A save fails at `capture_s` if a
             role that captures later waits for a frozen one.
+        gates: what a step waits for that participants save by themselves (`save_async`,
+            `save_sync`): `"ROLE/NAME"`, or `"ROLE"` where the component has the role's name.
         relations: what must hold between fields of the cut: `"watermark <= position"`, `"a == b"`.
         keep: which steps stay; None keeps all.
         on_commit: see `Checkpointer`; not called on the loop's thread.
@@ -95,6 +98,7 @@ class Coordinator:
         order: Sequence[str] = (),
         freeze: Sequence[str] = (),
         relations: Sequence[str] = (),
+        gates: Sequence[str] = (),
         keep: KeepRule | Retention | None = None,
         on_commit: OnCommit | Iterable[OnCommit] | None = None,
         deadlines: Deadlines | None = None,
@@ -105,6 +109,9 @@ class Coordinator:
             raise InvalidInput("order, freeze, relations: expected lists of str, found one str")
         self._order, self._freeze = tuple(order), check_frozen(freeze, order)
         self._relations = tuple(Relation.parse(text) for text in relations)
+        self._gates = as_gates(gates)
+        if gates and (order or freeze):
+            raise InvalidInput("order, freeze: expected none with gates=, as nobody is captured")
         self._root = locate_root(root)
         deadlines = deadlines or Deadlines()
         access = access or Access()
@@ -113,7 +120,8 @@ class Coordinator:
         sockets = SocketHub(control_host, (), token, deadlines, __version__)
         bells = BellHub(sockets)
         told = as_functions(on_commit)
-        options = JobOptions(deadlines, as_retention(keep), access, on_commit=told)
+        rules = (as_retention(keep), access)
+        options = JobOptions(deadlines, *rules, on_commit=told, gates=self._gates)
         self._driver = coordinate(self._steps, Topology(0, ()), options, bells)
         bells.driver = self._driver
         self._executor = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="stepseal-actors")
@@ -122,6 +130,8 @@ class Coordinator:
         )
         self._calls = Calls(self._members.admit_waiting)
         self._progress = Progress()
+        self._wanted: set[int] = set()
+        """Gated steps that `save` waits for."""
 
     def add(self, name: str, state: Fetched) -> None:
         """Let the controller save a component by itself; see `ss.fetched`.
@@ -164,6 +174,9 @@ class Coordinator:
         If the one who awaits this is cancelled, the save goes on, and the next call waits for it;
         a failure that nobody saw is raised by the next call.
 
+        With `gates=`, it returns once all declared writers have saved the step. Several steps may
+        be awaited at once. A step for which this is not called is never committed.
+
         Args:
             step: above every step that was restored or committed here.
             cut: fields of the cut that the controller knows.
@@ -187,7 +200,9 @@ class Coordinator:
             tuple(notes.tags),
             freeze=self._freeze,
         )
-        return await self._calls.run(self._save(opening, step))
+        if not self._gates:
+            return await self._calls.run(self._save(opening, step))
+        return await self._calls.run(self._save_gated(opening, step), alone=False)
 
     async def restore(
         self,
@@ -257,6 +272,16 @@ class Coordinator:
         self._members.dismiss()
         self._driver.close()
 
+    async def _save_gated(self, opening: Opening, step: int) -> Saved:
+        self._members.check_roles({gate.role for gate in self._gates})
+        if step in self._wanted:
+            raise InvalidInput(f"save({step}): called before, and not decided yet", step=step)
+        self._wanted.add(step)
+        try:
+            return await self._save(opening, step)
+        finally:
+            self._wanted.discard(step)
+
     async def _save(self, opening: Opening, step: int) -> Saved:
         self._members.check_some()
         self._progress.check_not_tainted()
@@ -266,7 +291,7 @@ class Coordinator:
         assert not isinstance(outcome, (RestoredMessage, Fresh, RestoreFailed)), "of a save"
         state = SaveState(outcome.call, outcome=outcome)
         committed = resolve_save(state, step, self._steps)
-        self._progress.newest = step
+        self._progress.newest = max(step, self._progress.newest or 0)
         return Saved(step, f"{self._root}/{step_name(step)}", committed.manifest_sha256)
 
     async def _restore(self, opening: Opening) -> Restored | None:

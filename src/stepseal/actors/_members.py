@@ -12,11 +12,11 @@ from stepseal.actors._fetched import Fetched, Hosted
 from stepseal.actors._letters import RankMember
 from stepseal.actors._participant import Participant
 from stepseal.errors import CommitTimeout, InvalidInput, ParticipantFailed
-from stepseal.layout import check_component_name
+from stepseal.layout import check_component_name, role_of
 from stepseal.protocol import failure_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from concurrent.futures import Executor, Future
 
     from stepseal.actors._bells import BellHub
@@ -123,6 +123,23 @@ class Members:
         """
         if not self._bells.members():
             raise InvalidInput("no participant was admitted: call admit() first")
+
+    def check_roles(self, roles: Collection[str]) -> None:
+        """Refuse participants that a gated save would leave out.
+
+        Args:
+            roles: those with a gate.
+
+        Raises:
+            InvalidInput: another role was admitted.
+        """
+        others = {role_of(one.id) for one in self._bells.members()} - set(roles)
+        if others:
+            raise InvalidInput(
+                f"role {', '.join(sorted(others))}: a coordinator with gates saves only what is "
+                "declared in them. Declare it, and save it with save_async or save_sync; or give "
+                "facts of the controller as cut=."
+            )
 
     def dismiss(self) -> None:
         """Release all, and end those that the controller holds itself."""

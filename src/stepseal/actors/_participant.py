@@ -13,9 +13,10 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from stepseal._version import __version__
+from stepseal.actors._slots import Slots
 from stepseal.components import Topology
 from stepseal.errors import CheckpointError, InvalidInput
-from stepseal.layout import check_participant
+from stepseal.layout import check_participant, role_of
 from stepseal.protocol import (
     Address,
     BeginRestore,
@@ -78,6 +79,7 @@ class Participant:
         names = tuple(check_participant(f"{role}/{number}") for number in range(size))
         topology, flight = Topology(rank, names), InFlight(max_staging_bytes)
         self._share = Share(topology, flight, has_other_roles=True)
+        self._slots = Slots(topology)
         self._cut = cut
         self._access = access or Access()
         self._admission: Admission | None = None
@@ -229,6 +231,58 @@ class Participant:
         )
         return share.restore(wiring, admission.root, call, share.targets(choice))
 
+    def save_async(self, name: str, save_fn: Callable[[str], object], step: int) -> None:
+        """Write a component of a gated step on a thread of its own, and go on at once.
+
+        The coordinator declares it with `gates=`. The step is committed once all its gates are
+        durable and the controller has called `save(step)`. Waits for the earlier save of the same
+        name; state that goes on changing must have been copied before.
+
+        Args:
+            name: of the component, and of the slot whose saves never overlap.
+            save_fn: takes the path of a folder, writes all its files below it, and returns when
+                they are complete. Every participant of the role writes into the same folder.
+            step: step number.
+
+        Raises:
+            ParticipantFailed: an earlier save failed here; this one did not begin. `.failures` has
+                the writer's name, and the cause is what `save_fn` raised.
+            InvalidInput: not admitted; or, of an earlier save, the coordinator does not expect it.
+            CoordinatorLost, CommitTimeout: of an earlier save.
+        """
+        self._slots.save_async(self._wiring_for(name, step), name, save_fn, step)
+
+    def save_sync(
+        self, save_fn: Callable[[str], object], step: int, *, name: str | None = None
+    ) -> None:
+        """Write a component of a gated step on this thread; return when its files are complete.
+
+        For what must run on the main thread, such as collectives. They are synced and digested
+        behind; see `wait_all`.
+
+        Args:
+            save_fn: see `save_async`.
+            step: step number.
+            name: of the component; None takes the role's.
+
+        Raises:
+            ParticipantFailed: `save_fn` raised, or an earlier save failed here.
+            InvalidInput, CoordinatorLost, CommitTimeout: see `save_async`.
+        """
+        name = role_of(self.id) if name is None else name
+        self._slots.save_sync(self._wiring_for(name, step), name, save_fn, step)
+
+    def wait_all(self) -> None:
+        """Wait until what `save_async` and `save_sync` began is durable here, or has failed.
+
+        Does not wait for writers of other roles: whether the step is committed is what
+        `Coordinator.save` returns.
+
+        Raises:
+            ParticipantFailed, InvalidInput, CoordinatorLost, CommitTimeout: see `save_async`.
+        """
+        self._slots.wait_all()
+
     def poll(self, timeout_s: float | None = 0.0) -> int:
         """Carry out the calls that have arrived over the line; return their number.
 
@@ -273,6 +327,7 @@ class Participant:
         with self._busy:
             wiring, self._wiring, self._admission = self._wiring, None, None
             if wiring is not None:
+                self._slots.end(wiring.driver.deadlines.close_s)
                 self._settle()
                 wiring.close()
 
@@ -286,6 +341,17 @@ class Participant:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _wiring_for(self, name: str, step: int) -> Wiring:
+        wiring = self._wiring
+        if wiring is None:
+            raise InvalidInput(
+                f"save of step {step}: {self.id}: component {name}: not admitted in this life of "
+                "its process. Call Coordinator.admit.",
+                step=step,
+                participant=self.id,
+            )
+        return wiring
 
     def _settle(self) -> None:
         """Wait for the save in flight; its failure was told to the coordinator's user."""

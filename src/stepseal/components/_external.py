@@ -28,14 +28,15 @@ class External:
 
     Args:
         save: writes files below the folder, and returns when all of them are complete. Called on
-            every rank, for one folder; with `sharing=GLOBAL` on the lowest rank alone.
+            every rank, for one folder; with `sharing=GLOBAL` on the lowest rank alone. None where
+            `Participant.save_async` or `save_sync` saves the component.
         load: reads them back; must not change them. Called on every rank, after every byte was
             verified.
         any_world: whether another number of ranks than that of the save can load them. With
             `sharing=GLOBAL` every number can.
     """
 
-    save: Callable[[str], object]
+    save: Callable[[str], object] | None = None
     load: Callable[[str], object]
     any_world: bool = False
 
@@ -54,7 +55,8 @@ class ExternalComponent:
 
     def __init__(self, name: str, engine: External, declared: AnySharing | None = None) -> None:
         for role in ("save", "load"):
-            if not callable(found := getattr(engine, role)):
+            found = getattr(engine, role)
+            if not (callable(found) or (role == "save" and found is None)):
                 raise InvalidInput(
                     f"add({name!r}): External: {role}: expected a function that takes the path of "
                     f"a folder, found {found!r:.80}.",
@@ -78,13 +80,24 @@ class ExternalComponent:
         return self._sharing
 
     def describe(self, topology: Topology) -> CapturedComponent:
-        """Return no facts: the engine writes its files later in the same save."""
+        """Return no facts: the engine writes its files later in the same save.
+
+        Raises:
+            InvalidInput: the engine has no function that saves.
+        """
+        if self._engine.save is None:
+            raise InvalidInput(
+                f"component {self.name}: External has no save=, so it is saved by save_async or "
+                "save_sync of a Participant, with gates= of the Coordinator; found a save without.",
+                component=self.name,
+            )
         return CapturedComponent(self.name, self.kind, self._sharing, "", None)
 
     def save_to(self, folder: str, topology: Topology) -> None:
         """Let the engine write into a folder, if it writes on this rank."""
-        if self._sharing is Sharing.SHARDED or topology.rank == 0:
-            self._engine.save(folder)
+        save = self._engine.save
+        if save is not None and (self._sharing is Sharing.SHARDED or topology.rank == 0):
+            save(folder)
 
     def plan(self, saved: SavedComponent, topology: Topology) -> ExternalPlan:
         """Return how the engine loads the files of a step.

@@ -12,12 +12,14 @@ from stepseal.protocol._coordinator_driver import CoordinatorDriver
 from stepseal.protocol._deadlines import Deadlines
 from stepseal.protocol._draft import JobInfo
 from stepseal.protocol._failures import Failure, details_of, error_from, failure_of, messages_of
+from stepseal.protocol._gated_driver import ask_save, is_prepared
+from stepseal.protocol._gates import Gate, as_gates
 from stepseal.protocol._incarnation import Announce, Housekeep
 from stepseal.protocol._opening import (Begin, BeginRestore, BeginSave, Opening, Relation,
     check_frozen)
-from stepseal.protocol._messages import (Applied, Apply, Candidate, Captured, Checked, Committed,
-    Compare, Compared, ComponentReport, Fresh, FromCoordinator, PartReport, Rejected, RestoreCalled,
-    Restored, RestoreFailed, Write)
+from stepseal.protocol._messages import (Aborted, Applied, Apply, Candidate, Captured, Checked,
+    Committed, Compare, Compared, ComponentReport, Fresh, FromCoordinator, PartReport, Rejected,
+    RestoreCalled, Restored, RestoreFailed, SaveGranted, Write)
 from stepseal.protocol._outcome import resolve_save
 from stepseal.protocol._participant import Participant, RestoreAnswer, SaveState
 from stepseal.protocol._participant_driver import ParticipantDriver
@@ -30,12 +32,13 @@ from stepseal.protocol._transport import FromLinks, Hub, InProcessHub, Link
 from stepseal.protocol._wire import Address
 
 __all__ = [
-    "Address", "Announce", "Applied", "Apply", "Begin", "BeginRestore", "BeginSave", "Candidate",
-    "Captured", "Checked", "Committed", "Compare", "Compared", "ComponentReport", "Coordinator",
-    "CoordinatorDriver", "CoordinatorSteps", "Deadlines", "Failure", "Fresh", "FromCoordinator",
-    "FromLinks", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link", "Opening", "OwnPoints",
-    "PartReport", "Participant", "ParticipantDriver", "Rejected", "Relation", "ResolveAttempt",
-    "RestoreAnswer", "RestoreCalled", "RestoreFailed", "Restored", "SaveState", "SocketHub",
-    "SocketLink", "Write", "check_frozen", "details_of", "error_from", "failure_of", "messages_of",
+    "Aborted", "Address", "Announce", "Applied", "Apply", "Begin", "BeginRestore", "BeginSave",
+    "Candidate", "Captured", "Checked", "Committed", "Compare", "Compared", "ComponentReport",
+    "Coordinator", "CoordinatorDriver", "CoordinatorSteps", "Deadlines", "Failure", "Fresh",
+    "FromCoordinator", "FromLinks", "Gate", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link",
+    "Opening", "OwnPoints", "PartReport", "Participant", "ParticipantDriver", "Rejected",
+    "Relation", "ResolveAttempt", "RestoreAnswer", "RestoreCalled", "RestoreFailed", "Restored",
+    "SaveGranted", "SaveState", "SocketHub", "SocketLink", "Write", "as_gates", "ask_save",
+    "is_prepared", "check_frozen", "details_of", "error_from", "failure_of", "messages_of",
     "place_of", "reach", "resolve_save",
 ]

@@ -17,6 +17,8 @@ from stepseal import errors
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._asking import SafePoints
+from stepseal.protocol._gated_round import GatedRound
+from stepseal.protocol._gates import Gates
 from stepseal.protocol._lives import Lives
 from stepseal.protocol._restore_round import RestoreRound
 from stepseal.protocol._save_round import SaveRound
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.protocol._deadlines import Deadlines
+    from stepseal.protocol._gates import Gate
     from stepseal.protocol._opening import Opening
 
 __all__ = ["Coordinator"]
@@ -40,6 +43,7 @@ class Coordinator:
         participants: those that take part from the start, in ordinal order; they make the calls.
         deadlines: limits per phase.
         new_attempt: returns a fresh 128-bit random id in hex at every call.
+        gates: what writers save by themselves; each save that is opened then waits for all of them.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Coordinator:
         participants: tuple[str, ...],
         deadlines: Deadlines,
         new_attempt: Callable[[], str],
+        gates: tuple[Gate, ...] = (),
     ) -> None:
         self._lives = Lives(participants)
         self._points = SafePoints()
@@ -58,6 +63,7 @@ class Coordinator:
         """Call to its participants and their lives."""
         self._decided: dict[int, Literal["save", "restore"]] = {}
         self._num_opened = 0
+        self._gates = Gates(gates)
 
     @property
     def participants(self) -> tuple[str, ...]:
@@ -105,18 +111,57 @@ class Coordinator:
         `Told` reports the outcome.
         """
         assert self._opens, "the participants make the calls"
+        if opening.kind == "save" and self._gates.gates:
+            return self._want(opening, now)
+        ended = [] if opening.check_only else self._gates.give_up_all("a restore began")
+        todo = ended + self._settle()
         self._num_opened += 1
         call = self._num_opened
         roster = self._rosters[call] = self._lives.roster()
         if opening.kind == "save":
             save = SaveRound(call, tuple(roster), self._new_attempt(), self._deadlines, now)
             self._rounds[call] = save
-            todo = save.open(opening, roster)
+            todo += save.open(opening, roster)
         else:
             restore = RestoreRound(call, tuple(roster), self._deadlines, now)
             self._rounds[call] = restore
-            todo = restore.open(opening, roster)
+            todo += restore.open(opening, roster)
         return call, self._keep(todo + self._settle())
+
+    def _want(self, opening: Opening, now: float) -> tuple[int, list[actions.Action]]:
+        """Let a gated save be committed, once all writers are done."""
+        assert opening.step is not None
+        if untold := self._gates.untold(opening.step):
+            return untold.outcome.call, [untold]
+        found, todo = self._gated(opening.step, now)
+        todo = found.want(opening) + todo
+        return found.call, self._keep(todo + self._settle())
+
+    def _gated(self, step: int, now: float) -> tuple[GatedRound, list[actions.Action]]:
+        """Return the call of a gated step; open it if it is not."""
+        if (found := self._gates.open.get(step)) is not None:
+            return found, []
+        self._num_opened += 1
+        call = self._num_opened
+        everybody = self._lives.roster()
+        roster = {p: life for p, life in everybody.items() if self._gates.names_of(p)}
+        self._rosters[call] = roster
+        found = GatedRound(call, roster, step, self._new_attempt(), self._deadlines, now)
+        self._rounds[call] = self._gates.open[step] = found
+        names = {one: self._gates.names_of(one) for one in roster}
+        return found, found.begin(names, self._gates.without_writer(roster))
+
+    def _on_asked(
+        self, participant: str, message: messages.SaveAsked, now: float
+    ) -> list[actions.Action]:
+        if refused := self._gates.refusal(participant, message):
+            return [actions.Send(participant, refused)]
+        found, todo = self._gated(message.step, now)
+        todo += self._settle()
+        life = self._rosters[found.call].get(participant)
+        if found.done or life is None or not self._lives.is_current(participant, life):
+            return [*todo, actions.Send(participant, self._gates.too_late(participant, message))]
+        return todo + found.grant(participant, message)
 
     def on_message(
         self, participant: str, message: messages.FromParticipant, now: float, life: str = ""
@@ -169,6 +214,8 @@ class Coordinator:
                 return [actions.Send(p, status) for p in self.participants]
             case messages.Captured() | messages.Failed():
                 return self._on_save(participant, message, now)
+            case messages.SaveAsked():
+                return self._on_asked(participant, message, now)
             case messages.RestoreCalled():
                 return self._on_restore(participant, message, now)
             case messages.EnginesReturned() | messages.Prepared():
@@ -320,7 +367,8 @@ class Coordinator:
                 is_asked = self._points.call == found.call
                 notes = self._points.late() if is_asked else None
                 todo += found.on_deadline(notes)
-        return self._keep(todo + self._points.on_time(now) + self._settle())
+        todo += self._points.on_time(now) + self._settle() + self._gates.publish(now)
+        return self._keep(todo + self._settle())
 
     def _settle(self) -> list[actions.Action]:
         """Fail rounds that wait for a participant that is gone; forget rounds that are done."""
@@ -332,6 +380,10 @@ class Coordinator:
             if found.done:
                 del self._rounds[call]
                 self._decided[call] = "save" if isinstance(found, SaveRound) else "restore"
+                if isinstance(found, GatedRound):
+                    self._gates.ended(found)
+                elif isinstance(found, RestoreRound) and found.claimed:
+                    self._gates.went_on_from(found.restored.step if found.restored else None)
         return todo
 
     def _give_up_asking(self) -> list[actions.Action]:

@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import functools
 import logging
 import queue
 import secrets
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from stepseal.protocol._deadlines import Deadlines
     from stepseal.protocol._draft import JobInfo
+    from stepseal.protocol._gates import Gate
     from stepseal.protocol._incarnation import Announce, Housekeep
     from stepseal.protocol._opening import Opening
     from stepseal.protocol._steps import CoordinatorSteps
@@ -64,6 +66,7 @@ class CoordinatorDriver:
         job: facts for each manifest.
         housekeep: sweeps after the claim and prunes after each commit, on its own thread.
         announce: tells others of each commit; closed here.
+        gates: what writers save by themselves.
 
     """
 
@@ -77,13 +80,15 @@ class CoordinatorDriver:
         job: JobInfo,
         housekeep: Housekeep | None = None,
         announce: Announce | None = None,
+        gates: tuple[Gate, ...] = (),
     ) -> None:
         self._steps = steps
         self._deadlines = deadlines
         self._hub = hub
         self._announce = announce
         self._incarnation = Incarnation(steps, job=job, housekeep=housekeep, announce=announce)
-        self._protocol = Coordinator(participants, deadlines, lambda: secrets.token_hex(16))
+        new_attempt = functools.partial(secrets.token_hex, 16)
+        self._protocol = Coordinator(participants, deadlines, new_attempt, gates)
         self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._chores: queue.SimpleQueue[Chore] = queue.SimpleQueue()

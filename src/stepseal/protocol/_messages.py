@@ -14,7 +14,8 @@ import msgspec
 
 from stepseal import errors
 from stepseal.protocol._failures import Failure
-from stepseal.protocol._opening import BeginRestore, BeginSave, Dismiss, Thaw
+from stepseal.protocol._granting import SaveAnswer, SaveAsked, SaveGranted, SaveRefused
+from stepseal.protocol._opening import Begin, BeginRestore, BeginSave, Dismiss, Thaw
 from stepseal.protocol._reports import ComponentReport, PartReport
 from stepseal.protocol._safe_points import AskSafePoint, Lapsed, SafePoint, Target, ToRank
 
@@ -24,8 +25,9 @@ __all__ = [
     "Decided", "Dismiss", "EnginesReturned", "Failed", "Failure", "Fresh", "FromCoordinator",
     "FromParticipant", "Goodbye", "Heartbeat", "Hello", "Lapsed", "PartReport", "PollSave",
     "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed", "Restored",
-    "SafePoint", "SaveStatus", "TakeInventory", "Target", "Thaw", "Unresolved", "Welcome", "Write",
-    "decode_from_coordinator", "decode_from_participant", "encode_message",
+    "SafePoint", "SaveAnswer", "SaveAsked", "SaveGranted", "SaveRefused", "SaveStatus",
+    "TakeInventory", "Target", "Thaw", "Unresolved", "Welcome", "Write", "decode_from_coordinator",
+    "decode_from_participant", "encode_message",
 ]  # fmt: skip
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
@@ -326,7 +328,7 @@ FromParticipant = (
     | Applied
     | Rejected
     | PollSave
-    | SafePoint
+    | (SafePoint | SaveAsked)
     | Goodbye
 )
 FromCoordinator = (
@@ -344,7 +346,7 @@ FromCoordinator = (
     | Apply
     | (Restored | Fresh | RestoreFailed)
     | SaveStatus
-    | (BeginSave | BeginRestore | Thaw)
+    | (Begin | Thaw | SaveAnswer)
     | ToRank
     | Dismiss
 )

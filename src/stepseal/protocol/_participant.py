@@ -92,6 +92,7 @@ class Participant:
         self._num_calls = 0
         self._begins: list[Begin] = []
         self._begun = 0
+        self._answers: dict[tuple[int, str], messages.SaveAnswer] = {}
         self.welcomed = False
         self.dismissed = False
         self.lost: messages.Failure | None = None
@@ -111,6 +112,10 @@ class Participant:
             return False
         self._begun = begin.call
         return True
+
+    def answer(self, step: int, name: str) -> messages.SaveAnswer | None:
+        """Return and forget the answer to `SaveAsked`; None while it has not arrived."""
+        return self._answers.pop((step, name), None)
 
     def save(self, call: int) -> SaveState:
         """Return the state of a save call."""
@@ -168,6 +173,8 @@ class Participant:
                 self.on_lost(messages.Failure(_LOST, "the coordinator released this participant"))
             case messages.BeginSave() | messages.BeginRestore():
                 self._begins.append(message)
+            case messages.SaveGranted() | messages.SaveRefused():
+                self._answers[message.step, message.name] = message
             case messages.Refused():
                 self.on_lost(messages.Failure(message.kind, message.message))
             case _ if message.call in self._forgotten:

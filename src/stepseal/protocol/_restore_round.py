@@ -56,6 +56,8 @@ class RestoreRound:
         self.deadline = now + deadlines.connect_s
         self.phase = "join"
         self.restored: StepRef | None = None
+        self.claimed = False
+        """Whether the job goes on from here, and not only looked."""
         self._deadlines = deadlines
         self._limit_s = deadlines.connect_s
         self._joined: dict[str, messages.RestoreCalled] = {}
@@ -212,6 +214,7 @@ class RestoreRound:
         """Report the restored step to all; the root now belongs to this incarnation."""
         if self.phase != "claim":
             return []
+        self.claimed = True
         return self._answer(event.incarnation)
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:

@@ -1,7 +1,8 @@
 """One save as the coordinator sees it, without I/O: captures, staging, parts, publication.
 
 Two-phase commit with presumed abort. If there are external components, the phase `engines` comes
-before the parts: nobody lists what engines wrote until all of them have returned. Invariants:
+before the parts: nobody lists what engines of a role wrote until all of them have returned.
+Invariants:
 
 - The round orders `Publish` only after every participant has reported `Prepared` for this attempt,
   and only if all replicas that are compared are equal.
@@ -66,6 +67,8 @@ class SaveRound:
         self._with_engines: tuple[str, ...] = ()
         """Who holds external components; the others write their parts meanwhile."""
         self._returned: set[str] = set()
+        self._inventoried: set[str] = set()
+        """Who was told to take the inventory."""
         self._prepared: dict[str, messages.PartReport] = {}
         self._staging: str | None = None
         self._digests: dict[str, Mapping[str, Mapping[str, str]]] = {}
@@ -220,23 +223,30 @@ class SaveRound:
     def on_returned(
         self, participant: str, message: messages.EnginesReturned, now: float
     ) -> list[actions.Action]:
-        """Handle the end of a participant's engines; after the last one, order the inventory."""
+        """Handle the end of a participant's engines; after the last of a role, order its inventory.
+
+        The folders of a role are its own, so no other role writes there.
+        """
         if self.phase != "engines" or message.attempt != self.attempt:
             return []
         if now > self.deadline:
             return self.on_deadline()
         self._returned.add(participant)
-        if not self._returned.issuperset(self._with_engines):
+        others = [one for one in self._with_engines if role_of(one) == role_of(participant)]
+        if not self._returned.issuperset(others):
             return []
-        self.phase = "write"  # within the same limit
+        self._inventoried.update(others)
+        if self._inventoried.issuperset(self._with_engines):
+            self.phase = "write"  # within the same limit
         order = messages.TakeInventory(self.call, self.attempt)
-        return [actions.Send(one, order) for one in self._with_engines]
+        return [actions.Send(one, order) for one in others]
 
     def on_prepared(
         self, participant: str, message: messages.Prepared, now: float
     ) -> list[actions.Action]:
         """Handle a part report; after the last one, order the publication."""
-        early = self.phase == "engines" and participant not in self._with_engines
+        busy = set(self._with_engines) - self._inventoried
+        early = self.phase == "engines" and participant not in busy
         current = (early or self.phase == "write") and message.attempt == self.attempt
         if not current or participant in self._prepared:
             return []
@@ -288,7 +298,7 @@ class SaveRound:
         if self.phase == "capture":
             reported = self._captured
         elif self.phase == "engines":
-            reported = self._returned | self._prepared.keys()
+            reported = (self._returned - self._inventoried) | self._prepared.keys()
         elif self.phase == "write":
             reported = self._prepared
         elif self.phase == "compare" and self._comparison is not None:

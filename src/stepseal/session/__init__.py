@@ -6,6 +6,7 @@ Wires commit, transfer, components and storage; holds no protocol logic and no f
 from stepseal.session._annotations import check_annotations
 from stepseal.session._announcing import Commit, OnCommit, as_functions
 from stepseal.session._checkpointer import Checkpointer
+from stepseal.session._gated_part import GatedPart
 from stepseal.session._importing import Imported, import_dcp
 from stepseal.session._inflight import InFlight
 from stepseal.session._loading import load
@@ -23,6 +24,7 @@ from stepseal.session._wiring import JobOptions, Join, Wiring, coordinate
 __all__ = [
     "Checkpointer",
     "Commit",
+    "GatedPart",
     "InFlight",
     "OnCommit",
     "Policy",

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("stepseal")
 
-__all__ = ["engines_of", "run_engines", "saved_engine", "verify_engines"]
+__all__ = ["engines_of", "make_folder", "run_engines", "saved_engine", "verify_engines"]
 
 
 def engines_of(components: Iterable[Component]) -> list[ExternalComponent]:
@@ -87,20 +87,31 @@ def run_engines(
     driver.send_returned(write.call, write.attempt)
 
 
-def _run(
-    engine: ExternalComponent, write: Write, step: int, topology: Topology, steps: StepStore
-) -> None:
+def make_folder(component: str, write: Write, step: int, steps: StepStore) -> str:
+    """Make the folder of an external component in the attempt; return its path.
+
+    Raises:
+        InvalidInput: the root has no path on this host.
+        StorageUnavailable: it cannot be made.
+    """
     storage = steps.storage
-    key = f"{write.staging}/{external_folder(engine.name)}"
+    key = f"{write.staging}/{external_folder(component)}"
     path = storage.local_path(key)
     if path is None:
         raise InvalidInput(
-            f"save of step {step}: component {engine.name}: an engine needs a root with a path on "
+            f"save of step {step}: component {component}: an engine needs a root with a path on "
             "this host, found one without. Save it into a directory.",
             step=step,
-            component=engine.name,
+            component=component,
         )
     make_dirs(storage, key, base=write.staging)
+    return path
+
+
+def _run(
+    engine: ExternalComponent, write: Write, step: int, topology: Topology, steps: StepStore
+) -> None:
+    path = make_folder(engine.name, write, step, steps)
     try:
         with RNGComponent("rng", RNG()).kept(), outside_inference_mode():  # as if it never ran
             engine.save_to(path, topology)

@@ -259,7 +259,7 @@ class PartWriter:
         with self._lock:
             self._given_up = True
 
-    def wait_idle(self, timeout_s: float) -> bool:
+    def wait_idle(self, timeout_s: float | None) -> bool:
         """Wait until the buffers are not read any more; False if storage blocks for longer."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()

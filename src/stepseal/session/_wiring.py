@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from stepseal.layout import Manifest
-    from stepseal.protocol import Hub
+    from stepseal.protocol import Gate, Hub
     from stepseal.retention import Retention
     from stepseal.session._announcing import OnCommit
     from stepseal.steps import StepEntry
@@ -57,6 +57,8 @@ class JobOptions:
     """Where rank 0 listens for the others; None lets it find out by itself."""
     on_commit: tuple[OnCommit, ...] = ()
     """Called with each commit."""
+    gates: tuple[Gate, ...] = ()
+    """What writers save by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,4 +198,5 @@ def coordinate(
         job=JobInfo(versions),
         housekeep=Housekeeper(steps.removal(), options.retention, inspect),
         announce=Announcer(options.on_commit, steps.storage, limits.close_s),
+        gates=options.gates,
     )
