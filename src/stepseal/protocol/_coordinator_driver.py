@@ -184,9 +184,9 @@ class CoordinatorDriver:
             self._left.wait(self._deadlines.close_s)
         self._inbox.put("stop")
         self._jobs.put(None)
-        self._chores.put(None)
         self._thread.join(_JOIN_S)
         self._worker.join(_JOIN_S)
+        self._chores.put(None)  # after the prune of the last commit
         self._keeper.join(_JOIN_S)
         self._hub.close()
         if self._announce is not None:
