@@ -186,6 +186,8 @@ class Coordinator:
         Raises:
             ParticipantFailed: a participant failed; nothing was committed. `.failures` names them.
             StepExists, NotRestored, CommitTimeout, OutcomeUnknown: see `Checkpointer.save`.
+            InvalidInput: with `gates=`, a role without one was admitted, or `step` is awaited by an
+                earlier call.
         """
         step = check_step(step)
         notes = check_annotations(metrics, tags, cut)
