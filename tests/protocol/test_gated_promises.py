@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
+from tests.protocol import _gated_naive as naive
 from tests.protocol._writers import ALL, opened
 
-from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
-from stepseal.protocol._gated_round import GatedRound
-from stepseal.protocol._gates import Gates
-from stepseal.protocol._save_round import SaveRound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,88 +109,16 @@ def an_older_step_that_is_only_digested_goes_first() -> None:
     assert writers.published() == [10, 20]
 
 
-def _anonymous() -> tuple[object, str, object]:
-    real = SaveRound.on_prepared
-
-    def on_prepared(
-        self: SaveRound, _who: str, message: messages.Prepared, now: float
-    ) -> list[actions.Action]:
-        self.phase = "write"
-        missing = [p for p in self.participants if p not in self._prepared]
-        return real(self, missing[0], message, now)
-
-    return SaveRound, "on_prepared", on_prepared
-
-
-def _first_commits() -> tuple[object, str, object]:
-    def on_prepared(
-        self: GatedRound, who: str, message: messages.Prepared, now: float
-    ) -> list[actions.Action]:
-        self._prepared = dict.fromkeys(self.participants, message.part)
-        return self._compare(now, required=True)
-
-    return SaveRound, "on_prepared", on_prepared
-
-
-def _pointer_before_data() -> tuple[object, str, object]:
-    real = SaveRound.on_returned
-
-    def on_returned(
-        self: GatedRound, who: str, message: messages.EnginesReturned, now: float
-    ) -> list[actions.Action]:
-        todo = real(self, who, message, now)
-        return todo + (SaveRound._publish(self, now) if self.phase == "write" else [])
-
-    return SaveRound, "on_returned", on_returned
-
-
-def _unwanted() -> tuple[object, str, object]:
-    return GatedRound, "is_ready", property(lambda self: self.phase == "ready")
-
-
-def _one_barrier() -> tuple[object, str, object]:
-    def on_returned(
-        self: SaveRound, who: str, message: messages.EnginesReturned, now: float
-    ) -> list[actions.Action]:
-        self._returned.add(who)
-        if not self._returned.issuperset(self.participants):
-            return []
-        order = messages.TakeInventory(self.call, self.attempt)
-        return [actions.Send(one, order) for one in self.participants]
-
-    return SaveRound, "on_returned", on_returned
-
-
-def _no_barrier() -> tuple[object, str, object]:
-    def on_returned(
-        self: SaveRound, who: str, message: messages.EnginesReturned, now: float
-    ) -> list[actions.Action]:
-        return [actions.Send(who, messages.TakeInventory(self.call, self.attempt))]
-
-    return SaveRound, "on_returned", on_returned
-
-
-def _any_ask_opens() -> tuple[object, str, object]:
-    return Gates, "refusal", lambda *_: None
-
-
-def _as_they_come() -> tuple[object, str, object]:
-    def publish(self: Gates, now: float) -> list[actions.Action]:
-        return [todo for one in self.open.values() if one.is_ready for todo in one.publish(now)]
-
-    return Gates, "publish", publish
-
-
 PROMISES = [
-    (each_writer_counts_by_name, _anonymous),
-    (the_first_writer_commits_nothing, _first_commits),
-    (data_comes_before_the_commit, _pointer_before_data),
-    (a_step_that_nobody_wants_is_not_committed, _unwanted),
-    (one_role_waits_for_no_other, _one_barrier),
-    (nobody_lists_files_while_another_of_the_role_writes, _no_barrier),
-    (a_late_writer_opens_no_new_attempt, _any_ask_opens),
-    (steps_are_committed_in_order, _as_they_come),
-    (an_older_step_that_is_only_digested_goes_first, _as_they_come),
+    (each_writer_counts_by_name, naive.anonymous),
+    (the_first_writer_commits_nothing, naive.first_commits),
+    (data_comes_before_the_commit, naive.pointer_before_data),
+    (a_step_that_nobody_wants_is_not_committed, naive.unwanted),
+    (one_role_waits_for_no_other, naive.one_barrier),
+    (nobody_lists_files_while_another_of_the_role_writes, naive.no_barrier),
+    (a_late_writer_opens_no_new_attempt, naive.any_ask_opens),
+    (steps_are_committed_in_order, naive.as_they_come),
+    (an_older_step_that_is_only_digested_goes_first, naive.as_they_come),
 ]
 
 
@@ -202,10 +127,10 @@ def test_promise(promise: Callable[[], None]) -> None:
     promise()
 
 
-@pytest.mark.parametrize(("promise", "naive"), PROMISES)
+@pytest.mark.parametrize(("promise", "variant"), PROMISES)
 def test_a_naive_coordinator_breaks_it(
-    promise: Callable[[], None], naive: Callable[[], tuple[object, str, object]]
+    promise: Callable[[], None], variant: Callable[[], tuple[object, str, object]]
 ) -> None:
-    owner, name, wrong = naive()
+    owner, name, wrong = variant()
     with mock.patch.object(owner, name, wrong), pytest.raises(AssertionError):
         promise()
