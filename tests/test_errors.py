@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[str, int]] = {
     "StepExists": ("step_exists", 1),
     "NotCurrent": ("not_current", 1),
     "StorageUnavailable": ("storage_unavailable", 1),
+    "WaitTimeout": ("wait_timeout", 1),
     "ParticipantFailed": ("participant_failed", 1),
     "CommitTimeout": ("commit_timeout", 1),
     "CoordinatorLost": ("coordinator_lost", 1),

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     )  # fmt: skip
     from stepseal.retention import Retention, latest
     from stepseal.session import (
-        Checkpointer, Commit, Imported, LoadReport, PendingSave, Restored, Run, Saved, Step, every,
-        import_dcp, load, open_step, save,
+        Checkpointer, Commit, Imported, LoadReport, PendingSave, Publication, Restored, Run, Saved,
+        Step, every, import_dcp, load, open_step, save,
     )  # fmt: skip
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
     from stepseal.storage import Access
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Access", "Checkpointer", "Commit", "Conversion", "Coordinator", "Deadlines", "External",
     "GLOBAL", "GlobalSampler", "Imported", "LoadReport", "PER_NODE", "PER_RANK", "Participant",
-    "PendingSave", "Placement", "REPLICATED", "RNG", "Rank", "Restored", "Retention", "Run",
-    "SHARDED", "Saved", "Sharing", "Step", "Unchanged", "__version__", "errors", "every", "fetched",
-    "import_dcp", "in_process", "latest", "load", "open", "open_step", "per_group", "processes",
-    "ranks", "ray", "register", "register_codec", "save", "serve", "sharded",
+    "PendingSave", "Placement", "Publication", "REPLICATED", "RNG", "Rank", "Restored", "Retention",
+    "Run", "SHARDED", "Saved", "Sharing", "Step", "Unchanged", "__version__", "errors", "every",
+    "fetched", "import_dcp", "in_process", "latest", "load", "open", "open_step", "per_group",
+    "processes", "ranks", "ray", "register", "register_codec", "save", "serve", "sharded",
 ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ CheckpointError
 │   ├── StepExists            also FileExistsError    already committed, or a foreign folder there
 │   └── NotCurrent                                    a newer incarnation of the job owns the root
 ├── retry
-│   └── StorageUnavailable    also OSError            the storage refused; `.errno` says how
+│   ├── StorageUnavailable    also OSError            the storage refused; `.errno` says how
+│   └── WaitTimeout           also TimeoutError       not published yet; `.found` is the newest
 ├── ask who
 │   ├── ParticipantFailed                             `.failures` maps participant to cause
 │   │   └── CommitTimeout     also TimeoutError       some did not answer by the deadline
@@ -54,6 +55,7 @@ __all__ = [
     "StorageUnavailable",
     "Tainted",
     "UnsupportedState",
+    "WaitTimeout",
 ]
 
 
@@ -186,6 +188,12 @@ class StorageUnavailable(CheckpointError, OSError):
     """The storage refused an operation on `path`; `errno` has the reason. Retrying may help."""
 
     kind = "storage_unavailable"
+
+
+class WaitTimeout(CheckpointError, TimeoutError):
+    """A version was not published in time; `found` is the newest one, None if there is none."""
+
+    kind = "wait_timeout"
 
 
 class ParticipantFailed(CheckpointError):

@@ -40,7 +40,7 @@ from stepseal.layout import (
 )
 
 if TYPE_CHECKING:
-    from stepseal.layout._manifest import StepKind
+    from stepseal.layout._areas import StepKind
 
 text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=6)
 json_values = st.recursive(

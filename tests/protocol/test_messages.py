@@ -36,6 +36,7 @@ FROM_PARTICIPANT: list[messages.FromParticipant] = [
     messages.SafePoint(1, 41),
     messages.SaveAsked(10, "actor"),
     messages.Goodbye(),
+    messages.Holds(["model"]),
 ]
 FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Heartbeat(),

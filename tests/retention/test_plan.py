@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from tests.retention._kit import NOW_S, plan_for, prune_now
-from tests.steps._kit import Root, damage, overwrite
+from tests.steps._kit import Root, attempt_id, damage, overwrite
 
-from stepseal.layout import seal, unix_time
+from stepseal.layout import Area, seal, unix_time
 from stepseal.steps._catalog import read_step
 from stepseal.steps._claims import INCARNATIONS, claim
+from stepseal.steps._folders import FolderName
 from stepseal.steps._pins import pin
-from stepseal.steps._roots import SUPERSEDED
+from stepseal.steps._roots import SUPERSEDED, TRASH
 from stepseal.storage import read_bytes, remove_tree
 from stepseal.testing import FaultyStorage, MemoryStorage
 
@@ -135,16 +136,27 @@ def test_a_root_that_nobody_claimed_has_an_empty_plan() -> None:
     assert (plan.incarnation, plan.steps, plan.superseded) == (0, (), ())
 
 
-def test_publications_are_not_counted_and_stay(storage: Storage) -> None:
+def test_steps_that_cannot_be_resumed_are_not_counted_and_stay(storage: Storage) -> None:
     root = Root(storage)
     for step in (10, 20, 30):
         if step == 20:
             staging, manifest = root.prepare(step)
-            weights = dataclasses.replace(manifest, kind="weights", resumable=False)
-            root.publish(staging, weights)
+            root.publish(staging, dataclasses.replace(manifest, resumable=False))
         else:
             root.commit(step)
     assert actions(plan_for(storage, root)) == {10: False, 20: True, 30: True}
+
+
+def test_a_plan_of_steps_has_no_publications(storage: Storage) -> None:
+    """Also no hidden ones: a prune of steps would put them back among the steps."""
+    root = Root(storage)
+    root.commit(10)
+    for version in (10, 20):
+        root.publish_version(version)
+    name = FolderName(10, 1, attempt_id(2), area=Area.PUBLISHED).moved(0, ".pruned")
+    storage.rename("published/v-10", f"{TRASH}/{name}")
+    plan = plan_for(storage, root)
+    assert (actions(plan), plan.trash) == ({10: True}, ())
 
 
 def test_a_copied_root_without_control_folders_has_a_plan(storage: Storage) -> None:

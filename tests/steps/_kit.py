@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stepseal.layout import MANIFEST, Manifest, StepRef, part_document_path, step_name
+from stepseal.layout import MANIFEST, Area, Manifest, StepRef, part_document_path, step_name
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._deadlines import Deadlines
@@ -136,13 +136,19 @@ class Root:
         self.number = claim(self.storage, parent, now_s=self.clock())
         return self.number
 
-    def prepare(self, step: int, **changes: Any) -> tuple[str, Manifest]:  # noqa: ANN401
+    def prepare(
+        self,
+        step: int,
+        area: Area = Area.STEPS,
+        **changes: Any,  # noqa: ANN401
+    ) -> tuple[str, Manifest]:
         """Write all parts of a new attempt; return its staging folder and its manifest."""
         self.num_attempts += 1
         attempt = attempt_id(self.number * 1000 + self.num_attempts)
-        staging = begin(self.storage, step, self.number, attempt)
+        make_dirs(self.storage, area.folder)
+        staging = begin(self.storage, step, self.number, attempt, area)
         parts = {p: write_part(self.storage, staging.key, p) for p in self.participants}
-        return staging.key, self.draft(step, attempt, staging.key, parts, **changes)
+        return staging.key, self.draft(step, attempt, staging.key, parts, area, **changes)
 
     def draft(
         self,
@@ -150,12 +156,11 @@ class Root:
         attempt: str,
         staging: str,
         parts: dict[str, messages.PartReport],
+        area: Area = Area.STEPS,
         **changes: Any,  # noqa: ANN401
     ) -> Manifest:
-        report = captured(step=step, **changes)
-        action = actions.Publish(
-            1, step, attempt, staging, dict.fromkeys(self.participants, report), parts, 0.0
-        )
+        reports = dict.fromkeys(self.participants, captured(step=step, **changes))
+        action = actions.Publish(1, step, attempt, staging, reports, parts, 0.0, area=area)
         origin = Origin(self.run_id, self.number, self.head, "fsync")
         facts = JobInfo({"stepseal": "0"})
         return draft_manifest(action, origin, facts, now_s=self.clock())
@@ -172,6 +177,14 @@ class Root:
         staging, manifest = self.prepare(step)
         self.head = StepRef(step, self.publish(staging, manifest), self.number)
         return self.head
+
+    def publish_version(self, version: int) -> Manifest:
+        """Commit one whole publication."""
+        if self.number == 0:
+            self.claim()
+        staging, manifest = self.prepare(version, Area.PUBLISHED)
+        self.publish(staging, manifest)
+        return manifest
 
     def names(self, key: str = "") -> list[str]:
         return [entry.name for entry in self.storage.list_dir(key)]

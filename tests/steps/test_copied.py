@@ -28,7 +28,7 @@ def test_a_copy_is_a_store_of_its_one_step(copy: Path) -> None:
     assert store.lineage_limits() == {manifest.incarnation: None}
     (entry,) = store.entries()
     assert store.entry(7) is entry
-    with pytest.raises(StepNotFound, match="folder of step 7 alone"):
+    with pytest.raises(StepNotFound, match="folder of step-7 alone"):
         store.entry(8)
 
 

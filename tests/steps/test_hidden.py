@@ -158,15 +158,16 @@ def test_a_step_that_was_asked_for_comes_back_from_the_trash(storage: Storage) -
 
 
 @pytest.mark.parametrize(
-    "what", ["outside", "weights", "damaged", "incomplete", "unreadable", "other run", "taken"]
+    "what",
+    ["outside", "not resumable", "damaged", "incomplete", "unreadable", "other run", "taken"],
 )
 def test_what_cannot_be_resumed_from_stays_in_the_trash(storage: Storage, what: str) -> None:
     root = Root(storage)
     head = root.commit(10)
-    if what == "weights":
+    if what == "not resumable":
         staging, manifest = root.prepare(20)
-        weights = dataclasses.replace(manifest, kind="weights", resumable=False)
-        publish(storage, staging, weights, indexer=root.indexer, deadline_passed=lambda: False)
+        partial = dataclasses.replace(manifest, resumable=False)
+        publish(storage, staging, partial, indexer=root.indexer, deadline_passed=lambda: False)
     else:
         root.commit(20)
     if what == "outside":

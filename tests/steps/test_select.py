@@ -91,16 +91,16 @@ def test_fresh_start_leaves_older_steps_out(root: Root) -> None:
     assert (chosen(found), found.has_commits, len(found.reasons)) == (None, True, 3)
 
 
-def test_weights_are_no_resume_point(root: Root) -> None:
+def test_what_is_not_resumable_is_no_resume_point(root: Root) -> None:
     staging, manifest = root.prepare(200)
-    weights = dataclasses.replace(manifest, kind="weights", resumable=False)
-    publish(root.storage, staging, weights, indexer=root.indexer, deadline_passed=lambda: False)
+    partial = dataclasses.replace(manifest, resumable=False)
+    publish(root.storage, staging, partial, indexer=root.indexer, deadline_passed=lambda: False)
     found = choose(root)
     assert chosen(found) == 100
-    assert found.reasons == {"step-200": "not resumable (kind weights)"}
+    assert found.reasons == {"step-200": "not resumable (kind full)"}
     with pytest.raises(errors.NoResumableStep) as caught:
         choose(root, step=200)
-    assert caught.value.reasons == {"step-200": "not resumable (kind weights)"}
+    assert caught.value.reasons == {"step-200": "not resumable (kind full)"}
 
 
 def test_foreign_folders_are_never_chosen_and_are_no_commits(storage: Storage) -> None:

@@ -18,7 +18,7 @@ from stepseal.actors._calls import Calls
 from stepseal.actors._members import Members
 from stepseal.components import Topology
 from stepseal.errors import CheckpointError, InvalidInput
-from stepseal.layout import check_step, step_name
+from stepseal.layout import Area, check_step, step_name
 from stepseal.protocol import (
     Deadlines,
     Fresh,
@@ -32,7 +32,7 @@ from stepseal.protocol import (
     resolve_save,
 )
 from stepseal.protocol import Restored as RestoredMessage
-from stepseal.retention import as_retention
+from stepseal.retention import as_retention, check_publish_keep
 from stepseal.session import (
     JobOptions,
     Progress,
@@ -41,6 +41,7 @@ from stepseal.session import (
     as_functions,
     check_annotations,
     check_choice,
+    check_published,
     coordinate,
     restore_error,
 )
@@ -82,6 +83,7 @@ class Coordinator:
         relations: what must hold between fields of the cut: `"watermark <= position"`, `"a == b"`.
         keep: which steps stay; None keeps all.
         on_commit: see `Checkpointer`; not called on the loop's thread.
+        publish_keep: how many publications stay, besides those that are being read.
         deadlines: how long anybody waits for anybody.
         access: see `Checkpointer`.
         control_host: own address that participants can reach; loopback reaches this host alone.
@@ -101,6 +103,7 @@ class Coordinator:
         gates: Sequence[str] = (),
         keep: KeepRule | Retention | None = None,
         on_commit: OnCommit | Iterable[OnCommit] | None = None,
+        publish_keep: int = 2,
         deadlines: Deadlines | None = None,
         access: Access | None = None,
         control_host: str = "127.0.0.1",
@@ -119,9 +122,11 @@ class Coordinator:
         token = secrets.token_hex(16)
         sockets = SocketHub(control_host, (), token, deadlines, __version__)
         bells = BellHub(sockets)
-        told = as_functions(on_commit)
-        rules = (as_retention(keep), access)
-        options = JobOptions(deadlines, *rules, on_commit=told, gates=self._gates)
+        told, rules = as_functions(on_commit), (as_retention(keep), access)
+        kept = check_publish_keep(publish_keep)
+        options = JobOptions(
+            deadlines, *rules, on_commit=told, gates=self._gates, publish_keep=kept
+        )
         self._driver = coordinate(self._steps, Topology(0, ()), options, bells)
         bells.driver = self._driver
         self._executor = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="stepseal-actors")
@@ -206,6 +211,45 @@ class Coordinator:
             return await self._calls.run(self._save(opening, step))
         return await self._calls.run(self._save_gated(opening, step), alone=False)
 
+    async def publish(
+        self,
+        version: int,
+        *,
+        components: Collection[str],
+        cut: Mapping[str, str | int | float | bool | None] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] = (),
+    ) -> Saved:
+        """Publish some components for readers as `version`; return when that is durable.
+
+        As `save`, but into `published/v-<version>`, and the roles alone take part that hold these
+        components. No restore ever takes it. `ss.open(root).wait_published(version)` reads it.
+
+        Args:
+            version: above every version that was published in this root.
+            components: their names, for example `["model"]`.
+            cut: fields of the cut that the controller knows; relations are not checked.
+            metrics: facts for the manifest.
+            tags: words for the manifest.
+
+        Raises:
+            InvalidInput: nobody who was admitted holds one of the components.
+            StepExists: the version does not grow.
+            CheckpointError: see `save`.
+        """
+        version = check_step(version, "version")
+        notes = check_annotations(metrics, tags, cut)
+        opening = Opening(
+            "save",
+            version,
+            self._order,
+            cut=notes.cut,
+            metrics={name: float(value) for name, value in notes.metrics.items()},
+            tags=tuple(notes.tags),
+            publish=check_published(components, None),
+        )
+        return await self._calls.run(self._save(opening, version))
+
     async def restore(
         self,
         step: int | None = None,
@@ -285,16 +329,19 @@ class Coordinator:
             self._wanted.discard(step)
 
     async def _save(self, opening: Opening, step: int) -> Saved:
+        area = Area.PUBLISHED if opening.publish else Area.STEPS
         self._members.check_some()
         self._progress.check_not_tainted()
-        self._progress.check_grows(step)
+        if area is Area.STEPS:
+            self._progress.check_grows(step)
         told = await asyncio.wrap_future(self._driver.open(opening))
         outcome = told.outcome
         assert not isinstance(outcome, (RestoredMessage, Fresh, RestoreFailed)), "of a save"
         state = SaveState(outcome.call, outcome=outcome)
-        committed = resolve_save(state, step, self._steps)
-        self._progress.newest = max(step, self._progress.newest or 0)
-        return Saved(step, f"{self._root}/{step_name(step)}", committed.manifest_sha256)
+        committed = resolve_save(state, step, self._steps, area)
+        if area is Area.STEPS:
+            self._progress.newest = max(step, self._progress.newest or 0)
+        return Saved(step, f"{self._root}/{area.key(step)}", committed.manifest_sha256)
 
     async def _restore(self, opening: Opening) -> Restored | None:
         self._members.check_some()

@@ -137,6 +137,8 @@ class Participant:
             exclude=exclude,
             required=required,
         )
+        if self._wiring is not None:
+            self._wiring.driver.tell_components(self._share.registry.names())
 
     def admit(self, admission: Admission, link: Link | None = None) -> None:
         """Begin a life: connect to the coordinator. An earlier life ends.
@@ -174,10 +176,11 @@ class Participant:
             except BaseException:
                 driver.close()
                 raise
+            driver.tell_components(self._share.registry.names())
             self._admission, self._wiring = admission, Wiring(steps, driver, None)
 
     def capture(self, begin: BeginSave) -> None:
-        """Capture all components for a save, now; return once they may change again.
+        """Capture what is saved or published, now; return once it may change again.
 
         Writing goes on behind. Where engines write files of their own, it returns once they have;
         where the coordinator freezes this role, once all roles have captured. What fails is told to
@@ -203,7 +206,8 @@ class Participant:
         except Exception as error:
             wiring.driver.send_failed(begin.call, begin.step, "capture", error)
             raise
-        self._share.save(wiring, begin.call, begin.step, admission.root, "behind", notes)
+        root, publish = admission.root, tuple(begin.publish)
+        self._share.save(wiring, begin.call, begin.step, root, "behind", notes, publish)
         if begin.freeze:
             wiring.driver.wait_thaw(begin.call, begin.step)
 

@@ -1,4 +1,4 @@
-"""`stepseal ls`: the steps of a root and their state, from manifests alone."""
+"""`stepseal ls`: steps and publications of a root and their state, from manifests alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, say, size_text
 from stepseal.cli._roots import measure_step, open_root
+from stepseal.layout import Area
 from stepseal.steps import in_lineage
 
 if TYPE_CHECKING:
     from stepseal.cli._roots import OpenRoot
+    from stepseal.layout import Manifest
     from stepseal.steps import StepEntry
 
 __all__ = ["list_root", "print_listing"]
@@ -20,12 +22,14 @@ def list_root(path: str) -> dict[str, Any]:
     root = open_root(path)
     limits = root.steps.lineage_limits()
     entries = root.steps.entries(root.run_id)
+    published = root.steps.entries(root.run_id, Area.PUBLISHED)
     pinned = root.steps.pins.steps()
     return {
         "root": root.path,
         "run_id": root.run_id,
         "incarnation": max(limits, default=None),
         "steps": [_row(root, entry, limits, pinned) for entry in entries],
+        "published": [_published_row(root, entry) for entry in published],
         "foreign": list(root.steps.foreign()),
     }
 
@@ -39,31 +43,49 @@ def _row(
     manifest = entry.manifest
     if entry.state != "committed" or manifest is None:
         return row
-    size = measure_step(root, entry, manifest)
     row.update(
-        state=size.state,
-        problem=size.problem,
+        _facts(root, entry, manifest),
         in_lineage=in_lineage(limits, manifest.incarnation, entry.step),
-        created_at=manifest.created_at,
         kind=manifest.kind,
         resumable=manifest.resumable,
-        incarnation=manifest.incarnation,
-        num_participants=len(manifest.participants),
-        size_bytes=size.size_bytes,
-        metrics=dict(manifest.metrics),
-        tags=list(manifest.tags),
     )
     return row
 
 
+def _facts(root: OpenRoot, entry: StepEntry, manifest: Manifest) -> dict[str, Any]:
+    size = measure_step(root, entry, manifest)
+    return {
+        "state": size.state,
+        "problem": size.problem,
+        "created_at": manifest.created_at,
+        "incarnation": manifest.incarnation,
+        "num_participants": len(manifest.participants),
+        "size_bytes": size.size_bytes,
+        "metrics": dict(manifest.metrics),
+        "tags": list(manifest.tags),
+    }
+
+
+def _published_row(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
+    row: dict[str, Any] = {"version": entry.step, "state": entry.state, "problem": entry.problem}
+    manifest = entry.manifest
+    if entry.state == "committed" and manifest is not None:
+        components = [component.name for component in manifest.components]
+        row.update(_facts(root, entry, manifest), components=components)
+    return row
+
+
 def print_listing(found: dict[str, Any]) -> None:
-    """Print one line per step."""
+    """Print one line per step, and then one per publication."""
     rows = [_cells(row) for row in found["steps"]]
+    headers = ("STATE", "CREATED (UTC)", "RANKS", "SIZE", "METRICS", "NOTE")
     if rows:
-        headers = ("STEP", "STATE", "CREATED (UTC)", "RANKS", "SIZE", "METRICS", "NOTE")
-        print_table(headers, rows)
+        print_table(("STEP", *headers), rows)
     else:
         say(f"{found['root']}: no steps yet")
+    if found["published"]:
+        print_line("")
+        print_table(("VERSION", *headers), [_published_cells(row) for row in found["published"]])
     for name in found["foreign"]:
         print_line(f"foreign, left alone: {name}")
 
@@ -73,14 +95,23 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if "incarnation" not in row:  # nothing of it can be read
         note = ", ".join([row["problem"], *pin])
         return (str(row["step"]), row["state"], "-", "-", "-", "-", note)
-    metrics = " ".join(f"{name}={value:.4g}" for name, value in sorted(row["metrics"].items()))
     notes = [] if row["in_lineage"] else ["outside the lineage"]
     notes += pin
     notes += [] if row["resumable"] else [f"not resumable ({row['kind']})"]
-    notes += [f"#{tag}" for tag in row["tags"]]
+    return (str(row["step"]), *_fact_cells(row, notes))
+
+
+def _published_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    if "incarnation" not in row:  # nothing of it can be read
+        return (str(row["version"]), row["state"], "-", "-", "-", "-", row["problem"])
+    return (str(row["version"]), *_fact_cells(row, [", ".join(row["components"])]))
+
+
+def _fact_cells(row: dict[str, Any], notes: list[str]) -> tuple[str, ...]:
+    metrics = " ".join(f"{name}={value:.4g}" for name, value in sorted(row["metrics"].items()))
+    notes = [*notes, *(f"#{tag}" for tag in row["tags"])]
     notes += [row["problem"]] if row["problem"] else []
     return (
-        str(row["step"]),
         row["state"],
         row["created_at"][:19].replace("T", " "),
         str(row["num_participants"]),

@@ -54,11 +54,12 @@ def main() -> None:
 @_root
 @_json
 def ls(root: str, *, as_json: bool) -> None:
-    """List the steps of ROOT with their state; foreign folders are listed by name only."""
+    """List the steps and publications of ROOT; foreign folders are listed by name only."""
     from stepseal.cli._listing import list_root, print_listing
 
     found = list_root(root)
-    finish(found, print_listing, as_json=as_json, code=0 if found["steps"] else 4)
+    is_empty = not found["steps"] and not found["published"]
+    finish(found, print_listing, as_json=as_json, code=4 if is_empty else 0)
 
 
 @main.command()
@@ -69,7 +70,7 @@ def ls(root: str, *, as_json: bool) -> None:
 def show(root: str, step: str | None, *, tensors: bool, as_json: bool) -> None:
     """Show the contents of STEP of ROOT (default: the newest step of the lineage).
 
-    ROOT can also be a step folder, or a copy of one.
+    STEP is a number, or v-7 for a publication. ROOT can also be the folder of either, or a copy.
     """
     from stepseal.cli._showing import describe_step, print_step
 
@@ -82,14 +83,15 @@ def show(root: str, step: str | None, *, tensors: bool, as_json: bool) -> None:
 @click.argument("steps", type=str, nargs=-1)
 @_json
 def verify(root: str, steps: tuple[str, ...], *, as_json: bool) -> None:
-    """Check every byte of STEPS of ROOT (default: all) against its digest.
+    """Check every byte of STEPS of ROOT (default: all, also publications) against its digest.
 
-    ROOT can also be a step folder, or a copy of one. Exit code 3: a step is damaged.
+    A step is a number, or v-7 for a publication. ROOT can also be the folder of either, or a copy.
+    Exit code 3: one is damaged.
     """
     from stepseal.cli._verifying import print_report, verify_root
 
     found = verify_root(root, steps)
-    states = {step["state"] for step in found["steps"]}
+    states = {one["state"] for one in [*found["steps"], *found["published"]]}
     code = 3 if "damaged" in states else 1 if "newer" in states else 0 if states else 4
     finish(found, print_report, as_json=as_json, code=code)
 

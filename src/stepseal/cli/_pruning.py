@@ -94,7 +94,7 @@ class _Inspection:
         if not self._deeply:
             return check_files(self._root.steps.storage, entry.name, manifest)
         size = measure_step(self._root, entry, manifest)
-        with progress_bar(entry.step, size.size_bytes) as advance:
+        with progress_bar(f"step {entry.step}", size.size_bytes) as advance:
             return verify_step(self._root.steps.storage, entry.name, manifest, progress=advance)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stepseal.cli._output import warn
 from stepseal.errors import CheckpointError, Corrupt, InvalidInput, StepNotFound
-from stepseal.layout import parse_step_name, step_name
+from stepseal.layout import Area, parse_step_name
 from stepseal.steps import (
     CopiedStep,
     StepEntry,
@@ -56,10 +56,10 @@ class OpenRoot:
     steps: StepStore
     run_id: str
     only: str | None = None
-    """Folder of the one step that was asked for by its path, None for a root."""
+    """Key of the one step or publication that was asked for by its path, None for a root."""
 
     def key(self, entry: StepEntry) -> str:
-        """Return where a step lies: in a copy, at the top."""
+        """Return where a step or publication lies: in a copy, at the top."""
         return "" if isinstance(self.steps, CopiedStep) else entry.name
 
 
@@ -78,7 +78,7 @@ def open_root(path: str, *, allow_shared: bool = False) -> OpenRoot:
 
 
 def open_root_or_step(path: str) -> OpenRoot:
-    """Open a root, or the folder of a step, in its root or copied elsewhere.
+    """Open a root, or the folder of a step or publication, in its root or copied elsewhere.
 
     Raises:
         RootNotFound: it is neither.
@@ -89,12 +89,14 @@ def open_root_or_step(path: str) -> OpenRoot:
     place = locate_root(path)
     steps, manifest, key = open_step_folder(place)
     if key:
-        return replace(open_root(os.path.dirname(place)), only=key)
-    return OpenRoot(place, steps, manifest.run_id, step_name(manifest.step))
+        return replace(open_root(place[: -len(key) - 1] or os.sep), only=key)
+    return OpenRoot(place, steps, manifest.run_id, manifest.key)
 
 
 def find_step(root: OpenRoot, wanted: str) -> StepEntry:
     """Return a step by number, by folder name, or `latest` (newest of the lineage).
+
+    A publication is found by its folder name: `v-7`, or `published/v-7`.
 
     Raises:
         InvalidInput: `wanted` has none of these forms.
@@ -103,14 +105,19 @@ def find_step(root: OpenRoot, wanted: str) -> StepEntry:
     """
     if wanted == "latest":
         return _latest(root)
-    step = parse_step(wanted, "a number such as 200, step-200, or latest")
-    entry = root.steps.entry(step, root.run_id)
+    published = Area.PUBLISHED
+    version = published.parse(wanted.removeprefix(f"{published.folder}/"))
+    if version is None:
+        step = parse_step(wanted, "a number such as 200, step-200, latest, or v-7 of a publication")
+        entry = root.steps.entry(step, root.run_id)
+    else:
+        entry = root.steps.entry(version, root.run_id, published)
     refuse_newer(entry)
     if entry.state == "foreign":
         raise StepNotFound(
-            f"{entry.name} is not a step of this run: {entry.problem}. `stepseal ls` lists the "
-            "steps of the root.",
-            step=step,
+            f"{entry.name} is not of this run: {entry.problem}. `stepseal ls` lists the contents "
+            "of the root.",
+            step=entry.step,
             path=entry.name,
         )
     return entry
@@ -166,7 +173,7 @@ def _look_again(root: OpenRoot, entry: StepEntry, error: CheckpointError) -> Ste
     if not isinstance(error, Corrupt):
         return StepSize(None, "committed", f"size not known: {error}")
     try:
-        stands = root.steps.entry(entry.step, root.run_id)
+        stands = root.steps.entry(entry.step, root.run_id, entry.area)
     except StepNotFound:
         stands = None
     except CheckpointError as refusal:

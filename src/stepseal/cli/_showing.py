@@ -1,4 +1,4 @@
-"""`stepseal show`: one step's manifest for people, and its tensors from the part indexes."""
+"""`stepseal show`: the manifest of a step or publication for people, and its tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from stepseal.cli._output import print_line, print_table, size_text
 from stepseal.cli._roots import find_step, measure_step, open_root_or_step
 from stepseal.errors import Corrupt
-from stepseal.layout import dcp_fqn
+from stepseal.layout import Area, dcp_fqn
 from stepseal.transfer import StepReader
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def describe_step(path: str, wanted: str | None, *, tensors: bool) -> dict[str, 
     """Return what a step holds, as JSON-able values.
 
     Args:
-        path: of a root, or of the folder of a step.
+        path: of a root, or of the folder of a step or publication.
         wanted: number, folder or `latest`; None takes the step of the folder, else `latest`.
         tensors: list every tensor, too.
 
@@ -76,7 +76,7 @@ def print_step(found: dict[str, Any]) -> None:
     """Print a step for people."""
     parent = found["parent"]
     facts = [
-        ("step", str(found["step"])),
+        (Area.of(found["kind"]).noun, str(found["step"])),
         ("state", f"{found['state']}{': ' if found['problem'] else ''}{found['problem']}"),
         ("created (UTC)", found["created_at"][:19].replace("T", " ")),
         ("kind", f"{found['kind']}{', resumable' if found['resumable'] else ', not resumable'}"),

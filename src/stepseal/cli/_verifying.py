@@ -1,4 +1,4 @@
-"""`stepseal verify`: every byte of a step against its digest."""
+"""`stepseal verify`: every byte of a step or publication against its digest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stepseal.cli._output import print_line, say, size_text, warn
 from stepseal.cli._roots import OpenRoot, find_step, measure_step, open_root_or_step
 from stepseal.errors import StepNotFound
-from stepseal.layout import MANIFEST
+from stepseal.layout import MANIFEST, Area
 from stepseal.transfer import has_damage, verify_step
 
 if TYPE_CHECKING:
@@ -23,22 +23,25 @@ __all__ = ["print_report", "progress_bar", "verify_root"]
 
 
 def verify_root(path: str, wanted: Sequence[str]) -> dict[str, Any]:
-    """Verify the wanted steps, or all that are not foreign; return JSON-able findings.
+    """Verify what is wanted, or all that is not foreign; return JSON-able findings.
 
     Args:
-        path: of a root, or of the folder of a step, which is then verified alone.
-        wanted: numbers, folders or `latest`.
+        path: of a root, or of the folder of a step or publication, which is then verified alone.
+        wanted: numbers of steps, folders or `latest`; none for all steps and publications.
     """
     root = open_root_or_step(path)
     if not wanted and root.only is not None:
         wanted = [root.only]
     if wanted:
         chosen = [find_step(root, name) for name in wanted]
-        steps = [_verify(root, entry) for entry in chosen]
+        done = [_verify(root, entry) for entry in chosen]
     else:
-        entries = [e for e in root.steps.entries(root.run_id) if e.state != "foreign"]
-        steps = [found for entry in entries if (found := _verify_if_there(root, entry))]
-    return {"root": root.path, "steps": steps}
+        entries = [e for area in Area for e in root.steps.entries(root.run_id, area)]
+        sought = [entry for entry in entries if entry.state != "foreign"]
+        done = [found for entry in sought if (found := _verify_if_there(root, entry))]
+    steps = [found for found in done if "step" in found]
+    published = [found for found in done if "version" in found]
+    return {"root": root.path, "steps": steps, "published": published}
 
 
 def _verify_if_there(root: OpenRoot, entry: StepEntry) -> dict[str, Any] | None:
@@ -50,17 +53,18 @@ def _verify_if_there(root: OpenRoot, entry: StepEntry) -> dict[str, Any] | None:
 
 
 def _verify(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
+    number = {entry.area.noun: entry.step}
     if entry.state == "newer":
         finding = {"severity": "unknown", "path": MANIFEST, "message": entry.problem}
-        return {"step": entry.step, "state": "newer", "size_bytes": 0, "findings": [finding]}
+        return {**number, "state": "newer", "size_bytes": 0, "findings": [finding]}
     if entry.manifest is None or entry.state != "committed":
         finding = {"severity": "damage", "path": MANIFEST, "message": entry.problem}
-        return {"step": entry.step, "state": "damaged", "size_bytes": 0, "findings": [finding]}
+        return {**number, "state": "damaged", "size_bytes": 0, "findings": [finding]}
     size = measure_step(root, entry, entry.manifest)  # a problem here is found again below
-    with progress_bar(entry.step, size.size_bytes) as advance:
+    with progress_bar(f"{entry.area.noun} {entry.step}", size.size_bytes) as advance:
         found, done_bytes = _verify_leased(root, root.key(entry), entry.manifest, advance)
     return {
-        "step": entry.step,
+        **number,
         "state": "damaged" if has_damage(found) else "whole",
         "size_bytes": done_bytes,
         "findings": [{"severity": f.severity, "path": f.path, "message": f.message} for f in found],
@@ -87,7 +91,7 @@ def _verify_leased(
 
 
 @contextmanager
-def progress_bar(step: int, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
+def progress_bar(what: str, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
     """Yield a function that counts verified bytes; show a bar if stderr is a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
@@ -102,16 +106,17 @@ def progress_bar(step: int, total_bytes: int | None) -> Iterator[Callable[[int],
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"verifying step {step}", total=total_bytes)
+        task = bar.add_task(f"verifying {what}", total=total_bytes)
         yield lambda num_bytes: bar.advance(task, num_bytes)
 
 
 def print_report(found: dict[str, Any]) -> None:
-    """Print one line per step and one per finding."""
-    for step in found["steps"]:
-        size = f" ({size_text(step['size_bytes'])} checked)" if step["size_bytes"] else ""
-        print_line(f"step {step['step']}: {step['state']}{size}")
-        for finding in step["findings"]:
+    """Print one line per step or publication, and one per finding."""
+    for one in [*found["steps"], *found["published"]]:
+        size = f" ({size_text(one['size_bytes'])} checked)" if one["size_bytes"] else ""
+        what = f"step {one['step']}" if "step" in one else f"version {one['version']}"
+        print_line(f"{what}: {one['state']}{size}")
+        for finding in one["findings"]:
             print_line(f"  {finding['severity']}: {finding['path']}: {finding['message']}")
-    if not found["steps"]:
+    if not found["steps"] and not found["published"]:
         say(f"{found['root']}: no steps to verify")

@@ -22,7 +22,7 @@ from stepseal.errors import CheckpointError, InvalidInput
 from stepseal.layout import Division, check_component_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     import torch
 
@@ -124,9 +124,9 @@ class Registry:
         """Return, by name, how the replicas of each component are compared."""
         return self._rules
 
-    def waits_for_files(self, topology: Topology) -> bool:
-        """Return whether a save compares live state with its files, and must be synchronous."""
-        full = any(rule.level == "full" for rule in self._rules.values())
+    def waits_for_files(self, topology: Topology, names: Collection[str]) -> bool:
+        """Return whether a save of these compares live state with files: it is synchronous then."""
+        full = any(self._rules[name].level == "full" for name in names)
         return full and topology.world_size > 1
 
     def names(self) -> tuple[str, ...]:
@@ -137,14 +137,15 @@ class Registry:
         """Return the components in the order of adding."""
         return tuple(self._components.values())
 
-    def ask_sharings(self, topology: Topology) -> None:
-        """Let each component whose sharing is a function go by what that returns now.
+    def ask_sharings(self, topology: Topology, names: Collection[str]) -> None:
+        """Let each of these whose sharing is a function go by what that returns now.
 
         Raises:
             InvalidInput: a function raised or returned no sharing, or one that does not fit.
         """
         for name in self._asked:
-            self._declare(name, self._ask(name), topology)
+            if name in names:
+                self._declare(name, self._ask(name), topology)
 
     def go_by(self, name: str, saved: AnySharing, topology: Topology) -> None:
         """Let a component whose sharing is a function go by what was recorded at a save.

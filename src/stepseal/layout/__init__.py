@@ -6,6 +6,7 @@ checked: decoders return a sound value, or raise `Corrupt` or `IncompatibleForma
 # ruff: noqa: I001 - names side by side keep the face on one page
 # fmt: off
 
+from stepseal.layout._areas import Area
 from stepseal.layout._boxes import Box, coverage_problems, hull, intersect, linear_boxes, whole
 from stepseal.layout._container import ContainerEntry, build_header, parse_header
 from stepseal.layout._contents import (ArraySource, BufferData, BytesSource, DataSource, Frame,
@@ -20,10 +21,10 @@ from stepseal.layout._manifest import (MAX_MANIFEST_BYTES, ComponentEntry, Compo
     Durability, StepRef, Manifest, PartRef, SharingName, decode_manifest, encode_manifest,
     holders_of, manifest_digest)
 from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER,
-    MAX_DCP_INDEX_BYTES, MAX_STEP,
-    check_component_name, check_participant, check_step, dcp_fqn, dcp_path, external_folder,
-    parse_payload_path, parse_step_name, part_document_path, part_index_path, path_problem,
-    path_set_problems, payload_path, role_of, step_name, tree_document_path, tree_segment_path)
+    MAX_DCP_INDEX_BYTES, MAX_STEP, check_component_name, check_participant, check_step, dcp_fqn,
+    dcp_path, external_folder, parse_payload_path, parse_step_name, part_document_path,
+    part_index_path, path_problem, path_set_problems, payload_path, role_of, step_name,
+    tree_document_path, tree_segment_path)
 from stepseal.layout._ownership import (PayloadReport, agreeing, can_read, fits_world,
     holds_own_keys, payload_owner, payload_owners, payload_problems, payload_report, rule_of,
     shared_out, writes_plain, writes_replica)
@@ -36,14 +37,14 @@ from stepseal.layout._sharing import (AnySharing, Division, Sharing, coordinate_
 from stepseal.layout._times import duration_text, unix_time, utc_text
 
 __all__ = [
-    "AnySharing", "ArraySource", "Box", "Buffer", "BufferData", "BytesSource", "CHUNK_BYTES",
-    "CONTROL", "ComponentEntry", "ComponentKind", "ContainerEntry", "DCP_INDEX", "DIGEST_BYTES",
-    "DataSource", "Division", "DocumentRef", "Durability", "FORMAT_VERSION", "FileEntry", "Frame",
-    "ITEMSIZE", "LATEST", "MANIFEST", "MARKER", "MAX_DCP_INDEX_BYTES", "MAX_INDEX_BYTES",
-    "MAX_MANIFEST_BYTES", "MAX_PART_BYTES", "MAX_STEP", "Manifest", "Part", "PartContents",
-    "PartIndex", "PartRef", "PayloadReport", "Sharing", "SharingName", "StepRef", "StoredBytes",
-    "StoredItem", "StoredTensor", "TO_SAFETENSORS", "TensorSink", "TensorSource", "TreeContents",
-    "TreeSource", "agreeing", "build_header", "can_read", "check_component_name",
+    "AnySharing", "Area", "ArraySource", "Box", "Buffer", "BufferData", "BytesSource",
+    "CHUNK_BYTES", "CONTROL", "ComponentEntry", "ComponentKind", "ContainerEntry", "DCP_INDEX",
+    "DIGEST_BYTES", "DataSource", "Division", "DocumentRef", "Durability", "FORMAT_VERSION",
+    "FileEntry", "Frame", "ITEMSIZE", "LATEST", "MANIFEST", "MARKER", "MAX_DCP_INDEX_BYTES",
+    "MAX_INDEX_BYTES", "MAX_MANIFEST_BYTES", "MAX_PART_BYTES", "MAX_STEP", "Manifest", "Part",
+    "PartContents", "PartIndex", "PartRef", "PayloadReport", "Sharing", "SharingName", "StepRef",
+    "StoredBytes", "StoredItem", "StoredTensor", "TO_SAFETENSORS", "TensorSink", "TensorSource",
+    "TreeContents", "TreeSource", "agreeing", "build_header", "can_read", "check_component_name",
     "check_participant", "check_step", "chunk_digests", "coordinate_at", "coverage_problems",
     "dcp_fqn", "dcp_path", "decode_document", "decode_index", "decode_manifest", "decode_part",
     "digest", "digest_of_all", "digest_of_chunks", "divided", "division_problems", "duration_text",

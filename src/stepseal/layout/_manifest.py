@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import msgspec
 
+from stepseal.layout._areas import Area, StepKind
 from stepseal.layout._digests import CHUNK_BYTES, sha256_hex
 from stepseal.layout._names import (
     MANIFEST,
@@ -41,7 +42,7 @@ from stepseal.layout._validate import Problems, show, show_key
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from stepseal.layout._digests import Buffer
+from stepseal.layout._digests import Buffer
 
 __all__ = [
     "MAX_MANIFEST_BYTES",
@@ -53,7 +54,6 @@ __all__ = [
     "Manifest",
     "PartRef",
     "SharingName",
-    "StepKind",
     "decode_manifest",
     "encode_manifest",
     "holders_of",
@@ -71,8 +71,6 @@ SharingName: TypeAlias = Literal[
     "global", "replicated", "sharded", "per_rank", "per_group", "per_node"
 ]
 """How a component's state relates across participants."""
-StepKind: TypeAlias = Literal["full", "weights"]
-"""Whether a step holds everything that a job needs, or only weights for readers."""
 Durability: TypeAlias = Literal["fsync", "best-effort"]
 """Whether the file system honoured every sync."""
 
@@ -129,6 +127,7 @@ class Manifest:
     format_version: FormatVersion = FORMAT_VERSION
     run_id: Hex32
     step: StepNumber
+    """Number of the step, or version of the publication."""
     incarnation: Size
     attempt: Hex32
     """Random id of the save call that wrote the step."""
@@ -160,6 +159,16 @@ class Manifest:
     """Component that was not saved, as it was not required, to the reason."""
     digest_algorithm: Literal["xxh3-128"] = "xxh3-128"
     chunk_bytes: Annotated[int, msgspec.Meta(ge=CHUNK_BYTES, le=CHUNK_BYTES)] = CHUNK_BYTES
+
+    @property
+    def area(self) -> Area:
+        """Where it belongs: among the steps, or among the publications."""
+        return Area.of(self.kind)
+
+    @property
+    def key(self) -> str:
+        """Key of its folder in a root, such as `step-200` or `published/v-7`."""
+        return self.area.key(self.step)
 
 
 def holders_of(manifest: Manifest, entry: ComponentEntry) -> tuple[str, ...]:

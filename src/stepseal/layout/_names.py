@@ -73,8 +73,12 @@ _PARTICIPANT_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 
-def check_step(step: object) -> int:
+def check_step(step: object, what: str = "step") -> int:
     """Return `step` as an int if it is a step number, an integer of any type from 0 to 2**53-1.
+
+    Args:
+        step: the number.
+        what: what it counts, for the message.
 
     Raises:
         InvalidInput: anything else, bool included.
@@ -83,7 +87,7 @@ def check_step(step: object) -> int:
     if 0 <= number <= MAX_STEP:
         return number
     raise InvalidInput(
-        f"step is not usable: expected an int from 0 to {MAX_STEP}, found {show(step)}",
+        f"{what} is not usable: expected an int from 0 to {MAX_STEP}, found {show(step)}",
         expected=f"0..{MAX_STEP}",
         found=show(step),
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stepseal.layout import Area
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -87,6 +89,7 @@ class BeginStaging:
     call: int
     step: int
     attempt: str
+    area: Area = Area.STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,7 @@ class Publish:
     """Component that was not written to the reason."""
     opening: Opening | None = None
     """What the controller said of the step; None where the participants made the call."""
+    area: Area = Area.STEPS
 
 
 @dataclass(frozen=True, slots=True)

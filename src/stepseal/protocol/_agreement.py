@@ -20,8 +20,9 @@ __all__ = ["disagreements", "kind_of", "late", "payload_reports", "summary", "to
 def disagreements(captured: Mapping[str, Captured]) -> tuple[dict[str, Failure], dict[str, str]]:
     """Return how participants differ from the majority, and what is left out because of it.
 
-    Compares the step, the cut, the component names, and each component's kind, sharing, sets and
-    fingerprint. Each participant must read exactly one payload, and one participant write it.
+    Compares the call, its step or version, the cut, the component names, and each component's
+    kind, sharing, sets and fingerprint. Each participant must read exactly one payload, and one
+    participant write it.
 
     Args:
         captured: reports of all participants, in ordinal order.
@@ -31,7 +32,10 @@ def disagreements(captured: Mapping[str, Captured]) -> tuple[dict[str, Failure],
         component that is not required, and differs or failed, with the reason.
     """
     found: dict[str, Failure] = {}
-    _compare(found, {p: f"step {c.step}" for p, c in captured.items()}, "called save for")
+    acts = {p: "publish" if c.publish else "save" for p, c in captured.items()}
+    _compare(found, acts, "called")
+    act, noun = ("publish", "version") if "publish" in acts.values() else ("save", "step")
+    _compare(found, {p: f"{noun} {c.step}" for p, c in captured.items()}, f"called {act} for")
     _compare(found, {p: f"cut {sorted(c.cut.items())}" for p, c in captured.items()}, "captured at")
     names = {p: f"components {sorted(f.name for f in c.components)}" for p, c in captured.items()}
     _compare(found, names, "has")

@@ -20,6 +20,7 @@ from stepseal.protocol._asking import SafePoints
 from stepseal.protocol._gated_round import GatedRound
 from stepseal.protocol._gates import Gates
 from stepseal.protocol._lives import Lives
+from stepseal.protocol._publications import unknown_components
 from stepseal.protocol._restore_round import RestoreRound
 from stepseal.protocol._save_round import SaveRound
 
@@ -108,7 +109,8 @@ class Coordinator:
     def open(self, opening: Opening, now: float) -> tuple[int, list[actions.Action]]:
         """Open a call for everybody who was admitted; return its number.
 
-        `Told` reports the outcome.
+        A publication is for the roles alone that hold what is published. `Told` reports the
+        outcome.
         """
         assert self._opens, "the participants make the calls"
         if opening.kind == "save" and self._gates.gates:
@@ -117,7 +119,11 @@ class Coordinator:
         todo = ended + self._settle()
         self._num_opened += 1
         call = self._num_opened
-        roster = self._rosters[call] = self._lives.roster()
+        publish = opening.publish
+        if unknown := self._lives.unknown(publish):
+            return call, [unknown_components(call, opening, unknown)]
+        roster = self._lives.holders(publish) if publish else self._lives.roster()
+        self._rosters[call] = roster
         if opening.kind == "save":
             save = SaveRound(call, tuple(roster), self._new_attempt(), self._deadlines, now)
             self._rounds[call] = save
@@ -205,6 +211,9 @@ class Coordinator:
                 return [actions.Send(participant, messages.Welcome()), *kept, *told]
             case messages.SafePoint():
                 return self._points.on_point(participant, message)
+            case messages.Holds():
+                self._lives.hold(participant, message.components)
+                return [actions.Send(participant, messages.Welcome())]
             case messages.Goodbye():
                 self._lives.leave(participant)
                 return [actions.Send(participant, messages.Welcome())]

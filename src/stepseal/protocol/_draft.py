@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from stepseal.layout import (
     FORMAT_VERSION,
+    Area,
     ComponentEntry,
     DocumentRef,
     Manifest,
@@ -99,8 +100,8 @@ def draft_manifest(publish: Publish, origin: Origin, job: JobInfo, *, now_s: flo
         incarnation=origin.incarnation,
         attempt=publish.attempt,
         parent=origin.parent,
-        kind="full",
-        resumable=True,
+        kind=publish.area.kind,
+        resumable=publish.area is Area.STEPS,
         cut={**merged_cut(publish.captured, publish.opening)},
         created_at=utc_text(now_s),
         metrics={name: float(value) for name, value in notes.metrics.items()},

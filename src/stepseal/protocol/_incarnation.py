@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import CheckpointError, InternalError, OutcomeUnknown
-from stepseal.layout import StepRef
+from stepseal.layout import Area, StepRef
 from stepseal.protocol import _actions as actions
 from stepseal.protocol._draft import JobInfo, Origin, draft_manifest
 from stepseal.protocol._failures import failure_of
@@ -74,7 +74,7 @@ class Incarnation:
         self._head: StepRef | None = None
         """The parent of the next step."""
         self._committed: Manifest | None = None
-        """What the newest commit says of itself."""
+        """The step that `latest` does not name yet, and nobody was told of."""
 
     def perform(
         self, action: actions.BeginStaging | actions.Publish | actions.Select | actions.Claim
@@ -103,15 +103,17 @@ class Incarnation:
             return actions.IoFailed(action.call, failure)
 
     def after_commit(self) -> None:
-        """Move `latest`, and tell others of the commit; a failure is only logged."""
+        """Move `latest`, and tell others of the commit of a step; a failure is only logged."""
+        committed, self._committed = self._committed, None
+        if committed is None:
+            return
         assert self._head is not None
-        assert self._committed is not None
         try:
-            self._steps.point_latest(self._head.step)
+            self._steps.point_latest(committed.step)
         except (CheckpointError, OSError) as error:
-            _log.warning("stepseal: after the commit of step %d: %s", self._head.step, error)
+            _log.warning("stepseal: after the commit of step %d: %s", committed.step, error)
         if self._announce is not None:
-            self._announce.commit(self._committed, self._head.manifest_sha256)
+            self._announce.commit(committed, self._head.manifest_sha256)
 
     def housekeep(self) -> None:
         """Sweep after a claim, and prune after a commit; may run concurrently with other calls."""
@@ -121,13 +123,15 @@ class Incarnation:
             self._housekeep(self._steps.run_id, self.number, committed)
 
     def close(self) -> None:
-        """End the lease of a candidate that was never claimed."""
-        self._steps.release()
+        """End the lease of a candidate that was never claimed, and what shows readers a writer."""
+        self._steps.close()
 
     def _begin(self, action: actions.BeginStaging) -> actions.Staged:
         if self.number is None:
             self.number = self._steps.claim_unrestored()
-        begun = self._steps.begin(action.step, self.number, action.attempt)
+        steps, is_step = self._steps, action.area is Area.STEPS
+        begin = steps.begin if is_step else steps.begin_publication
+        begun = begin(action.step, self.number, action.attempt)
         return actions.Staged(action.call, begun.key, begun.nonce)
 
     def _publish(self, action: actions.Publish) -> actions.Published:
@@ -140,8 +144,9 @@ class Incarnation:
             draft,
             deadline_passed=lambda: time.monotonic() > action.deadline,
         )
-        self._committed = draft
-        self._head = StepRef(action.step, sha256, self.number)
+        if action.area is Area.STEPS:
+            self._committed = draft
+            self._head = StepRef(action.step, sha256, self.number)
         return actions.Published(action.call, sha256)
 
     def _select(self, action: actions.Select) -> actions.Selected:

@@ -13,7 +13,7 @@ from stepseal.layout import role_of
 from stepseal.protocol._failures import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from stepseal.protocol import _actions as actions
 
@@ -36,6 +36,7 @@ class Lives:
         self._lost: dict[str, Failure] = {}
         self._gone: set[str] = set()
         self._any_life_ended = False
+        self._holds: dict[str, frozenset[str]] = {}
         self._kept: dict[str, list[actions.Action]] = {p: [] for p in self._lives}
 
     def admit(self, participant: str, life: str) -> None:
@@ -51,8 +52,22 @@ class Lives:
         self._any_life_ended = True
         self._lives.pop(participant, None)
         self._kept.pop(participant, None)
+        self._holds.pop(participant, None)
         self._lost.pop(participant, None)
         self._gone.discard(participant)
+
+    def hold(self, participant: str, components: Iterable[str]) -> None:
+        """Remember which components a participant holds, also once it is lost."""
+        self._holds[participant] = frozenset(components)
+
+    def unknown(self, components: Iterable[str]) -> tuple[str, ...]:
+        """Return those of `components` that nobody holds."""
+        return tuple(sorted(set(components).difference(*self._holds.values())))
+
+    def holders(self, components: Collection[str]) -> dict[str, str]:
+        """Return the roster of the roles that hold any of these components."""
+        roles = {role_of(p) for p, held in self._holds.items() if not held.isdisjoint(components)}
+        return {p: life for p, life in self.roster().items() if role_of(p) in roles}
 
     def roster(self) -> dict[str, str]:
         """Return each participant and its life, roles together, in ordinal order."""

@@ -15,7 +15,7 @@ import msgspec
 from stepseal import errors
 from stepseal.protocol._failures import Failure
 from stepseal.protocol._granting import SaveAnswer, SaveAsked, SaveGranted, SaveRefused
-from stepseal.protocol._opening import Begin, BeginRestore, BeginSave, Dismiss, Thaw
+from stepseal.protocol._opening import Begin, BeginRestore, BeginSave, Dismiss, Holds, Thaw
 from stepseal.protocol._reports import ComponentReport, PartReport
 from stepseal.protocol._safe_points import AskSafePoint, Lapsed, SafePoint, Target, ToRank
 
@@ -23,7 +23,7 @@ __all__ = [
     "Aborted", "Applied", "Apply", "AskSafePoint", "BeginRestore", "BeginSave", "Candidate",
     "Captured", "Challenge", "Checked", "Committed", "Compare", "Compared", "ComponentReport",
     "Decided", "Dismiss", "EnginesReturned", "Failed", "Failure", "Fresh", "FromCoordinator",
-    "FromParticipant", "Goodbye", "Heartbeat", "Hello", "Lapsed", "PartReport", "PollSave",
+    "FromParticipant", "Goodbye", "Heartbeat", "Hello", "Holds", "Lapsed", "PartReport", "PollSave",
     "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed", "Restored",
     "SafePoint", "SaveAnswer", "SaveAsked", "SaveGranted", "SaveRefused", "SaveStatus",
     "TakeInventory", "Target", "Thaw", "Unresolved", "Welcome", "Write", "decode_from_coordinator",
@@ -74,6 +74,7 @@ class Captured(_Message, frozen=True):
     metrics: dict[str, float | Literal["nan", "inf", "-inf"]]
     """May be NaN or infinite; JSON holds these as text."""
     tags: list[str]
+    publish: bool = False
 
 
 class EnginesReturned(_Message, frozen=True):
@@ -110,6 +111,7 @@ class Failed(_Message, frozen=True):
     step: _Number
     phase: str
     cause: Failure
+    publish: bool = False
 
 
 class RestoreCalled(_Message, frozen=True):
@@ -329,7 +331,7 @@ FromParticipant = (
     | Rejected
     | PollSave
     | (SafePoint | SaveAsked)
-    | Goodbye
+    | (Goodbye | Holds)
 )
 FromCoordinator = (
     Heartbeat

@@ -24,6 +24,7 @@ __all__ = [
     "BeginRestore",
     "BeginSave",
     "Dismiss",
+    "Holds",
     "Opening",
     "Relation",
     "Scalar",
@@ -50,12 +51,20 @@ class BeginSave(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=Tru
     step: _Number
     freeze: bool = False
     """Change nothing either from your capture on until `Thaw`, or until the call has ended."""
+    publish: list[str] = []
+    """Components that are published, with `step` as the version; none for a step of all."""
 
 
 class Thaw(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     """All participants have captured: whoever is frozen goes on."""
 
     call: _Number
+
+
+class Holds(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """The participant holds these components; sent when it is admitted, and after each addition."""
+
+    components: list[str]
 
 
 class BeginRestore(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -126,6 +135,7 @@ class Opening:
 
     kind: Literal["save", "restore"]
     step: int | None = None
+    """Number of the step, or version of the publication."""
     order: tuple[str, ...] = ()
     """Roles in the order in which they are captured: consumers before producers."""
     relations: tuple[Relation, ...] = ()
@@ -140,6 +150,8 @@ class Opening:
     check_only: bool = False
     freeze: tuple[str, ...] = ()
     """Roles that stay frozen from their capture until all have captured."""
+    publish: tuple[str, ...] = ()
+    """Components that are published, with `step` as the version; none for a step of all."""
 
     def begins(self, call: int, names: Iterable[str], lives: Mapping[str, str]) -> dict[str, Begin]:
         """Return what some participants are told, so that they begin.
@@ -158,7 +170,7 @@ class Opening:
         if self.kind == "save":
             assert self.step is not None
             freeze = role_of(participants[0]) in self.freeze
-            return BeginSave(call, life, participants, self.step, freeze)
+            return BeginSave(call, life, participants, self.step, freeze, [*self.publish])
         return BeginRestore(
             call,
             life,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.layout import Area
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._failures import details_of, error_from, messages_of
 
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["resolve_save"]
 
 
-def resolve_save(state: SaveState, step: int, steps: ResolveAttempt) -> messages.Committed:
+def resolve_save(
+    state: SaveState, step: int, steps: ResolveAttempt, area: Area = Area.STEPS
+) -> messages.Committed:
     """Return the commit of a settled save, or raise the error that prevented it.
 
     Args:
         state: a settled state.
-        step: step number.
+        step: step number, or version.
         steps: the step store; used if the coordinator is gone.
+        area: whether it is a step or a publication, for messages.
 
     Raises:
         ParticipantFailed: a participant failed; any other error of `stepseal.errors` is raised if
@@ -46,11 +50,12 @@ def resolve_save(state: SaveState, step: int, steps: ResolveAttempt) -> messages
         )
     assert state.lost is not None
     if state.prepared and state.write is not None:
-        return _from_storage(state.write, state.lost, step, steps)
+        text = f"{area.title(step)}: {state.lost.message}"
+        return _from_storage(state.write, text, step, steps)
     raise error_from(
         state.lost.kind,
-        f"save of step {step}: {state.lost.message}. This participant had not prepared, so the "
-        "step was not committed; older steps are untouched.",
+        f"{area.title(step)}: {state.lost.message}. This participant had not prepared, so the "
+        f"{area.noun} was not committed; older steps are untouched.",
         step=step,
     )
 
@@ -66,10 +71,9 @@ def _aborted(outcome: messages.Aborted) -> errors.CheckpointError:
 
 
 def _from_storage(
-    write: messages.Write, lost: messages.Failure, step: int, steps: ResolveAttempt
+    write: messages.Write, text: str, step: int, steps: ResolveAttempt
 ) -> messages.Committed:
     """Return the commit if storage shows it, or raise."""
-    text = f"save of step {step}: {lost.message}"
     try:
         found = steps.resolve(step, write.attempt, write.staging)
     except errors.StorageUnavailable as error:

@@ -16,7 +16,7 @@ from stepseal.protocol._failures import error_from, failure_of
 from stepseal.protocol._participant import Participant, RestoreState, SaveState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import TypeAlias
 
     from stepseal.protocol._deadlines import Deadlines
@@ -203,11 +203,13 @@ class ParticipantDriver:
             self._protocol.captured(message.call, time.monotonic())
         self._link.send(message)
 
-    def send_failed(self, call: int, step: int, phase: str, error: BaseException) -> None:
-        """Report that this participant cannot contribute to the save."""
+    def send_failed(
+        self, call: int, step: int, phase: str, error: BaseException, *, publish: bool = False
+    ) -> None:
+        """Report that this participant cannot contribute to the save, or the publication."""
         with self._changed:
             self._protocol.captured(call, time.monotonic())
-        self._link.send(messages.Failed(call, step, phase, failure_of(error)))
+        self._link.send(messages.Failed(call, step, phase, failure_of(error), publish))
 
     def send_returned(self, call: int, attempt: str) -> None:
         """Report that the engines of this participant have written all their files."""
@@ -352,19 +354,24 @@ class ParticipantDriver:
         with self._changed:
             self._protocol.forget(call)
 
+    def tell_components(self, names: Collection[str]) -> None:
+        """Tell the coordinator which components this participant holds; wait until it knows."""
+        self._send_and_wait(messages.Holds(list(names)), self.deadlines.connect_s)
+
+    def _send_and_wait(self, message: messages.Holds | messages.Goodbye, limit_s: float) -> None:
+        """Send a message that is answered by `Welcome`, and wait for that."""
+        with self._changed:
+            self._protocol.welcomed = False
+        self._link.send(message)
+        self._wait(lambda: self._protocol.welcomed or self._is_lost(), limit_s)
+
     def close(self) -> None:
         """Say goodbye, wait at most `close_s` for the answer, and close the link. Idempotent."""
         if self._closed:
             return
         self._closed = True
-        with self._changed:
-            self._protocol.welcomed = False
         if not self._protocol.dismissed:
-            self._link.send(messages.Goodbye())
-            self._wait(
-                lambda: self._protocol.welcomed or self._is_lost(),
-                self.deadlines.close_s,
-            )
+            self._send_and_wait(messages.Goodbye(), self.deadlines.close_s)
         self._link.close()
 
     def _is_lost(self) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stepseal import errors
-from stepseal.layout import role_of
+from stepseal.layout import Area, role_of
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._agreement import disagreements, kind_of, late, summary, told_once
@@ -62,6 +62,8 @@ class SaveRound:
         self.deadline = now + deadlines.capture_s
         self.phase = "capture"
         self.step = -1
+        """Number of the step, or version of the publication."""
+        self._area = Area.STEPS
         self._deadlines = deadlines
         self._captured: dict[str, messages.Captured] = {}
         self._with_engines: tuple[str, ...] = ()
@@ -90,6 +92,7 @@ class SaveRound:
         """
         assert opening.step is not None
         self.step = opening.step
+        self._area = Area.PUBLISHED if opening.publish else Area.STEPS
         self._opening, self._lives = opening, lives
         self._stages = stages(self.participants, opening.order)
         return self._begin_next()
@@ -114,7 +117,7 @@ class SaveRound:
         """Handle a capture report; after the last one, compare all and begin staging."""
         if self.phase != "capture" or participant in self._captured:
             return []
-        self.step = max(self.step, message.step)
+        self._take_number(message)
         self._captured[participant] = message
         self._capturing.discard(participant)
         if len(self._captured) < len(self.participants):
@@ -141,6 +144,15 @@ class SaveRound:
         for p, report in self._captured.items():
             self._digests[p] = {found.name: found.digests for found in report.components}
         return self._compare(now, required=False)
+
+    def _take_number(self, message: messages.Captured | messages.Failed) -> None:
+        self.step = max(self.step, message.step)
+        if message.publish:
+            self._area = Area.PUBLISHED
+
+    @property
+    def _what(self) -> str:
+        return self._area.title(self.step)
 
     def _compare(self, now: float, *, required: bool) -> list[actions.Action]:
         """Compare replicas: those of optional components before the write, all others after it."""
@@ -171,7 +183,7 @@ class SaveRound:
         """Go on after a comparison: leave optional components out, or abort, or publish."""
         assert self._comparison is not None
         told: list[actions.Action] = [
-            actions.Warn(f"save of step {self.step}: {text}; what the first holds is stored")
+            actions.Warn(f"{self._what}: {text}; what the first holds is stored")
             for text in self._comparison.warnings()
         ]
         if self._staging is not None:
@@ -181,7 +193,8 @@ class SaveRound:
         self._leave_out(self._comparison.reasons())
         self.phase = "staging"
         self.deadline = now + self._deadlines.commit_s
-        return [*told, actions.BeginStaging(self.call, self.step, self.attempt)]
+        staging = actions.BeginStaging(self.call, self.step, self.attempt, self._area)
+        return [*told, staging]
 
     def _disagreements(self) -> tuple[dict[str, messages.Failure], dict[str, str]]:
         """Compare within each role, then across roles; see `disagreements`."""
@@ -273,12 +286,13 @@ class SaveRound:
                 self.deadline,
                 dict(self._left_out),
                 self._opening,
+                self._area,
             )
         ]
 
     def on_failed(self, participant: str, message: messages.Failed) -> list[actions.Action]:
         """Abort, unless all have prepared: then the failure of one participant does no harm."""
-        self.step = max(self.step, message.step)
+        self._take_number(message)
         if self.phase in ("publish", "done"):
             return []
         if self._is_decided():
@@ -349,7 +363,7 @@ class SaveRound:
 
     def _staging_took_too_long(self) -> list[actions.Action]:
         text = (
-            f"save of step {self.step}: the coordinator's storage did not make the staging folder "
+            f"{self._what}: the coordinator's storage did not make the staging folder "
             f"within {self._deadlines.commit_s:g} s. {_NEXT}"
         )
         kind = errors.StorageUnavailable.kind
@@ -367,21 +381,20 @@ class SaveRound:
         """Report an unknown outcome to all; delete nothing, as the step may be committed."""
         if self.phase != "publish":
             return []
-        text = told_once(f"save of step {self.step}", event.cause.message)
+        text = told_once(self._what, event.cause.message)
         return self._finish(messages.Unresolved(self.call, self.attempt, self.step, text))
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
         """Abort, because the coordinator's own work failed before the commit point."""
         cause = event.cause
-        text = told_once(f"save of step {self.step}", cause.message)
+        text = told_once(self._what, cause.message)
         sent = self._finish(
             messages.Aborted(self.call, self.step, cause.kind, text, {}, cause=cause)
         )
         return sent + self._discards()
 
     def _abort(self, failures: Mapping[str, messages.Failure], where: str) -> list[actions.Action]:
-        what = f"save of step {self.step}, {where}"
-        text = summary(what, failures, _NEXT)
+        text = summary(f"{self._what}, {where}", failures, _NEXT)
         kind = kind_of(failures.values())
         told = shortened(failures)
         sent = self._finish(messages.Aborted(self.call, self.step, kind, text, told))

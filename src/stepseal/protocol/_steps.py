@@ -123,10 +123,21 @@ class CoordinatorSteps(DiscardAttempts, Protocol):
         """
         ...
 
+    def begin_publication(self, version: int, incarnation: int, attempt: str) -> StartedAttempt:
+        """Create the folder of a new attempt to publish; from now on, readers see a writer.
+
+        Raises:
+            NotCurrent: a newer incarnation owns the root.
+            StepExists: a version was published that is not lower.
+        """
+        ...
+
     def publish(
         self, attempt_key: str, draft: Manifest, *, deadline_passed: Callable[[], bool]
     ) -> str:
         """Commit an attempt that all participants have prepared; return its manifest's SHA-256.
+
+        The kind in the draft says whether it becomes a step or a publication.
 
         Args:
             attempt_key: key of the attempt's folder.
@@ -153,6 +164,10 @@ class CoordinatorSteps(DiscardAttempts, Protocol):
 
     def release(self) -> None:
         """End the protection of a selected step that was not claimed. Never raises."""
+        ...
+
+    def close(self) -> None:
+        """Do what `release` does, and show readers that the writer has finished. Never raises."""
         ...
 
     def point_latest(self, step: int) -> None:

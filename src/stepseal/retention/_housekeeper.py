@@ -13,6 +13,7 @@ from stepseal.errors import CheckpointError
 from stepseal.retention._carry_out import prune
 from stepseal.retention._keep_rules import Retention, latest
 from stepseal.retention._plan import plan_prune
+from stepseal.retention._publications import prune_published
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +34,8 @@ class Housekeeper:
     Args:
         removal: the step store.
         retention: what to keep; None keeps every step.
-        inspect: returns the problems of a committed step, one line each.
+        inspect: returns the problems of a commit, one line each.
+        publish_keep: how many publications stay, at least 1.
     """
 
     def __init__(
@@ -41,10 +43,13 @@ class Housekeeper:
         removal: RemoveSteps,
         retention: Retention | None,
         inspect: Inspect,
+        *,
+        publish_keep: int = 2,
     ) -> None:
         self._removal = removal
         self._retention = retention
         self._inspect_files = inspect
+        self._publish_keep = publish_keep
         self._swept: int | None = None
         self._stopped = False
         """A sync failed, so moves may not be durable, even if a later sync succeeds."""
@@ -54,7 +59,9 @@ class Housekeeper:
         """Attempts whose files were found complete."""
 
     def __call__(self, run_id: str, incarnation: int, committed: bool) -> None:
-        """Sweep, and prune if a step was committed; called by the coordinator of an incarnation.
+        """Sweep, and prune publications, and steps if one was committed.
+
+        Called by the coordinator of an incarnation.
 
         The sweep does not wait for a commit, because leftovers in staging may fill the disk and
         prevent one. Nothing is removed after a failed sync.
@@ -66,6 +73,8 @@ class Housekeeper:
         if committed and self._retention is not None:  # even if the sweep failed
             retention = self._retention
             self._attempt(lambda: self._report(self._prune(run_id, incarnation, retention)))
+        if not self._stopped:
+            self._attempt(lambda: self._prune_published(run_id, incarnation))
 
     def _attempt(self, chore: Callable[[], None]) -> None:
         try:
@@ -102,6 +111,11 @@ class Housekeeper:
             return None
         return prune(self._removal, plan, retention)
 
+    def _prune_published(self, run_id: str, incarnation: int) -> None:
+        keep = self._publish_keep
+        done = prune_published(self._removal, run_id, incarnation, keep, inspect=self._inspect)
+        self._report(done, "versions")
+
     def _warn_of(self, doubt: str) -> None:
         """Warn once per claim record that steps stay because of it."""
         if doubt and doubt != self._doubt:
@@ -112,7 +126,7 @@ class Housekeeper:
             )
         self._doubt = doubt
 
-    def _report(self, done: PruneReport | None) -> None:
+    def _report(self, done: PruneReport | None, what: str = "steps") -> None:
         if done is None:
             return
         for failure in done.failures:
@@ -121,7 +135,7 @@ class Housekeeper:
             self._stopped = True
             _log.warning("stepseal: this job removes no more steps; its next start will")
         if done.removed:
-            _log.info("stepseal: pruned steps %s", ", ".join(map(str, done.removed)))
+            _log.info("stepseal: pruned %s %s", what, ", ".join(map(str, done.removed)))
 
     def _inspect(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
         if manifest.attempt in self._sound:

@@ -3,7 +3,7 @@
 Wires commit, transfer, components and storage; holds no protocol logic and no format knowledge.
 """
 
-from stepseal.session._annotations import check_annotations
+from stepseal.session._annotations import check_annotations, check_published
 from stepseal.session._announcing import Commit, OnCommit, as_functions
 from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._gated_part import GatedPart
@@ -17,8 +17,9 @@ from stepseal.session._progress import Progress
 from stepseal.session._reports import LoadReport, Restored
 from stepseal.session._restoring import check_choice, restore_error
 from stepseal.session._rules import SaveRule, every
-from stepseal.session._run import Run, Step, open_run, open_step
+from stepseal.session._run import Run, open_run, open_step
 from stepseal.session._share import Share, ShareOfRestore
+from stepseal.session._step import Publication, Step
 from stepseal.session._wiring import JobOptions, Join, Wiring, coordinate
 
 __all__ = [
@@ -34,12 +35,14 @@ __all__ = [
     "as_functions",
     "check_annotations",
     "check_choice",
+    "check_published",
     "restore_error",
     "Imported",
     "JobOptions",
     "Join",
     "LoadReport",
     "PendingSave",
+    "Publication",
     "Restored",
     "Run",
     "SaveRule",

@@ -1,7 +1,8 @@
-"""Metrics, tags and cut of a step, checked when the caller gives them."""
+"""Metrics, tags, cut and names of components, checked when the caller gives them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,9 +11,9 @@ import torch
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["Annotations", "check_annotations"]
+__all__ = ["Annotations", "check_annotations", "check_published"]
 
 Scalar = str | int | float | bool | None
 
@@ -58,6 +59,32 @@ def check_annotations(
     if problems:
         raise InvalidInput(f"save: {'; '.join(problems)}", problems=tuple(problems))
     return Annotations(numbers, list(tags), dict(cut or {}))
+
+
+def check_published(names: object, added: Collection[str] | None) -> tuple[str, ...]:
+    """Return the names of components to publish, without repetitions.
+
+    Args:
+        names: what the caller gave.
+        added: names that exist; None where others know them.
+
+    Raises:
+        InvalidInput: it is no list of names, is empty, or has one that was not added.
+    """
+    wrong = f"publish: components: expected a list of names such as ['model'], found {names!r:.80}"
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InvalidInput(wrong)
+    found = tuple(dict.fromkeys(names))
+    if not found or not all(isinstance(name, str) for name in found):
+        raise InvalidInput(wrong)
+    missing = [] if added is None else [name for name in found if name not in added]
+    if missing:
+        raise InvalidInput(
+            f"publish: expected components that were added ({', '.join(added or ())}), found "
+            f"{', '.join(map(repr, missing))}.",
+            component=missing[0],
+        )
+    return found
 
 
 def _detached(value: Any) -> Any:  # noqa: ANN401 - whatever was handed in

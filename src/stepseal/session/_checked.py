@@ -27,7 +27,6 @@ from stepseal.layout import (
     payload_report,
     role_of,
     saved_sharing,
-    step_name,
 )
 from stepseal.session._engines import engines_of, saved_engine, verify_engines
 from stepseal.session._saving import collection_paused
@@ -106,7 +105,7 @@ def check_step_fits(
         InvalidInput: a policy of a component that is neither live nor in the step.
         StateMismatch: saved and live state differ; `.problems` lists every difference.
     """
-    reader = StepReader(storage, step_name(manifest.step), manifest)
+    reader = StepReader(storage, manifest.key, manifest)
     entries = {entry.name: entry for entry in manifest.components}
     sharings = {name: sharing_of(entry, manifest) for name, entry in entries.items()}
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Literal
 from stepseal import errors
 from stepseal.layout import check_step
 from stepseal.protocol import Deadlines
-from stepseal.retention import as_retention
-from stepseal.session._annotations import check_annotations
+from stepseal.retention import as_retention, check_publish_keep
+from stepseal.session._annotations import check_annotations, check_published
 from stepseal.session._announcing import as_functions
 from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._inflight import InFlight
 from stepseal.session._loop import Loop, Looping
 from stepseal.session._nodes import node_text
 from stepseal.session._restoring import check_choice
-from stepseal.session._rules import SaveRule, check_rule
+from stepseal.session._rules import SaveRule, check_when
 from stepseal.session._saving import capture_all
 from stepseal.session._share import Share
 from stepseal.session._wiring import JobOptions, join_process_group
@@ -64,6 +64,8 @@ class Checkpointer(Looping):
             durable, in the order of commits, on a thread of its own: for uploads, trackers and
             pointer files. What it raises is logged; `close` waits for it, at most
             `deadlines.close_s`.
+        publish_keep: how many publications stay, besides those that are being read. Rank 0's
+            counts.
         mode: `async` copies the state and writes it behind; `sync` returns when the step is
             committed.
         deadlines: how long anybody waits for anybody.
@@ -94,6 +96,7 @@ class Checkpointer(Looping):
         save: SaveRule | None = None,
         keep: KeepRule | Retention | None = None,
         on_commit: OnCommit | Iterable[OnCommit] | None = None,
+        publish_keep: int = 2,
         mode: Literal["async", "sync"] = "async",
         deadlines: Deadlines | None = None,
         role: str = "trainer",
@@ -104,14 +107,14 @@ class Checkpointer(Looping):
         node: str | int | None = None,
         _join: Join | None = None,
     ) -> None:
-        _check_arguments(save, mode)
+        check_when(save, mode)
         self._root = locate_root(root)
         self._rule = save
         self._mode = mode
         rules = (as_retention(keep), access or Access())
         control = (control_host, control_port)
-        told = as_functions(on_commit)
-        options = JobOptions(deadlines or Deadlines(), *rules, *control, told)
+        told, kept = as_functions(on_commit), check_publish_keep(publish_keep)
+        options = JobOptions(deadlines or Deadlines(), *rules, *control, told, publish_keep=kept)
         self._flight = InFlight(max_staging_bytes)
         self._closed = False
         join = _join or functools.partial(join_process_group, role, node=node_text(node))
@@ -306,6 +309,41 @@ class Checkpointer(Looping):
         call = self._wiring.driver.new_call()
         return self._share.save(self._wiring, call, step, self._root, self._mode, notes)
 
+    def publish(
+        self,
+        version: int,
+        *,
+        components: Collection[str],
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] = (),
+        cut: Mapping[str, str | int | float | bool | None] | None = None,
+    ) -> PendingSave:
+        """Publish some components for readers as `version`, on all ranks alike.
+
+        Every rank calls it. As `save`, but into `published/v-<version>`: no restore ever takes it,
+        and `latest` stays. Waits for the previous save or publication first. `ss.open(root)` reads.
+
+        Args:
+            version: above every version that was published in this root.
+            components: their names, for example `["model"]`.
+            metrics: see `save`.
+            tags: see `save`.
+            cut: see `save`.
+
+        Raises:
+            InvalidInput: a component was not added, or an argument is wrong.
+            StepExists: the version does not grow.
+            CheckpointError: see `save`.
+        """
+        version = check_step(version, "version")
+        notes = check_annotations(metrics, tags, cut)
+        self._check_open()
+        names = check_published(components, self._registry.names())
+        self._progress.check_not_tainted()
+        self._settle_previous()
+        call = self._wiring.driver.new_call()
+        return self._share.save(self._wiring, call, version, self._root, self._mode, notes, names)
+
     def prewarm(self) -> int:
         """Allocate and touch the private memory of asynchronous saves; return its bytes.
 
@@ -362,12 +400,3 @@ class Checkpointer(Looping):
     def _check_open(self) -> None:
         if self._closed:
             raise errors.InvalidInput("this Checkpointer is closed; make a new one")
-
-
-def _check_arguments(save: SaveRule | None, mode: str) -> None:
-    if mode not in ("async", "sync"):
-        raise errors.InvalidInput(
-            f"mode={mode!r}: expected 'async' or 'sync'", expected="async|sync", found=mode
-        )
-    if save is not None:
-        check_rule(save)

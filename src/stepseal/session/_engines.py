@@ -23,7 +23,7 @@ from stepseal.errors import (
     ParticipantFailed,
     StateMismatch,
 )
-from stepseal.layout import external_folder, holders_of, step_name
+from stepseal.layout import external_folder, holders_of
 from stepseal.protocol import resolve_save
 from stepseal.session._saving import require_same_root
 from stepseal.storage import make_dirs
@@ -135,7 +135,7 @@ def saved_engine(
         StateMismatch: an engine saved the component and another kind of object is live, or the
             other way round.
     """
-    folder = storage.local_path(f"{step_name(manifest.step)}/{external_folder(entry.name)}")
+    folder = storage.local_path(f"{manifest.key}/{external_folder(entry.name)}")
     problem = None
     if live.kind != entry.kind:
         problem = f"saved as {entry.kind}, now {live.kind}: only ss.External loads external files"
@@ -161,5 +161,4 @@ def verify_engines(
     """
     share = (topology.rank, topology.world_size)
     for engine in engines:
-        key = step_name(manifest.step)
-        check_external(storage, key, manifest, reader, engine.name, share=share)
+        check_external(storage, manifest.key, manifest, reader, engine.name, share=share)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import Arena
 from stepseal.errors import CheckpointError
+from stepseal.layout import Area
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +79,7 @@ class InFlight:
         Interrupted, it leaves the save in flight, and the next call settles it.
 
         Returns:
-            The step, if there was a save and it is committed.
+            The step, if there was a save and it is committed; None for a publication.
         """
         pending = self.pending
         if pending is None:
@@ -89,7 +90,8 @@ class InFlight:
             self._end(pending)
             raise
         self._end(pending)
-        return pending.step if pending.committed() else None
+        is_step = pending.area is Area.STEPS
+        return pending.step if is_step and pending.committed() else None
 
     def end(self, close: Callable[[], None]) -> None:
         """Wait for the save in flight, call `close`, and free the private memory.

@@ -20,7 +20,7 @@ from stepseal.errors import (
     StepNotFound,
     StorageUnavailable,
 )
-from stepseal.layout import Sharing, check_step, holders_of, holds_own_keys, rule_of, step_name
+from stepseal.layout import Area, Sharing, check_step, holders_of, holds_own_keys, rule_of
 from stepseal.protocol import Deadlines
 from stepseal.session._checked import CheckedStep, check_step_fits, sharing_of
 from stepseal.session._engines import engines_of
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from stepseal.components import Conversion
     from stepseal.layout import AnySharing, ComponentEntry, Manifest
     from stepseal.session._policies import Policy
+    from stepseal.session._step import Step
     from stepseal.steps import PosixSteps, Reading
 
 __all__ = ["load"]
@@ -54,10 +55,11 @@ def load(
     /,
     *,
     step: int | Literal["latest"] = "latest",
+    published: int | Literal["latest"] | None = None,
     convert: Mapping[str, Conversion] | None = None,
     **components: object,
 ) -> LoadReport:
-    """Fill live objects from a committed step, without owning the run.
+    """Fill live objects from a committed step, or a publication, without owning the run.
 
     Claims nothing: it works on read-only roots, beside the job that writes them, and in any number
     of processes. In a process group every rank calls it alike, and rank 0 chooses the step. Strict
@@ -67,6 +69,7 @@ def load(
     Args:
         root: directory of the run.
         step: number, or `latest`: the newest one that a restore would choose.
+        published: version of a publication to load instead of a step, or `latest`.
         convert: name of a module to how its saved keys and dtypes become the live ones.
         components: name to object, as in `Checkpointer.add`, for example `model=model`. Give an
             optimizer together with its module. What the step holds besides is left out.
@@ -84,30 +87,48 @@ def load(
         ParticipantFailed: ranks failed for different reasons; nothing was changed, or `.tainted`.
     """
     path = locate_root(root)
-    if step != "latest":
-        step = check_step(step)
+    number, area = _wanted(step, published)
     if not components:
         raise InvalidInput("load: no component was named: pass for example model=model.")
     topology, deadlines = discover("reader"), Deadlines()
     together = Together(topology, deadlines, f"load from {path}")
     touched = False
     for tries_left in reversed(range(_TRIES)):
-        found = together.from_rank_0(lambda: _choose(path, step))
-        one = _Load(path, found["step"], found["attempt"], topology, components, convert or {})
+        found = together.from_rank_0(lambda: _choose(path, number, area))
+        chosen = (found["step"], found["attempt"])
+        one = _Load(path, *chosen, topology, components, convert or {}, area)
         try:
             with outside_inference_mode():
                 return one.run(together, deadlines)
         except StepNotFound as error:
             touched = touched or error.tainted
             error.tainted = touched
-            if step != "latest" or not tries_left:
+            if number != "latest" or not tries_left:
                 raise
     raise AssertionError("the last try returns or raises")
 
 
-def _choose(path: str, step: int | Literal["latest"]) -> dict[str, Any]:
+def _wanted(
+    step: int | Literal["latest"], published: int | Literal["latest"] | None
+) -> tuple[int | Literal["latest"], Area]:
+    if published is None:
+        return (step if step == "latest" else check_step(step)), Area.STEPS
+    if step != "latest":
+        raise InvalidInput(f"load: expected step or published, found {step!r} and {published!r}")
+    version = published if published == "latest" else check_step(published, "published")
+    return version, Area.PUBLISHED
+
+
+def _choose(path: str, number: int | Literal["latest"], area: Area) -> dict[str, Any]:
     run = open_run(path)
-    found = run.latest() if step == "latest" else run.step(step)
+    found: Step | None
+    if area is Area.PUBLISHED:
+        version = max(run.published(), default=None) if number == "latest" else number
+        found = None if version is None else run.publication(version)
+    else:
+        found = run.latest() if number == "latest" else run.step(number)
+    if found is None and area is Area.PUBLISHED:
+        raise StepNotFound(f"load: {path}: nothing is published there.", path=path)
     if found is None:
         raise StepNotFound(
             f"load: {path}: no sound step in the lineage. `stepseal ls` shows what is there.",
@@ -126,6 +147,7 @@ class _Load:
     topology: Topology
     components: Mapping[str, object]
     conversions: Mapping[str, Conversion]
+    area: Area = Area.STEPS
 
     def run(self, together: Together, deadlines: Deadlines) -> LoadReport:
         """Check, agree, fill, and agree again."""
@@ -149,16 +171,17 @@ class _Load:
             stack.close()
         decided = checked.decisions.report
         report = {n: t if n in self.components else "not asked for" for n, t in decided.items()}
-        return LoadReport(step=self.step, path=f"{self.root}/{step_name(self.step)}", report=report)
+        path = f"{self.root}/{self.area.key(self.step)}"
+        return LoadReport(step=self.step, path=path, report=report)
 
     def _open(self, stack: ExitStack) -> tuple[Reading, CheckedStep]:
         steps = open_store(self.root)
-        entry = steps.entry(self.step, steps.run_id())
+        entry = steps.entry(self.step, steps.run_id(), self.area)
         manifest = entry.manifest
         if manifest is None or entry.state != "committed" or manifest.attempt != self.attempt:
             raise StepNotFound(
-                f"load: step {self.step}: expected attempt {self.attempt} in {entry.name}, found "
-                f"{'another one' if manifest else entry.problem}. Load again.",
+                f"load: {self.area.noun} {self.step}: expected attempt {self.attempt} in "
+                f"{entry.name}, found {'another one' if manifest else entry.problem}. Load again.",
                 step=self.step,
                 path=entry.name,
             )
@@ -205,9 +228,10 @@ class _Load:
 
     def _refuse(self, problems: Sequence[str], way_on: str = "") -> None:
         if problems:
+            what = f"{self.area.noun} {self.step}"
             raise StateMismatch(
-                f"load: {self.root}: step {self.step} does not fit: {listed(problems, '; ')}. "
-                f"{way_on}Nothing was changed.",
+                f"load: {self.root}: {what} does not fit: {listed(problems, '; ')}. {way_on}"
+                "Nothing was changed.",
                 step=self.step,
                 problems=tuple(problems),
             )
@@ -218,16 +242,18 @@ def _entry_problem(
 ) -> str | None:
     if entry is None:
         names = ", ".join(sorted(one.name for one in manifest.components))
-        return f"not in step {manifest.step}, which has {names}: leave it out of the call"
+        where = f"{manifest.area.noun} {manifest.step}"
+        return f"not in {where}, which has {names}: leave it out of the call"
     holders = holders_of(manifest, entry)
     before = len(holders)
     sharing = sharing_of(entry, manifest)
     if before != topology.world_size and not rule_of(sharing).any_world:
+        reader = "publication" if manifest.area is Area.PUBLISHED else "step"
         each = {"PER_NODE": "node", "PER_GROUP": "set of ranks"}.get(sharing.name, "rank")
         return (
             f"saved per {each} by {before} participants, now {topology.world_size}: load it with "
             f"{before}, leave it out of the call, or read the state of one of them: "
-            f"ss.open(root).step({manifest.step}).value({entry.name!r}, "
+            f"ss.open(root).{reader}({manifest.step}).value({entry.name!r}, "
             f"{holders[0]!r})"
         )
     return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.errors import CheckpointError, OutcomeUnknown
+from stepseal.layout import Area
 from stepseal.protocol import ParticipantDriver, resolve_save
 
 if TYPE_CHECKING:
@@ -17,27 +18,36 @@ __all__ = ["PendingSave", "Saved"]
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A committed, durable step."""
+    """A committed, durable step, or a publication."""
 
     step: int
+    """Number of the step, or version of the publication."""
     path: str
-    """Folder of the step."""
+    """Its folder."""
     manifest_sha256: str
 
 
 class PendingSave:
     """A save whose state is captured and whose bytes are being written.
 
-    Made by `Checkpointer.save`. A failure that nobody saw raises at the next `save`, `step` or
-    `close`.
+    Made by `Checkpointer.save`, and by `publish`. A failure that nobody saw raises at the next
+    `save`, `publish`, `step` or `close`.
     """
 
     def __init__(
-        self, call: int, step: int, path: str, driver: ParticipantDriver, steps: ResolveAttempt
+        self,
+        call: int,
+        step: int,
+        root: str,
+        driver: ParticipantDriver,
+        steps: ResolveAttempt,
+        area: Area = Area.STEPS,
     ) -> None:
         self.step = step
+        """Number of the step, or version of the publication."""
+        self.area = area
         self._call = call
-        self._path = path
+        self._path = f"{root}/{area.key(step)}"
         self._driver = driver
         self._steps = steps
         self._lock = threading.Lock()
@@ -82,8 +92,8 @@ class PendingSave:
         """
         if not self._poll(timeout_s):
             raise OutcomeUnknown(
-                f"save of step {self.step}: still being written after {timeout_s:g} s. Call wait() "
-                "again.",
+                f"{self.area.title(self.step)}: still being written after {timeout_s:g} s. Call "
+                "wait() again.",
                 step=self.step,
             )
         self._observed = True
@@ -106,7 +116,7 @@ class PendingSave:
             return False
         with self._lock:
             try:
-                committed = resolve_save(state, self.step, self._steps)
+                committed = resolve_save(state, self.step, self._steps, self.area)
                 self._saved = Saved(self.step, self._path, committed.manifest_sha256)
                 self._error = None
             except CheckpointError as error:

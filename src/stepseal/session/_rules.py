@@ -7,7 +7,7 @@ from typing import Protocol
 
 from stepseal.errors import InvalidInput
 
-__all__ = ["SaveRule", "check_rule", "every"]
+__all__ = ["SaveRule", "check_rule", "check_when", "every"]
 
 
 class SaveRule(Protocol):
@@ -74,3 +74,17 @@ def check_rule(rule: object) -> None:
             expected="a rule",
             found=type(rule).__name__,
         )
+
+
+def check_when(rule: object, mode: object) -> None:
+    """Refuse what says neither when to save nor how.
+
+    Raises:
+        InvalidInput: `mode` is neither `async` nor `sync`, or `rule` is no save rule and not None.
+    """
+    if mode not in ("async", "sync"):
+        raise InvalidInput(
+            f"mode={mode!r}: expected 'async' or 'sync'", expected="async|sync", found=mode
+        )
+    if rule is not None:
+        check_rule(rule)

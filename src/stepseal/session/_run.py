@@ -2,189 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import fnmatch
-import os
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
+import asyncio
+import time
+from typing import TYPE_CHECKING
 
 from stepseal import errors
-from stepseal.components import DenseSink, decode_tree
-from stepseal.layout import check_step, dcp_fqn, step_name, whole
-from stepseal.steps import (
-    in_lineage,
-    locate_root,
-    open_step_folder,
-    open_store,
-    refuse_newer,
-)
-from stepseal.transfer import ReadRequest, StepReader, has_damage, verify_step
+from stepseal.layout import Area, check_step
+from stepseal.session._step import Publication, Step
+from stepseal.session._waiting import PublishedWait
+from stepseal.steps import in_lineage, locate_root, open_step_folder, open_store, refuse_newer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import os
 
-    from stepseal.layout import Manifest, TreeContents
-    from stepseal.steps import Reading, ReadSteps, StepEntry
-    from stepseal.transfer import Finding
+    from stepseal.layout import Manifest
+    from stepseal.steps import ReadSteps, StepEntry
 
-__all__ = ["Run", "Step", "open_run", "open_step"]
-
-T = TypeVar("T")
-
-
-class Step:
-    """One committed step, for reading.
-
-    Made by `Run.step` and `open_step`. All reads verify digests; nothing is unpickled. While one
-    goes on, the step is leased, so that no coordinator prunes it; a step that is gone is
-    `StepNotFound`.
-    """
-
-    def __init__(
-        self, steps: ReadSteps, root: str, manifest: Manifest, *, key: str | None = None
-    ) -> None:
-        self.manifest = manifest
-        self._key = step_name(manifest.step) if key is None else key
-        self.path = os.path.join(root, self._key) if self._key else root
-        self._steps = steps
-        self._storage = steps.storage
-
-    @property
-    def step(self) -> int:
-        """Training step number."""
-        return self.manifest.step
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Metrics that were known at the save."""
-        return self.manifest.metrics
-
-    def verify(self, progress: Callable[[int], None] | None = None) -> tuple[Finding, ...]:
-        """Check every byte of every file against its digest.
-
-        Args:
-            progress: called with the number of bytes checked since the last call.
-
-        Returns:
-            What is wrong or not listed; empty when the step is whole. Damage is an answer, not an
-            error.
-        """
-
-        def look(advance: Callable[[int], None]) -> tuple[Finding, ...]:
-            return verify_step(self._storage, self._key, self.manifest, progress=advance)
-
-        with self._steps.reading(self.manifest) as reading:
-            return reading.look(look, is_damaged=has_damage, progress=progress)
-
-    def tensor_names(self) -> tuple[str, ...]:
-        """Return the FQNs of all stored tensors, as stock DCP readers name them."""
-        return tuple(sorted(self._leased(lambda _: self._tensors())))
-
-    def tensors(
-        self, pattern: str = "*", *, component: str | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Read whole tensors by FQN, verified, into fresh CPU memory.
-
-        Args:
-            pattern: shell pattern over FQNs such as `layers.0.*` or `optimizer.state.*`.
-            component: only tensors of this component, for example `model`.
-
-        Raises:
-            StepNotFound: no FQN matches; the message lists some that exist.
-            Corrupt: a digest does not match.
-        """
-        return self._leased(lambda reading: self._read_tensors(pattern, component, reading.tick))
-
-    def _leased(self, read: Callable[[Reading], T]) -> T:
-        """Read under a lease; what is missing or damaged is looked for once more."""
-        with self._steps.reading(self.manifest) as reading:
-            return reading.look(lambda _: read(reading))
-
-    def _read_tensors(
-        self, pattern: str, component: str | None, tick: Callable[[], None]
-    ) -> dict[str, torch.Tensor]:
-        tensors = self._tensors(component)
-        names = [name for name in sorted(tensors) if fnmatch.fnmatchcase(name, pattern)]
-        if not names:
-            raise errors.StepNotFound(
-                f"step {self.step}: no tensor matches {pattern!r}; there are {len(tensors)}, for "
-                "example "
-                f"{', '.join(sorted(tensors)[:3])}",
-                step=self.step,
-                expected=pattern,
-            )
-        reader = StepReader(self._storage, self._key, self.manifest)
-        found = {}
-        requests = []
-        wanted = {name: reader.stored(tensors[name][0])[tensors[name][1]] for name in names}
-        for boxes in wanted.values():  # before memory is taken for any of them
-            reader.check_whole(boxes)
-        for name, boxes in wanted.items():
-            first = boxes[0].tensor
-            dtype = getattr(torch, first.dtype)
-            target = self._empty(name, first.shape, dtype)
-            sink = DenseSink(target, whole(first.shape), dtype)
-            requests += [ReadRequest(box, sink) for box in boxes]
-            found[name] = target
-        reader.stream(requests, check_cancelled=tick)
-        return found
-
-    def _empty(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        try:
-            return torch.empty(shape, dtype=dtype, device="cpu")
-        except RuntimeError as error:  # what torch raises when memory is refused
-            raise errors.StorageUnavailable(
-                f"step {self.step}: cannot read {name!r:.80}: expected memory for {list(shape)} of "
-                f"{dtype}, found too little. Read it where there is more, or in a job that shards "
-                "it.",
-                step=self.step,
-                errno=errno.ENOMEM,
-            ) from error
-
-    def value(self, component: str, participant: str | None = None) -> Any:  # noqa: ANN401
-        """Return the non-tensor state of a component as it was saved.
-
-        Args:
-            component: its name.
-            participant: whose payload; None takes the only one, or the first.
-
-        Raises:
-            StepNotFound: the step has no such component, or no such state of that participant.
-        """
-        entry = next((e for e in self.manifest.components if e.name == component), None)
-        owners = {} if entry is None else entry.payloads
-        owner = owners.get(participant) if participant else next(iter(owners.values()), None)
-        found = None if owner is None else self._leased(lambda _: self._tree(component, owner))
-        if found is None:
-            raise errors.StepNotFound(
-                f"step {self.step}: component {component} of {participant or 'any participant'}: "
-                "no such state; "
-                f"components: {', '.join(e.name for e in self.manifest.components)}",
-                step=self.step,
-                component=component,
-                participant=participant,
-            )
-        return decode_tree(found)
-
-    def _tree(self, component: str, owner: str) -> TreeContents | None:
-        reader = StepReader(self._storage, self._key, self.manifest)
-        if not reader.has_tree(component, owner):
-            return None
-        return reader.read_tree(component, owner)
-
-    def _tensors(self, component: str | None = None) -> dict[str, tuple[str, str]]:
-        reader = StepReader(self._storage, self._key, self.manifest)
-        return {
-            dcp_fqn(entry.name, key): (entry.name, key)
-            for entry in self.manifest.components
-            if entry.kind == "tensors" and component in (None, entry.name)
-            for key in reader.stored(entry.name)
-        }
+__all__ = ["Run", "open_run", "open_step"]
 
 
 class Run:
-    """All steps of one root, for reading; every call looks anew.
+    """All steps and publications of one root, for reading; every call looks anew.
 
     Made by `open_run`.
     """
@@ -193,6 +31,7 @@ class Run:
         self.root = root
         self.run_id = steps.run_id()
         self._steps = steps
+        self._watch = steps.watch_writer()
 
     def steps(self) -> tuple[int, ...]:
         """Return the committed steps of this run, ascending."""
@@ -224,18 +63,73 @@ class Run:
             Corrupt: it is there, but its manifest is damaged.
             IncompatibleFormat: a newer release wrote it.
         """
-        entry = self._steps.entry(check_step(step), self.run_id)
+        return Step(self._steps, self.root, self._commit(check_step(step), Area.STEPS))
+
+    def _commit(self, number: int, area: Area) -> Manifest:
+        entry = self._steps.entry(number, self.run_id, area)
         refuse_newer(entry)
+        what = f"{area.noun} {number}"
         if entry.state == "damaged":
             raise errors.Corrupt(
-                f"step {step}: {entry.problem}",
-                step=step,
+                f"{what}: {entry.problem}",
+                step=number,
                 path=entry.name,
                 problems=(entry.problem,),
             )
         if entry.state == "foreign" or entry.manifest is None:
-            raise errors.StepNotFound(f"step {step}: {entry.problem}", step=step, path=entry.name)
-        return Step(self._steps, self.root, entry.manifest)
+            raise errors.StepNotFound(f"{what}: {entry.problem}", step=number, path=entry.name)
+        return entry.manifest
+
+    def published(self) -> tuple[int, ...]:
+        """Return the versions that are published and sound, ascending."""
+        entries = self._steps.entries(self.run_id, Area.PUBLISHED)
+        return tuple(entry.step for entry in entries if entry.state == "committed")
+
+    def publication(self, version: int) -> Publication:
+        """Return one publication.
+
+        Raises:
+            StepNotFound, Corrupt, IncompatibleFormat: see `step`.
+        """
+        version = check_step(version, "version")
+        manifest = self._commit(version, Area.PUBLISHED)
+        return Publication(self._steps, self.root, manifest)
+
+    def wait_published(self, min_version: int, timeout_s: float) -> Publication:
+        """Wait until `min_version` or a higher one is published; return the newest.
+
+        Looks at the root at growing intervals of up to two seconds. What it returns is whole. Read
+        it in a `with` block (`with run.wait_published(7, 60) as found:`), so that it stays until it
+        was read.
+
+        Args:
+            min_version: lowest version that will do.
+            timeout_s: seconds to wait at most.
+
+        Raises:
+            WaitTimeout: the time is over; `.found` is the newest version.
+            CoordinatorLost: the job that publishes died: it gave no sign of life for 90 s.
+            StepNotFound: the job that publishes has finished.
+            IncompatibleFormat: a newer release wrote it.
+        """
+        wait = self._wait(min_version, timeout_s)
+        while (found := wait.look()) is None:
+            time.sleep(wait.pause_s())
+        return self._awaited(found)
+
+    async def wait_published_async(self, min_version: int, timeout_s: float) -> Publication:
+        """Do the same on an event loop, without blocking it; see `wait_published`."""
+        wait = self._wait(min_version, timeout_s)
+        while (found := await asyncio.to_thread(wait.look)) is None:  # noqa: ASYNC110 - of files
+            await asyncio.sleep(wait.pause_s())
+        return self._awaited(found)
+
+    def _awaited(self, manifest: Manifest) -> Publication:
+        found = Publication(self._steps, self.root, manifest)
+        return found.or_newer(lambda: self.wait_published(manifest.step, 0.0))
+
+    def _wait(self, min_version: int, timeout_s: float) -> PublishedWait:
+        return PublishedWait(self._steps, self.run_id, self._watch, min_version, timeout_s)
 
     def best(self, metric: str, *, mode: str = "min") -> Step | None:
         """Return the committed step with the best value of a metric, or None where no step has it.
@@ -278,7 +172,7 @@ def open_run(root: str | os.PathLike[str]) -> Run:
 
 
 def open_step(path: str | os.PathLike[str]) -> Step:
-    """Open the folder of one step for reading, wherever it was copied to and under any name.
+    """Open the folder of one step, or publication, wherever it was copied to, under any name.
 
     Args:
         path: of the folder.
@@ -290,4 +184,6 @@ def open_step(path: str | os.PathLike[str]) -> Step:
     """
     steps, manifest, key = open_step_folder(path)
     place = locate_root(path)
-    return Step(steps, os.path.dirname(place) if key else place, manifest, key=key)
+    root = place[: -len(key) - 1] if key else place
+    kind = Publication if manifest.area is Area.PUBLISHED else Step
+    return kind(steps, root, manifest, key=key)

@@ -1,4 +1,4 @@
-"""One save on the caller's thread: capture, agree on the cut, and let the writer go on behind.
+"""One save or publication on the caller's thread: capture, agree on the cut, then write behind.
 
 Invariant: a failure before the order to write, or in an engine after it, is told to the others; any
 later failure goes through the writer, which reports it.
@@ -6,10 +6,11 @@ later failure goes through the writer, which reports it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
+from stepseal.layout import Area
 from stepseal.protocol import Captured
 from stepseal.session._comparing import answer_with, warn_left_out
 from stepseal.session._engines import engines_of, run_engines
@@ -25,7 +26,7 @@ from stepseal.session._saving import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from stepseal.components import Registry, Topology
+    from stepseal.components import Component, Registry, ReplicaRule, Topology
     from stepseal.session._annotations import Annotations
     from stepseal.session._inflight import InFlight
     from stepseal.session._wiring import Wiring
@@ -35,20 +36,22 @@ __all__ = ["SaveCall", "begin_save"]
 
 @dataclass(frozen=True, slots=True)
 class SaveCall:
-    """What a call of `save` asks for, checked."""
+    """What a call of `save` or `publish` asks for, checked."""
 
     call: int
     step: int
     mode: Literal["async", "sync", "behind"]
     """`behind` returns once all is captured, and waits for the order to write on the writer's
     thread, except for engines."""
-    path: str
-    """Folder of the step once it is committed."""
+    root: str
     notes: Annotations
     settle: Callable[[], None]
     """Waits for the save in flight, in mode `sync`."""
     fresh: Mapping[str, Mapping[str, object]]
     """Component that began anew in this life to what is recorded of it."""
+    publish: tuple[str, ...] = ()
+    """Components that are published, with `step` as the version; none for a step of all. Others may
+    hold some of them."""
 
 
 def begin_save(
@@ -60,18 +63,20 @@ def begin_save(
         CheckpointError: see `Checkpointer.save`.
     """
     driver, steps, step = wiring.driver, wiring.steps, asked.step
-    call = asked.call
-    is_sync = asked.mode == "sync" or registry.waits_for_files(topology)
+    call, publish = asked.call, asked.publish
+    area = Area.PUBLISHED if publish else Area.STEPS
+    chosen, rules = _chosen(registry, publish)
+    names = [one.name for one in chosen]
+    is_sync = asked.mode == "sync" or registry.waits_for_files(topology, names)
     staging = None if is_sync else flight.staging()
-    with tell_failure(driver, steps, call, step), collection_paused():
-        registry.ask_sharings(topology)
-        captured = capture_all(
-            registry.components(), topology, staging, step, rules=registry.rules()
-        )
+    with tell_failure(driver, steps, call, step, area), collection_paused():
+        registry.ask_sharings(topology, names)
+        captured = capture_all(chosen, topology, staging, step, rules=rules, area=area)
     components, notes = reports_of(captured, asked.fresh), asked.notes
-    driver.send_captured(Captured(call, step, components, notes.cut, notes.metrics, notes.tags))
-    pending = PendingSave(call, step, asked.path, driver, steps)
-    engines = engines_of(registry.components())
+    told = (notes.cut, notes.metrics, notes.tags)
+    driver.send_captured(Captured(call, step, components, *told, publish=bool(publish)))
+    pending = PendingSave(call, step, asked.root, driver, steps, area)
+    engines = engines_of(chosen)
     share = (topology.rank, topology.world_size)
     if asked.mode == "behind" and not engines:
         writer = PartWriter(captured, call, step, driver, steps, share)
@@ -80,13 +85,13 @@ def begin_save(
     write = driver.wait_write(call, answer_with(captured))
     if write is None:
         pending.wait()
-        raise errors.InternalError(f"save of step {step}: ended without an order to write")
+        raise errors.InternalError(f"{area.title(step)}: ended without an order to write")
     warn_left_out(step, write.left_out)
     if engines:
         run_engines(engines, write, step, topology, wiring)
         if not driver.wait_inventory(call):
             pending.wait()
-            raise errors.InternalError(f"save of step {step}: ended without an inventory")
+            raise errors.InternalError(f"{area.title(step)}: ended without an inventory")
     writer = PartWriter(captured, write, step, driver, steps, share)
     try:
         flight.start(pending, writer, reads_live=is_sync)
@@ -96,3 +101,14 @@ def begin_save(
         flight.thaw()  # however the wait ended: the caller's memory is its own again
         raise
     return pending
+
+
+def _chosen(
+    registry: Registry, publish: tuple[str, ...]
+) -> tuple[list[Component], Mapping[str, ReplicaRule]]:
+    """Return what is saved here, and how it is compared; nothing that is published is optional."""
+    components, rules = registry.components(), registry.rules()
+    if not publish:
+        return list(components), rules
+    chosen = [one for one in components if one.name in publish]
+    return chosen, {one.name: replace(rules[one.name], required=True) for one in chosen}

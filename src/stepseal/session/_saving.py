@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import CapturedComponent, RNGComponent, Sharing, capture
 from stepseal.errors import CheckpointError, ParticipantFailed, StorageUnavailable
-from stepseal.layout import Division, PartContents
+from stepseal.layout import Area, Division, PartContents
 from stepseal.protocol import ComponentReport, PartReport, failure_of, resolve_save
 from stepseal.session._comparing import Staged, answer_with, left_out, told_digests, warn_left_out
+from stepseal.steps import parse_folder
 from stepseal.transfer import write_part
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def capture_all(
     *,
     rules: Mapping[str, ReplicaRule],
     digests: bool = True,
+    area: Area = Area.STEPS,
 ) -> tuple[CapturedComponent, ...]:
     """Capture every component at one cut, in the order in which they were added, the RNG last.
 
@@ -84,6 +86,7 @@ def capture_all(
         step: number of the step, for messages.
         rules: component to how it is compared with what others hold.
         digests: False captures the same, but digests nothing.
+        area: whether it is for a step or for a publication, for messages.
 
     Raises:
         CheckpointError: from a component, as it is.
@@ -103,7 +106,7 @@ def capture_all(
                 raise
             text = f"component {component.name} raised {type(error).__name__}: {error}"
             raise ParticipantFailed(
-                f"save of step {step}: {topology.me}: {text}. Nothing was committed; older steps "
+                f"{area.title(step)}: {topology.me}: {text}. Nothing was committed; older steps "
                 "are untouched.",
                 step=step,
                 component=component.name,
@@ -152,17 +155,18 @@ def reports_of(
 
 @contextlib.contextmanager
 def tell_failure(
-    driver: ParticipantDriver, steps: StepStore, call: int, step: int
+    driver: ParticipantDriver, steps: StepStore, call: int, step: int, area: Area = Area.STEPS
 ) -> Iterator[None]:
     """Tell the coordinator what fails inside, so that the others need not wait for the deadline."""
+    publish = area is Area.PUBLISHED
     try:
         yield
     except CheckpointError as error:
-        driver.send_failed(call, step, "capture", error)
+        driver.send_failed(call, step, "capture", error, publish=publish)
         _await_abort(driver, steps, call, step)
         raise
     except BaseException as error:  # interrupted
-        driver.send_failed(call, step, "capture", error)
+        driver.send_failed(call, step, "capture", error, publish=publish)
         raise
 
 
@@ -182,8 +186,10 @@ def require_same_root(steps: StepStore, driver: ParticipantDriver, write: Write,
     key = write.staging
     found = steps.find_nonce(key)
     if found != write.nonce:
+        name = parse_folder(key, None)
+        what = (Area.STEPS if name is None else name.area).title(step)
         raise StorageUnavailable(
-            f"save of step {step}: {driver.participant} does not see the coordinator's root: "
+            f"{what}: {driver.participant} does not see the coordinator's root: "
             f"expected the nonce of this attempt in {key}, found {found or 'nothing'}. Is the root "
             "on storage shared by all hosts?",
             step=step,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from stepseal.components import Registry, ReplicaRule, as_patterns
 from stepseal.errors import InvalidInput
-from stepseal.layout import step_name
 from stepseal.session._policies import Policies, check_policy
 from stepseal.session._progress import Progress
 from stepseal.session._restoring import RestorePart
@@ -90,11 +89,22 @@ class Share:
         root: str,
         mode: Literal["async", "sync", "behind"],
         notes: Annotations,
+        publish: tuple[str, ...] = (),
     ) -> PendingSave:
-        """Capture all components and let the writer go on; see `begin_save`."""
+        """Capture all components, or those to publish, and let the writer go on; see `begin_save`.
+
+        Args:
+            wiring: connections.
+            call: number of the call.
+            step: number of the step, or version of the publication.
+            root: absolute path of the root.
+            mode: see `SaveCall`.
+            notes: facts for the manifest.
+            publish: components that are published; none for a step of all.
+        """
         self.progress.started = True
-        path, fresh = f"{root}/{step_name(step)}", self.progress.fresh
-        asked = SaveCall(call, step, mode, path, notes, self.settle, fresh)
+        fresh = self.progress.fresh
+        asked = SaveCall(call, step, mode, root, notes, self.settle, fresh, publish)
         return begin_save(wiring, self.registry, self.topology, self.flight, asked)
 
     def targets(self, choice: Choice) -> Targets:

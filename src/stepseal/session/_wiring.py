@@ -59,6 +59,8 @@ class JobOptions:
     """Called with each commit."""
     gates: tuple[Gate, ...] = ()
     """What writers save by themselves."""
+    publish_keep: int = 2
+    """How many publications stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,9 @@ def coordinate(
         hub=hub,
         deadlines=limits,
         job=JobInfo(versions),
-        housekeep=Housekeeper(steps.removal(), options.retention, inspect),
+        housekeep=Housekeeper(
+            steps.removal(), options.retention, inspect, publish_keep=options.publish_keep
+        ),
         announce=Announcer(options.on_commit, steps.storage, limits.close_s),
         gates=options.gates,
     )

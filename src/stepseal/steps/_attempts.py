@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt, IncompatibleFormat, StorageUnavailable
-from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest, step_name
+from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, Area, decode_manifest
 from stepseal.steps._folders import FolderName, parse_folder
 from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.storage import KeyExists, KeyNotFound, create_durable, read_bytes, remove_tree
@@ -40,7 +40,9 @@ class AttemptFolder:
     """Content of the nonce file; a participant that reads it sees the same root."""
 
 
-def begin(storage: Storage, step: int, incarnation: int, attempt: str) -> AttemptFolder:
+def begin(
+    storage: Storage, step: int, incarnation: int, attempt: str, area: Area = Area.STEPS
+) -> AttemptFolder:
     """Make an attempt's staging folder, with a nonce that participants use to recognise the root.
 
     Raises:
@@ -49,7 +51,7 @@ def begin(storage: Storage, step: int, incarnation: int, attempt: str) -> Attemp
 
     Durability: the folder's name is durable; the nonce need not be.
     """
-    key = f"{STAGING}/{FolderName(step, incarnation, attempt)}"
+    key = f"{STAGING}/{FolderName(step, incarnation, attempt, area=area)}"
     nonce = secrets.token_hex(16)
     try:
         storage.make_dir(key)
@@ -134,7 +136,7 @@ def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
     failures: list[StorageUnavailable] = []
     removed = []
     for entry in storage.list_dir(STAGING):
-        name = parse_folder(entry.name)
+        name = parse_folder(entry.name, None)
         if name is None or name.moved_at_s is not None or name.incarnation >= incarnation:
             continue
         if entry.kind != "directory":
@@ -145,7 +147,7 @@ def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
         except StorageUnavailable as error:
             failures.append(error)
     for entry in storage.list_dir(TRASH):
-        name = parse_folder(entry.name)
+        name = parse_folder(entry.name, None)
         if name is None or name.moved_at_s is None or name.fate or name.incarnation > incarnation:
             continue
         try:
@@ -159,11 +161,11 @@ def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
 
 def _delete(storage: Storage, trash: str) -> None:
     """Delete a folder in the trash, unless it is a step that the named attempt superseded."""
-    name = parse_folder(trash)
+    name = parse_folder(trash, None)
     assert name is not None
     held = attempt_at(storage, trash)
     if held is None:  # no sound manifest: abandoned early, or a damaged step that was superseded
-        superseded = attempt_at(storage, step_name(name.step)) == name.attempt
+        superseded = attempt_at(storage, name.place) == name.attempt
     else:
         superseded = held != name.attempt
     if superseded:
@@ -175,6 +177,6 @@ def _delete(storage: Storage, trash: str) -> None:
 
 
 def _moved(staging: str) -> FolderName:
-    name = parse_folder(staging)
+    name = parse_folder(staging, None)
     assert name is not None
     return name.moved(time.time())

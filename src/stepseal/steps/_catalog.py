@@ -1,4 +1,4 @@
-"""Reads the contents of a root: its format marker and its steps, with their problems; read-only.
+"""Reads the contents of a root: its format marker and its commits, with their problems; read-only.
 
 Discovery uses only canonical step names and manifests. A folder without a manifest, an index file
 or `latest` does not make a step.
@@ -25,12 +25,12 @@ from stepseal.layout import (
     MANIFEST,
     MARKER,
     MAX_MANIFEST_BYTES,
+    Area,
     Manifest,
     StepRef,
     decode_manifest,
     manifest_digest,
     parse_step_name,
-    step_name,
     unseal,
 )
 from stepseal.storage import KeyNotFound, read_bytes
@@ -59,17 +59,19 @@ _STEP_LIKE = re.compile(r"step|ckpt|checkpoint|iter|epoch|global_step", re.IGNOR
 
 @dataclass(frozen=True, slots=True)
 class StepEntry:
-    """One folder with a canonical step name."""
+    """One folder with the canonical name of a step, or of a publication."""
 
     step: int
     state: Literal["committed", "damaged", "newer", "foreign"]
     """`damaged`: stepseal wrote it, but its manifest is missing, unreadable or not its own.
     `newer`: a newer format version wrote it; nothing more is known.
-    `foreign`: another library or another run wrote it (for another run, `manifest` is set)."""
+    `foreign`: another library or another run wrote it (for another run, `manifest` is set), or it
+    was moved here from the other area."""
     problem: str = ""
     """Why it is not `committed`."""
     manifest: Manifest | None = None
     manifest_sha256: str = ""
+    area: Area = Area.STEPS
 
     @property
     def is_commit(self) -> bool:
@@ -78,8 +80,8 @@ class StepEntry:
 
     @property
     def name(self) -> str:
-        """Folder name."""
-        return step_name(self.step)
+        """Key of the folder."""
+        return self.area.key(self.step)
 
     def ref(self) -> StepRef:
         """Return the reference that a later step uses to name this one as its parent."""
@@ -167,38 +169,44 @@ def _unmarked(root: str, commits: Sequence[StepEntry]) -> CheckpointError:
     )
 
 
-def read_step(storage: Storage, step: int, run_id: str | None) -> StepEntry:
+def read_step(
+    storage: Storage, step: int, run_id: str | None, area: Area = Area.STEPS
+) -> StepEntry:
     """Return what the folder of a step holds; damage is reported in the entry, not raised.
 
     Args:
         storage: the root.
-        step: step number.
+        step: step number, or version.
         run_id: run that the manifest must name; None accepts any.
+        area: where it lies.
 
     Raises:
         StepNotFound: there is no folder of that name.
         StorageUnavailable: the storage refused to read it.
     """
-    name = step_name(step)
+    name = area.key(step)
     try:
-        return read_folder(storage, name, step, run_id)
+        return read_folder(storage, name, step, run_id, area)
     except KeyNotFound as error:
         raise StepNotFound(
-            f"step {step}: expected {name} in this root, found no such entry. "
-            "`stepseal ls` lists the steps of the root.",
+            f"{area.noun} {step}: expected {name} in this root, found no such entry. "
+            "`stepseal ls` lists the contents of the root.",
             step=step,
             path=name,
         ) from error
 
 
-def read_folder(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
+def read_folder(
+    storage: Storage, key: str, step: int, run_id: str | None, area: Area = Area.STEPS
+) -> StepEntry:
     """Return what a folder holds that is, or was, at the final name of a step.
 
     Args:
         storage: the root.
         key: the folder.
-        step: step number that the manifest must name.
+        step: step number, or version, that the manifest must name.
         run_id: run that the manifest must name; None accepts any.
+        area: where the folder is, or was.
 
     Raises:
         KeyNotFound: there is no folder of that name.
@@ -206,52 +214,61 @@ def read_folder(storage: Storage, key: str, step: int, run_id: str | None) -> St
     """
     entry = storage.stat(key)
     if entry.kind != "directory":
-        return StepEntry(step, "foreign", f"expected a directory, found a {entry.kind}")
+        problem = f"expected a directory, found a {entry.kind}"
+        return StepEntry(step, "foreign", problem, area=area)
     try:
-        return _judge_file(storage, key, step, run_id)
+        return _judge_file(storage, key, step, run_id, area)
     except KeyNotFound:
-        return _without_manifest(storage, key, step, run_id)
+        return _without_manifest(storage, key, step, run_id, area)
 
 
-def _without_manifest(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
+def _without_manifest(
+    storage: Storage, key: str, step: int, run_id: str | None, area: Area
+) -> StepEntry:
     try:
         ours = storage.stat(f"{key}/parts").kind == "directory"
     except KeyNotFound:
         storage.stat(key)  # raises if the folder was moved away meanwhile
         ours = False
     except Corrupt as error:  # the folder was swapped for something else meanwhile
-        return StepEntry(step, "foreign", str(error))
+        return StepEntry(step, "foreign", str(error), area=area)
     if not ours:
-        return StepEntry(step, "foreign", "not written by stepseal (no manifest, no parts)")
+        problem = "not written by stepseal (no manifest, no parts)"
+        return StepEntry(step, "foreign", problem, area=area)
     with suppress(KeyNotFound):  # a prune may have moved the folder away and back meanwhile
-        return _judge_file(storage, key, step, run_id)
-    return StepEntry(step, "damaged", f"{MANIFEST} is missing")
+        return _judge_file(storage, key, step, run_id, area)
+    return StepEntry(step, "damaged", f"{MANIFEST} is missing", area=area)
 
 
-def _judge_file(storage: Storage, key: str, step: int, run_id: str | None) -> StepEntry:
+def _judge_file(storage: Storage, key: str, step: int, run_id: str | None, area: Area) -> StepEntry:
     """Judge a folder by its manifest; raise KeyNotFound if it has none."""
     try:
         data = read_bytes(storage, f"{key}/{MANIFEST}", MAX_MANIFEST_BYTES)
     except Corrupt as error:
-        return StepEntry(step, "damaged", str(error))
-    return _judge(step, data, run_id)
+        return StepEntry(step, "damaged", str(error), area=area)
+    return _judge(step, data, run_id, area)
 
 
-def _judge(step: int, data: bytes, run_id: str | None) -> StepEntry:
+def _judge(step: int, data: bytes, run_id: str | None, area: Area) -> StepEntry:
     try:
         manifest = decode_manifest(data)
     except IncompatibleFormat as error:
-        return StepEntry(step, "newer", str(error))
+        return StepEntry(step, "newer", str(error), area=area)
     except CheckpointError as error:
-        return StepEntry(step, "damaged", str(error))
+        return StepEntry(step, "damaged", str(error), area=area)
+    if manifest.kind != area.kind:
+        problem = f"the folder of {manifest.key}, moved or copied here"
+        return StepEntry(step, "foreign", problem, area=area)
     if manifest.step != step:
         problem = (
-            f"{MANIFEST} is of step {manifest.step}: the folder was renamed or the file replaced"
+            f"{MANIFEST} is of {area.noun} {manifest.step}: the folder was renamed or the file "
+            "replaced"
         )
-        return StepEntry(step, "damaged", problem)
+        return StepEntry(step, "damaged", problem, area=area)
     if run_id is not None and manifest.run_id != run_id:
-        return StepEntry(step, "foreign", f"belongs to run {manifest.run_id}", manifest)
-    return StepEntry(step, "committed", "", manifest, manifest_digest(data))
+        problem = f"belongs to run {manifest.run_id}"
+        return StepEntry(step, "foreign", problem, manifest, area=area)
+    return StepEntry(step, "committed", "", manifest, manifest_digest(data), area)
 
 
 def refuse_newer(entry: StepEntry) -> None:
@@ -268,14 +285,22 @@ def refuse_newer(entry: StepEntry) -> None:
         )
 
 
-def step_numbers(storage: Storage) -> list[int]:
-    """Return the number of every entry with a canonical step name, ascending; reads no manifest."""
-    found = (parse_step_name(entry.name) for entry in storage.list_dir(""))
+def step_numbers(storage: Storage, area: Area = Area.STEPS) -> list[int]:
+    """Return the number of every entry with a canonical name, ascending; reads no manifest."""
+    try:
+        entries = storage.list_dir(area.folder)
+    except (KeyNotFound, Corrupt):
+        if not area.folder:
+            raise
+        return []  # nothing was published, whatever has the name of the folder
+    found = (area.parse(entry.name) for entry in entries)
     return sorted(step for step in found if step is not None)
 
 
-def list_steps(storage: Storage, run_id: str | None = None) -> tuple[StepEntry, ...]:
-    """Return every entry with a canonical step name, in step order.
+def list_steps(
+    storage: Storage, run_id: str | None = None, area: Area = Area.STEPS
+) -> tuple[StepEntry, ...]:
+    """Return every entry with a canonical name, in the order of their numbers.
 
     If a listed step vanishes, the root is listed again: a prune removed it because of a newer step,
     which the first listing may lack. So a root with steps never looks empty.
@@ -283,13 +308,15 @@ def list_steps(storage: Storage, run_id: str | None = None) -> tuple[StepEntry, 
     Args:
         storage: the root.
         run_id: run that the manifests must name; None accepts any.
+        area: which ones.
 
     Raises:
         StorageUnavailable: the storage refused to list or read, or steps vanished on each try.
     """
     for _ in range(_LOOKS):
         with suppress(StepNotFound):  # removed between the listing and the look
-            return tuple(read_step(storage, step, run_id) for step in step_numbers(storage))
+            numbers = step_numbers(storage, area)
+            return tuple(read_step(storage, step, run_id, area) for step in numbers)
     raise StorageUnavailable(
         f"root: in each of {_LOOKS} tries, a step vanished after it was listed. Is another process "
         "moving step folders away? Wait until it ends, and try again."

@@ -28,6 +28,7 @@ __all__ = [
     "Doubt",
     "check_current",
     "claim",
+    "highest_claim",
     "in_lineage",
     "left_lineage_at",
     "lineage_doubt",
@@ -66,6 +67,11 @@ def newest_claim(storage: Storage) -> ClaimRecord | None:
     """Return the claim that owns the root, None if there is none; reads one record."""
     numbers = _numbers(storage)
     return _read_claim(storage, numbers[-1]) if numbers else None
+
+
+def highest_claim(storage: Storage) -> int:
+    """Return the incarnation that owns the root, 0 if there is none; reads no record."""
+    return max(_numbers(storage), default=0)
 
 
 def _numbers(storage: Storage) -> list[int]:
@@ -180,7 +186,7 @@ def check_current(storage: Storage, incarnation: int) -> None:
     Raises:
         NotCurrent: a newer incarnation owns the root; `found` is its number.
     """
-    highest = max(_numbers(storage), default=0)
+    highest = highest_claim(storage)
     if highest == incarnation:
         return
     if highest > incarnation:

@@ -1,4 +1,4 @@
-"""A step folder that was copied out of its root: whole by itself, and read without a root.
+"""A step folder (or a publication) that was copied out of its root: read without a root.
 
 All that a reader needs is in the folder. Nobody prunes a copy, so that it needs no lease.
 """
@@ -13,9 +13,9 @@ from stepseal.layout import (
     MANIFEST,
     MARKER,
     MAX_MANIFEST_BYTES,
+    Area,
     decode_manifest,
     manifest_digest,
-    step_name,
 )
 from stepseal.steps._catalog import StepEntry
 from stepseal.steps._open import locate_root, open_store
@@ -67,23 +67,22 @@ class CopiedStep(PosixSteps):
             ) from error
         self.manifest = decode_manifest(data)
         found = manifest_digest(data)
-        self._entry = StepEntry(
-            self.manifest.step, "committed", manifest=self.manifest, manifest_sha256=found
-        )
+        manifest = self.manifest
+        self._entry = StepEntry(manifest.step, "committed", "", manifest, found, manifest.area)
 
     def run_id(self) -> str:
         """Return the run that the step belongs to."""
         return self.manifest.run_id
 
-    def entries(self, run_id: str | None = None) -> tuple[StepEntry, ...]:
-        """Return the one step."""
-        return (self._entry,)
+    def entries(self, run_id: str | None = None, area: Area = Area.STEPS) -> tuple[StepEntry, ...]:
+        """Return the one step, or publication."""
+        return (self._entry,) if area is self.manifest.area else ()
 
-    def entry(self, step: int, run_id: str | None = None) -> StepEntry:
+    def entry(self, step: int, run_id: str | None = None, area: Area = Area.STEPS) -> StepEntry:
         """Return the step if it has this number; StepNotFound otherwise."""
-        if step != self.manifest.step:
+        if step != self.manifest.step or area is not self.manifest.area:
             raise StepNotFound(
-                f"step {step}: expected a root, found the folder of step {self.manifest.step} "
+                f"{area.noun} {step}: expected a root, found the folder of {self._entry.name} "
                 "alone.",
                 step=step,
             )
@@ -120,12 +119,13 @@ def open_step_folder(path: str | os.PathLike[str]) -> tuple[PosixSteps, Manifest
         copied = CopiedStep(open_store(place).storage, place)
     except RootNotFound as error:
         raise StepNotFound(f"{place}: no such folder.", path=place) from error
-    parent, name = os.path.split(place)
-    if name == step_name(copied.manifest.step):
+    manifest = copied.manifest
+    key = manifest.key
+    if place.endswith(f"{os.sep}{key.replace('/', os.sep)}"):
         try:
-            steps = open_store(parent)
-            if steps.run_id() == copied.manifest.run_id:
-                return steps, copied.manifest, name
+            steps = open_store(place[: -len(key) - 1] or os.sep)
+            if steps.run_id() == manifest.run_id:
+                return steps, manifest, key
         except CheckpointError:  # no root, or none that can say anything about the folder
             pass
-    return copied, copied.manifest, ""
+    return copied, manifest, ""

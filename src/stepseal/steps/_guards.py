@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from stepseal.layout import Area
 from stepseal.steps._claims import newest_claim
 from stepseal.steps._leases import read_leases
 from stepseal.steps._pins import read_pins
@@ -39,8 +40,8 @@ class Guards:
         return tuple(found)
 
 
-def read_guards(storage: Storage, now_s: float) -> Guards:
-    """Read everything that protects steps now.
+def read_guards(storage: Storage, now_s: float, area: Area = Area.STEPS) -> Guards:
+    """Read everything that protects steps now; publications are protected by leases alone.
 
     Claims are read last. A restore holds a lease on its step until its claim names the step, so
     this function always sees one of the two.
@@ -48,11 +49,14 @@ def read_guards(storage: Storage, now_s: float) -> Guards:
     Args:
         storage: the root.
         now_s: Unix time; leases that expired before are ignored.
+        area: what they protect.
 
     Raises:
         StorageUnavailable: the guards cannot be read; then nothing may be removed.
     """
-    leased = read_leases(storage, now_s)
+    leased = read_leases(storage, now_s, area)
+    if area is not Area.STEPS:
+        return Guards(leased=leased)
     pinned = read_pins(storage)
     claim = newest_claim(storage)
     parent = None if claim is None else claim.parent

@@ -14,6 +14,7 @@ from stepseal.errors import Corrupt, IncompatibleFormat, StorageUnavailable
 from stepseal.layout import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    Area,
     decode_manifest,
     manifest_digest,
     step_name,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["hidden_commits", "find_pruned", "put_back_pruned", "put_back_resumable"]
 
 
-def find_pruned(storage: Storage, step: int, attempt: str) -> str | None:
+def find_pruned(storage: Storage, step: int, attempt: str, area: Area = Area.STEPS) -> str | None:
     """Return the key of a whole attempt that a prune moved to the trash, or None.
 
     The folder may have the name of another attempt: the one that the prune intended to move.
@@ -47,7 +48,7 @@ def find_pruned(storage: Storage, step: int, attempt: str) -> str | None:
     Raises:
         StorageUnavailable: the trash cannot be read.
     """
-    for name in _pruned(storage):
+    for name in _pruned(storage, area):
         key = f"{TRASH}/{name}"
         if name.step == step and attempt_at(storage, key) == attempt:
             return key
@@ -157,17 +158,17 @@ def _put_back(storage: Storage, name: FolderName) -> bool:
     return True
 
 
-def _pruned(storage: Storage) -> list[FolderName]:
-    return [name for name in _names(storage, TRASH) if name.fate == ".pruned"]
+def _pruned(storage: Storage, area: Area = Area.STEPS) -> list[FolderName]:
+    return [name for name in _names(storage, TRASH, area) if name.fate == ".pruned"]
 
 
-def _names(storage: Storage, area: str) -> list[FolderName]:
-    """Return the names of the folders that stepseal moved to an area."""
+def _names(storage: Storage, place: str, area: Area = Area.STEPS) -> list[FolderName]:
+    """Return the names of the folders that stepseal moved from an area to a place."""
     try:
-        entries = storage.list_dir(area)
+        entries = storage.list_dir(place)
     except KeyNotFound:
         return []
-    return [n for e in entries if (n := parse_folder(e.name)) and n.moved_at_s is not None]
+    return [n for e in entries if (n := parse_folder(e.name, area)) and n.moved_at_s is not None]
 
 
 def _is_commit(storage: Storage, key: str, step: int) -> bool:

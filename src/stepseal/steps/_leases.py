@@ -1,4 +1,4 @@
-"""Leases: they protect steps from pruning while they are being read.
+"""Leases: they protect steps and publications from pruning while they are being read.
 
 A lease is a file; its name holds the step, the expiry and the holder. A reader takes the lease
 first and checks that the step is there second. A prune moves the step first and reads the leases
@@ -12,11 +12,11 @@ import os
 import re
 import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from stepseal.errors import StorageUnavailable
-from stepseal.layout import CONTROL, seal, step_name
+from stepseal.layout import CONTROL, Area, seal
 from stepseal.storage import KeyNotFound
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ LEASES = f"{CONTROL}/leases"
 """One file per reader."""
 SKEW_S = 60
 """Seconds for which a lease protects a step after its expiry, because clocks differ."""
-_NAME = re.compile(r"step-(0|[1-9][0-9]{0,15})\.([0-9a-f]{8})\.([0-9a-f]{16})\.json")
+_NAME = re.compile(r"(step-|v-)(0|[1-9][0-9]{0,15})\.([0-9a-f]{8})\.([0-9a-f]{16})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +41,26 @@ class Lease:
     """Unix time by the holder's clock."""
     holder: str
     """16 random hex digits."""
+    area: Area = Area.STEPS
 
     @property
     def key(self) -> str:
         """Key of the lease file."""
-        return f"{LEASES}/{step_name(self.step)}.{self.expires_at_s:08x}.{self.holder}.json"
+        name = self.area.folder_name(self.step)
+        return f"{LEASES}/{name}.{self.expires_at_s:08x}.{self.holder}.json"
 
 
-def take_lease(storage: Storage, step: int, *, ttl_s: float, now_s: float) -> Lease:
+def take_lease(
+    storage: Storage, step: int, *, ttl_s: float, now_s: float, area: Area = Area.STEPS
+) -> Lease:
     """Protect a step while it is being read; the caller must then check that the step is there.
 
     Args:
         storage: the root.
-        step: number of the step.
+        step: number of the step, or version of the publication.
         ttl_s: seconds after which the lease expires.
         now_s: Unix time.
+        area: where it lies.
 
     Raises:
         KeyNotFound: the root has no folder for leases.
@@ -63,8 +68,8 @@ def take_lease(storage: Storage, step: int, *, ttl_s: float, now_s: float) -> Le
 
     Durability: none; a reader does not survive a power loss of its host either.
     """
-    lease = Lease(step, int(now_s + ttl_s) + 1, secrets.token_hex(8))
-    body = {"step": step, "host": socket.gethostname(), "pid": os.getpid()}
+    lease = Lease(step, int(now_s + ttl_s) + 1, secrets.token_hex(8), area)
+    body = {area.noun: step, "host": socket.gethostname(), "pid": os.getpid()}
     handle = storage.create_file(lease.key)
     try:
         with handle:
@@ -86,7 +91,7 @@ def renew_lease(storage: Storage, lease: Lease, *, ttl_s: float, now_s: float) -
         KeyNotFound: the lease expired and was removed.
         StorageUnavailable: the storage refused.
     """
-    renewed = Lease(lease.step, int(now_s + ttl_s) + 1, lease.holder)
+    renewed = replace(lease, expires_at_s=int(now_s + ttl_s) + 1)
     if renewed != lease:
         storage.rename(lease.key, renewed.key)
     return renewed
@@ -104,11 +109,11 @@ def release_lease(storage: Storage, lease: Lease) -> None:
         return
 
 
-def read_leases(storage: Storage, now_s: float) -> dict[int, int]:
-    """Return the leased steps with their latest expiry."""
+def read_leases(storage: Storage, now_s: float, area: Area = Area.STEPS) -> dict[int, int]:
+    """Return the leased steps, or publications, with their latest expiry."""
     leased: dict[int, int] = {}
     for lease in _leases(storage):
-        if lease.expires_at_s + SKEW_S >= now_s:
+        if lease.area is area and lease.expires_at_s + SKEW_S >= now_s:
             leased[lease.step] = max(lease.expires_at_s, leased.get(lease.step, 0))
     return leased
 
@@ -130,4 +135,5 @@ def _leases(storage: Storage) -> list[Lease]:
     except KeyNotFound:
         return []
     matches = (_NAME.fullmatch(entry.name) for entry in entries)
-    return [Lease(int(m[1]), int(m[2], 16), m[3]) for m in matches if m]
+    areas = {area.prefix: area for area in Area}
+    return [Lease(int(m[2]), int(m[3], 16), m[4], areas[m[1]]) for m in matches if m]

@@ -11,10 +11,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stepseal.errors import CheckpointError, NotRestored, StorageUnavailable
-from stepseal.layout import LATEST, step_name
+from stepseal.errors import CheckpointError, NotRestored, StepExists, StorageUnavailable
+from stepseal.layout import LATEST, Area, step_name
 from stepseal.steps._attempts import attempt_at, begin, discard
-from stepseal.steps._catalog import list_steps, read_step
+from stepseal.steps._catalog import list_steps, read_step, step_numbers
 from stepseal.steps._claims import check_current, claim
 from stepseal.steps._durability import durability_of
 from stepseal.steps._foreign import offer_foreign, warn_of_foreign
@@ -24,7 +24,8 @@ from stepseal.steps._leases import Lease, release_lease, take_lease
 from stepseal.steps._publish import check_place, publish
 from stepseal.steps._roots import initialise_root
 from stepseal.steps._select import Selection, highest_incarnation, select
-from stepseal.storage import replace_durable
+from stepseal.steps._writers import WritingLife
+from stepseal.storage import make_dirs, replace_durable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -81,6 +82,7 @@ class OwnedSteps:
         self._lease_s = lease_s
         self._clock = clock
         self._lease: Lease | None = None
+        self._writing = WritingLife(storage)
         self.run_id = initialise_root(storage)
         self.durability = durability_of(storage)
 
@@ -134,6 +136,29 @@ class OwnedSteps:
         check_current(self._storage, incarnation)
         check_place(self._storage, step, self.run_id)
         return begin(self._storage, step, incarnation, attempt)
+
+    def begin_publication(self, version: int, incarnation: int, attempt: str) -> AttemptFolder:
+        """Make the folder of a new attempt to publish; see `CoordinatorSteps`."""
+        check_current(self._storage, incarnation)
+        newest = max(step_numbers(self._storage, Area.PUBLISHED), default=-1)
+        if version <= newest:
+            raise StepExists(
+                f"{Area.PUBLISHED.title(version)}: expected a version above {newest}, as "
+                f"{Area.PUBLISHED.key(newest)} exists: versions only grow, in all lives of the "
+                f"job. Publish version {newest + 1} or a higher one.",
+                step=version,
+                path=Area.PUBLISHED.key(newest),
+                expected=f"> {newest}",
+                found=version,
+            )
+        make_dirs(self._storage, Area.PUBLISHED.folder)
+        self._writing.start(incarnation)
+        return begin(self._storage, version, incarnation, attempt, Area.PUBLISHED)
+
+    def close(self) -> None:
+        """End what shows that this life publishes, and the lease; see `CoordinatorSteps`."""
+        self.release()
+        self._writing.close()
 
     def publish(
         self, attempt_key: str, draft: Manifest, *, deadline_passed: Callable[[], bool]

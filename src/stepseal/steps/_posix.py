@@ -5,14 +5,22 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from stepseal.layout import Area
 from stepseal.steps._attempts import NONCE
-from stepseal.steps._catalog import list_foreign, list_steps, read_marker, read_step
+from stepseal.steps._catalog import (
+    list_foreign,
+    list_steps,
+    read_marker,
+    read_step,
+    step_numbers,
+)
 from stepseal.steps._claims import lineage_limits, read_claims
 from stepseal.steps._owned import OwnedSteps
 from stepseal.steps._pins import Pins
 from stepseal.steps._reading import Reading
 from stepseal.steps._removal import Removal
 from stepseal.steps._resolve import resolve_attempt
+from stepseal.steps._writers import WriterWatch
 from stepseal.storage import KeyNotFound, read_bytes
 
 if TYPE_CHECKING:
@@ -58,13 +66,21 @@ class PosixSteps:
         """Return the id of the run that the root belongs to; see `StepStore`."""
         return read_marker(self.storage, self._root)
 
-    def entries(self, run_id: str | None = None) -> tuple[StepEntry, ...]:
-        """Return every folder with a step's name, ascending; see `StepStore`."""
-        return list_steps(self.storage, run_id)
+    def entries(self, run_id: str | None = None, area: Area = Area.STEPS) -> tuple[StepEntry, ...]:
+        """Return every folder with a canonical name, ascending; see `StepStore`."""
+        return list_steps(self.storage, run_id, area)
 
-    def entry(self, step: int, run_id: str | None = None) -> StepEntry:
-        """Return the entry of one step; see `StepStore`."""
-        return read_step(self.storage, step, run_id)
+    def entry(self, step: int, run_id: str | None = None, area: Area = Area.STEPS) -> StepEntry:
+        """Return the entry of one step, or publication; see `StepStore`."""
+        return read_step(self.storage, step, run_id, area)
+
+    def versions(self) -> tuple[int, ...]:
+        """Return the number of every entry with the name of a publication; see `StepStore`."""
+        return tuple(step_numbers(self.storage, Area.PUBLISHED))
+
+    def watch_writer(self) -> WriterWatch:
+        """Return what tells whether the writer of publications lives; see `StepStore`."""
+        return WriterWatch(self.storage)
 
     def foreign(self) -> tuple[str, ...]:
         """Return names that look like checkpoints of other libraries; see `StepStore`."""

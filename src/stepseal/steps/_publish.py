@@ -1,5 +1,7 @@
 """Commits one attempt on POSIX storage, and supersedes an existing step of the same number.
 
+A publication is committed alike, into an area of its own, and supersedes nothing.
+
 Order: check all parts -> write and sync index and manifest -> sync staging -> check that the
 incarnation is current and the deadline not passed -> rename (or exchange) -> sync the root. The
 rename is the commit point. If the file system has no exchange, the existing step is first moved to
@@ -16,7 +18,7 @@ import errno
 from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import CommitTimeout, Corrupt, OutcomeUnknown, StepExists, StorageUnavailable
-from stepseal.layout import MANIFEST, encode_manifest, manifest_digest, step_name
+from stepseal.layout import MANIFEST, Area, encode_manifest, manifest_digest, step_name
 from stepseal.steps._attempts import NONCE, aside_key, attempt_at, put_aside, to_trash
 from stepseal.steps._catalog import read_folder
 from stepseal.steps._claims import check_current, in_lineage, lineage_limits, read_claims
@@ -105,6 +107,7 @@ def publish(
     Durability: on return the step survives power loss if the storage honours sync.
     """
     check_current(storage, draft.incarnation)  # a newer one may have swept staging: report that
+    what = draft.area.title(draft.step)
     storage.remove_file(f"{staging}/{NONCE}")
     try:
         manifest = indexer.write_index(storage, staging, draft)
@@ -115,7 +118,7 @@ def publish(
     if problems:
         check_current(storage, draft.incarnation)
         raise Corrupt(
-            f"save of step {draft.step}: the parts on storage differ from the reported ones: "
+            f"{what}: the parts on storage differ from the reported ones: "
             f"{'; '.join(problems[:5])}. Nothing was committed.",
             step=draft.step,
             path=staging,
@@ -129,7 +132,7 @@ def publish(
         check_current(storage, draft.incarnation)
         if deadline_passed():
             raise CommitTimeout(
-                f"save of step {draft.step}: the coordinator's own work missed the deadline. "
+                f"{what}: the coordinator's own work missed the deadline. "
                 "Nothing was committed; raise Deadlines.commit_s if the storage is this slow.",
                 step=draft.step,
             )
@@ -179,24 +182,27 @@ def _commit(
     storage: Storage, staging: str, manifest: Manifest, last_look: Callable[[], None]
 ) -> None:
     """Commit; `last_look` raises if the commit is not allowed any more."""
-    target = step_name(manifest.step)
+    area = manifest.area
     superseding = False
     last_look()
     try:
-        storage.rename(staging, target)
+        storage.rename(staging, manifest.key)
     except KeyExists:
         superseding = not _is_ours(storage, staging, manifest)
     except StorageUnavailable as error:
         _require_happened(storage, staging, manifest, error)
+    if superseding and area is not Area.STEPS:
+        raise _was_published(manifest)
     if superseding:
         check_place(storage, manifest.step, manifest.run_id)
         last_look()
         superseding = _take_place(storage, staging, manifest, last_look)
     try:
-        storage.sync_dir("")
+        storage.sync_dir(area.folder)
         storage.sync_dir(STAGING)
     except StorageUnavailable as error:
-        raise _unconfirmed(manifest, "it was renamed, but the sync of the root", error) from error
+        place = area.folder or "the root"
+        raise _unconfirmed(manifest, f"it was renamed, but the sync of {place}", error) from error
     if superseding:
         with contextlib.suppress(StorageUnavailable):  # otherwise `sweep` does it
             put_aside(storage, staging)
@@ -284,7 +290,7 @@ def _return_if_good(storage: Storage, aside: str, manifest: Manifest) -> None:
 def _is_ours(storage: Storage, staging: str, manifest: Manifest) -> bool:
     """Return whether our attempt is at the step's final name, even if the rename failed."""
     try:
-        return attempt_at(storage, step_name(manifest.step)) == manifest.attempt
+        return attempt_at(storage, manifest.key) == manifest.attempt
     except StorageUnavailable as error:
         raise _unconfirmed(manifest, f"whether it left {staging}", error) from error
 
@@ -336,10 +342,20 @@ def _check_displaced(storage: Storage, staging: str, manifest: Manifest) -> None
 
 
 def _unconfirmed(manifest: Manifest, what: str, error: StorageUnavailable) -> OutcomeUnknown:
+    noun = manifest.area.noun
     return OutcomeUnknown(
-        f"step {manifest.step}: {what} could not be confirmed: {error} The step may be visible; "
-        "it is not known whether it survives power loss.",
+        f"{noun} {manifest.step}: {what} could not be confirmed: {error} The {noun} may be "
+        "visible; it is not known whether it survives power loss.",
         step=manifest.step,
-        path=step_name(manifest.step),
+        path=manifest.key,
         errno=error.errno,
+    )
+
+
+def _was_published(manifest: Manifest) -> StepExists:
+    return StepExists(
+        f"{manifest.area.title(manifest.step)}: {manifest.key} appeared while this one was "
+        "written. A version is published once. Is another start of the job running? Stop it.",
+        step=manifest.step,
+        path=manifest.key,
     )

@@ -15,7 +15,7 @@ from stepseal.errors import (
     StepNotFound,
     StorageUnavailable,
 )
-from stepseal.layout import step_name
+from stepseal.layout import Area
 from stepseal.steps._attempts import attempt_at
 from stepseal.steps._hidden import find_pruned
 from stepseal.steps._leases import release_lease, renew_lease, take_lease
@@ -68,6 +68,8 @@ class Reading:
     ) -> None:
         self._storage = storage
         self._manifest = manifest
+        self._area = manifest.area
+        self._key = manifest.key
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -82,7 +84,8 @@ class Reading:
     def _take(self) -> Lease | None:
         now_s = self._clock()
         try:
-            lease = take_lease(self._storage, self._manifest.step, ttl_s=_TTL_S, now_s=now_s)
+            step, area = self._manifest.step, self._area
+            lease = take_lease(self._storage, step, ttl_s=_TTL_S, now_s=now_s, area=area)
         except (StorageUnavailable, InvalidInput) as error:  # read-only, full, or shared
             self._go_unleased(error)
             return None
@@ -90,7 +93,7 @@ class Reading:
         return lease
 
     def _go_unleased(self, error: CheckpointError) -> None:
-        name = step_name(self._manifest.step)
+        name = self._key
         _log.info("stepseal: reading %s without a lease, so a prune may remove it: %s", name, error)
 
     def tick(self, *_: object) -> None:
@@ -173,7 +176,8 @@ class Reading:
                 return
             if self._lease is None:
                 break
-            if find_pruned(self._storage, self._manifest.step, self._manifest.attempt) is None:
+            step, attempt = self._manifest.step, self._manifest.attempt
+            if find_pruned(self._storage, step, attempt, self._area) is None:
                 if self._stands():  # it was put back between the two checks
                     return
                 break
@@ -181,19 +185,20 @@ class Reading:
         else:
             why = (
                 f"it was pruned, is in the trash, and was not put back within "
-                f"{_NUM_WAITS * _WAIT_S:g} s; restore(step={self._manifest.step}) may find it there"
+                f"{_NUM_WAITS * _WAIT_S:g} s"
             )
-        name = step_name(self._manifest.step)
+            if self._area is Area.STEPS:
+                why += f"; restore(step={self._manifest.step}) may find it there"
+        name = self._key
         raise StepNotFound(
-            f"step {self._manifest.step}: attempt {self._manifest.attempt} is no longer in "
-            f"{name}: {why}. List the steps again.",
+            f"{self._area.noun} {self._manifest.step}: attempt {self._manifest.attempt} is no "
+            f"longer in {name}: {why}. List the steps again.",
             step=self._manifest.step,
             path=name,
         )
 
     def _stands(self) -> bool:
-        name = step_name(self._manifest.step)
-        return attempt_at(self._storage, name) == self._manifest.attempt
+        return attempt_at(self._storage, self._key) == self._manifest.attempt
 
     def __enter__(self) -> Self:
         self._lease = self._take()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from stepseal.layout import Area
 from stepseal.steps._attempts import sweep
 from stepseal.steps._catalog import list_steps
 from stepseal.steps._claims import INCARNATIONS, read_claims
+from stepseal.steps._folders import parse_folder
 from stepseal.steps._guards import read_guards
 from stepseal.steps._leases import drop_expired
 from stepseal.steps._pins import PINS
 from stepseal.steps._retire import Retirement, reasons_to_go_back
 from stepseal.steps._roots import SUPERSEDED, TRASH
+from stepseal.steps._writers import drop_older
 from stepseal.storage import KeyNotFound, sweep_temporaries
 
 if TYPE_CHECKING:
@@ -43,29 +46,30 @@ class Removal:
         """Return Unix time."""
         return self._clock()
 
-    def entries(self, run_id: str) -> tuple[StepEntry, ...]:
-        """Return every folder with a step's name, ascending."""
-        return list_steps(self._storage, run_id)
+    def entries(self, run_id: str, area: Area = Area.STEPS) -> tuple[StepEntry, ...]:
+        """Return every folder with a canonical name, ascending."""
+        return list_steps(self._storage, run_id, area)
 
     def claims(self) -> tuple[ClaimRecord, ...]:
         """Return all claims, oldest first."""
         return read_claims(self._storage)
 
-    def guards(self) -> Guards:
+    def guards(self, area: Area = Area.STEPS) -> Guards:
         """Return the current guards."""
-        return read_guards(self._storage, self._clock())
+        return read_guards(self._storage, self._clock(), area)
 
     def superseded(self) -> tuple[str, ...]:
         """Return the names of superseded folders."""
         return self._names(SUPERSEDED)
 
-    def trash(self) -> tuple[str, ...]:
-        """Return the names of folders in the trash."""
-        return self._names(TRASH)
+    def trash(self, area: Area = Area.STEPS) -> tuple[str, ...]:
+        """Return the names of folders in the trash that are not of another area."""
+        names = ((name, parse_folder(name, None)) for name in self._names(TRASH))
+        return tuple(name for name, found in names if (found.area if found else Area.STEPS) is area)
 
-    def _names(self, area: str) -> tuple[str, ...]:
+    def _names(self, place: str) -> tuple[str, ...]:
         try:
-            return tuple(entry.name for entry in self._storage.list_dir(area))
+            return tuple(entry.name for entry in self._storage.list_dir(place))
         except KeyNotFound:  # a copied root may lack it
             return ()
 
@@ -92,6 +96,7 @@ class Removal:
             StorageUnavailable: something could not be removed; a later sweep tries again.
         """
         sweep(self._storage, incarnation)
+        drop_older(self._storage, incarnation)
         drop_expired(self._storage, self._clock())
         for key in ("", INCARNATIONS, PINS):
             sweep_temporaries(self._storage, key, now_s=self._clock())

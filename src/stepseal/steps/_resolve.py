@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from stepseal.errors import StepNotFound, StorageUnavailable
+from stepseal.layout import Area
 from stepseal.steps._catalog import read_step
 from stepseal.steps._claims import newest_claim
 from stepseal.steps._folders import parse_folder
@@ -47,35 +48,37 @@ def resolve_attempt(storage: Storage, step: int, attempt: str, staging: str) -> 
     Durability: a committed step is synced again, because the coordinator may have died before it
     synced it.
     """
-    found = _look(storage, step, attempt, staging)
+    name = parse_folder(staging, None)
+    area = Area.STEPS if name is None else name.area
+    found = _look(storage, step, attempt, staging, area)
     if found.state == "committed":
-        storage.sync_dir("")
+        storage.sync_dir(area.folder)
     return found
 
 
-def _look(storage: Storage, step: int, attempt: str, staging: str) -> Resolved:
-    found = _find(storage, step, attempt)
+def _look(storage: Storage, step: int, attempt: str, staging: str, area: Area) -> Resolved:
+    found = _find(storage, step, attempt, area)
     if exists(storage, staging):
         if found is None or _is_replaced(storage, staging):
             return _UNKNOWN
         return found
-    again = _find(storage, step, attempt)
+    again = _find(storage, step, attempt, area)
     if again is not None:
         return again
-    if found is not None or find_pruned(storage, step, attempt) is not None:
+    if found is not None or find_pruned(storage, step, attempt, area) is not None:
         return _UNKNOWN
-    return _find(storage, step, attempt) or Resolved("not committed")  # it may be back by now
+    return _find(storage, step, attempt, area) or Resolved("not committed")  # it may be back by now
 
 
 def _is_replaced(storage: Storage, staging: str) -> bool:
     """Return whether an incarnation newer than the attempt's has claimed the root."""
-    name, claim = parse_folder(staging), newest_claim(storage)
+    name, claim = parse_folder(staging, None), newest_claim(storage)
     return name is None or (claim is not None and claim.incarnation > name.incarnation)
 
 
-def _find(storage: Storage, step: int, attempt: str) -> Resolved | None:
+def _find(storage: Storage, step: int, attempt: str, area: Area) -> Resolved | None:
     try:
-        entry = read_step(storage, step, None)
+        entry = read_step(storage, step, None, area)
     except StepNotFound:
         return None
     if entry.state == "damaged":  # it may be our attempt

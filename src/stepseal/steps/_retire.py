@@ -1,4 +1,4 @@
-"""Removes steps: moves them to the trash first, checks them again second, deletes them last.
+"""Removes steps and publications: moves them to the trash, checks them again, and deletes them.
 
 Invariants:
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.errors import CheckpointError, NotCurrent, StorageUnavailable
-from stepseal.layout import duration_text, step_name
+from stepseal.layout import Area, duration_text
 from stepseal.steps._attempts import attempt_at
 from stepseal.steps._claims import check_current
 from stepseal.steps._folders import FolderName, parse_folder
@@ -38,7 +38,7 @@ __all__ = ["PruneReport", "Retirement", "reasons_to_go_back"]
 
 @dataclass(slots=True)
 class PruneReport:
-    """What a prune did."""
+    """What a prune of steps, or of publications, did; numbers are steps or versions."""
 
     removed: list[int] = field(default_factory=list)
     """Steps that were removed, durably."""
@@ -117,9 +117,9 @@ class Retirement:
         except CheckpointError as error:
             self.report.failures.append(str(error))
 
-    def confirm_commits(self) -> None:
-        """Sync the root, so that newer steps are durable before older ones are removed."""
-        self._sync("")
+    def confirm_commits(self, area: Area = Area.STEPS) -> None:
+        """Sync an area, so that newer commits are durable before older ones are removed."""
+        self._sync(area.folder)
 
     def _sync(self, area: str) -> None:
         """Make the names in a directory durable; a failure ends the prune."""
@@ -138,14 +138,15 @@ class Retirement:
     def remove_step(self, manifest: Manifest) -> None:
         """Move one step to the trash, and delete it unless it turns out to be protected."""
         self._check_current()
-        whose = FolderName(manifest.step, manifest.incarnation, manifest.attempt)
+        area = manifest.area
+        whose = FolderName(manifest.step, manifest.incarnation, manifest.attempt, area=area)
         name = whose.moved(self._clock(), ".pruned")
         try:
-            self._storage.rename(step_name(manifest.step), f"{TRASH}/{name}")
+            self._storage.rename(name.place, f"{TRASH}/{name}")
         except KeyNotFound:
             return  # another process has moved it
         self.report.in_trash[name.step] = "moved into the trash, but not deleted yet"
-        self._sync("")
+        self._sync(area.folder)
         self._sync(TRASH)
         self._finish(name)
 
@@ -178,13 +179,13 @@ class Retirement:
 
     def settle_trashed(self, trashed: str, delete: bool) -> None:
         """Finish an earlier prune of one folder: put it back, or delete it."""
-        name = parse_folder(trashed)
+        name = parse_folder(trashed, None)
         assert name is not None
         if name.fate == ".deleting":
             self._sync(TRASH)  # the process that renamed it may have died before its sync
             self._delete(f"{TRASH}/{name}")
         else:
-            self._sync("")  # the process that moved it may have died before its sync
+            self._sync(name.area.folder)  # the process that moved it may have died before its sync
             try:
                 delete = self._settle(name, delete=delete) and delete
             except KeyNotFound:  # another prune finished it
@@ -216,7 +217,7 @@ class Retirement:
         return True
 
     def _reasons_to_stay(self, name: FolderName) -> str:
-        guards = read_guards(self._storage, self._clock())
+        guards = read_guards(self._storage, self._clock(), name.area)
         return reasons_to_go_back(self._storage, name, guards)
 
     def _check_current(self) -> None:
@@ -230,9 +231,9 @@ class Retirement:
             raise
 
     def _put_back(self, name: FolderName, why: str) -> None:
-        trash, area = f"{TRASH}/{name}", ""
+        trash, area = f"{TRASH}/{name}", name.area.folder
         try:
-            self._storage.rename(trash, step_name(name.step))
+            self._storage.rename(trash, name.place)
         except KeyExists:  # the number was saved again, so this step is superseded
             area = SUPERSEDED
             self._storage.rename(trash, f"{area}/{name.with_fate('')}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from stepseal.layout import Area
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from stepseal.steps._reading import Reading
     from stepseal.steps._resolve import Resolved
     from stepseal.steps._retire import Retirement
+    from stepseal.steps._writers import WriterWatch
     from stepseal.storage import Storage
 
 __all__ = ["ReadSteps", "RemoveSteps", "StepStore"]
@@ -54,20 +57,34 @@ class ReadSteps(Protocol):
         """
         ...
 
-    def entries(self, run_id: str | None = None) -> tuple[StepEntry, ...]:
-        """Return every entry with a step's name, ascending; a root with steps never looks empty.
+    def entries(self, run_id: str | None = None, area: Area = Area.STEPS) -> tuple[StepEntry, ...]:
+        """Return every entry with a canonical name, ascending.
+
+        A root with steps never looks empty.
 
         Args:
             run_id: run that the manifests must name; None accepts any.
+            area: steps, or publications.
         """
         ...
 
-    def entry(self, step: int, run_id: str | None = None) -> StepEntry:
-        """Return the entry of one step; damage is reported in the entry, not raised.
+    def entry(self, step: int, run_id: str | None = None, area: Area = Area.STEPS) -> StepEntry:
+        """Return the entry of one step, or publication; damage is reported in it, not raised.
 
         Raises:
             StepNotFound: the root has no entry of this name.
         """
+        ...
+
+    def versions(self) -> tuple[int, ...]:
+        """Return the number of every entry with the name of a publication, ascending.
+
+        Reads no manifest: some may not be of this run, or damaged.
+        """
+        ...
+
+    def watch_writer(self) -> WriterWatch:
+        """Return what tells whether the writer of publications lives."""
         ...
 
     def foreign(self) -> tuple[str, ...]:
@@ -79,7 +96,7 @@ class ReadSteps(Protocol):
         ...
 
     def reading(self, manifest: Manifest) -> Reading:
-        """Return a context manager that protects a step while it is read."""
+        """Return a context manager that protects a step, or a publication, while it is read."""
         ...
 
 
@@ -119,23 +136,23 @@ class RemoveSteps(Protocol):
         """Return the current Unix time, for graces and leases."""
         ...
 
-    def entries(self, run_id: str) -> tuple[StepEntry, ...]:
-        """Return every entry with a step's name, ascending."""
+    def entries(self, run_id: str, area: Area = Area.STEPS) -> tuple[StepEntry, ...]:
+        """Return every entry with a canonical name, ascending."""
         ...
 
     def claims(self) -> tuple[ClaimRecord, ...]:
         """Return all claims, oldest first; call it after `entries`."""
         ...
 
-    def guards(self) -> Guards:
-        """Return the current guards."""
+    def guards(self, area: Area = Area.STEPS) -> Guards:
+        """Return what protects steps, or publications, now."""
         ...
 
     def superseded(self) -> tuple[str, ...]:
         """Return the names of superseded folders."""
         ...
 
-    def trash(self) -> tuple[str, ...]:
+    def trash(self, area: Area = Area.STEPS) -> tuple[str, ...]:
         """Return the names of hidden folders, which may be destroyed."""
         ...
 
