@@ -327,3 +327,12 @@ def test_ranks_with_a_loop_publish_at_one_step_and_a_buffer_is_not_asked(tmp_pat
         assert found.manifest.participants == ("trainer/0", "trainer/1")
         at = {found.value("counter", name)["step"] for name in found.manifest.participants}
         assert at == {found.manifest.cut["trainer.step"]}
+
+
+def test_a_coordinator_with_gates_publishes_nothing(tmp_path: Path) -> None:
+    async def life() -> None:
+        async with ss.Coordinator(tmp_path / "run", gates=("actor",)) as coord:
+            with pytest.raises(errors.InvalidInput, match="has gates"):
+                await coord.publish(1, components=["actor"])
+
+    live(life())

@@ -39,11 +39,14 @@ def publish(actors: Actors, call: int, *participants: str, step: int = 7) -> Non
         actors.prepare(one, call)
 
 
-def test_what_a_participant_holds_is_acknowledged() -> None:
+def test_a_life_has_connected_once_it_has_told_what_it_holds() -> None:
+    """Else a publication right after the admission found no holder."""
     actors = Actors("trainer/0")
     del actors.told[:]
+    assert actors.others == []
     actors.hear("trainer/0", messages.Holds(["model"]))
     assert actors.told == [("trainer/0", messages.Welcome())]
+    assert actors.others == [actions.Connected(actors.lives["trainer/0"])]
 
 
 def test_only_holders_begin_and_all_of_their_role() -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.retention._kit import inspect_with
 from tests.session.test_publishing import filled, job, publish
 from tests.steps._kit import FakeIndexer, Root, overwrite
-from tests.steps.test_writers import Clock
+from tests.steps.test_publishers import Clock
 
 import stepseal as ss
 from stepseal import errors
@@ -22,9 +22,9 @@ from stepseal.layout import MANIFEST, Area
 from stepseal.retention._publications import prune_published
 from stepseal.session import _run
 from stepseal.session._waiting import PublishedWait
-from stepseal.steps import PosixSteps, Removal, WriterWatch
+from stepseal.steps import PosixSteps, PublisherWatch, Removal
 from stepseal.steps._claims import claim
-from stepseal.steps._writers import LOST_S, WritingLife
+from stepseal.steps._publishers import LOST_S, PublishingLife
 from stepseal.storage import LocalStorage
 from stepseal.testing import MemoryStorage
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 
 class Waiting:
-    """A root with a writer, and a reader whose clock the test moves."""
+    """A root with a publisher, and a reader whose clock the test moves."""
 
     def __init__(self, storage: Storage) -> None:
         self.root = Root(storage)
         self.root.claim()
         self.storage = storage
-        self.life = WritingLife(storage)
+        self.life = PublishingLife(storage)
         self.clock = Clock()
-        self.watch = WriterWatch(storage, self.clock)
+        self.watch = PublisherWatch(storage, self.clock)
 
     def wait(self, min_version: int, timeout_s: float = 1e6) -> PublishedWait:
         steps = PosixSteps(self.storage)
@@ -109,7 +109,7 @@ def test_a_reader_that_takes_a_folder_without_a_manifest_is_caught(waiting: Wait
 
 
 def test_a_pointer_is_no_publication(waiting: Waiting) -> None:
-    """The naive writer moves a pointer before the data; whoever follows it finds nothing."""
+    """The naive publisher moves a pointer before the data; whoever follows it finds nothing."""
     waiting.publish(6)
     for name in ("latest", "published/latest"):
         with waiting.storage.create_file(name) as handle:
@@ -149,7 +149,7 @@ def test_a_waiting_reader_hears_of_the_death_of_the_writer(waiting: Waiting) -> 
     assert caught.value.found == 6
 
 
-def test_a_slow_writer_that_lives_is_waited_for(waiting: Waiting) -> None:
+def test_a_slow_publisher_that_lives_is_waited_for(waiting: Waiting) -> None:
     waiting.publish(6)
     wait = waiting.wait(7)
     for _ in range(20):
@@ -160,7 +160,7 @@ def test_a_slow_writer_that_lives_is_waited_for(waiting: Waiting) -> None:
     assert wait.look() is not None
 
 
-def test_a_finished_writer_is_told_from_a_dead_one(waiting: Waiting) -> None:
+def test_a_finished_publisher_is_told_from_a_dead_one(waiting: Waiting) -> None:
     waiting.publish(6)
     wait = waiting.wait(7)
     assert wait.look() is None
@@ -169,11 +169,11 @@ def test_a_finished_writer_is_told_from_a_dead_one(waiting: Waiting) -> None:
         wait.look()
 
 
-def test_the_last_thing_that_a_writer_did_counts(waiting: Waiting) -> None:
-    """Between the two looks of a reader the writer publishes, and ends."""
+def test_the_last_thing_that_a_publisher_did_counts(waiting: Waiting) -> None:
+    """Between the two looks of a reader the publisher publishes, and ends."""
     waiting.publish(6)
 
-    class Watch(WriterWatch):
+    class Watch(PublisherWatch):
         def look(self) -> Literal["unknown", "alive", "finished", "lost"]:
             waiting.publish(7)
             waiting.life.close()
@@ -187,7 +187,7 @@ def test_the_last_thing_that_a_writer_did_counts(waiting: Waiting) -> None:
     assert found.step == 7
 
 
-def test_a_restart_of_the_writer_is_waited_for(waiting: Waiting) -> None:
+def test_a_restart_of_the_publisher_is_waited_for(waiting: Waiting) -> None:
     waiting.publish(6)
     wait = waiting.wait(7)
     assert wait.look() is None
@@ -315,7 +315,7 @@ def test_an_event_loop_goes_on_while_a_reader_waits(tmp_path: Path) -> None:
     assert asyncio.run(life()) == 2
 
 
-WRITER = """
+PUBLISHER = """
 import sys, torch, stepseal as ss
 with ss.Checkpointer(sys.argv[1]) as ckpt:
     ckpt.add("model", torch.nn.Linear(3, 2))
@@ -328,7 +328,7 @@ with ss.Checkpointer(sys.argv[1]) as ckpt:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["killed", "finished"])
-def test_a_writer_that_is_killed_is_told_from_one_that_ends(
+def test_a_publisher_that_is_killed_is_told_from_one_that_ends(
     tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
@@ -338,23 +338,23 @@ def test_a_writer_that_is_killed_is_told_from_one_that_ends(
 
     monkeypatch.setattr(_run, "time", SimpleNamespace(sleep=sleep))
     with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(tmp_path)],
+        [sys.executable, "-c", PUBLISHER, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    ) as writer:
-        assert writer.stdout is not None
-        assert writer.stdin is not None
-        assert writer.stdout.readline() == "published\n"
+    ) as publisher:
+        assert publisher.stdout is not None
+        assert publisher.stdin is not None
+        assert publisher.stdout.readline() == "published\n"
         run = ss.open(tmp_path)
-        run._watch = WriterWatch(run._steps.storage, clock)
+        run._watch = PublisherWatch(run._steps.storage, clock)
         assert run._watch.look() == "alive"
         if end == "killed":
-            writer.send_signal(signal.SIGKILL)
+            publisher.send_signal(signal.SIGKILL)
         else:
-            writer.stdin.write("finish\n")
-            writer.stdin.flush()
-        writer.wait(60)
+            publisher.stdin.write("finish\n")
+            publisher.stdin.flush()
+        publisher.wait(60)
         expected: type[Exception] = (
             errors.CoordinatorLost if end == "killed" else errors.StepNotFound
         )

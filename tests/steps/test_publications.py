@@ -225,12 +225,12 @@ def naive_versions(storage: Storage) -> list[int]:
     return [int(entry.name[2:]) for entry in storage.list_dir("published")]
 
 
-def test_a_writer_that_makes_the_folder_before_its_data_is_caught() -> None:
+def test_a_publisher_that_makes_the_folder_before_its_data_is_caught() -> None:
     """The naive ones: data into the final folder, or a pointer before the data."""
 
     def in_place() -> tuple[Root, MemoryStorage]:
         root, memory = one_published()
-        memory.make_dir("published/v-2")  # what a crash in the middle of such a writer leaves
+        memory.make_dir("published/v-2")  # what a crash in the middle of such a publisher leaves
         memory.make_dir("published/v-2/parts")
         return root, memory
 

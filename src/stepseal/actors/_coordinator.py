@@ -233,11 +233,16 @@ class Coordinator:
             tags: words for the manifest.
 
         Raises:
-            InvalidInput: nobody who was admitted holds one of the components.
+            InvalidInput: nobody who was admitted holds one of the components, or there are gates.
             StepExists: the version does not grow.
             CheckpointError: see `save`.
         """
         version = check_step(version, "version")
+        if self._gates:
+            raise InvalidInput(
+                "publish: this Coordinator has gates, and saves what writers save by themselves. "
+                "Publish with a Coordinator and a root of its own."
+            )
         notes = check_annotations(metrics, tags, cut)
         opening = Opening(
             "save",

@@ -67,7 +67,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """Report that a life that was admitted has connected."""
+    """Report that a life that was admitted has connected, and has told what it holds."""
 
     life: str
 

@@ -10,11 +10,11 @@ from stepseal.layout import PayloadReport, agreeing, payload_problems
 from stepseal.protocol._failures import Failure, named
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from stepseal.protocol._messages import Captured, ComponentReport
 
-__all__ = ["disagreements", "kind_of", "late", "payload_reports", "summary", "told_once"]
+__all__ = ["disagreements", "held_up", "kind_of", "late", "payload_reports", "summary", "told_once"]
 
 
 def disagreements(captured: Mapping[str, Captured]) -> tuple[dict[str, Failure], dict[str, str]]:
@@ -160,6 +160,13 @@ def late(names: Iterable[str], text: str, notes: Mapping[str, str | None]) -> di
     kind = errors.CommitTimeout.kind
     texts = {one: f"{text}: {notes[one]}" if one in notes else text for one in names}
     return {one: Failure(kind, why) for one, why in texts.items() if notes.get(one, why)}
+
+
+def held_up(frozen: Sequence[str], awaited: Iterable[str]) -> str:
+    """Return who stayed frozen until the deadline, and for whom; empty if nobody did."""
+    if not frozen:
+        return ""
+    return f", in which {named(frozen)} stayed frozen and {named([*awaited])} was awaited"
 
 
 def _listed(failures: Mapping[str, Failure]) -> str:

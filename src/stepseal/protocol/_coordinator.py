@@ -22,6 +22,7 @@ from stepseal.protocol._gates import Gates
 from stepseal.protocol._lives import Lives
 from stepseal.protocol._publications import unknown_components
 from stepseal.protocol._restore_round import RestoreRound
+from stepseal.protocol._rounds import answer, report
 from stepseal.protocol._save_round import SaveRound
 
 if TYPE_CHECKING:
@@ -207,13 +208,12 @@ class Coordinator:
         match message:
             case messages.Hello():
                 kept = self._lives.kept(participant)
-                told = [actions.Connected(message.life)] if self._opens else []
-                return [actions.Send(participant, messages.Welcome()), *kept, *told]
+                return [actions.Send(participant, messages.Welcome()), *kept]
             case messages.SafePoint():
                 return self._points.on_point(participant, message)
             case messages.Holds():
-                self._lives.hold(participant, message.components)
-                return [actions.Send(participant, messages.Welcome())]
+                life = self._lives.hold(participant, message.components)
+                return [actions.Send(participant, messages.Welcome()), actions.Connected(life)]
             case messages.Goodbye():
                 self._lives.leave(participant)
                 return [actions.Send(participant, messages.Welcome())]
@@ -227,20 +227,15 @@ class Coordinator:
                 return self._on_asked(participant, message, now)
             case messages.RestoreCalled():
                 return self._on_restore(participant, message, now)
-            case messages.EnginesReturned() | messages.Prepared():
-                save = self._rounds.get(message.call)
-                if not isinstance(save, SaveRound):
-                    return []
-                if isinstance(message, messages.Prepared):
-                    return save.on_prepared(participant, message, now)
-                return save.on_returned(participant, message, now)
-            case messages.Compared():
-                save = self._rounds.get(message.call)
-                if not isinstance(save, SaveRound):
-                    return []
-                return save.on_compared(participant, message, now)
-            case messages.Checked() | messages.Applied() | messages.Rejected():
-                return self._on_vote(participant, message, now)
+            case (
+                messages.EnginesReturned()
+                | messages.Prepared()
+                | messages.Compared()
+                | messages.Checked()
+                | messages.Applied()
+                | messages.Rejected()
+            ):
+                return report(self._rounds.get(message.call), participant, message, now)
             case (
                 messages.Heartbeat() | messages.Challenge()
             ):  # pragma: no branch - FromParticipant has no other
@@ -308,19 +303,6 @@ class Coordinator:
             return []
         return found.on_lost({participant: cause})
 
-    def _on_vote(
-        self,
-        participant: str,
-        message: messages.Checked | messages.Applied | messages.Rejected,
-        now: float,
-    ) -> list[actions.Action]:
-        restore = self._rounds.get(message.call)
-        if not isinstance(restore, RestoreRound):
-            return []
-        if isinstance(message, messages.Rejected):
-            return restore.on_rejected(participant, message, now)
-        return restore.on_vote(participant, message, now)
-
     def ask_safe_point(self, now: float) -> list[actions.Action]:
         """Ask everybody where all stop next, without a call; `Agreed` reports the answer.
 
@@ -347,25 +329,7 @@ class Coordinator:
 
     def on_driver(self, event: actions.DriverEvent, now: float) -> list[actions.Action]:
         """Handle the driver's answer to an action; ignore it if its round has ended."""
-        found = self._rounds.get(event.call)
-        todo: list[actions.Action] = []
-        match event:
-            case actions.Staged() if isinstance(found, SaveRound):
-                todo = found.on_staged(event, now)
-            case actions.Staged():
-                todo = [actions.Discard(event.staging)]
-            case actions.Published() if isinstance(found, SaveRound):
-                todo = found.on_published(event)
-            case actions.PublishUnknown() if isinstance(found, SaveRound):
-                todo = found.on_unknown(event)
-            case actions.Selected() if isinstance(found, RestoreRound):
-                todo = found.on_selected(event, now)
-            case actions.Claimed() if isinstance(found, RestoreRound):
-                todo = found.on_claimed(event)
-            case actions.IoFailed() if found is not None:
-                todo = found.on_io_failed(event)
-            case _:
-                pass  # the round ended meanwhile, at its deadline or by a failure
+        todo = answer(self._rounds.get(event.call), event, now)
         return self._keep(todo + self._settle())
 
     def on_time(self, now: float) -> list[actions.Action]:

@@ -60,6 +60,18 @@ class Deadlines:
                 found=self.lost_s,
             )
 
+    def of_phase(self, phase: str, *, staged: bool) -> float | None:
+        """Return the limit of a phase of a save in which participants are awaited, else None.
+
+        Args:
+            phase: of a `SaveRound`.
+            staged: whether the attempt has its folder; optional components are compared before.
+        """
+        if phase == "compare":
+            return self.write_s if staged else self.capture_s
+        limits = {"capture": self.capture_s, "engines": self.write_s, "write": self.write_s}
+        return limits.get(phase)
+
     @property
     def save_s(self) -> float:
         """Longest time from one participant's capture to the outcome.

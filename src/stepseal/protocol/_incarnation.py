@@ -123,7 +123,7 @@ class Incarnation:
             self._housekeep(self._steps.run_id, self.number, committed)
 
     def close(self) -> None:
-        """End the lease of a candidate that was never claimed, and what shows readers a writer."""
+        """End the lease of a candidate that was never claimed, and the sign of life for readers."""
         self._steps.close()
 
     def _begin(self, action: actions.BeginStaging) -> actions.Staged:

@@ -56,9 +56,10 @@ class Lives:
         self._lost.pop(participant, None)
         self._gone.discard(participant)
 
-    def hold(self, participant: str, components: Iterable[str]) -> None:
-        """Remember which components a participant holds, also once it is lost."""
+    def hold(self, participant: str, components: Iterable[str]) -> str:
+        """Remember which components a participant holds, also once it is lost; return its life."""
         self._holds[participant] = frozenset(components)
+        return self._lives[participant]
 
     def unknown(self, components: Iterable[str]) -> tuple[str, ...]:
         """Return those of `components` that nobody holds."""

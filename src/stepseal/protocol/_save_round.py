@@ -20,10 +20,10 @@ from stepseal import errors
 from stepseal.layout import Area, role_of
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
-from stepseal.protocol._agreement import disagreements, kind_of, late, summary, told_once
+from stepseal.protocol._agreement import disagreements, held_up, kind_of, late, summary, told_once
 from stepseal.protocol._comparing import Comparison
 from stepseal.protocol._cut import by_role, role_problems
-from stepseal.protocol._failures import MAX_TEXT, named, shortened
+from stepseal.protocol._failures import MAX_TEXT, shortened
 from stepseal.protocol._opening import stages
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SaveRound"]
 
+_NO_FOLDER = "the coordinator's storage did not make the staging folder"
 _NEXT = "Nothing was committed and older steps are untouched; the next save starts a new attempt."
 
 
@@ -334,24 +335,17 @@ class SaveRound:
             return self._staging_took_too_long()
         if self._is_decided():
             return self._compared(0.0)
-        capture_s, write_s = self._deadlines.capture_s, self._deadlines.write_s
-        limit = dict.fromkeys(("engines", "write"), write_s)
-        limit["capture"] = capture_s
-        limit["compare"] = capture_s if self._staging is None else write_s
-        if self.phase not in limit:
+        limit_s = self._deadlines.of_phase(self.phase, staged=self._staging is not None)
+        if limit_s is None:
             self.deadline = float("inf")
             return []
-        text = f"did not answer within {limit[self.phase]:g} s in phase {self.phase}"
+        text = f"did not answer within {limit_s:g} s in phase {self.phase}"
         awaited = self.missing()
         if self.phase == "capture" and self._opening is not None:
             awaited = tuple(one for one in awaited if one in self._capturing)  # others may not yet
         failures = late(awaited, text, notes or {})
-        where, frozen = f"phase {self.phase}", self._frozen()
-        if self.phase == "capture" and frozen:
-            where += (
-                f", in which {named(frozen)} stayed frozen and {named([*failures])} was awaited"
-            )
-        return self._abort(failures, where)
+        frozen = self._frozen() if self.phase == "capture" else []
+        return self._abort(failures, f"phase {self.phase}{held_up(frozen, failures)}")
 
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
         self._left_out |= {name: why[:MAX_TEXT] for name, why in reasons.items()}
@@ -362,10 +356,8 @@ class SaveRound:
         return comparison is not None and self._staging is not None and bool(comparison.differing)
 
     def _staging_took_too_long(self) -> list[actions.Action]:
-        text = (
-            f"{self._what}: the coordinator's storage did not make the staging folder "
-            f"within {self._deadlines.commit_s:g} s. {_NEXT}"
-        )
+        limit_s = self._deadlines.commit_s
+        text = f"{self._what}: {_NO_FOLDER} within {limit_s:g} s. {_NEXT}"
         kind = errors.StorageUnavailable.kind
         return self._finish(messages.Aborted(self.call, self.step, kind, text, {}))
 
@@ -386,12 +378,9 @@ class SaveRound:
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
         """Abort, because the coordinator's own work failed before the commit point."""
-        cause = event.cause
-        text = told_once(self._what, cause.message)
-        sent = self._finish(
-            messages.Aborted(self.call, self.step, cause.kind, text, {}, cause=cause)
-        )
-        return sent + self._discards()
+        kind, text = event.cause.kind, told_once(self._what, event.cause.message)
+        aborted = messages.Aborted(self.call, self.step, kind, text, {}, cause=event.cause)
+        return self._finish(aborted) + self._discards()
 
     def _abort(self, failures: Mapping[str, messages.Failure], where: str) -> list[actions.Action]:
         text = summary(f"{self._what}, {where}", failures, _NEXT)

@@ -124,7 +124,7 @@ class CoordinatorSteps(DiscardAttempts, Protocol):
         ...
 
     def begin_publication(self, version: int, incarnation: int, attempt: str) -> StartedAttempt:
-        """Create the folder of a new attempt to publish; from now on, readers see a writer.
+        """Create the folder of a new attempt to publish; from now on, readers see a publisher.
 
         Raises:
             NotCurrent: a newer incarnation owns the root.
@@ -167,7 +167,7 @@ class CoordinatorSteps(DiscardAttempts, Protocol):
         ...
 
     def close(self) -> None:
-        """Do what `release` does, and show readers that the writer has finished. Never raises."""
+        """Do what `release` does, and show readers that no more is published. Never raises."""
         ...
 
     def point_latest(self, step: int) -> None:

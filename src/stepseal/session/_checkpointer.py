@@ -60,12 +60,10 @@ class Checkpointer(Looping):
         save: when `step` saves, for example `every(steps=500)`; None leaves saving to `save`.
         keep: which steps stay, for example `latest(3)`; the others are pruned after each commit.
             None keeps all. Rank 0's counts.
-        on_commit: function, or list of functions, that rank 0 calls with a `Commit` once a step is
-            durable, in the order of commits, on a thread of its own: for uploads, trackers and
-            pointer files. What it raises is logged; `close` waits for it, at most
-            `deadlines.close_s`.
-        publish_keep: how many publications stay, besides those that are being read. Rank 0's
-            counts.
+        on_commit: function, or list of functions, that rank 0 calls with a `Commit` of each durable
+            step, in order, on a thread of its own: for uploads, trackers and pointer files. What it
+            raises is logged; `close` waits for it, at most `deadlines.close_s`.
+        publish_keep: how many publications stay, besides those that are being read.
         mode: `async` copies the state and writes it behind; `sync` returns when the step is
             committed.
         deadlines: how long anybody waits for anybody.

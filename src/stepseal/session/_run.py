@@ -31,7 +31,7 @@ class Run:
         self.root = root
         self.run_id = steps.run_id()
         self._steps = steps
-        self._watch = steps.watch_writer()
+        self._watch = steps.watch_publisher()
 
     def steps(self) -> tuple[int, ...]:
         """Return the committed steps of this run, ascending."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from stepseal.layout import Manifest
-    from stepseal.steps import ReadSteps, WriterWatch
+    from stepseal.steps import PublisherWatch, ReadSteps
 
 __all__ = ["PublishedWait"]
 
@@ -36,7 +36,7 @@ class PublishedWait:
     Args:
         steps: the root.
         run_id: its run.
-        watch: what is known of the writer.
+        watch: what is known of the publisher.
         min_version: lowest version that will do.
         timeout_s: seconds to wait at most.
         clock: monotonic time.
@@ -49,7 +49,7 @@ class PublishedWait:
         self,
         steps: ReadSteps,
         run_id: str,
-        watch: WriterWatch,
+        watch: PublisherWatch,
         min_version: int,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -71,8 +71,8 @@ class PublishedWait:
 
         Raises:
             WaitTimeout: the time is over.
-            CoordinatorLost: the writer died, or does not reach the root any more.
-            StepNotFound: the writer has finished.
+            CoordinatorLost: the publisher died, or does not reach the root any more.
+            StepNotFound: the publisher has finished.
             IncompatibleFormat: a newer release wrote a publication that would do.
         """
         found = self._find()

@@ -22,12 +22,12 @@ from stepseal.steps._reading import Reading
 from stepseal.steps._removal import Removal
 from stepseal.steps._retire import PruneReport, Retirement
 from stepseal.steps._store import ReadSteps, RemoveSteps, StepStore
-from stepseal.steps._writers import WriterWatch
+from stepseal.steps._publishers import PublisherWatch
 
 __all__ = [
     "AttemptFolder", "ClaimRecord", "CopiedStep", "Doubt", "FolderName", "Guards", "Indexer",
     "OwnedSteps", "PosixSteps", "PruneReport", "ReadSteps", "Reading", "Removal",
-    "RemoveSteps", "Retirement", "StepEntry", "StepStore", "WriterWatch", "in_lineage",
+    "RemoveSteps", "Retirement", "StepEntry", "StepStore", "PublisherWatch", "in_lineage",
     "is_step_folder", "left_lineage_at", "lineage_doubt", "lineage_limits", "locate_root",
     "open_step_folder", "open_store", "parse_folder", "refuse_newer",
 ]

@@ -22,9 +22,9 @@ from stepseal.steps._full_disk import retry_after_sweep
 from stepseal.steps._hidden import hidden_commits, put_back_pruned
 from stepseal.steps._leases import Lease, release_lease, take_lease
 from stepseal.steps._publish import check_place, publish
+from stepseal.steps._publishers import PublishingLife
 from stepseal.steps._roots import initialise_root
 from stepseal.steps._select import Selection, highest_incarnation, select
-from stepseal.steps._writers import WritingLife
 from stepseal.storage import make_dirs, replace_durable
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class OwnedSteps:
         self._lease_s = lease_s
         self._clock = clock
         self._lease: Lease | None = None
-        self._writing = WritingLife(storage)
+        self._publishing = PublishingLife(storage)
         self.run_id = initialise_root(storage)
         self.durability = durability_of(storage)
 
@@ -152,13 +152,13 @@ class OwnedSteps:
                 found=version,
             )
         make_dirs(self._storage, Area.PUBLISHED.folder)
-        self._writing.start(incarnation)
+        self._publishing.start(incarnation)
         return begin(self._storage, version, incarnation, attempt, Area.PUBLISHED)
 
     def close(self) -> None:
         """End what shows that this life publishes, and the lease; see `CoordinatorSteps`."""
         self.release()
-        self._writing.close()
+        self._publishing.close()
 
     def publish(
         self, attempt_key: str, draft: Manifest, *, deadline_passed: Callable[[], bool]

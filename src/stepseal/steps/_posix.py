@@ -17,10 +17,10 @@ from stepseal.steps._catalog import (
 from stepseal.steps._claims import lineage_limits, read_claims
 from stepseal.steps._owned import OwnedSteps
 from stepseal.steps._pins import Pins
+from stepseal.steps._publishers import PublisherWatch
 from stepseal.steps._reading import Reading
 from stepseal.steps._removal import Removal
 from stepseal.steps._resolve import resolve_attempt
-from stepseal.steps._writers import WriterWatch
 from stepseal.storage import KeyNotFound, read_bytes
 
 if TYPE_CHECKING:
@@ -78,9 +78,9 @@ class PosixSteps:
         """Return the number of every entry with the name of a publication; see `StepStore`."""
         return tuple(step_numbers(self.storage, Area.PUBLISHED))
 
-    def watch_writer(self) -> WriterWatch:
-        """Return what tells whether the writer of publications lives; see `StepStore`."""
-        return WriterWatch(self.storage)
+    def watch_publisher(self) -> PublisherWatch:
+        """Return what tells whether the publisher of publications lives; see `StepStore`."""
+        return PublisherWatch(self.storage)
 
     def foreign(self) -> tuple[str, ...]:
         """Return names that look like checkpoints of other libraries; see `StepStore`."""

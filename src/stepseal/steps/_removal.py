@@ -13,9 +13,9 @@ from stepseal.steps._folders import parse_folder
 from stepseal.steps._guards import read_guards
 from stepseal.steps._leases import drop_expired
 from stepseal.steps._pins import PINS
+from stepseal.steps._publishers import drop_older
 from stepseal.steps._retire import Retirement, reasons_to_go_back
 from stepseal.steps._roots import SUPERSEDED, TRASH
-from stepseal.steps._writers import drop_older
 from stepseal.storage import KeyNotFound, sweep_temporaries
 
 if TYPE_CHECKING:

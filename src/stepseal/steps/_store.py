@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from stepseal.steps._owned import OwnedSteps
     from stepseal.steps._pins import Pins
     from stepseal.steps._publish import Indexer
+    from stepseal.steps._publishers import PublisherWatch
     from stepseal.steps._reading import Reading
     from stepseal.steps._resolve import Resolved
     from stepseal.steps._retire import Retirement
-    from stepseal.steps._writers import WriterWatch
     from stepseal.storage import Storage
 
 __all__ = ["ReadSteps", "RemoveSteps", "StepStore"]
@@ -83,8 +83,8 @@ class ReadSteps(Protocol):
         """
         ...
 
-    def watch_writer(self) -> WriterWatch:
-        """Return what tells whether the writer of publications lives."""
+    def watch_publisher(self) -> PublisherWatch:
+        """Return what tells whether the publisher of publications lives."""
         ...
 
     def foreign(self) -> tuple[str, ...]:

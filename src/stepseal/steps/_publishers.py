@@ -1,10 +1,10 @@
-"""Shows readers of publications that the writer lives: a file whose name changes while it does.
+"""Shows readers of publications that the publisher lives: a file whose name changes while it does.
 
 A reader sees only the file system, perhaps from another host. So the coordinator of a life that has
 published renames a file every `BEAT_S` seconds, and renames it a last time when it ends. A reader
-takes a writer for lost when the name has not changed for `LOST_S` by the reader's own clock: clocks
-of two hosts are never compared. A newer claim shows that another life owns the root, which may not
-have published yet.
+takes a publisher for lost when the name has not changed for `LOST_S` by the reader's own clock:
+clocks of two hosts are never compared. A newer claim shows that another life owns the root, which
+may not have published yet.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
     from stepseal.storage import Storage
 
-__all__ = ["BEAT_S", "LOST_S", "WRITERS", "WriterWatch", "WritingLife", "drop_older"]
+__all__ = ["BEAT_S", "LOST_S", "PUBLISHERS", "PublisherWatch", "PublishingLife", "drop_older"]
 
-WRITERS = f"{CONTROL}/writers"
+PUBLISHERS = f"{CONTROL}/publishers"
 """One file per life that has published."""
 BEAT_S = 10.0
 """Seconds between two changes of the name."""
 LOST_S = 90.0
-"""Seconds without a change after which a writer counts as lost: a listing over NFS may be a minute
-old."""
+"""Seconds without a change after which a publisher counts as lost: a listing over NFS may be a
+minute old."""
 _NAME = re.compile(r"([1-9][0-9]{0,15})\.([0-9a-f]{8}|closed)\.json")
 _log = logging.getLogger("stepseal")
 
 
-class WritingLife:
+class PublishingLife:
     """Shows that a life of the job publishes, from `start` to `close`.
 
     Args:
@@ -63,19 +63,19 @@ class WritingLife:
         Raises:
             StorageUnavailable: the storage refused.
 
-        Durability: none; a writer does not survive a power loss of its host either.
+        Durability: none; a publisher does not survive a power loss of its host either.
         """
         if incarnation == self._incarnation:
             return
         self._stop()
-        make_dirs(self._storage, WRITERS, base=CONTROL)
-        key = f"{WRITERS}/{incarnation}.{0:08x}.json"
+        make_dirs(self._storage, PUBLISHERS, base=CONTROL)
+        key = f"{PUBLISHERS}/{incarnation}.{0:08x}.json"
         body = {"incarnation": incarnation, "host": socket.gethostname(), "pid": os.getpid()}
         with self._storage.create_file(key) as handle:
             handle.write(seal(body), 0)
         self._incarnation, self._key, self._count = incarnation, key, 0
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stepseal-writer", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="stepseal-publisher", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
@@ -89,13 +89,13 @@ class WritingLife:
         return self._rename(f"{self._count:08x}")
 
     def _rename(self, word: str) -> bool:
-        key = f"{WRITERS}/{self._incarnation}.{word}.json"
+        key = f"{PUBLISHERS}/{self._incarnation}.{word}.json"
         try:
             self._storage.rename(self._key, key)
         except KeyNotFound:
             return False
         except CheckpointError as error:
-            _log.warning("stepseal: readers may take this writer for lost: %s", error)
+            _log.warning("stepseal: readers may take this publisher for lost: %s", error)
             return True
         self._key = key
         return True
@@ -115,8 +115,8 @@ class WritingLife:
         return True
 
 
-class WriterWatch:
-    """What a reader knows of the writer, over several looks.
+class PublisherWatch:
+    """What a reader knows of the publisher, over several looks.
 
     Args:
         storage: the root.
@@ -129,7 +129,7 @@ class WriterWatch:
         self._seen: tuple[int, str] | None = None
         self._since_s = 0.0
         self._lived = 0
-        """Incarnation of the writer that was seen to live."""
+        """Incarnation of the publisher that was seen to live."""
 
     def look(self) -> Literal["unknown", "alive", "finished", "lost"]:
         """Return what the newest life of the job shows now.
@@ -156,7 +156,7 @@ class WriterWatch:
 
     def _newest(self) -> tuple[int, str] | None:
         try:
-            entries = self._storage.list_dir(WRITERS)
+            entries = self._storage.list_dir(PUBLISHERS)
         except KeyNotFound:
             return None
         matches = [m for entry in entries if (m := _NAME.fullmatch(entry.name))]
@@ -170,13 +170,13 @@ def drop_older(storage: Storage, incarnation: int) -> None:
         StorageUnavailable: the storage refused.
     """
     try:
-        entries = storage.list_dir(WRITERS)
+        entries = storage.list_dir(PUBLISHERS)
     except KeyNotFound:
         return
     for entry in entries:
         match = _NAME.fullmatch(entry.name)
         if match is not None and int(match[1]) < incarnation:
             try:
-                storage.remove_file(f"{WRITERS}/{entry.name}")
+                storage.remove_file(f"{PUBLISHERS}/{entry.name}")
             except KeyNotFound:
-                continue  # its writer has just renamed it; the next sweep removes it
+                continue  # its publisher has just renamed it; the next sweep removes it

@@ -1,4 +1,4 @@
-"""Readers learn from a changing name that the writer lives, and from a name that stays that not."""
+"""Readers learn from a name that changes that the publisher lives, and from one that stays."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.steps._kit import FakeIndexer, Root
 
 from stepseal.steps._claims import claim
 from stepseal.steps._owned import OwnedSteps
+from stepseal.steps._publishers import BEAT_S, LOST_S, PUBLISHERS, PublisherWatch, PublishingLife
 from stepseal.steps._removal import Removal
-from stepseal.steps._writers import BEAT_S, LOST_S, WRITERS, WriterWatch, WritingLife
 from stepseal.storage import KeyNotFound
 from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
@@ -30,14 +30,14 @@ class Clock:
 
 
 class Watched:
-    """A writer and a reader that watches it, each with its own idea of time."""
+    """A publisher and a reader that watches it, each with its own idea of time."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self.number = claim(storage, None, now_s=0)
         self.clock = Clock()
-        self.watch = WriterWatch(storage, self.clock)
-        self.life = WritingLife(storage)
+        self.watch = PublisherWatch(storage, self.clock)
+        self.life = PublishingLife(storage)
 
     def state_after(self, seconds: float) -> str:
         self.clock.now_s += seconds
@@ -56,7 +56,7 @@ def test_nobody_is_known_before_the_first_publication(watched: Watched) -> None:
     assert [watched.state_after(LOST_S) for _ in range(3)] == ["unknown"] * 3
 
 
-def test_a_name_that_changes_shows_a_writer_and_one_that_stays_a_loss(watched: Watched) -> None:
+def test_a_name_that_changes_shows_a_publisher_and_one_that_stays_a_loss(watched: Watched) -> None:
     watched.life.start(watched.number)
     for _ in range(20):
         assert watched.state_after(BEAT_S) == "alive"
@@ -68,7 +68,7 @@ def test_a_name_that_changes_shows_a_writer_and_one_that_stays_a_loss(watched: W
     assert watched.state_after(1) == "alive"
 
 
-def test_a_writer_that_was_seen_to_live_has_finished_at_once(watched: Watched) -> None:
+def test_a_publisher_that_was_seen_to_live_has_finished_at_once(watched: Watched) -> None:
     watched.life.start(watched.number)
     assert watched.state_after(1) == "alive"
     watched.life.close()
@@ -83,7 +83,7 @@ def test_one_that_finished_long_ago_may_be_followed_by_another(watched: Watched)
     assert watched.state_after(LOST_S - 2) == "unknown"
     second = claim(watched.storage, None, now_s=0)
     assert watched.state_after(LOST_S) == "unknown"
-    life = WritingLife(watched.storage)
+    life = PublishingLife(watched.storage)
     life.start(second)
     assert watched.state_after(1) == "alive"
     life.close()
@@ -98,7 +98,7 @@ def test_one_that_nobody_follows_has_finished(watched: Watched) -> None:
 
 
 def test_a_newer_claim_is_a_newer_life(watched: Watched) -> None:
-    """The old writer died, or was replaced; the new one has not published yet."""
+    """The old publisher died, or was replaced; the new one has not published yet."""
     watched.life.start(watched.number)
     assert watched.state_after(LOST_S) == "alive"
     claim(watched.storage, None, now_s=0)
@@ -110,7 +110,7 @@ def test_the_next_life_sweeps_what_the_last_one_left(watched: Watched) -> None:
     watched.life.start(watched.number)
     second = claim(watched.storage, None, now_s=0)
     Removal(watched.storage).sweep(second)
-    assert watched.storage.list_dir(WRITERS) == ()
+    assert watched.storage.list_dir(PUBLISHERS) == ()
     assert not watched.life.beat()
 
 
@@ -119,14 +119,14 @@ def test_a_refused_change_is_tried_again(
 ) -> None:
     Root(storage)
     plan = [Fault(lambda operation, _: operation == "rename", Fail(errno.EIO))]
-    life = WritingLife(FaultyStorage(storage, plan))
+    life = PublishingLife(FaultyStorage(storage, plan))
     life.start(1)
     assert life.beat()
-    assert "may take this writer for lost" in caplog.text
+    assert "may take this publisher for lost" in caplog.text
     assert life.beat()
-    assert [entry.name for entry in storage.list_dir(WRITERS)] == ["1.00000002.json"]
+    assert [entry.name for entry in storage.list_dir(PUBLISHERS)] == ["1.00000002.json"]
     life.close()
-    assert [entry.name for entry in storage.list_dir(WRITERS)] == ["1.closed.json"]
+    assert [entry.name for entry in storage.list_dir(PUBLISHERS)] == ["1.closed.json"]
 
 
 def test_a_job_that_does_not_publish_leaves_nothing() -> None:
@@ -136,7 +136,7 @@ def test_a_job_that_does_not_publish_leaves_nothing() -> None:
     owned.begin(1, 1, "ab" * 16)
     owned.close()
     with pytest.raises(KeyNotFound):
-        storage.list_dir(WRITERS)
+        storage.list_dir(PUBLISHERS)
 
 
 def test_one_life_has_one_name(storage: Storage) -> None:
@@ -144,14 +144,14 @@ def test_one_life_has_one_name(storage: Storage) -> None:
     number = owned.claim_unrestored()
     for version in (1, 2):
         owned.begin_publication(version, number, f"{version:032x}")
-    assert [entry.name for entry in storage.list_dir(WRITERS)] == ["1.00000000.json"]
+    assert [entry.name for entry in storage.list_dir(PUBLISHERS)] == ["1.00000000.json"]
     owned.close()
     owned.close()
-    assert [entry.name for entry in storage.list_dir(WRITERS)] == ["1.closed.json"]
+    assert [entry.name for entry in storage.list_dir(PUBLISHERS)] == ["1.closed.json"]
 
 
 def test_a_second_restore_in_one_process_begins_another_life(watched: Watched) -> None:
-    """Else readers saw a claim without a writer for good, and never heard of its death."""
+    """Else readers saw a claim without a publisher for good, and never heard of its death."""
     watched.life.start(watched.number)
     second = claim(watched.storage, None, now_s=0)
     assert watched.state_after(1) == "unknown"
@@ -159,7 +159,7 @@ def test_a_second_restore_in_one_process_begins_another_life(watched: Watched) -
     Removal(watched.storage).sweep(second)
     assert watched.state_after(1) == "alive"
     assert watched.life.beat()
-    assert [entry.name for entry in watched.storage.list_dir(WRITERS)] == ["2.00000001.json"]
+    assert [entry.name for entry in watched.storage.list_dir(PUBLISHERS)] == ["2.00000001.json"]
     assert watched.state_after(LOST_S) == "alive"
     assert watched.state_after(LOST_S) == "lost"
 
@@ -170,7 +170,7 @@ def test_a_watch_that_compares_clocks_is_caught(watched: Watched) -> None:
     def naive(written_at_s: float, reader_now_s: float) -> str:
         return "lost" if reader_now_s - written_at_s >= LOST_S else "alive"
 
-    writer_now_s = watched.clock.now_s - 3600
+    publisher_now_s = watched.clock.now_s - 3600
     watched.life.start(watched.number)
-    assert naive(writer_now_s, watched.clock.now_s) == "lost"
+    assert naive(publisher_now_s, watched.clock.now_s) == "lost"
     assert watched.state_after(1) == "alive"
