@@ -129,24 +129,36 @@ class Head:
     def _inspect(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
         return Indexer().inspect(self.keeper_disk, entry.name, manifest, exact=False)
 
-    def take(self, participant: str, message: messages.FromParticipant) -> None:
+    def take(self, participant: str, message: messages.FromParticipant, life: str = "") -> None:
         """Take a message from a line."""
-        self._perform(self.protocol.on_message(participant, message, self.world.now))
+        self._perform(self.protocol.on_message(participant, message, self.world.now, life))
 
-    def lose(self, participant: str, cause: messages.Failure) -> None:
+    def lose(self, participant: str, cause: messages.Failure, life: str = "") -> None:
         """Take the loss of a participant."""
-        self._perform(self.protocol.on_lost(participant, cause))
+        self._perform(self.protocol.on_lost(participant, cause, life))
+
+    def _deliver(self, to: str, message: messages.FromCoordinator) -> None:
+        self.lines[to].down(message)
+
+    def _take_outcome(self, told: actions.Told) -> None:
+        raise AssertionError(f"the participants make all calls: {told}")
+
+    def _is_needed(self) -> bool:
+        """Tell whether anybody may still need this coordinator, besides the call in flight."""
+        return not self.protocol.everybody_left
 
     def _perform(self, todo: list[actions.Action]) -> None:
         for action in todo:
             if isinstance(action, actions.Send):
                 self.world.note(self.node.name, "tells", action.to, action.message)
                 self._judge(action.message)
-                self.lines[action.to].down(action.message)
+                self._deliver(action.to, action.message)
                 continue
-            others = (actions.Told, actions.Connected, actions.Agreed)
-            assert not isinstance(action, others), "the participants make all calls"
-            assert not isinstance(action, actions.Warn), "no replicas here may differ"
+            if isinstance(action, actions.Told):
+                self._take_outcome(action)
+                continue
+            unasked = (actions.Warn, actions.Connected, actions.Agreed)
+            assert not isinstance(action, unasked), "no replicas or safe points of ranks here"
             if isinstance(action, actions.BeginStaging):
                 self.attempts[action.call] = action.attempt
             if isinstance(action, actions.Discard):
@@ -158,7 +170,7 @@ class Head:
             self.world.spawn(self.node, self._work)
         self._set_timer()
         idle = not (self._working or self._keeping or self._chores or self.protocol.busy)
-        if self.protocol.everybody_left and idle and not self._closing:
+        if idle and not self._closing and not self._is_needed():
             self._closing = True
             self.world.spawn(self.node, self._close)
 
@@ -281,6 +293,10 @@ class Head:
 
         return judge
 
+    def _nodes_of(self, _call: int) -> list[str]:
+        """Return the names of the processes that take part in a call."""
+        return [f"{self.node.job}/{participant}" for participant in self.participants]
+
     # -- what is told ----------------------------------------------------------------------------
 
     def _judge(self, message: messages.FromCoordinator) -> None:
@@ -296,8 +312,8 @@ class Head:
         elif isinstance(message, messages.Aborted) and message.call in self.attempts:
             oracle.abort(self.attempts[message.call], name)
         elif isinstance(message, messages.Apply):
-            number, call, turn = self.node.job, message.call, message.round
-            ready = all((f"{number}/{p}", call, turn) in oracle.checked for p in self.participants)
+            call, turn = message.call, message.round
+            ready = all((one, call, turn) in oracle.checked for one in self._nodes_of(call))
             oracle.require("nobody applies before all checked", ready, name, call, turn)
         elif isinstance(message, messages.Fresh):
             oracle.require("no silent fresh start", self.may_be_fresh, name)

@@ -20,11 +20,76 @@ if TYPE_CHECKING:
 
     from stepseal.retention import Retention
 
-__all__ = ["Job"]
+__all__ = ["Job", "Start"]
 
 
-class Job:
-    """One start of the job.
+class Start:
+    """One start of a job: what becomes of its calls.
+
+    Args:
+        world: time and disk.
+        oracle: judges what is told.
+        number: which start this is, from 1.
+    """
+
+    head: Head
+
+    def __init__(self, world: World, oracle: Oracle, number: int) -> None:
+        self.world = world
+        self.oracle = oracle
+        self.number = number
+        self.participants: tuple[str, ...] = ()
+        self.restored: set[tuple[int, str, int]] = set()
+        """Step, attempt and incarnation that each participant restored; one, if all is well."""
+        self.ends: dict[int, dict[str, str]] = {}
+        """Call to how it ended for each participant."""
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All its processes."""
+        raise NotImplementedError
+
+    @property
+    def over(self) -> bool:
+        """True when nobody of it does anything any more, or ever will before it wakes up."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End all its processes."""
+        for node in self.nodes:
+            self.world.kill(node)
+
+    def freeze(self, seconds: float) -> None:
+        """Let the whole job stand still."""
+        for node in self.nodes:
+            self.world.freeze(node, seconds)
+
+    def miss(self, seconds: float, lines: list[Line]) -> None:
+        """Let the other ends notice that nothing comes any more."""
+        if seconds > DEADLINES.lost_s:
+            for line in lines:
+                self.world.at(DEADLINES.lost_s, line.cut)
+
+    def end(self, process: Process, call: int, attempt: str, end: str) -> None:
+        """Judge how a save ended for one participant."""
+        state = process.machine.save(call)
+        ends = self.ends.setdefault(call, {})
+        ends[process.alias] = end
+        self.world.note(process.node.name, "ends call", call, end, attempt)
+        failed = any(other.startswith("failed") for other in ends.values())
+        alike = not (failed and "committed" in ends.values()) or self.oracle.is_superseded(attempt)
+        self.oracle.require("all participants hear alike", alike, ends, attempt)
+        unsure = state.lost is not None or isinstance(state.outcome, messages.Unresolved)
+        allowed = end != "unknown" or unsure
+        self.oracle.require("unknown only without a coordinator", allowed, process.name, call)
+
+    def check_over(self) -> None:
+        """Judge, when time is over, that nobody still waits."""
+        raise NotImplementedError
+
+
+class Job(Start):
+    """One start of a job whose participants make the calls.
 
     Args:
         world: time and disk.
@@ -46,38 +111,32 @@ class Job:
         new_attempt: Callable[[], str],
         retention: Retention | None,
     ) -> None:
-        self.world = world
-        self.oracle = oracle
-        self.number = number
+        super().__init__(world, oracle, number)
         self.participants = tuple(f"trainer/{rank}" for rank in range(num_participants))
-        self.restored: set[tuple[int, str, int]] = set()
-        """Step, attempt and incarnation that each participant restored; one, if all is well."""
-        self.ends: dict[int, dict[str, str]] = {}
-        """Call to how it ended for each participant."""
         node = world.new_node(f"{number}/head", number)
         self.head = Head(world, oracle, node, self.participants, new_attempt, retention)
         self.lines: dict[str, Line] = {}
         self.processes: list[Process] = []
         reorders, wired = world.chance(world.faults.reorder), world.chance(0.1)
-        for index, name in enumerate(self.participants):
-            self._add(index, name, plan, reorders=reorders, wired=wired)
+        for name in self.participants:
+            self._add(name, plan, reorders=reorders, wired=wired)
         self.head.lines = self.lines
         node.on_death = self._cut
-        node.on_freeze = lambda seconds: self._miss(seconds, list(self.lines.values()))
+        node.on_freeze = lambda seconds: self.miss(seconds, list(self.lines.values()))
         self.head.start(self._begin)
 
-    def _add(self, index: int, name: str, plan: Plan, *, reorders: bool, wired: bool) -> None:
+    def _add(self, name: str, plan: Plan, *, reorders: bool, wired: bool) -> None:
         node = self.world.new_node(f"{self.number}/{name}", self.number)
         line = Line(self.world, self.head.node, node, reorders=reorders, wired=wired)
         self.lines[name] = line
-        process = Process(self, node, index, plan)
+        process = Process(self, node, name, line, plan)
         self.processes.append(process)
         line.on_up = lambda message: self.head.take(name, message)
         line.on_down = process.hear
         line.on_lost_up = lambda cause: self.head.lose(name, cause)
         line.on_lost_down = process.lose
         node.on_death = line.cut
-        node.on_freeze = lambda seconds: self._miss(seconds, [line])
+        node.on_freeze = lambda seconds: self.miss(seconds, [line])
 
     def _cut(self) -> None:
         for line in self.lines.values():
@@ -86,12 +145,6 @@ class Job:
     def _begin(self) -> None:
         for process in self.processes:
             self.world.at(self.world.roll() * 0.1, process.start, process.node)
-
-    def _miss(self, seconds: float, lines: list[Line]) -> None:
-        """Let the other ends notice that nothing comes any more."""
-        if seconds > DEADLINES.lost_s:
-            for line in lines:
-                self.world.at(DEADLINES.lost_s, line.cut)
 
     @property
     def nodes(self) -> list[Node]:
@@ -106,29 +159,6 @@ class Job:
             process.over or not process.node.alive or process.node.frozen_until > now
             for process in self.processes
         )
-
-    def kill(self) -> None:
-        """End all its processes."""
-        for node in self.nodes:
-            self.world.kill(node)
-
-    def freeze(self, seconds: float) -> None:
-        """Let the whole job stand still."""
-        for node in self.nodes:
-            self.world.freeze(node, seconds)
-
-    def end(self, process: Process, call: int, attempt: str, end: str) -> None:
-        """Judge how a save ended for one participant."""
-        state = process.machine.save(call)
-        ends = self.ends.setdefault(call, {})
-        ends[process.name] = end
-        self.world.note(process.node.name, "ends call", call, end, attempt)
-        failed = any(other.startswith("failed") for other in ends.values())
-        alike = not (failed and "committed" in ends.values()) or self.oracle.is_superseded(attempt)
-        self.oracle.require("all participants hear alike", alike, ends, attempt)
-        unsure = state.lost is not None or isinstance(state.outcome, messages.Unresolved)
-        allowed = end != "unknown" or unsure
-        self.oracle.require("unknown only without a coordinator", allowed, process.name, call)
 
     def check_over(self) -> None:
         """Judge, when time is over, that nobody still waits."""

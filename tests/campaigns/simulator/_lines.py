@@ -36,16 +36,18 @@ class Line:
         node: process of the participant.
         reorders: messages of saves may overtake each other.
         wired: messages are encoded and decoded.
+        life: of the participant, where it has one.
     """
 
     def __init__(
-        self, world: World, head: Node, node: Node, *, reorders: bool, wired: bool
+        self, world: World, head: Node, node: Node, *, reorders: bool, wired: bool, life: str = ""
     ) -> None:
         self.world = world
         self.head = head
         self.node = node
         self.reorders = reorders
         self.wired = wired
+        self.life = life
         self.dead = False
         self.on_up: Callable[[messages.FromParticipant], None] = lambda _message: None
         self.on_down: Callable[[messages.FromCoordinator], None] = lambda _message: None
@@ -86,7 +88,7 @@ class Line:
         if self.dead:
             return
         self.dead = True
-        gone = messages.Failure(errors.ParticipantFailed.kind, "line cut")
+        gone = messages.Failure(errors.ParticipantFailed.kind, f"line cut {self.life}")
         self.world.at(self.wait_s(), lambda: self.on_lost_up(gone), self.head)
         lost = messages.Failure(errors.CoordinatorLost.kind, "line cut")
         self.world.at(self.wait_s(), lambda: self.on_lost_down(lost), self.node)

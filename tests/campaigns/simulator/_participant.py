@@ -12,6 +12,7 @@ from tests.campaigns.simulator._parts import (
     captured,
     facts_of,
     inventory_of,
+    is_payload_of,
     payload_of,
     read_part,
     write_engine_file,
@@ -35,7 +36,8 @@ from stepseal.steps import PosixSteps
 from stepseal.storage import read_bytes
 
 if TYPE_CHECKING:
-    from tests.campaigns.simulator._job import Job
+    from tests.campaigns.simulator._job import Start
+    from tests.campaigns.simulator._lines import Line
     from tests.campaigns.simulator._world import Node
 
     from stepseal.layout import Manifest
@@ -67,21 +69,21 @@ class Process:
     Args:
         job: the life it belongs to.
         node: its process.
-        index: its place among the participants.
+        name: its id.
+        line: what connects it with the coordinator.
         plan: what it does.
     """
 
-    def __init__(self, job: Job, node: Node, index: int, plan: Plan) -> None:
+    def __init__(self, job: Start, node: Node, name: str, line: Line, plan: Plan) -> None:
         self.job = job
         self.world = job.world
         self.oracle = job.oracle
         self.node = node
-        self.index = index
-        self.name = job.participants[index]
+        self.name = name
         self.plan = plan
         self.machine = Participant(DEADLINES)
         self.disk = Disk(self.world, node, self.oracle)
-        self.line = job.lines[self.name]
+        self.line = line
         self.call = 0
         self.doing = "nothing"
         self.step = 0
@@ -95,6 +97,16 @@ class Process:
         self.replica = Replica("", "", tells=True)
         self.waiting_since = 0.0
         self.over = False
+
+    @property
+    def alias(self) -> str:
+        """What no other participant of any time is called."""
+        return self.node.name
+
+    @property
+    def index(self) -> int:
+        """Its place among the participants."""
+        return self.job.participants.index(self.name)
 
     def start(self) -> None:
         self.line.up(messages.Hello(self.name, "", ""))
@@ -173,7 +185,7 @@ class Process:
                 vote = messages.Applied(order.call, order.round)
             else:
                 self.check(order)
-                self.oracle.checked.add((self.node.name, order.call, order.round))
+                self.oracle.checked.add((self.alias, order.call, order.round))
                 vote = messages.Checked(order.call, order.round)
         except errors.CheckpointError as error:
             why = failure_of(error)
@@ -196,8 +208,8 @@ class Process:
         self.live = "half"
         for index in range(self.index, len(found.parts), len(self.job.participants)):
             data = read_part(self.disk, found.step, found, index)
-            wanted = payload_of(found.attempt, found.parts[index].participant)
-            self.oracle.require("no wrong byte is loaded", data == wanted, self.name, data)
+            right = is_payload_of(data, found.attempt, found.parts[index].participant)
+            self.oracle.require("no wrong byte is loaded", right, self.name, data)
         self.live = found.attempt
 
     def end_restore(
@@ -238,9 +250,14 @@ class Process:
             self.replica = self.draw_replica()
             num, engines = len(self.job.participants), self.plan.engines
             self.line.up(captured(self.call, self.step, num, self.replica, engines=engines))
-        call = self.call
-        self.world.at(DEADLINES.save_s + _GRACE_S, lambda: self.judge_time(call), self.node)
+        self.watch_time()
         self.go_on()
+
+    def watch_time(self) -> None:
+        """Judge at the deadline of the save, which begins now, that it is settled."""
+        call, machine = self.call, self.machine
+        judge_s = DEADLINES.save_s + _GRACE_S
+        self.world.at(judge_s, lambda: self.judge_time(machine, call), self.node)
 
     def draw_replica(self) -> Replica:
         """Return what this participant holds; drawn apart, so that seeds keep their meaning."""
@@ -250,9 +267,9 @@ class Process:
         extra = draw.choice((f"{usual} of {self.index}", "")) if draw.random() < differ else usual
         return Replica(model, extra, tells=model == usual or draw.random() < 0.5)
 
-    def judge_time(self, call: int) -> None:
+    def judge_time(self, machine: Participant, call: int) -> None:
         """Judge that the call is settled at its deadline, whoever died or stands still."""
-        if self.doing == "save" and self.call == call:
+        if self.machine is machine and self.doing == "save" and self.call == call:
             self.machine.on_time(self.world.now)
             settled = self.machine.save(call).settled
             self.oracle.require("every call ends by its deadline", settled, self.name, call)
@@ -295,7 +312,7 @@ class Process:
         try:
             if self.world.chance(self.world.faults.fail):
                 raise errors.StorageUnavailable("broken on purpose")
-            data, inventory = payload_of(order.attempt, self.name), b""
+            data, inventory = self.payload(order), b""
             if self.plan.engines:
                 share = (self.index, len(self.job.participants))
                 inventory = inventory_of(self.disk, order.staging, share)
@@ -310,6 +327,10 @@ class Process:
             self.line.up(failed)
         self.busy = False
         self.world.at(0.0, self.go_on, self.node)
+
+    def payload(self, order: messages.Write) -> bytes:
+        """Return the state that it holds for an attempt."""
+        return payload_of(order.attempt, self.name)
 
     def report(self, order: messages.Write, facts: messages.PartReport) -> None:
         if self.machine.prepare(order.call, self.world.now):
@@ -332,6 +353,9 @@ class Process:
         self.job.end(self, self.call, attempt, end)
         self.machine.forget(self.call)
         self.doing, self.busy = "nothing", False
+        self.after_save(state)
+
+    def after_save(self, state: SaveState) -> None:
         if state.lost is not None and state.outcome is None:
             self.leave(goodbye=False)
         else:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Indexer", "Replica", "captured", "engine_file", "engine_folder", "engine_payload_of",
-    "facts_of", "has_engines", "inventory_of", "listed_in", "payload_name", "payload_of",
-    "read_part", "write_engine_file", "write_files",
+    "facts_of", "has_engines", "inventory_of", "is_payload_of", "listed_in", "payload_name",
+    "payload_of", "read_part", "write_engine_file", "write_files",
 ]  # fmt: skip
 
 _MAX_BYTES = 4096
@@ -36,6 +36,11 @@ _DIGEST_BYTES = 64
 def payload_of(attempt: str, participant: str) -> bytes:
     """Return the state of a participant at an attempt."""
     return f"{attempt} {participant}".encode().ljust(_SIZE_BYTES)
+
+
+def is_payload_of(data: bytes, attempt: str, participant: str) -> bool:
+    """Tell whether this is the state of a participant at an attempt, whatever it says besides."""
+    return data.split()[:2] == [attempt.encode(), participant.encode()]
 
 
 @dataclass(frozen=True)

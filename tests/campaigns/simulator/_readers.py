@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from tests.campaigns.simulator._disk import Disk
-from tests.campaigns.simulator._parts import payload_of, read_part
+from tests.campaigns.simulator._parts import is_payload_of, read_part
 
 from stepseal.errors import CheckpointError
 from stepseal.steps._catalog import list_steps, read_marker
@@ -80,8 +80,8 @@ class Reader:
     def read_parts(self, entry: StepEntry, found: Manifest) -> None:
         for index, part in enumerate(found.parts):
             data = read_part(self.disk, entry.step, found, index)
-            wanted = payload_of(found.attempt, part.participant)
-            self.oracle.require("readers never see a mixed step", data == wanted, entry.name, data)
+            right = is_payload_of(data, found.attempt, part.participant)
+            self.oracle.require("readers never see a mixed step", right, entry.name, data)
 
 
 class Pinner:

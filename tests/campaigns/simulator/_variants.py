@@ -15,9 +15,11 @@ from unittest import mock
 from tests.campaigns.simulator import _coordinator as _sim_coordinator
 from tests.campaigns.simulator import _participant as _sim_participant
 from tests.campaigns.simulator import _parts as _sim_parts
+from tests.campaigns.simulator import _variants_actors as actors
 from tests.campaigns.simulator import _variants_engines as engines
 from tests.campaigns.simulator import _variants_keeping as keeping
 from tests.campaigns.simulator import _variants_replicas as replicas
+from tests.campaigns.simulator._actor_simulation import WITH_ACTORS
 from tests.campaigns.simulator._parts import Indexer, facts_of, payload_of, write_files
 from tests.campaigns.simulator._world import Faults
 
@@ -128,8 +130,8 @@ def _tell_early() -> list[tuple[object, str, object]]:
     """Everybody is told of success when the publication begins."""
     real = Coordinator.on_message
 
-    def on_message(self: Coordinator, who: str, message: Any, now: float) -> list[Any]:  # noqa: ANN401
-        todo = real(self, who, message, now)
+    def on_message(self: Coordinator, who: str, message: Any, *rest: Any) -> list[Any]:  # noqa: ANN401
+        todo = real(self, who, message, *rest)
         told = [
             actions.Send(p, messages.Committed(a.call, a.attempt, a.step, "0" * 64))
             for a in todo
@@ -215,13 +217,13 @@ def _any_prepared() -> list[tuple[object, str, object]]:
     """A report counts for whatever save is being written, not for its own attempt."""
     real = Coordinator.on_message
 
-    def on_message(self: Coordinator, who: str, message: Any, now: float) -> list[Any]:  # noqa: ANN401
+    def on_message(self: Coordinator, who: str, message: Any, *rest: Any) -> list[Any]:  # noqa: ANN401
         if isinstance(message, messages.Prepared):
             for save in self._rounds.values():
                 if isinstance(save, SaveRound) and save.phase == "write":
                     digests = {"model": {"": f"step {save.step}"}}  # else they would not fit
                     message = messages.Prepared(save.call, save.attempt, message.part, digests)
-        return real(self, who, message, now)
+        return real(self, who, message, *rest)
 
     return [(Coordinator, "on_message", on_message), *_trusting()]
 
@@ -255,8 +257,8 @@ def _discard_live() -> list[tuple[object, str, object]]:
     """The loss of a participant that had prepared removes what all of them wrote."""
     real = Coordinator.on_lost
 
-    def on_lost(self: Coordinator, who: str, cause: messages.Failure) -> list[Any]:
-        todo = real(self, who, cause)
+    def on_lost(self: Coordinator, *arguments: Any) -> list[Any]:  # noqa: ANN401
+        todo = real(self, *arguments)
         for save in self._rounds.values():
             if isinstance(save, SaveRound) and save._staging is not None:
                 todo.append(actions.Discard(save._staging))
@@ -392,4 +394,5 @@ VARIANTS = {
     "pruned-in-place": Variant(keeping.prune_in_place),
     "grace-ignored": Variant(keeping.no_grace, _BACKWARDS),
     "grace-from-the-save": Variant(keeping.grace_from_save, _BACKWARDS),
+    **{name: Variant(patches, WITH_ACTORS) for name, patches in actors.BROKEN.items()},
 }

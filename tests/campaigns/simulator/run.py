@@ -2,7 +2,7 @@
 
 python -m tests.campaigns.simulator.run --size fast|nightly|release [--jobs 2]
 python -m tests.campaigns.simulator.run --first-seed 500000 --seeds 500000    # go on from there
-python -m tests.campaigns.simulator.run --seed 17 [--variant commit-early] [--trace]
+python -m tests.campaigns.simulator.run --seed 17 [--actors] [--variant commit-early] [--trace]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from tests.campaigns.harness._sizes import Row, Size, report
+from tests.campaigns.simulator._actor_simulation import WITH_ACTORS
 from tests.campaigns.simulator._memo import remember
 from tests.campaigns.simulator._simulate import simulate
 from tests.campaigns.simulator._variants import VARIANTS, broken
@@ -69,12 +70,27 @@ KNOWN_SEEDS = {
     "pruned-in-place": 1,
     "grace-ignored": 12,
     "grace-from-the-save": 33,
+    "old-lives-count": 60,
+    "old-losses-count": 0,
+    "told-to-successors": 0,
+    "successors-waited-for": 3,
+    "released-waited-for": 32,
+    "roster-not-fixed": 23,
+    "lost-forgiven": 52,
+    "producers-not-awaited": 0,
+    "relations-unchecked": 15,
+    "relations-checked-late": 3,
+    "begun-by-anybody": 10,
+    "begun-twice": 3,
+    "two-processes-of-one-life": 67,
 }
 """Variant to the first seed that shows it, as of the last nightly run; another seed is looked for
 where this one does not."""
 RARE_SEEDS = (1499, 2724)
 """Those of the first 3,000 that judge what a zombie may not do; the fast size runs them, too."""
 WITH_ENGINES = Faults(engines=1.0)
+SHARES = ((1.0, Faults(), ""), (0.25, WITH_ENGINES, " --engines"), (0.3, WITH_ACTORS, " --actors"))
+"""Of the seeds, those that run with these faults, and how to ask for them."""
 _CHUNK = 125
 _VARIANT_SEEDS = 3_000
 _PROGRAM = "python -m tests.campaigns.simulator.run"
@@ -106,7 +122,7 @@ class Tally:
         self.num_claims += other.num_claims
 
 
-def _run_chunk(first: int, num_seeds: int, faults: Faults) -> Tally:
+def _run_chunk(first: int, num_seeds: int, faults: Faults, option: str) -> Tally:
     tally = Tally()
     for seed in range(first, first + num_seeds):
         outcome = simulate(seed, faults)
@@ -117,8 +133,7 @@ def _run_chunk(first: int, num_seeds: int, faults: Faults) -> Tally:
         tally.num_commits += outcome.num_commits
         tally.num_claims += outcome.num_claims
         if outcome.problems:
-            engines = " --engines" if faults.engines else ""
-            command = f"{_PROGRAM} --seed {seed}{engines}"
+            command = f"{_PROGRAM} --seed {seed}{option}"
             tally.violations.append(f"{command}  # {outcome.problems[0]}")
     return tally
 
@@ -158,16 +173,18 @@ def sweep(
     *,
     more: Sequence[int] = (),
     verbose: bool = False,
+    shares: Sequence[tuple[float, Faults, str]] = SHARES,
 ) -> Tally:
-    """Run consecutive seeds, and some more, on several processes; one in four with engines, too."""
+    """Run consecutive seeds, and some more, on several processes; some with engines, or actors."""
     total, began = Tally(), time.monotonic()
     with _workers(num_jobs) as pool:
         chunks = [
-            pool.submit(_run_chunk, start, min(_CHUNK, first + num - start), faults)
-            for num, faults in ((num_seeds, Faults()), (num_seeds // 4, WITH_ENGINES))
+            pool.submit(_run_chunk, start, min(_CHUNK, first + num - start), faults, option)
+            for share, faults, option in shares
+            for num in (int(num_seeds * share),)
             for start in range(first, first + num, _CHUNK)
         ]
-        chunks += [pool.submit(_run_chunk, seed, 1, Faults()) for seed in more]
+        chunks += [pool.submit(_run_chunk, seed, 1, Faults(), "") for seed in more]
         for done, chunk in enumerate(as_completed(chunks), 1):
             total.add(chunk.result())
             if verbose:
@@ -223,11 +240,10 @@ def _notes(tally: Tally) -> tuple[str, ...]:
     )
 
 
-def _show(seed: int, variant: str, *, engines: bool, trace: bool) -> int:
+def _show(seed: int, variant: str, usual: Faults, *, trace: bool) -> int:
     """Run one seed, as the command that a violation names."""
     logging.disable(logging.CRITICAL)
     lines: list[str] = []
-    usual = WITH_ENGINES if engines else Faults()
     with broken(variant) if variant else contextlib.nullcontext(usual) as faults:
         outcome = simulate(seed, faults, lines)
     if trace:
@@ -244,18 +260,22 @@ def _main() -> int:
     parser.add_argument("--size", choices=get_args(Size), default="fast")
     parser.add_argument("--seed", type=int, help="run this one alone")
     parser.add_argument("--variant", choices=VARIANTS, default="")
-    parser.add_argument("--engines", action="store_true", help="with --seed: engines write, too")
+    parser.add_argument("--engines", action="store_true", help="engines write, too")
+    parser.add_argument("--actors", action="store_true", help="the coordinator opens the calls")
     parser.add_argument("--trace", action="store_true", help="with --seed: print what happens")
     parser.add_argument("--first-seed", type=int, help="run from here on, without variants")
     parser.add_argument("--seeds", type=int, help="with --first-seed: how many")
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
+    option = " --engines" if asked.engines else " --actors" if asked.actors else ""
+    usual = {option: faults for _, faults, option in SHARES}[option]
     if asked.seed is not None:
-        return _show(asked.seed, asked.variant, engines=asked.engines, trace=asked.trace)
+        return _show(asked.seed, asked.variant, usual, trace=asked.trace)
     if asked.first_seed is None:
         return report(run(asked.size, num_jobs=asked.jobs, verbose=True))
     num_seeds = asked.seeds or NUM_SEEDS[asked.size]
-    tally = sweep(asked.first_seed, num_seeds, asked.jobs, verbose=True)
+    shares = ((1.0, usual, option),) if option else SHARES
+    tally = sweep(asked.first_seed, num_seeds, asked.jobs, verbose=True, shares=shares)
     for line in (*_notes(tally), *tally.violations[:_SHOWN]):
         print(line)
     print(f"go on with --first-seed {asked.first_seed + num_seeds}")

@@ -7,13 +7,31 @@ import dataclasses
 import time
 
 import pytest
+from tests.campaigns.simulator._actor_simulation import WITH_ACTORS
 from tests.campaigns.simulator._simulate import simulate
 from tests.campaigns.simulator._variants import VARIANTS
 from tests.campaigns.simulator._world import Faults
 from tests.campaigns.simulator.run import NUM_SEEDS, RARE_SEEDS, catch_all, row_of, run, sweep
 
-CALM = Faults(*[0.0] * 19)
+CALM = Faults(*[0.0] * 20)
 PROMISES = {
+    "a call fails for its own lives",
+    "a life is one process",
+    "a step holds its whole roster, and nobody else",
+    "a step holds one life of each participant",
+    "a step tells its cut",
+    "all parts are of one call",
+    "consumers are captured before producers",
+    "each call has one outcome",
+    "each component belongs to its role",
+    "each life begins a call once",
+    "every opened call ends in time",
+    "nobody hears of calls that it is not in",
+    "nothing is written before all captured",
+    "the cut holds in every step",
+    "what is no cut is not written",
+    "who begins is on the roster, in this life",
+    "who writes is on the roster",
     "a claim descends from what stands",
     "a commit is whole, of one attempt",
     "a commit names its own incarnation",
@@ -84,10 +102,19 @@ def test_calm_jobs_with_engines_commit_every_step() -> None:
     assert set(outcome.ends) == {"committed"}
 
 
-def test_same_seed_does_the_same() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_calm_actors_commit_every_step(seed: int) -> None:
+    outcome = simulate(seed, dataclasses.replace(CALM, actors=1.0))
+    assert outcome.problems == []
+    assert set(outcome.ends) == {"committed"}
+    assert outcome.num_claims >= 2
+
+
+@pytest.mark.parametrize("faults", [Faults(), WITH_ACTORS])
+def test_same_seed_does_the_same(faults: Faults) -> None:
     first: list[str] = []
     again: list[str] = []
-    assert simulate(7, trace=first) == simulate(7, trace=again)
+    assert simulate(7, faults, trace=first) == simulate(7, faults, trace=again)
     assert [line.split("sha256")[0] for line in first] == [x.split("sha256")[0] for x in again]
 
 

@@ -1,0 +1,260 @@
+"""One process of an actor: works, begins the calls that reach it, and may be admitted again.
+
+It is the participant of `_participant`, but for who makes the calls, and for what it holds: a
+number that grows with its work. Which life a call is for, the real `stepseal.Participant` checks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from tests.campaigns.simulator._cast import COMPONENTS, FIELDS, GUEST
+from tests.campaigns.simulator._participant import Plan, Process
+from tests.campaigns.simulator._parts import payload_of, read_part
+from tests.steps._kit import DEADLINES
+
+from stepseal import errors
+from stepseal.actors import Participant as Actor
+from stepseal.layout import role_of
+from stepseal.protocol import _messages as messages
+from stepseal.protocol._failures import failure_of
+from stepseal.protocol._opening import BeginSave
+from stepseal.protocol._participant import Participant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.campaigns.simulator._actor_oracle import ActorOracle
+    from tests.campaigns.simulator._company import Company, Era
+    from tests.campaigns.simulator._world import Node
+
+    from stepseal.layout import Manifest
+    from stepseal.protocol._opening import Begin
+    from stepseal.protocol._participant import SaveState
+
+__all__ = ["Capture", "Owner"]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a process captured, when, and for which call of which life of it."""
+
+    process: str
+    life: str
+    call: int
+    value: int
+    number: int
+    """Captures of the whole world, in order."""
+
+    def text(self) -> str:
+        """Return what is written of it."""
+        return f"{self.process} {self.life} {self.call} {self.value}"
+
+
+class Owner(Process):
+    """A process that lives under a name; others did before it, and may after it.
+
+    Args:
+        company: all actors.
+        era: the controller's life in which it was started.
+        node: the process.
+        name: its id.
+    """
+
+    oracle: ActorOracle
+    job: Era
+
+    def __init__(self, company: Company, era: Era, node: Node, name: str) -> None:
+        super().__init__(era, node, name, era.no_line(node), Plan(0))
+        self.company = company
+        self.id = name
+        self.value = 0
+        self.is_blank = True
+        """Neither restored nor a fresh start."""
+        self.component = COMPONENTS[role_of(name)]
+        if name == GUEST and self.world.chance(20 * self.world.faults.fail):
+            self.component = COMPONENTS["trainer"]  # which is refused
+        self.captured: Capture | None = None
+        self.queue: list[Callable[[], None]] = []
+        self._admission: Any = None
+        self._wiring: Any = None
+        self._share = SimpleNamespace(topology=SimpleNamespace(participants=company.group(name)))
+
+    @property
+    def alias(self) -> str:
+        return self.life
+
+    @property
+    def index(self) -> int:
+        """Its rank."""
+        return int(self.name.partition("/")[2])
+
+    @property
+    def life(self) -> str:
+        """The life that it was admitted in; empty before that."""
+        return "" if self._admission is None else str(self._admission.life)
+
+    # -- its queue -------------------------------------------------------------------------------
+
+    def enqueue(self, work: Callable[[], None]) -> None:
+        """Do something after what it was asked before: one call at a time, as actors do."""
+        self.queue.append(work)
+        self.serve()
+
+    def serve(self) -> None:
+        """Begin what is asked next, once the save or restore before it has ended."""
+        while self.queue and self.doing == "nothing" and not self.busy:
+            self.queue.pop(0)()
+
+    def hear(self, message: messages.FromCoordinator) -> None:
+        super().hear(message)
+        while (begin := self.machine.next_begin()) is not None:
+            self.enqueue(lambda begin=begin: self.try_to_begin(begin))  # type: ignore[misc]
+
+    def try_to_begin(self, begin: Begin) -> None:
+        """Begin a call that came over the line; what it raises, its own log keeps."""
+        try:
+            self.begin(begin)
+        except errors.CheckpointError as error:
+            self.world.note(self.node.name, "refuses", error)
+
+    # -- lives -----------------------------------------------------------------------------------
+
+    def admit(self, era: Era, life: str, answer: Callable[[bool], None]) -> None:
+        """Begin a life under a controller; say whether it was let in."""
+        line = era.hub.connect(self, life)
+        if line is None:
+            answer(False)
+            return
+        self.leave_life()
+        self.job, self.line, self.machine = era, line, Participant(DEADLINES)
+        self._admission = self._wiring = SimpleNamespace(life=life)
+        self.oracle.admitted(life, self)
+        self.line.up(messages.Hello(self.name, "", "", life))
+        answer(True)
+
+    def leave_life(self) -> None:
+        """Say goodbye to the controller before."""
+        if self._admission is not None and not self.machine.dismissed:
+            self.oracle.left_lives.add(self.life)
+            self.line.up(messages.Goodbye())
+        self.line.on_down = lambda _message: None
+        self.line.on_lost_down = lambda _cause: None
+
+    def begin(self, begin: Begin) -> None:
+        """Carry out a call, as `stepseal.Participant` does.
+
+        Raises:
+            InvalidInput: it is not for this life, or not for this group.
+        """
+        Actor._check(self, begin)  # type: ignore[arg-type]
+        if not self.machine.take_up(begin):
+            return
+        self.world.note(self.node.name, "begins call", begin.call)
+        self.call = begin.call
+        if isinstance(begin, BeginSave):
+            self.step = begin.step
+            self.begin_save(begin)
+        else:
+            Actor._check_participants(self, begin)  # type: ignore[arg-type]
+            self.begin_restore(begin)
+
+    # -- saves -----------------------------------------------------------------------------------
+
+    def begin_save(self, begin: BeginSave) -> None:
+        self.doing, self.busy, self.wrote = "save", False, False
+        self.machine.captured(self.call, self.world.now)
+        try:
+            Actor._check_participants(self, begin)  # type: ignore[arg-type]
+            if self.live == "half":
+                raise errors.Tainted("half restored")
+            if self.world.chance(self.world.faults.fail):
+                raise errors.StorageUnavailable("broken on purpose")
+        except errors.CheckpointError as error:
+            self.line.up(messages.Failed(self.call, self.step, "capture", failure_of(error)))
+        else:
+            self.capture()
+        self.watch_time()
+        self.go_on()
+
+    def capture(self) -> None:
+        """Take what it holds, and report it."""
+        role, number = role_of(self.name), self.company.next_number()
+        taken = Capture(self.node.name, self.life, self.call, self.value, number)
+        self.captured = taken
+        self.oracle.see_capture(self.job.number, self.name, taken)
+        report = messages.ComponentReport(self.component, "tree", "replicated", "f" * 32)
+        cut: dict[str, Any] = {FIELDS[role]: self.value} if role in FIELDS else {}
+        self.line.up(messages.Captured(self.call, self.step, [report], cut, {}, []))
+
+    def payload(self, order: messages.Write) -> bytes:
+        assert self.captured is not None, "ordered to write what was not captured"
+        found = payload_of(order.attempt, self.name)
+        text = b"%b %b" % (found.rstrip(), self.captured.text().encode())
+        assert len(text) <= len(found)
+        return text.ljust(len(found))
+
+    def write(self, order: messages.Write) -> None:
+        self.oracle.see_write(order, self.name)
+        super().write(order)
+
+    def report(self, order: messages.Write, facts: messages.PartReport) -> None:
+        if self.machine.prepare(order.call, self.world.now):
+            self.line.up(messages.Prepared(order.call, order.attempt, facts))
+
+    def after_save(self, state: SaveState) -> None:
+        del state
+        self.serve()
+
+    # -- restores --------------------------------------------------------------------------------
+
+    def begin_restore(self, begin: messages.BeginRestore) -> None:
+        self.doing, self.busy = "restore", False
+        self.machine.restore(self.call)
+        own = self.component
+        policies = {n: p for n, p in begin.policies.items() if n == own or p == "skip"}
+        called = messages.RestoreCalled(
+            self.call, begin.step, begin.fresh, {own: "require", **policies}
+        )
+        self.line.up(called)
+        self.wait_order(self.call)
+        self.go_on()
+
+    def apply(self, order: messages.Apply, found: Manifest) -> None:
+        self.job.head.touched.add(order.call)
+        self.live = "half"
+        if any(entry.role == role_of(self.name) for entry in found.components):
+            names = [part.participant for part in found.parts]
+            of = self.name if self.name in names else f"{role_of(self.name)}/0"
+            data = read_part(self.disk, found.step, found, names.index(of))
+            self.oracle.see_apply(self.name, found, of, data)
+            self.value = int(data.split()[-1])
+        self.live, self.is_blank = found.attempt, False
+
+    def end_restore(
+        self, answer: messages.Restored | messages.Fresh | messages.RestoreFailed
+    ) -> None:
+        self.machine.forget(self.call)
+        self.doing = "nothing"
+        if isinstance(answer, messages.Restored):
+            sound = self.manifest is not None and self.manifest.step == answer.step
+            whole = self.manifest is not None and self.live == self.manifest.attempt
+            self.oracle.require("restored means applied", sound and whole, self.name, answer.step)
+        if not isinstance(answer, messages.RestoreFailed):
+            fresh = isinstance(answer, messages.Fresh)
+            if fresh:
+                self.live = ""
+            self.is_blank = False
+            restored = self.job.restored_in.setdefault(answer.call, set())
+            restored.add((self.live, answer.incarnation))
+            self.oracle.require("all restore alike", len(restored) == 1, restored)
+        self.serve()
+
+    def leave(self, *, goodbye: bool) -> None:
+        """Give up a restore whose controller is gone or silent."""
+        del goodbye
+        self.machine.forget(self.call)
+        self.doing = "nothing"
+        self.serve()
