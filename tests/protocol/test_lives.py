@@ -100,8 +100,10 @@ def _lives_unheeded() -> tuple[object, str, object]:
 
 
 def _losses_unheeded() -> tuple[object, str, object]:
+    real = Lives.lose
+
     def lose(self: Lives, participant: str, _life: str, cause: Failure) -> None:
-        self._lost[participant] = cause
+        real(self, participant, self._lives[participant], cause)
 
     return Lives, "lose", lose
 
@@ -109,10 +111,8 @@ def _losses_unheeded() -> tuple[object, str, object]:
 def _successor_waited_for() -> tuple[object, str, object]:
     real = Lives.absent
 
-    def absent(
-        self: Lives, roster: Mapping[str, str], names: tuple[str, ...]
-    ) -> dict[str, Failure]:
-        return real(self, {**roster, **self._lives}, names)
+    def absent(self: Lives, roster: Mapping[str, str]) -> dict[str, Failure]:
+        return real(self, {one: self._lives[one] for one in roster})
 
     return Lives, "absent", absent
 

@@ -43,9 +43,10 @@ def _lives_unheeded() -> Patch:
 def _losses_unheeded() -> Patch:
     """The loss of any life is the loss of the participant."""
 
+    real = Lives.lose
+
     def lose(self: Lives, participant: str, _life: str, cause: messages.Failure) -> None:
-        if participant in self._lives:
-            self._lost.setdefault(participant, cause)
+        real(self, participant, self._lives.get(participant, ""), cause)
 
     return Lives, "lose", lose
 

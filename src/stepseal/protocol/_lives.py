@@ -35,13 +35,14 @@ class Lives:
         self._lives = dict.fromkeys(participants, "")
         self._lost: dict[str, Failure] = {}
         self._gone: set[str] = set()
-        self._any_life_ended = False
         self._holds: dict[str, frozenset[str]] = {}
+        self.num_changes = 0
+        """How often a life began or ended."""
         self._kept: dict[str, list[actions.Action]] = {p: [] for p in self._lives}
 
     def admit(self, participant: str, life: str) -> None:
         """Let a participant take part from the next call on; its earlier life ends."""
-        self._any_life_ended = self._any_life_ended or participant in self._lives
+        self.num_changes += 1
         self._lives[participant] = life
         self._kept[participant] = []
         self._lost.pop(participant, None)
@@ -49,7 +50,7 @@ class Lives:
 
     def release(self, participant: str) -> None:
         """Let a participant take no part in later calls."""
-        self._any_life_ended = True
+        self.num_changes += 1
         self._lives.pop(participant, None)
         self._kept.pop(participant, None)
         self._holds.pop(participant, None)
@@ -94,33 +95,29 @@ class Lives:
         """Remember that a life ended without a goodbye; a lost life stays lost."""
         if self.is_current(participant, life) and participant not in self._gone:
             self._lost.setdefault(participant, cause)
+            self.num_changes += 1
 
     def leave(self, participant: str) -> None:
         """Remember a goodbye."""
         self._gone.add(participant)
+        self.num_changes += 1
 
     @property
     def everybody_left(self) -> bool:
         """True once every participant has said goodbye or is lost."""
         return len(self._gone | self._lost.keys()) >= len(self._lives)
 
-    @property
-    def is_complete(self) -> bool:
-        """True while nobody was ever lost, left, replaced or released: nobody can be absent."""
-        return not (self._any_life_ended or self._lost or self._gone)
-
-    def absent(self, roster: Mapping[str, str], names: Iterable[str]) -> dict[str, Failure]:
-        """Return those of `names` that a call waits for in vain, and why.
+    def absent(self, roster: Mapping[str, str]) -> dict[str, Failure]:
+        """Return who of a call is not there any more, and why.
 
         Args:
             roster: participants of the call, with their lives.
-            names: those that it waits for.
         """
         found = {}
-        for one in names:
+        for one, life in roster.items():
             if one not in self._lives:
                 found[one] = _RELEASED
-            elif self._lives[one] != roster[one]:
+            elif self._lives[one] != life:
                 found[one] = _AGAIN
             elif one in self._lost:
                 found[one] = self._lost[one]

@@ -84,6 +84,8 @@ class SocketHub:
         self._local_names: set[str] = set()
         self._lines: dict[str, Line] = {}
         self._lock = threading.Lock()  # guards the lines' `unsent` and who has a line
+        self._changed: dict[Line, None] = {}
+        """Lines that have something new to send, or nothing any more."""
         self._known: set[str] = set()
         self._strangers: dict[Line, None] = {}
         self._closing = threading.Event()
@@ -143,11 +145,15 @@ class SocketHub:
         with self._lock:
             line = self._lines.get(participant)
             if line is not None:
-                line.queue(data)
+                self._queue(line, data)
             if isinstance(message, messages.Dismiss):
                 self._expected.pop(participant, None)
                 self._end_line(participant)
         self._wake()
+
+    def _queue(self, line: Line, data: bytes) -> None:
+        line.queue(data)
+        self._changed[line] = None
 
     def close(self) -> None:
         """Flush for at most two seconds, then close every connection. Idempotent."""
@@ -209,8 +215,10 @@ class SocketHub:
             return any(line.unsent for line in self._lines.values())
 
     def _watch_writes(self) -> None:
+        """Look after the lines that have changed, and not after all of them each time."""
         with self._lock:
-            waiting = [(line, bool(line.unsent)) for line in self._lines.values()]
+            waiting = [(line, bool(line.unsent)) for line in self._changed if line.is_open]
+            self._changed.clear()
         for line, has_unsent in waiting:
             if line.stuck:
                 self._drop(line, f"does not read: {len(line.unsent)} bytes wait to be sent")
@@ -335,6 +343,8 @@ class SocketHub:
             with self._lock:
                 sent = line.connection.send(line.unsent)
                 del line.unsent[:sent]
+                if not line.unsent:
+                    self._changed[line] = None
         except BlockingIOError:
             return
         except OSError as error:
@@ -348,7 +358,7 @@ class SocketHub:
                 self._drop(line, f"no sign of life for {now - since:.1f} s (stopped or cut off)")
             elif line.participant is not None:
                 with self._lock:
-                    line.queue(data)
+                    self._queue(line, data)
 
     def _drop(self, line: Line, why: str, kind: str = errors.ParticipantFailed.kind) -> None:
         if not line.is_open:

@@ -95,8 +95,8 @@ class Head:
         """Call to its attempt."""
         self.touched: set[int] = set()
         """Calls of restore in which live state was changed somewhere."""
-        self.may_be_fresh = True
-        """No step was acknowledged when the root was looked at, or a fresh start was asked for."""
+        self.not_fresh: set[int] = set()
+        """Calls of restore in which a step was acknowledged when the root was looked at."""
         self.told: dict[int, set[str]] = {}
         self._todo: list[StorageWork] = []
         self._working = False
@@ -273,7 +273,8 @@ class Head:
         oracle, disk = self.oracle, self.disk
         oracle.keeping.release(self.node)  # the candidate before was given up
         before, refused, claims = oracle.owed(), disk.num_refused_reads, dict(oracle.claims)
-        self.may_be_fresh = not oracle.acknowledged
+        if oracle.acknowledged:
+            self.not_fresh.add(action.call)
         if action.step is None and not action.exclude:
             oracle.require_owed("at restore")
 
@@ -316,7 +317,8 @@ class Head:
             ready = all((one, call, turn) in oracle.checked for one in self._nodes_of(call))
             oracle.require("nobody applies before all checked", ready, name, call, turn)
         elif isinstance(message, messages.Fresh):
-            oracle.require("no silent fresh start", self.may_be_fresh, name)
+            fresh = message.call not in self.not_fresh
+            oracle.require("no silent fresh start", fresh, name, message.call)
         elif isinstance(message, messages.RestoreFailed):
             oracle.keeping.release(self.node)
             told = message.tainted or message.call not in self.touched

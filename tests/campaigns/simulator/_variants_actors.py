@@ -36,9 +36,10 @@ def _old_lives_count() -> Patches:
 def _old_losses_count() -> Patches:
     """The loss of any life is the loss of the participant."""
 
+    real = Lives.lose
+
     def lose(self: Lives, participant: str, _life: str, cause: Any) -> None:  # noqa: ANN401
-        if participant in self._lives and participant not in self._gone:
-            self._lost.setdefault(participant, cause)
+        real(self, participant, self._lives.get(participant, ""), cause)
 
     return [(Lives, "lose", lose)]
 
@@ -52,8 +53,8 @@ def _successors_waited_for() -> Patches:
     """A call goes on waiting for a participant that was admitted again."""
     real = Lives.absent
 
-    def absent(self: Lives, roster: Any, names: Any) -> Any:  # noqa: ANN401
-        return real(self, {**roster, **self._lives}, names)
+    def absent(self: Lives, roster: Any) -> Any:  # noqa: ANN401
+        return real(self, {one: self._lives.get(one, life) for one, life in roster.items()})
 
     return [(Lives, "absent", absent)]
 
@@ -62,8 +63,8 @@ def _released_waited_for() -> Patches:
     """A call goes on waiting for a participant that was released."""
     real = Lives.absent
 
-    def absent(self: Lives, roster: Any, names: Any) -> Any:  # noqa: ANN401
-        return real(self, roster, [one for one in names if one in self._lives])
+    def absent(self: Lives, roster: Any) -> Any:  # noqa: ANN401
+        return real(self, {one: life for one, life in roster.items() if one in self._lives})
 
     return [(Lives, "absent", absent)]
 
