@@ -5,12 +5,13 @@ Each race is also run against a naive coordinator, which must fail it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import msgspec
 import pytest
 from tests.protocol._opened import Actors, opening
-from tests.steps._kit import component
+from tests.steps._kit import component, part_report
 
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
@@ -56,6 +57,41 @@ def late_capture_of_an_old_life_in_the_call_of_its_successor() -> None:
     actors.hear("trainer/0", late, old)
     actors.capture("trainer/1", call)
     assert "buffer/0" not in actors.begun(call), "the old life has captured for the new one"
+
+
+def late_part_of_an_old_life() -> None:
+    actors = Actors(*ALL)
+    old = actors.lives["buffer/0"]
+    actors.admit("buffer/0")
+    call = actors.open(opening())
+    for name in ALL:
+        actors.capture(name, call)
+    actors.stage(call)
+    for name in ALL[:2]:
+        actors.prepare(name, call)
+    (write,) = (m for to, m in actors.told if to == "buffer/0" and actors.is_write(m, call))
+    assert isinstance(write, messages.Write)
+    late = messages.Prepared(call, write.attempt, part_report("buffer/0"))
+    actors.hear("buffer/0", late, old)
+    assert not any(isinstance(a, actions.Publish) for a in actors.others)
+
+
+def busy_past_the_deadline() -> None:
+    """An actor that is busy is named; what it says later belongs to no call any more."""
+    actors = Actors(*ALL)
+    call = actors.open(opening())
+    for name in ALL[:2]:
+        actors.capture(name, call)
+    actors.take(actors.coordinator.on_time(actors.coordinator.next_deadline()))
+    assert set(actors.outcome(call).failures) == {"buffer/0"}
+    actors.others.clear()
+    again = actors.open(opening())
+    for name in ALL[:2]:
+        actors.capture(name, again)
+    actors.capture("buffer/0", call)
+    assert not actors.others, "the capture for the call before counts for this one"
+    actors.capture("buffer/0", again)
+    assert any(isinstance(a, actions.BeginStaging) for a in actors.others)
 
 
 def goodbye_of_an_old_life() -> None:
@@ -129,10 +165,24 @@ def _counted() -> tuple[object, str, object]:
     return SaveRound, "on_prepared", on_prepared
 
 
+def _any_call() -> tuple[object, str, object]:
+    """A report counts for the save that runs, whichever it was made for."""
+    real = Coordinator.on_message
+
+    def on_message(self: Coordinator, who: str, message: Any, *rest: Any) -> list[Any]:  # noqa: ANN401
+        if isinstance(message, messages.Captured) and self._rounds:
+            message = msgspec.structs.replace(message, call=max(self._rounds))
+        return real(self, who, message, *rest)
+
+    return Coordinator, "on_message", on_message
+
+
 RACES = [
     (loss_of_an_old_life_after_its_successor_has_joined, _losses_unheeded),
     (new_hello_before_the_death_of_the_old_line, _successor_waited_for),
     (late_capture_of_an_old_life_in_the_call_of_its_successor, _lives_unheeded),
+    (late_part_of_an_old_life, _lives_unheeded),
+    (busy_past_the_deadline, _any_call),
     (goodbye_of_an_old_life, _lives_unheeded),
     (prepared_life_dies_and_its_successor_joins_before_the_commit, _lives_unheeded),
     (part_that_is_counted_and_not_named, _counted),

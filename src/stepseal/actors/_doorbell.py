@@ -97,7 +97,8 @@ class InProcess:
                 "which its engine would block. Let the engine live in a process of its own.",
                 participant=self.id,
             )
-        self._participant.capture(begin)
+        async with self._participant._turn:
+            self._participant.capture(begin)
 
     async def begin(self, begin: Begin) -> None:
         """Carry out a call of either kind."""
@@ -107,13 +108,18 @@ class InProcess:
             await self.restore(begin)
 
     async def restore(self, begin: BeginRestore) -> None:
-        """Check and apply on the loop's thread, and wait for orders on another."""
-        share = self._participant.join(begin)
-        loop = asyncio.get_running_loop()
-        while share is not None and not share.part.ended:
-            waiting = loop.run_in_executor(self._executor, share.part.wait)
-            await asyncio.wait([waiting])
-            share.guard(functools.partial(_follow, share, waiting))
+        """Check and apply on the loop's thread, and wait for orders on another.
+
+        The controller may hear of the outcome, and open the next call, before this is over: that
+        call then waits for its turn.
+        """
+        async with self._participant._turn:
+            share = self._participant.join(begin)
+            loop = asyncio.get_running_loop()
+            while share is not None and not share.part.ended:
+                waiting = loop.run_in_executor(self._executor, share.part.wait)
+                await asyncio.wait([waiting])
+                share.guard(functools.partial(_follow, share, waiting))
 
     def is_death(self, error: BaseException) -> bool:
         """Return False: it lives and dies with the coordinator."""

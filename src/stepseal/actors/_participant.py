@@ -7,6 +7,7 @@ only by the life that it is meant for.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -87,6 +88,8 @@ class Participant:
         self._points = OwnPoints()
         self._busy = threading.RLock()
         """Held by whoever captures, restores, begins a life or ends one."""
+        self._turn = asyncio.Lock()
+        """Held on an event loop by the call that runs: a restore gives way between its orders."""
 
     @property
     def id(self) -> str:
@@ -178,6 +181,7 @@ class Participant:
                 raise
             driver.tell_components(self._share.registry.names())
             self._admission, self._wiring = admission, Wiring(steps, driver, None)
+            self._turn = asyncio.Lock()  # of the loop that this life is on
 
     def capture(self, begin: BeginSave) -> None:
         """Capture what is saved or published, now; return once it may change again.
