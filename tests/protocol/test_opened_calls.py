@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.protocol._opened import Actors, opening
-from tests.steps._kit import component
+from tests.steps._kit import DEADLINES, component
 
 from stepseal import errors
 from stepseal.errors import InvalidInput
@@ -35,6 +35,27 @@ def test_a_save_commits_one_step_of_all_roles() -> None:
     actors.publish(call)
     assert isinstance(actors.outcome(call), messages.Committed)
     assert [to for to, m in actors.told if isinstance(m, messages.Committed)] == [*ALL]
+
+
+def test_who_opened_a_save_does_not_wait_for_storage_that_hangs() -> None:
+    """Nobody knows then whether the step is committed; what storage answers later is for others."""
+    actors = Actors("trainer/0")
+    call = actors.open(opening())
+    actors.capture("trainer/0", call)
+    actors.stage(call)
+    actors.prepare("trainer/0", call)
+    coordinator = actors.coordinator
+    actors.take(coordinator.on_time(coordinator.next_deadline()))
+    assert actors.outcome(call) is None, "the publication may end a little late"
+    assert coordinator.next_deadline() == DEADLINES.save_s
+    actors.take(coordinator.on_time(DEADLINES.save_s))
+    found = actors.outcome(call)
+    assert isinstance(found, messages.Unresolved)
+    assert "did not answer in time; the step may still be committed" in found.message
+    assert coordinator.next_deadline() == float("inf")
+    actors.publish(call)
+    assert actors.outcome(call) is found
+    assert [m for _, m in actors.told if isinstance(m, messages.Committed)]
 
 
 def test_each_participant_is_told_the_members_of_its_role() -> None:

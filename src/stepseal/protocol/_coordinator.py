@@ -366,7 +366,8 @@ class Coordinator:
         """Let a request without a call lapse if it waits for somebody who is gone."""
         if not self._points.is_open or self._points.call is not None:
             return []
-        absent = self._lives.absent(self._points.roster(), self._points.missing())
+        gone = self._lives.absent(self._points.roster())
+        absent = {one: gone[one] for one in self._points.missing() if one in gone}
         return self._points.lapse(absent) if absent else []
 
     def _absent(self, found: SaveRound | RestoreRound) -> dict[str, messages.Failure]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["SaveRound"]
 
 _NO_FOLDER = "the coordinator's storage did not make the staging folder"
+_HANGS = "the coordinator's storage did not answer in time; the step may still be committed"
 _NEXT = "Nothing was committed and older steps are untouched; the next save starts a new attempt."
 
 
@@ -81,6 +82,9 @@ class SaveRound:
         self._lives: Mapping[str, str] = {}
         self._stages: list[tuple[str, ...]] = []
         """Who is told to capture next, and after them."""
+        self._ends_at = now + deadlines.save_s
+        """When whoever opened the call is told that its outcome is unknown."""
+        self._told = False
         self._capturing: set[str] = set()
         """Who was told to capture, and has not yet."""
 
@@ -326,7 +330,7 @@ class SaveRound:
         """Abort a phase that took too long; name the missing participants.
 
         A running publication is not interrupted, because it may have passed the commit point; it
-        checks its own deadline right before that point. Participants wait until their own deadline.
+        checks its own deadline right before that point. Everybody waits until their own deadline.
 
         Args:
             notes: participant to what else is known of it; None for one that waits for others.
@@ -337,8 +341,7 @@ class SaveRound:
             return self._compared(0.0)
         limit_s = self._deadlines.of_phase(self.phase, staged=self._staging is not None)
         if limit_s is None:
-            self.deadline = float("inf")
-            return []
+            return self._publication_took_too_long()
         text = f"did not answer within {limit_s:g} s in phase {self.phase}"
         awaited = self.missing()
         if self.phase == "capture" and self._opening is not None:
@@ -354,6 +357,16 @@ class SaveRound:
         """Tell whether the round only asks where replicas differ, and then aborts."""
         comparison = self._comparison if self.phase == "compare" else None
         return comparison is not None and self._staging is not None and bool(comparison.differing)
+
+    def _publication_took_too_long(self) -> list[actions.Action]:
+        """Let the one who opened the call wait on until its own deadline; then nobody knows."""
+        waits = self._opening is not None and self.deadline < self._ends_at
+        self.deadline = self._ends_at if waits else float("inf")
+        if waits or self._opening is None:
+            return []
+        self._told = True
+        text = told_once(self._what, _HANGS)
+        return [actions.Told(messages.Unresolved(self.call, self.attempt, self.step, text))]
 
     def _staging_took_too_long(self) -> list[actions.Action]:
         limit_s = self._deadlines.commit_s
@@ -396,4 +409,4 @@ class SaveRound:
         self.phase = "done"
         self.deadline = float("inf")
         sent = [actions.Send(participant, message) for participant in self.participants]
-        return [*sent, actions.Told(message)] if self._opening else [*sent]
+        return [*sent, actions.Told(message)] if self._opening and not self._told else [*sent]

@@ -198,14 +198,14 @@ class Controller(Head):
             self.world.at(self.world.roll() ** 2 * 3.0, self.trouble, self.node)
 
     def _watch(self, call: int) -> None:
-        """Judge that a save is decided in time, unless this process stood still, or its disk does.
+        """Judge that a save is decided in time, unless this process stood still.
 
         That a call ends at all is judged when time is over.
         """
         opened, stood_s = self.judge.opened[self.era.number, call], self.node.stood_s
 
         def look() -> None:
-            excused = self._working or self.node.stood_s != stood_s or not self.node.alive
+            excused = self.node.stood_s != stood_s or not self.node.alive
             told = opened.outcome is not None
             self.oracle.require("every opened call ends in time", told or excused, call)
 

@@ -157,7 +157,9 @@ class Head:
             if isinstance(action, actions.Told):
                 self._take_outcome(action)
                 continue
-            unasked = (actions.Warn, actions.Connected, actions.Agreed)
+            if isinstance(action, actions.Connected):
+                continue
+            unasked = (actions.Warn, actions.Agreed)
             assert not isinstance(action, unasked), "no replicas or safe points of ranks here"
             if isinstance(action, actions.BeginStaging):
                 self.attempts[action.call] = action.attempt

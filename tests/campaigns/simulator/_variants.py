@@ -19,7 +19,6 @@ from tests.campaigns.simulator import _variants_actors as actors
 from tests.campaigns.simulator import _variants_engines as engines
 from tests.campaigns.simulator import _variants_keeping as keeping
 from tests.campaigns.simulator import _variants_replicas as replicas
-from tests.campaigns.simulator._actor_simulation import WITH_ACTORS
 from tests.campaigns.simulator._parts import Indexer, facts_of, payload_of, write_files
 from tests.campaigns.simulator._world import Faults
 
@@ -394,5 +393,5 @@ VARIANTS = {
     "pruned-in-place": Variant(keeping.prune_in_place),
     "grace-ignored": Variant(keeping.no_grace, _BACKWARDS),
     "grace-from-the-save": Variant(keeping.grace_from_save, _BACKWARDS),
-    **{name: Variant(patches, WITH_ACTORS) for name, patches in actors.BROKEN.items()},
+    **{name: Variant(patches, actors.faults_of(name)) for name, patches in actors.BROKEN.items()},
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tests.campaigns.simulator._actor_simulation import WITH_ACTORS
 from tests.campaigns.simulator._company import Hub
 
 from stepseal.actors import Participant as Actor
@@ -19,7 +21,9 @@ from stepseal.protocol._save_round import SaveRound
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["BROKEN"]
+    from tests.campaigns.simulator._world import Faults
+
+__all__ = ["BROKEN", "faults_of"]
 
 Patches = list[tuple[object, str, object]]
 
@@ -131,6 +135,16 @@ def _relations_late() -> Patches:
     return [(SaveRound, "_disagreements", within_roles), (SaveRound, "_publish", publish)]
 
 
+def _storage_waited_for() -> Patches:
+    """Who opened a save waits for the coordinator's storage, however long that takes."""
+
+    def wait(self: SaveRound) -> list[Any]:
+        self.deadline = float("inf")
+        return []
+
+    return [(SaveRound, "_publication_took_too_long", wait)]
+
+
 def _begun_by_anybody() -> Patches:
     """A call that the framework repeats on a process without this life begins."""
     return [(Actor, "_check", lambda *_: (None, None))]
@@ -157,8 +171,16 @@ BROKEN: dict[str, Callable[[], Patches]] = {
     "producers-not-awaited": _all_at_once,
     "relations-unchecked": _relations_unchecked,
     "relations-checked-late": _relations_late,
+    "storage-waited-for": _storage_waited_for,
     "begun-by-anybody": _begun_by_anybody,
     "begun-twice": _begun_twice,
     "two-processes-of-one-life": _two_connect,
 }
-"""Variant to its patches, each run with actors."""
+"""Variant to its patches."""
+
+
+def faults_of(name: str) -> Faults:
+    """Return the trouble in which a variant shows."""
+    if name == "storage-waited-for":
+        return replace(WITH_ACTORS, switch=0.3, slow=0.25, stall=0.8)
+    return WITH_ACTORS

@@ -80,6 +80,7 @@ KNOWN_SEEDS = {
     "producers-not-awaited": 0,
     "relations-unchecked": 15,
     "relations-checked-late": 3,
+    "storage-waited-for": 108,
     "begun-by-anybody": 10,
     "begun-twice": 3,
     "two-processes-of-one-life": 67,
