@@ -46,12 +46,12 @@ def test_who_is_gone_is_looked_up_when_somebody_goes_and_not_for_each_message() 
     actors.admit(names[0])
     call = actors.open(opening())
     with (
-        mock.patch.object(Lives, "absent", autospec=True, side_effect=Lives.absent) as absent,
+        mock.patch.object(Lives, "_look", autospec=True, side_effect=Lives._look) as look,
         mock.patch.object(SaveRound, "missing", autospec=True, return_value=()) as missing,
     ):
         for name in names[:-1]:
             actors.capture(name, call)
-    assert absent.call_count <= 1
+    assert look.call_count <= 1
     assert missing.call_count == 0
     actors.lose(names[-1])
     assert set(actors.outcome(call).failures) == {names[-1]}

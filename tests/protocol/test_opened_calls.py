@@ -51,7 +51,7 @@ def test_who_opened_a_save_does_not_wait_for_storage_that_hangs() -> None:
     actors.take(coordinator.on_time(DEADLINES.save_s))
     found = actors.outcome(call)
     assert isinstance(found, messages.Unresolved)
-    assert "did not answer in time; the step may still be committed" in found.message
+    assert "did not answer in time; it may still be committed" in found.message
     assert coordinator.next_deadline() == float("inf")
     actors.publish(call)
     assert actors.outcome(call) is found

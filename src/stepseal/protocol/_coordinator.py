@@ -63,8 +63,6 @@ class Coordinator:
         self._rounds: dict[int, SaveRound | RestoreRound] = {}
         self._rosters: dict[int, dict[str, str]] = {}
         """Call to its participants and their lives."""
-        self._gone: dict[int, tuple[int, dict[str, messages.Failure]]] = {}
-        """Call to who of its roster is gone, as of which number of changes."""
         self._decided: dict[int, Literal["save", "restore"]] = {}
         self._num_opened = 0
         self._gates = Gates(gates)
@@ -197,7 +195,6 @@ class Coordinator:
             kept.append(action)
         for call in self._rosters.keys() - self._rounds.keys():
             del self._rosters[call]  # nothing about it is sent any more
-            self._gone.pop(call, None)
         return kept
 
     def _is_for_this_life(self, action: actions.Send) -> bool:
@@ -372,8 +369,5 @@ class Coordinator:
 
     def _absent(self, found: SaveRound | RestoreRound) -> dict[str, messages.Failure]:
         """Return the participants that this round waits for and that are gone."""
-        seen, gone = self._gone.get(found.call, (-1, {}))
-        if seen != self._lives.num_changes:  # seldom, while this runs for each message of everybody
-            gone = self._lives.absent(self._rosters[found.call])
-            self._gone[found.call] = (self._lives.num_changes, gone)
+        gone = self._lives.absent(self._rosters[found.call])
         return {one: gone[one] for one in found.missing() if one in gone} if gone else {}

@@ -36,13 +36,15 @@ class Lives:
         self._lost: dict[str, Failure] = {}
         self._gone: set[str] = set()
         self._holds: dict[str, frozenset[str]] = {}
-        self.num_changes = 0
+        self._num_changes = 0
         """How often a life began or ended."""
+        self._looked: tuple[Mapping[str, str], int, dict[str, Failure]] = ({}, -1, {})
+        """The roster that was looked through last, after which change, and who was absent."""
         self._kept: dict[str, list[actions.Action]] = {p: [] for p in self._lives}
 
     def admit(self, participant: str, life: str) -> None:
         """Let a participant take part from the next call on; its earlier life ends."""
-        self.num_changes += 1
+        self._num_changes += 1
         self._lives[participant] = life
         self._kept[participant] = []
         self._lost.pop(participant, None)
@@ -50,7 +52,7 @@ class Lives:
 
     def release(self, participant: str) -> None:
         """Let a participant take no part in later calls."""
-        self.num_changes += 1
+        self._num_changes += 1
         self._lives.pop(participant, None)
         self._kept.pop(participant, None)
         self._holds.pop(participant, None)
@@ -95,12 +97,12 @@ class Lives:
         """Remember that a life ended without a goodbye; a lost life stays lost."""
         if self.is_current(participant, life) and participant not in self._gone:
             self._lost.setdefault(participant, cause)
-            self.num_changes += 1
+            self._num_changes += 1
 
     def leave(self, participant: str) -> None:
         """Remember a goodbye."""
         self._gone.add(participant)
-        self.num_changes += 1
+        self._num_changes += 1
 
     @property
     def everybody_left(self) -> bool:
@@ -110,9 +112,18 @@ class Lives:
     def absent(self, roster: Mapping[str, str]) -> dict[str, Failure]:
         """Return who of a call is not there any more, and why.
 
+        Asked for each message of everybody, so it looks only after something has changed.
+
         Args:
             roster: participants of the call, with their lives.
         """
+        looked, changes, found = self._looked
+        if looked is not roster or changes != self._num_changes:
+            found = self._look(roster)
+            self._looked = (roster, self._num_changes, found)
+        return found
+
+    def _look(self, roster: Mapping[str, str]) -> dict[str, Failure]:
         found = {}
         for one, life in roster.items():
             if one not in self._lives:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stepseal import errors
 from stepseal.layout import Area, role_of
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
@@ -24,6 +23,7 @@ from stepseal.protocol._agreement import disagreements, held_up, kind_of, late, 
 from stepseal.protocol._comparing import Comparison
 from stepseal.protocol._cut import by_role, role_problems
 from stepseal.protocol._failures import MAX_TEXT, shortened
+from stepseal.protocol._hanging import NEXT_SAVE, publication_hangs, staging_hangs
 from stepseal.protocol._opening import stages
 
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
     from stepseal.protocol._opening import Opening
 
 __all__ = ["SaveRound"]
-
-_NO_FOLDER = "the coordinator's storage did not make the staging folder"
-_HANGS = "the coordinator's storage did not answer in time; the step may still be committed"
-_NEXT = "Nothing was committed and older steps are untouched; the next save starts a new attempt."
 
 
 class SaveRound:
@@ -336,7 +332,8 @@ class SaveRound:
             notes: participant to what else is known of it; None for one that waits for others.
         """
         if self.phase == "staging":
-            return self._staging_took_too_long()
+            within_s = self._deadlines.commit_s
+            return self._finish(staging_hangs(self.call, self.step, self._what, within_s))
         if self._is_decided():
             return self._compared(0.0)
         limit_s = self._deadlines.of_phase(self.phase, staged=self._staging is not None)
@@ -365,22 +362,15 @@ class SaveRound:
         if waits or self._opening is None:
             return []
         self._told = True
-        text = told_once(self._what, _HANGS)
-        return [actions.Told(messages.Unresolved(self.call, self.attempt, self.step, text))]
-
-    def _staging_took_too_long(self) -> list[actions.Action]:
-        limit_s = self._deadlines.commit_s
-        text = f"{self._what}: {_NO_FOLDER} within {limit_s:g} s. {_NEXT}"
-        kind = errors.StorageUnavailable.kind
-        return self._finish(messages.Aborted(self.call, self.step, kind, text, {}))
+        hangs = publication_hangs(self.call, self.attempt, self.step, self._what)
+        return [actions.Told(hangs)]
 
     def on_published(self, event: actions.Published) -> list[actions.Action]:
         """Report the commit to all participants; success is never reported earlier."""
         if self.phase != "publish":
             return []
-        return self._finish(
-            messages.Committed(self.call, self.attempt, self.step, event.manifest_sha256)
-        )
+        sha256 = event.manifest_sha256
+        return self._finish(messages.Committed(self.call, self.attempt, self.step, sha256))
 
     def on_unknown(self, event: actions.PublishUnknown) -> list[actions.Action]:
         """Report an unknown outcome to all; delete nothing, as the step may be committed."""
@@ -396,17 +386,15 @@ class SaveRound:
         return self._finish(aborted) + self._discards()
 
     def _abort(self, failures: Mapping[str, messages.Failure], where: str) -> list[actions.Action]:
-        text = summary(f"{self._what}, {where}", failures, _NEXT)
-        kind = kind_of(failures.values())
-        told = shortened(failures)
-        sent = self._finish(messages.Aborted(self.call, self.step, kind, text, told))
-        return sent + self._discards()
+        text = summary(f"{self._what}, {where}", failures, NEXT_SAVE)
+        kind, told = kind_of(failures.values()), shortened(failures)
+        aborted = messages.Aborted(self.call, self.step, kind, text, told)
+        return self._finish(aborted) + self._discards()
 
     def _discards(self) -> list[actions.Action]:
         return [] if self._staging is None else [actions.Discard(self._staging)]
 
     def _finish(self, message: messages.Decided) -> list[actions.Action]:
-        self.phase = "done"
-        self.deadline = float("inf")
+        self.phase, self.deadline = "done", float("inf")
         sent = [actions.Send(participant, message) for participant in self.participants]
         return [*sent, actions.Told(message)] if self._opening and not self._told else [*sent]
