@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
     from stepseal.storage import Access
 
-    ray = integrations.ray
+    monarch, ray = integrations.monarch, integrations.ray
     GLOBAL, REPLICATED, SHARDED = Sharing.GLOBAL, Sharing.REPLICATED, Sharing.SHARDED
     PER_RANK, PER_NODE = Sharing.PER_RANK, Sharing.PER_NODE
 
@@ -38,8 +38,9 @@ __all__ = [
     "GLOBAL", "GlobalSampler", "Imported", "LoadReport", "PER_NODE", "PER_RANK", "Participant",
     "PendingSave", "Placement", "Publication", "REPLICATED", "RNG", "Rank", "Restored", "Retention",
     "Run", "SHARDED", "Saved", "Sharing", "Step", "Unchanged", "__version__", "errors", "every",
-    "fetched", "import_dcp", "in_process", "latest", "load", "open", "open_step", "per_group",
-    "processes", "ranks", "ray", "register", "register_codec", "save", "serve", "sharded",
+    "fetched", "import_dcp", "in_process", "latest", "load", "monarch", "open", "open_step",
+    "per_group", "processes", "ranks", "ray", "register", "register_codec", "save", "serve",
+    "sharded",
 ]  # fmt: skip
 
 
@@ -50,9 +51,9 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
 
     if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK", "PER_NODE"):
         return components.Sharing[name]
-    if name in (special := {"open": session.open_run, "ray": integrations.ray}):
-        return special[name]
-    wings = (session, actors, components, retention, protocol, storage)
+    if name == "open":
+        return session.open_run
+    wings = (session, actors, components, retention, protocol, storage, integrations)
     return getattr(next(wing for wing in wings if name in wing.__all__), name)
 
 

@@ -79,6 +79,8 @@ class QueueActor:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(executor, self.participant.admit, admission)
 
+    def leave(self, *, is_lost: bool) -> None: ...
+
     async def capture(self, begin: BeginSave) -> None:
         await asyncio.wrap_future(self.call(self.participant.capture, begin))
 

@@ -41,6 +41,8 @@ class Recorder:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(executor, self.buffer.ss.admit, admission)
 
+    def leave(self, *, is_lost: bool) -> None: ...
+
     async def capture(self, begin: BeginSave) -> None:
         self.rung.append(begin)
         self.buffer.ss.capture(begin)

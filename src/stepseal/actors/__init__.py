@@ -9,6 +9,7 @@ from stepseal.actors._coordinator import Coordinator
 from stepseal.actors._doorbell import Doorbell, InProcess, Member, in_process, processes, serve
 from stepseal.actors._fetched import Fetched, fetched
 from stepseal.actors._letters import ranks
+from stepseal.actors._owner import participant_of
 from stepseal.actors._participant import Participant
 from stepseal.actors._rank import Rank
 
@@ -23,6 +24,7 @@ __all__ = [
     "Rank",
     "fetched",
     "in_process",
+    "participant_of",
     "processes",
     "ranks",
     "serve",

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stepseal.errors import ParticipantFailed
-from stepseal.protocol import BeginRestore, BeginSave, failure_of
+from stepseal.protocol import BeginRestore, BeginSave, Failure, failure_of
 
 if TYPE_CHECKING:
     from stepseal.actors._doorbell import Doorbell, Member
-    from stepseal.protocol import Begin, CoordinatorDriver, FromCoordinator, FromLinks, SocketHub
+    from stepseal.protocol import (
+        Begin,
+        CoordinatorDriver,
+        FromCoordinator,
+        FromLinks,
+        SocketHub,
+    )
 
 __all__ = ["BellHub"]
 
@@ -27,6 +33,8 @@ class BellHub:
         self._inner = inner
         self._lock = threading.Lock()
         self._members: dict[str, tuple[Member, str]] = {}
+        self._lost: set[str] = set()
+        """Ids of those whose life was lost."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.loop: asyncio.AbstractEventLoop | None = None
         """Where doorbells are rung."""
@@ -39,14 +47,15 @@ class BellHub:
         return self.loop
 
     def put(self, member: Member, life: str) -> None:
-        """Ring this member in its new life."""
+        """Ring this member in its new life; the one that had its id leaves."""
         with self._lock:
+            self._leave(member.id)
             self._members[member.id] = (member, life)
 
     def remove(self, participant: str) -> None:
-        """Ring a member no more."""
+        """Ring a member no more; it leaves."""
         with self._lock:
-            self._members.pop(participant, None)
+            self._leave(participant)
 
     def members(self) -> list[Member]:
         """Return all members."""
@@ -55,7 +64,13 @@ class BellHub:
 
     def start(self, on_message: FromLinks) -> None:
         """Begin to deliver messages."""
-        self._inner.start(on_message)
+
+        def deliver(participant: str, message: Any, life: str) -> None:  # noqa: ANN401 - of links
+            if isinstance(message, Failure):
+                self._lose(participant, life)
+            on_message(participant, message, life)
+
+        self._inner.start(deliver)
 
     def send(self, participant: str, message: FromCoordinator) -> None:
         """Send a message, or ring; never blocks."""
@@ -74,6 +89,18 @@ class BellHub:
     def close(self) -> None:
         """Close all connections."""
         self._inner.close()
+
+    def _lose(self, participant: str, life: str) -> None:
+        with self._lock:
+            if self._members.get(participant, (None, None))[1] == life:
+                self._lost.add(participant)
+
+    def _leave(self, participant: str) -> None:
+        """Let a member go, if there is one; the lock is held."""
+        member, _ = self._members.pop(participant, (None, ""))
+        if member is not None:
+            member.leave(is_lost=participant in self._lost)
+        self._lost.discard(participant)
 
     def _start(self, participant: str, bell: Doorbell, begin: Begin) -> None:
         task = asyncio.ensure_future(self._ring(participant, bell, begin))
@@ -98,6 +125,7 @@ class BellHub:
         assert self.driver is not None
         cause = failure_of(error)
         if bell.is_death(error):
+            self._lose(participant, begin.life)
             self.driver.lost(participant, begin.life, cause)
         else:
             self.driver.unreached(begin.call, participant, cause)

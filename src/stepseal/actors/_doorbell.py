@@ -68,6 +68,14 @@ class Member(Protocol):
         """
         ...
 
+    def leave(self, *, is_lost: bool) -> None:
+        """Take note that this life takes no part any more; called before the next `admit`.
+
+        Args:
+            is_lost: it ended by a loss, and not because it was released.
+        """
+        ...
+
 
 class InProcess:
     """A participant whose owner lives on the event loop of the coordinator's user."""
@@ -83,6 +91,9 @@ class InProcess:
         self._executor = executor
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(executor, self._participant.admit, admission)
+
+    def leave(self, *, is_lost: bool) -> None:
+        """Do nothing: its owner closes the participant."""
 
     async def capture(self, begin: BeginSave) -> None:
         """Capture on the loop's thread: no other task runs meanwhile.
@@ -165,6 +176,9 @@ class Process:
         """Send the admission, and wait until the process has connected."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(executor, self._admit, admission)
+
+    def leave(self, *, is_lost: bool) -> None:
+        """Do nothing: the process is not ours."""
 
     def _admit(self, admission: Admission) -> None:
         limit_s = admission.deadlines.connect_s

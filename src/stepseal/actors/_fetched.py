@@ -93,8 +93,11 @@ class Hosted:
         del error
         return False
 
-    def leave(self) -> None:
-        """End the participant."""
+    def leave(self, *, is_lost: bool) -> None:
+        """Leave the participant to `end`."""
+
+    def end(self) -> None:
+        """End the participant; blocks."""
         self._participant.close()
 
     async def _run(self, work: Callable[..., object], *arguments: object) -> None:

@@ -92,6 +92,9 @@ class RankMember:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(executor, put_letter, admission)
 
+    def leave(self, *, is_lost: bool) -> None:
+        """Do nothing: the process is not ours."""
+
 
 def ranks(role: str, size: int) -> list[RankMember]:
     """Return members for all ranks of a role that make their own steps, each an `ss.Rank`.

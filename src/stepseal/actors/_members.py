@@ -146,13 +146,13 @@ class Members:
         for one in self._bells.members():
             self.release(one.id)
             if isinstance(one, Hosted):
-                one.leave()
+                one.end()
 
     async def _admit_one(self, member: Member) -> None:
         life, one = secrets.token_hex(8), member.id
+        self._bells.put(member, life)
         self._sockets.admit(one, life)
         connected = self._driver.admit(one, life, steps=isinstance(member, RankMember))
-        self._bells.put(member, life)
         place = self._sockets.address
         admission = Admission(
             one,

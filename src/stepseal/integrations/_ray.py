@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from stepseal.actors import Admission, InProcess, Participant
+from stepseal.actors import Admission, InProcess, participant_of
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -59,12 +59,12 @@ class AsyncActor:
     async def stepseal_admit(self, attribute: str, data: bytes) -> None:
         """Begin a life; connecting does not block the actor."""
         loop = asyncio.get_running_loop()
-        participant = _participant_of(self, attribute)
+        participant = participant_of(self, attribute)
         await loop.run_in_executor(None, participant.admit, Admission.decode(data))
 
     async def stepseal_begin(self, attribute: str, begin: Begin) -> None:
         """Carry out a call on the actor's loop."""
-        await InProcess(_participant_of(self, attribute)).begin(begin)
+        await InProcess(participant_of(self, attribute)).begin(begin)
 
 
 class RayMember:
@@ -96,6 +96,9 @@ class RayMember:
                     participant=self.id,
                 )
             await _awaited(method.remote(self._attribute, data))
+
+    def leave(self, *, is_lost: bool) -> None:
+        """Do nothing: Ray's actors live on."""
 
     async def _admitted(self, data: bytes) -> object:
         """Begin a life; an actor that Ray is restarting is tried again until the deadline."""
@@ -149,7 +152,7 @@ def _admit(actor: object, attribute: str, data: bytes) -> str:
     worker = global_worker.core_worker
     if worker.current_actor_is_asyncio():
         return "async"
-    participant = _participant_of(actor, attribute)
+    participant = participant_of(actor, attribute)
     most = worker.current_actor_max_concurrency()
     if most > 1:
         raise InvalidInput(
@@ -162,17 +165,7 @@ def _admit(actor: object, attribute: str, data: bytes) -> str:
 
 
 def _begin(actor: object, attribute: str, begin: Begin) -> None:
-    _participant_of(actor, attribute).begin(begin)
-
-
-def _participant_of(actor: object, attribute: str) -> Participant:
-    found = getattr(actor, attribute, None)
-    if not isinstance(found, Participant):
-        raise InvalidInput(
-            f"the actor {type(actor).__name__} has no ss.Participant in {attribute!r}, found "
-            f"{found!r:.80}. Make it in the actor's constructor, or name its attribute= in members."
-        )
-    return found
+    participant_of(actor, attribute).begin(begin)
 
 
 def _started() -> None:
