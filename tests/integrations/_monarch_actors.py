@@ -31,7 +31,7 @@ class Weights:
         self.value = state["value"]
 
 
-class Trainer(ss_monarch.Actor, Actor):  # type: ignore[misc]
+class Trainer(ss_monarch.Actor, Actor):
     """One of a group of trainers, with sync endpoints."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -42,17 +42,17 @@ class Trainer(ss_monarch.Actor, Actor):  # type: ignore[misc]
     def _cut(self) -> dict[str, Any]:
         return {"watermark": self.weights.value}
 
-    @endpoint  # type: ignore[untyped-decorator]
+    @endpoint
     def work(self, amount: int) -> int:
         self.weights.value += amount
         return self.weights.value
 
-    @endpoint  # type: ignore[untyped-decorator]
+    @endpoint
     def die_in_the_next_capture(self) -> None:
         self.weights.dies = True
 
 
-class AsyncBuffer(ss_monarch.Actor, Actor):  # type: ignore[misc]
+class AsyncBuffer(ss_monarch.Actor, Actor):
     """What the trainers read, with async endpoints that await in the middle of a change."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class AsyncBuffer(ss_monarch.Actor, Actor):  # type: ignore[misc]
         self.ss = ss.Participant("buffer", cut=lambda: {"position": len(self.second)})
         self.ss.add("both", {"first": self.first, "second": self.second})
 
-    @endpoint  # type: ignore[untyped-decorator]
+    @endpoint
     async def put(self, *samples: int) -> int:
         for sample in samples:
             self.first.append(sample)
@@ -70,9 +70,9 @@ class AsyncBuffer(ss_monarch.Actor, Actor):  # type: ignore[misc]
         return len(self.second)
 
 
-class Bare(Actor):  # type: ignore[misc]
+class Bare(Actor):
     """An actor that does not inherit what it needs."""
 
-    @endpoint  # type: ignore[untyped-decorator]
+    @endpoint
     def fail(self) -> None:
         raise ValueError("fails")
