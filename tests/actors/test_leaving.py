@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.actors._owners import Buffer, Trainer, coordinator, live
 from tests.actors._process import Started, started
+from tests.protocol._conversations import PATIENT
 
 from stepseal import errors
 from stepseal.actors import InProcess
@@ -84,6 +87,26 @@ def test_a_member_that_cannot_be_admitted_leaves(tmp_path: Path) -> None:
             assert buffer.told == ["admitted", "left"]
 
     live(work())
+
+
+class Absent(Noted):
+    """A member whose process never gets to its admission."""
+
+    async def admit(self, admission: Admission, executor: Any) -> None:  # noqa: ANN401
+        await asyncio.get_running_loop().create_future()
+
+
+def test_a_member_that_does_not_connect_in_time_is_named_with_the_limit(tmp_path: Path) -> None:
+    limits = dataclasses.replace(PATIENT, connect_s=0.01)
+
+    async def work() -> None:
+        async with coordinator(tmp_path / "run", deadlines=limits) as coord:
+            with pytest.raises(errors.ParticipantFailed, match=r"buffer/0: did not .* 0\.01 s"):
+                await coord.admit(absent)
+
+    absent = Absent(Buffer())
+    live(work())
+    assert absent.told == ["left"]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from tests.campaigns._registry import registry
+from tests.campaigns.actors import _frameworks
 from tests.campaigns.ext4 import _mounts
 from tests.campaigns.harness._sizes import Size
 from tests.campaigns.strace import _calls as _strace_calls
@@ -36,11 +37,13 @@ CAMPAIGNS = {
     "hang": "hang",
     "placements": "placements",
     "soak": "soak",
+    "actors": "actors",
 }
 """Name to the folder whose `run` it is."""
 _WHY_NOT: dict[str, Callable[[], str | None]] = {
     "ext4": partial(_mounts.why_not, "ext4"),
     "strace": _strace_calls.why_not,
+    "actors": _frameworks.why_not,
 }
 """Each says what this machine lacks for a campaign, if anything."""
 _HOUSE = Path(__file__).resolve().parents[2]

@@ -9,6 +9,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tests.campaigns.actors import _variants as actors
 from tests.campaigns.corruption import _variants as corruption
 from tests.campaigns.errno import _variants as errno
 from tests.campaigns.ext4 import _variants as ext4
@@ -63,6 +64,7 @@ def registry() -> tuple[Entry, ...]:
         *_entries("hang", hang.HANGING, lambda name: {hang.HANGING[name].told}),
         *_entries("placements", placements.VARIANTS, lambda n: {placements.VARIANTS[n].told}),
         *_entries("soak", soak.SOAKED, lambda name: {soak.SOAKED[name].told}),
+        *_entries("actors", actors.VARIANTS, lambda name: {actors.VARIANTS[name].told}),
     )
 
 

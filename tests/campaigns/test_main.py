@@ -42,6 +42,7 @@ def test_every_campaign_has_its_broken_variants() -> None:
         "hang": 10,
         "placements": 12,
         "soak": 4,
+        "actors": 4,
     }
     assert all(each.name and each.seen for each in registry())
 
