@@ -15,7 +15,7 @@ from tests.steps._kit import (
 )
 
 from stepseal import errors
-from stepseal.protocol import Deadlines, _coordinator_driver
+from stepseal.protocol import Deadlines, Opening, _coordinator_driver
 from stepseal.protocol import _messages as messages
 from stepseal.steps._catalog import list_steps, read_step
 from stepseal.steps._roots import STAGING, TRASH
@@ -76,6 +76,17 @@ def test_absent_participant_is_named_at_the_deadline() -> None:
         results = together(TWO[:1], lambda name: job.save(name, 10))
         (text,) = failures_of(results, errors.CommitTimeout)
         assert "trainer/1: did not answer within 0.05 s in phase capture" in text
+
+
+def test_a_call_that_nobody_waits_for_any_more_ends_no_later_one() -> None:
+    with Job(participants=(), deadlines=Deadlines(capture_s=0.05)) as job:
+        job.coordinator.admit("trainer/0", "a life")
+        first = job.coordinator.open(Opening("save", 10))
+        assert first.cancel()  # as the end of an event loop does
+        for step in (11, 12):
+            told = job.coordinator.open(Opening("save", step)).result(timeout=30)
+            assert isinstance(told.outcome, messages.Aborted)
+        job.coordinator.release("trainer/0")
 
 
 def test_slow_writer_is_named_at_the_deadline() -> None:

@@ -242,7 +242,9 @@ class CoordinatorDriver:
                 _log.debug("stepseal: %s is told %s", action.to, type(action.message).__name__)
                 self._hub.send(action.to, action.message)
             elif isinstance(action, actions.Told):
-                self._opened.pop(action.outcome.call).set_result(action)
+                opened = self._opened.pop(action.outcome.call)
+                if opened.set_running_or_notify_cancel():  # else nobody waits for it any more
+                    opened.set_result(action)
             elif isinstance(action, actions.Warn):
                 _log.warning("stepseal: %s", action.text)
             elif isinstance(action, actions.Connected):
