@@ -51,9 +51,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - one of the names above
 
     if name in ("GLOBAL", "REPLICATED", "SHARDED", "PER_RANK", "PER_NODE"):
         return components.Sharing[name]
-    if name == "open":
-        return session.open_run
     wings = (session, actors, components, retention, protocol, storage, integrations)
+    name = "open_run" if name == "open" else name
     return getattr(next(wing for wing in wings if name in wing.__all__), name)
 
 

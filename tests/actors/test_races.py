@@ -348,6 +348,9 @@ class Never:
     id = "never/0"
     doorbell = None
 
+    def leave(self, *, is_lost: bool) -> None:
+        pass
+
     async def admit(self, admission: Admission, executor: Executor) -> None:
         del admission, executor
         raise errors.CoordinatorLost("never/0 has no host")
