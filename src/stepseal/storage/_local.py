@@ -73,6 +73,7 @@ class LocalStorage:
         self._root_fd = descriptor
         # `stepseal.open` has no close, so an unused reader must not keep its descriptor.
         self._release = weakref.finalize(self, os.close, self._root_fd)
+        self._release.atexit = False  # a save that ends at exit still needs it
         self._calls = calls or Syscalls()
         self._renames = Renames(self._calls)
         self._uncached = Uncached(self._calls)
