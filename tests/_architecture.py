@@ -61,6 +61,26 @@ WHEN_CALLED: Mapping[tuple[str, str], str] = {
 """(path, wing) that this one file may import, only inside a function, to the reason."""
 
 TORCH_WINGS = frozenset({"components", "foreign", "session", "integrations", "testing"})
+_WITH_TORCH = {
+    "components": (
+        *("_codecs_tensors", "_converting", "_dcp_index", "_differences", "_dtensors", "_frames"),
+        *("_leaf_capture", "_leaves", "_module_loading", "_modules", "_optimizer_groups"),
+        *("_optimizer_loading", "_optimizer_names", "_optimizer_own", "_optimizer_stages"),
+        *("_optimizer_state", "_optimizer_ties", "_optimizers", "_ranges", "_samplers", "_sinks"),
+        *("_tensor_places", "_tensors", "_with_torch"),
+    ),
+    "foreign": ("__init__", "_folder", "_values"),
+    "integrations": ("forgather",),
+    "testing": ("_exact", "_identical", "_ranks"),
+}
+LOADS_TORCH = frozenset(
+    f"stepseal/{wing}/{name}.py" for wing, names in _WITH_TORCH.items() for name in names
+)
+"""Files that load torch when they are imported.
+
+All others import it, and these files, inside the functions that need it: a participant that owns
+only trees has no torch in its process.
+"""
 FOREIGN: Mapping[str, frozenset[str]] = {
     "xxhash": frozenset({"layout"}),
     "msgspec": _CORE | _OUTER | {"actors"},
@@ -168,6 +188,27 @@ def findings(sources: Mapping[str, str]) -> list[str]:
     for circle in _circles(readers, modules):
         found.append(f"{circle[0]}:1: circle: {', '.join(circle)} import each other")
     return sorted(found)
+
+
+def torch_findings(
+    sources: Mapping[str, str], loads_torch: frozenset[str] = LOADS_TORCH
+) -> list[str]:
+    """Return every file that loads torch and is not listed, and every listed one that does not."""
+    readers = {path: Reader(path, text) for path, text in sources.items()}
+    paths = {reader.module: path for path, reader in readers.items()}
+    found, loading = [], set()
+    for path, reader in readers.items():
+        for imported in (one for one in reader.imports if one.runs == "load" and one.is_stated):
+            other = paths.get(_resolve(imported, set(paths))[0], "")
+            if imported.target.partition(".")[0] == "torch" or other in loads_torch:
+                loading.add(path)
+                if path not in loads_torch:
+                    found.append(
+                        f"{path}:{imported.line}: torch: import `{imported.dotted}` inside the "
+                        "function that needs it, or list the file"
+                    )
+    idle = sorted(loads_torch - loading)
+    return sorted(found) + [f"{path}:1: torch: is listed, and loads none" for path in idle]
 
 
 def _resolve(imported: Import, modules: set[str]) -> tuple[str, str | None]:

@@ -20,6 +20,7 @@ from tests._architecture import (
     findings,
     long_files,
     reachable,
+    torch_findings,
 )
 
 if TYPE_CHECKING:
@@ -89,8 +90,9 @@ def test_imports_on_call_give_reasons_and_are_needed() -> None:
         assert f"from stepseal.{wing} import" in house()[path]
 
 
-def test_cli_and_the_wings_below_start_without_torch() -> None:
-    faces = [f"stepseal.{wing}" for wing in sorted(ARROWS["cli"] | {"cli"})]
+def test_cli_actors_and_the_wings_below_start_without_torch() -> None:
+    faces = [f"stepseal.{wing}" for wing in sorted(ARROWS["cli"] | ARROWS["actors"] | {"cli"})]
+    faces += ["stepseal.actors", "stepseal.integrations"]
     missing = [face for face in faces if not is_there(face)]
     if missing:
         pytest.skip(f"not built yet: {', '.join(missing)}")
@@ -103,6 +105,51 @@ def test_cli_and_the_wings_below_start_without_torch() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
+def test_only_listed_files_load_torch() -> None:
+    found = torch_findings(house())
+    assert not found, "\n" + "\n".join(found)
+
+
+LISTED = frozenset({"stepseal/components/_tensors.py"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torch",
+        "import torch.distributed as dist",
+        "try:\n    from torch import nn\nfinally: ...",
+        "class A:\n    import torch",
+        "from stepseal.components._tensors import FlatState",
+        "from stepseal.components import _tensors",
+        "import stepseal.components._tensors",
+    ],
+)
+def test_checker_finds_files_that_load_torch(text: str) -> None:
+    tree = {"stepseal/components/_tensors.py": "import torch", "stepseal/components/_a.py": text}
+    (finding,) = torch_findings(tree, LISTED)
+    assert finding.startswith("stepseal/components/_a.py:")
+    assert torch_findings(tree, LISTED | {"stepseal/components/_a.py"}) == []
+
+
+def test_checker_finds_listed_files_that_load_no_torch() -> None:
+    tree = {"stepseal/components/_tensors.py": "def f():\n    import torch"}
+    (finding,) = torch_findings(tree, LISTED)
+    assert finding.endswith("loads none")
+
+
+def test_checker_lets_functions_and_type_checkers_import_torch() -> None:
+    tree = {
+        "stepseal/components/_tensors.py": "import torch",
+        "stepseal/components/_a.py": "if TYPE_CHECKING:\n    import torch",
+        "stepseal/components/_b.py": "def f():\n    import torch\n    import torch.nn",
+        "stepseal/components/_c.py": (
+            "def f():\n    from stepseal.components._tensors import FlatState"
+        ),
+    }
+    assert torch_findings(tree, LISTED) == []
 
 
 def in_layout(text: str) -> dict[str, str]:

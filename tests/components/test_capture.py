@@ -11,9 +11,10 @@ from tests.components._odd import odd_tensors
 
 from stepseal.components import _live_data
 from stepseal.components._arena import Arena
-from stepseal.components._capture import capture, describe_leaves, describe_tree, stage
+from stepseal.components._capture import capture, describe_tree, stage
 from stepseal.components._dtensors import Leaf
 from stepseal.components._frames import frame_for
+from stepseal.components._leaf_capture import describe_leaves
 from stepseal.components._live_data import TensorData, tensor_over
 from stepseal.components._sinks import DenseSink
 from stepseal.components._stateful import ValueComponent

@@ -16,8 +16,11 @@ from tests.components._values import VALUES, Clock, Colour, Config, Mode, Point
 from stepseal.components import _codecs
 from stepseal.components._codecs import decode_tree, encode_tree
 from stepseal.components._codecs_containers import LEAF_NUMBERS
+from stepseal.components._codecs_tensors import TORCH_CODECS
 from stepseal.errors import UnsupportedState
 from stepseal.layout import ITEMSIZE
+
+OF_TORCH = [cls for codec in TORCH_CODECS for cls in codec.types]
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -111,13 +114,20 @@ def test_any_tree_comes_back_exactly(value: object) -> None:
     assert same(value, round_trip(value))
 
 
+def test_each_codec_of_torch_has_a_tag_that_is_known_without_torch() -> None:
+    assert {codec.tag for codec in TORCH_CODECS} == set(_codecs.TORCH_TAGS)
+
+
 @given(st.lists(st.tuples(st.text("ab$", max_size=2), st.integers()), max_size=6))
 def test_the_order_of_a_dict_comes_back(items: list[tuple[str, int]]) -> None:
     assert list(round_trip(dict(items)).items()) == list(dict(items).items())
 
 
 @pytest.mark.parametrize(
-    "cls", [*_codecs.BY_TYPE, np.ndarray, np.float32, Colour, Point, Config, Clock]
+    "cls",
+    dict.fromkeys(
+        (*_codecs.BY_TYPE, *OF_TORCH, np.ndarray, np.float32, Colour, Point, Config, Clock)
+    ),
 )
 def test_a_type_is_refused_once_its_codec_is_gone(
     cls: type, monkeypatch: pytest.MonkeyPatch

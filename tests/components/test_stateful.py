@@ -17,8 +17,7 @@ from stepseal.components._stateful import (
     StatefulComponent,
     ValueComponent,
 )
-from stepseal.components._tensors import HasStateDict
-from stepseal.components._types import Sharing
+from stepseal.components._types import HasStateDict, Sharing
 from stepseal.errors import InvalidInput, StateMismatch
 
 if TYPE_CHECKING:

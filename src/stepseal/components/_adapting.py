@@ -5,33 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from stepseal.components._advice import check_no_snapshot, check_no_stand_in
 from stepseal.components._dicts import DictComponent
 from stepseal.components._external import External, ExternalComponent
 from stepseal.components._loaders import LoaderComponent
-from stepseal.components._modules import ModuleComponent
-from stepseal.components._optimizer_own import optimizer_component
 from stepseal.components._prepared import is_prepared_loader
 from stepseal.components._prepared_loaders import PreparedLoaderComponent
 from stepseal.components._rng import RNG, RNGComponent
-from stepseal.components._samplers import GlobalSampler, SamplerComponent, check_no_loader_of
+from stepseal.components._sampling import SamplerComponent, SharedPosition, check_no_loader_of
 from stepseal.components._stateful import (
     LRSchedulerComponent,
     PairComponent,
     PairState,
-    Scheduler,
     StatefulComponent,
     ValueComponent,
 )
-from stepseal.components._tensors import HasStateDict, TensorDictComponent
-from stepseal.components._types import Component
+from stepseal.components._torch_in_use import class_of, torch_in_use
+from stepseal.components._types import Component, HasStateDict
 from stepseal.components._unchanged import Unchanged, UnchangedComponent
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
 
     from stepseal.components._types import AnySharing
 
@@ -42,7 +39,7 @@ _OWN: dict[type, Callable[..., Component]] = {
     RNG: RNGComponent,
     Unchanged: UnchangedComponent,
     External: ExternalComponent,
-    GlobalSampler: SamplerComponent,
+    SharedPosition: SamplerComponent,
 }
 """Our own classes to their components."""
 _STATEFUL = (MutableMapping, HasStateDict)
@@ -77,13 +74,12 @@ def adapt(
     for cls, component in _OWN.items():
         if isinstance(state, cls):
             return component(name, state, sharing)
-    if isinstance(state, torch.nn.Module):
-        return ModuleComponent(name, state, sharing=sharing)
-    if isinstance(state, torch.optim.Optimizer):
-        return optimizer_component(name, state, lambda: modules, sharing=sharing)
-    if isinstance(state, Scheduler):
-        return LRSchedulerComponent(name, state, sharing)
+    of_torch = _of_torch(name, state, sharing, modules) if torch_in_use() else None
+    if of_torch is not None:
+        return of_torch
     if kind == "tensors":
+        from stepseal.components._tensors import TensorDictComponent
+
         held = PairState(state) if pair else state
         return TensorDictComponent(name, held, sharing=sharing)
     if isinstance(state, HasStateDict):
@@ -98,8 +94,32 @@ def adapt(
     return ValueComponent(name, state, sharing)
 
 
+def _of_torch(
+    name: str,
+    state: object,
+    sharing: AnySharing | None,
+    modules: Mapping[str, torch.nn.Module],
+) -> Component | None:
+    """Return the component of an object of torch's own classes, None for others."""
+    import torch
+
+    if isinstance(state, torch.nn.Module):
+        from stepseal.components._modules import ModuleComponent
+
+        return ModuleComponent(name, state, sharing=sharing)
+    if isinstance(state, torch.optim.Optimizer):
+        from stepseal.components._optimizer_own import optimizer_component
+
+        return optimizer_component(name, state, lambda: modules, sharing=sharing)
+    # The base of all of torch's LR schedulers, ReduceLROnPlateau included.
+    if isinstance(state, torch.optim.lr_scheduler.LRScheduler):
+        return LRSchedulerComponent(name, state, sharing)
+    return None
+
+
 def _check_kind(name: str, state: object, kind: Kind | None, *, is_stateful: bool) -> None:
-    if kind == "tree" and isinstance(state, (torch.nn.Module, torch.optim.Optimizer)):
+    tensors = (*class_of("torch.nn", "Module"), *class_of("torch.optim", "Optimizer"))
+    if kind == "tree" and isinstance(state, tensors):
         raise InvalidInput(
             f"add({name!r}, kind='tree'): a module or optimizer is stored as tensors. Leave "
             "`kind` out, or add a (get, set) pair.",

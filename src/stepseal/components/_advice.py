@@ -10,9 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
-from torch.utils.data import DataLoader
-
+from stepseal.components._torch_in_use import class_of, is_tensor
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -29,16 +27,16 @@ _MAX_NAME = 64
 
 def advice_for(value: object, component: str, steps: Sequence[Step]) -> str:
     """Return what to do about a value that no codec knows, without the last full stop."""
-    if isinstance(value, torch.nn.Module) or _is_stateful(value):
+    if isinstance(value, class_of("torch.nn", "Module")) or _is_stateful(value):
         parts = [_NAME.sub("_", str(key)) for _, key in steps if key is not None]
         name = ".".join(filter(None, [component, *parts]))[:_MAX_NAME].strip(".")
         return (
             "An object with a state of its own is a component: leave it out here, and add it by "
             f"itself, such as add({name!r}, ...)"
         )
-    if hasattr(value, "device_mesh") and isinstance(value, torch.Tensor):
+    if hasattr(value, "device_mesh") and is_tensor(value):
         return "Pass kind='tensors' to add(), and no sharing: the ranks' parts become one tensor"
-    if isinstance(value, DataLoader):
+    if isinstance(value, class_of("torch.utils.data", "DataLoader")):
         return "Leave it out here, and add a StatefulDataLoader of torchdata as a component"
     if inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value):
         return "Code is no state: leave it out, or store a name and look it up after the restore"
@@ -90,22 +88,20 @@ def check_no_stand_in(name: str, state: object) -> None:
     """
     numpy, numpy_random = sys.modules.get("numpy"), sys.modules.get("numpy.random")
     found = type(state).__name__
-    if isinstance(state, torch.Generator):
+    if isinstance(state, class_of("torch", "Generator")):
         instead = f"add({name!r}, RNG(torch=[generator]))"
     elif numpy_random is not None and isinstance(
         state, (numpy_random.Generator, numpy_random.RandomState)
     ):
         instead = f"add({name!r}, RNG(numpy=[generator]))"
-    elif isinstance(state, DataLoader) and not _is_stateful(state):
+    elif isinstance(state, class_of("torch.utils.data", "DataLoader")) and not _is_stateful(state):
         instead = (
             f"add({name!r}, loader) with a torchdata.stateful_dataloader.StatefulDataLoader, "
             "which knows its position"
         )
     elif inspect.isclass(state):
         instead = f"add({name!r}, {state.__name__}(...)), an object of the class {state.__name__}"
-    elif isinstance(state, torch.Tensor) or (
-        numpy is not None and isinstance(state, numpy.ndarray)
-    ):
+    elif is_tensor(state) or (numpy is not None and isinstance(state, numpy.ndarray)):
         instead = f"add({name!r}, {{'value': it}}), a dict that holds it and is restored in place"
     elif inspect.isgenerator(state):
         instead = "the object that the generator comes from, such as a module for its parameters()"

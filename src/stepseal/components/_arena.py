@@ -7,19 +7,39 @@ the state. Nothing here knows what the bytes mean.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import weakref
 from typing import Any
 
-import torch
-
+from stepseal.components._torch_in_use import torch_in_use
 from stepseal.errors import InvalidInput, StorageUnavailable
 
-__all__ = ["Arena", "slot_bytes"]
+__all__ = ["Arena", "new_memory", "slot_bytes"]
 
 _ALIGNMENT = 64
 _MIN_REGION_BYTES = 16 << 20
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every CUDA context
+
+
+def new_memory(size_bytes: int) -> mmap.mmap:
+    """Return page-aligned anonymous memory of at least one byte, not touched yet.
+
+    Raises:
+        StorageUnavailable: the system has no memory.
+    """
+    try:
+        memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise StorageUnavailable(
+            f"staging memory cannot be allocated: {size_bytes} bytes: {error}. Free memory, or "
+            "use mode='sync', which stages little.",
+            errno=error.errno,
+        ) from error
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # only an optimisation
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 class _Region:
@@ -28,27 +48,28 @@ class _Region:
     __slots__ = ("__weakref__", "memory", "used", "view")
 
     def __init__(self, size_bytes: int) -> None:
-        try:
-            memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except OSError as error:
-            raise StorageUnavailable(
-                f"staging memory cannot be allocated: {size_bytes} bytes: {error}. Free memory, or "
-                "use mode='sync', which stages little.",
-                errno=error.errno,
-            ) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # only an optimisation
-                memory.madvise(mmap.MADV_HUGEPAGE)
+        memory = new_memory(size_bytes)
         self.memory = memory
         self.view = memoryview(memory)
         self.used = 0
+        # Touch every page now, and not during a save.
+        if torch_in_use():
+            self._touch_and_pin()
+        else:
+            ctypes.memset(ctypes.addressof(ctypes.c_ubyte.from_buffer(memory)), 0, size_bytes)
+
+    def _touch_and_pin(self) -> None:
+        import torch
+
         whole = torch.frombuffer(self.view, dtype=torch.uint8)
-        whole.zero_()  # touch every page now, on all threads, and not during a save
+        whole.zero_()  # on all threads
         # A CUDA context must not come to life only because of a save.
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            self._pin(whole.data_ptr(), size_bytes)
+            self._pin(whole.data_ptr(), len(self.view))
 
     def _pin(self, address: int, size_bytes: int) -> None:
+        import torch
+
         runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         if int(runtime.cudaHostRegister(address, size_bytes, _PORTABLE)) == 0:
             release = weakref.finalize(self, runtime.cudaHostUnregister, address)

@@ -7,20 +7,18 @@ today's saves: a component is described, and what must be private is staged at o
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
-from stepseal.components._arena import Arena, slot_bytes
+from stepseal.components._arena import Arena, new_memory, slot_bytes
 from stepseal.components._codecs import encode_tree
 from stepseal.components._codecs_arrays import is_native, torch_name
 from stepseal.components._codecs_numpy import native_name
-from stepseal.components._dtensors import ranks_alike
-from stepseal.components._frames import frame_for
-from stepseal.components._live_data import TensorData, byte_view, data_of
+from stepseal.components._live_data import TensorData, data_of, wait_for
 from stepseal.components._replicas import ReplicaDigests, Replicas, share_out
 from stepseal.components._stacks import Stack
+from stepseal.components._torch_in_use import is_tensor
 from stepseal.components._tree_paths import without_devices
 from stepseal.components._types import CapturedComponent
 from stepseal.layout import (
@@ -32,17 +30,16 @@ from stepseal.layout import (
     TreeSource,
     digest,
     encode_document,
-    holds_own_keys,
     payload_report,
     rule_of,
-    set_of_ranks,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Sequence
+
+    import torch
 
     from stepseal.components._codecs_core import Leaf as TreeLeaf
-    from stepseal.components._dtensors import Leaf
     from stepseal.components._replicas import ReplicaRule
     from stepseal.components._types import Component, StagingMemory, Topology
     from stepseal.layout import AnySharing, BytesSource, DataSource
@@ -50,12 +47,18 @@ if TYPE_CHECKING:
 __all__ = [
     "capture",
     "content_digest",
-    "describe_leaves",
     "describe_tree",
     "describe_value",
+    "plain_set",
     "stage",
     "tree_of",
 ]
+
+
+_NUMBERS = {"q": "int64", "d": "float64"}
+"""Type code of numbers to the name of their dtype."""
+_MAPPED_BYTES = 1 << 20
+"""From this size on, new memory is mapped."""
 
 
 def capture(
@@ -150,78 +153,11 @@ def stage(sources: Sequence[DataSource], memory: StagingMemory | None) -> list[B
             source.fill(view)
         copies.append(BufferData(view))
     for device in busy:
-        torch.cuda.current_stream(device).synchronize()
+        wait_for(device)
     return copies
 
 
-def describe_leaves(
-    component: str,
-    sharing: AnySharing,
-    topology: Topology,
-    leaves: Sequence[Leaf],
-    value: object,
-    value_keys: Iterable[str] = (),
-    bytes_copies: Callable[[], Sequence[BytesSource]] = tuple,
-    *,
-    content: str = "",
-    never: Collection[str] = (),
-) -> CapturedComponent:
-    """Describe a component of tensor leaves by key, and one value for the typed codecs.
-
-    Args:
-        component: its name.
-        sharing: the sharing in use.
-        topology: who takes part.
-        leaves: all leaves, written here or not.
-        value: non-tensor state, None if there is none on any participant, or none here where each
-            set of ranks has its own.
-        value_keys: names of the non-tensor leaves, which belong to the fingerprint.
-        bytes_copies: makes the write-only copies for stock readers; called where the value is
-            written and shared, after the codecs accepted it.
-        content: what else must agree, in words and digests.
-        never: keys of leaves that are never compared with those of others.
-    """
-    fingerprint, me = _fingerprint(leaves, value_keys) + content, topology.me
-    if not rule_of(sharing).tensors_are_global:
-        held = {"tensors": {leaf.key: leaf.local for leaf in leaves}, "value": value}
-        paths = frozenset(f"{part}.{key}" for key in never for part in held)
-        return describe_value(component, sharing, topology, lambda: held, lambda _: (), never=paths)
-    report = payload_report(sharing, topology.rank, topology.participants)
-    if value is None and holds_own_keys(sharing):
-        value = {}
-    writes_value = value is not None and report.writes
-    trees = (describe_tree(component, me, value),) if writes_value else ()
-
-    def find_replicas() -> Replicas:
-        name, size = _plain_set(sharing, topology)
-        sets, set_of = _sets_of(leaves, (name, size), never)
-        others = [leaf for leaf in leaves if leaf.key in set_of and not leaf.writes]
-        tree_set = name if value is not None and size > 1 else None
-        if tree_set is not None:
-            sets[name] = size
-        return Replicas(
-            sets,
-            set_of,
-            tree_set,
-            tuple(_describe_leaf(component, leaf) for leaf in others),
-            (describe_tree(component, me, value),) if value is not None and not trees else (),
-            frozenset(never),
-        )
-
-    return CapturedComponent(
-        component,
-        "tensors",
-        sharing,
-        fingerprint,
-        report if value is not None else None,
-        tuple(_describe_leaf(component, leaf) for leaf in leaves if leaf.writes),
-        tuple(bytes_copies()) if writes_value else (),
-        trees,
-        find_replicas,
-    )
-
-
-def _plain_set(sharing: AnySharing, topology: Topology) -> tuple[str, int]:
+def plain_set(sharing: AnySharing, topology: Topology) -> tuple[str, int]:
     """Return name and size of the set of ranks that hold the same plain tensors and values.
 
     All ranks are the set of this name: an empty text.
@@ -230,28 +166,6 @@ def _plain_set(sharing: AnySharing, topology: Topology) -> tuple[str, int]:
         return "", topology.world_size
     name = payload_report(sharing, topology.rank, topology.participants).coordinate
     return name, len(sharing.ranks_at(name))
-
-
-def _sets_of(
-    leaves: Iterable[Leaf], plain: tuple[str, int], never: Collection[str]
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Return the size of each set of ranks that hold the same leaves, and the set of each leaf."""
-    sets: dict[str, int] = {}
-    set_of: dict[str, str] = {}
-    known: dict[tuple[int, tuple[int, ...]], tuple[str, int]] = {}
-    for leaf in leaves:
-        if leaf.key in never or leaf.box is None:
-            continue
-        name, size = plain
-        if leaf.mesh is not None:
-            place = (id(leaf.mesh), leaf.replicated)
-            if place not in known:
-                ranks = ranks_alike(leaf)
-                known[place] = (set_of_ranks(ranks), len(ranks))
-            name, size = known[place]
-        if size > 1:
-            sets[name], set_of[leaf.key] = size, name
-    return sets, set_of
 
 
 def describe_value(
@@ -274,7 +188,7 @@ def describe_value(
         never: paths that are never compared with those of others.
     """
     report = payload_report(sharing, topology.rank, topology.participants)
-    name, size = _plain_set(sharing, topology)
+    name, size = plain_set(sharing, topology)
     sets = {name: size} if size > 1 else {}
 
     def find_replicas() -> Replicas:
@@ -312,7 +226,9 @@ def describe_tree(component: str, owner: str, value: object) -> TreeSource:
 
 
 def _new_memory(size_bytes: int) -> memoryview:
-    return byte_view(torch.empty(size_bytes, dtype=torch.uint8, device="cpu"))
+    if size_bytes < _MAPPED_BYTES:
+        return memoryview(bytearray(size_bytes))
+    return memoryview(new_memory(size_bytes))  # not set to zero before it is filled
 
 
 def _on_cpu(data: DataSource) -> bool:
@@ -323,26 +239,18 @@ def _describe_array(name: str, leaf: TreeLeaf) -> ArraySource:
     if isinstance(leaf, Stack):
         return ArraySource(name, leaf.dtype, leaf.shape, leaf)
     data = data_of(leaf)
-    if isinstance(leaf, torch.Tensor):
-        dtype: str | None = torch_name(leaf.dtype)
-        native = dtype if dtype is not None and is_native(dtype) else None
+    if isinstance(leaf, array):
+        return ArraySource(name, _NUMBERS[leaf.typecode], (len(leaf),), data)
+    if isinstance(leaf, (bytes, bytearray)):
+        native = None
+    elif is_tensor(leaf):
+        dtype = torch_name(leaf.dtype)
+        native = dtype if is_native(dtype) else None
     else:
-        native = None if isinstance(leaf, (bytes, bytearray)) else native_name(leaf)
+        native = native_name(leaf)
     if native is None or isinstance(leaf, (bytes, bytearray)):
         return ArraySource(name, "uint8", (data.size_bytes,), data)
     return ArraySource(name, native, tuple(leaf.shape), data)
-
-
-def _describe_leaf(component: str, leaf: Leaf) -> TensorSource:
-    assert leaf.box is not None, "a leaf that is written has a box"
-    frame, data = frame_for(leaf.local.dtype, leaf.box.sizes), TensorData(leaf.local)
-    return TensorSource(component, leaf.key, leaf.dtype, leaf.shape, leaf.box, data, frame)
-
-
-def _fingerprint(leaves: Iterable[Leaf], value_keys: Iterable[str]) -> str:
-    lines = [f"{leaf.key}\t{leaf.dtype}\t{list(leaf.shape)}" for leaf in leaves]
-    lines += [f"{key}\t-" for key in value_keys]
-    return digest("\n".join(sorted(lines)).encode()).hex()
 
 
 def content_digest(component: str, value: object) -> str:

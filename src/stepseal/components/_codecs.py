@@ -7,11 +7,12 @@ cycle is refused.
 
 from __future__ import annotations
 
+import functools
 import sys
+from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stepseal.components._codecs_arrays import TORCH_VALUES
 from stepseal.components._codecs_columns import COLUMNS
 from stepseal.components._codecs_containers import CONTAINERS
 from stepseal.components._codecs_core import Codec, Decoder, Encoder
@@ -21,8 +22,11 @@ from stepseal.components._codecs_registry import OBJECT, find_registered, regist
 from stepseal.components._codecs_scalars import SCALARS
 from stepseal.components._codecs_words import max_made
 from stepseal.components._stacks import Stack
+from stepseal.components._torch_in_use import torch_in_use
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from stepseal.components._codecs_core import Leaf
     from stepseal.layout import TreeContents
 
@@ -34,14 +38,28 @@ __all__ = [
     "register_codec",
 ]
 
-_PLAIN = (*SCALARS, *CONTAINERS, *COLUMNS, *TORCH_VALUES, *GENERATORS)
+_PLAIN = (*SCALARS, *CONTAINERS, *COLUMNS, *GENERATORS)
 _NUMPY = (NDARRAY, SCALAR, NUMPY_GENERATOR, NUMPY_RANDOM_STATE)
+TORCH_TAGS = ("$tensor", "$size", "$dtype", "$device", "$torch_generator")
+
+
+def _decode_torch(tag: str) -> Callable[[Decoder, Any], object]:
+    """Return what decodes a tag of torch's, once torch is needed for it."""
+
+    def decode(decoder: Decoder, payload: object) -> object:
+        _take_up_torch()
+        found = BY_TAG[tag].decode
+        assert found is not None
+        return found(decoder, payload)
+
+    return decode
+
 
 BY_TYPE: dict[type, Codec] = {cls: codec for codec in _PLAIN for cls in codec.types}
-"""Exact type to codec, without NumPy's types and registered classes."""
+"""Exact type to codec, without NumPy's types and registered classes; torch's once one is met."""
 BY_TAG: dict[str, Codec] = {
     codec.tag: codec for codec in (*_PLAIN, *_NUMPY, OBJECT) if codec.tag is not None
-}
+} | {tag: Codec(tag, (), lambda _, value: None, _decode_torch(tag)) for tag in TORCH_TAGS}
 """Tag in a document to codec."""
 
 
@@ -96,12 +114,30 @@ def decode_tree(contents: TreeContents, *, component: str | None = None) -> obje
 def _leaf_bytes(leaf: Leaf) -> int:
     if isinstance(leaf, (bytes, bytearray)):
         return len(leaf)
+    if isinstance(leaf, array):
+        return len(leaf) * leaf.itemsize
     return leaf.size_bytes if isinstance(leaf, Stack) else leaf.nbytes
 
 
 def find_codec(cls: type) -> Codec | None:
     """Return the codec of an exact type."""
-    return BY_TYPE.get(cls) or find_registered(cls) or _find_numpy(cls)
+    return BY_TYPE.get(cls) or _find_torch(cls) or find_registered(cls) or _find_numpy(cls)
+
+
+def _find_torch(cls: type) -> Codec | None:
+    if not torch_in_use():
+        return None
+    _take_up_torch()
+    return BY_TYPE.get(cls)
+
+
+@functools.cache
+def _take_up_torch() -> None:
+    """Put torch's codecs into the tables, once; loads torch."""
+    from stepseal.components._codecs_tensors import TORCH_CODECS
+
+    BY_TAG.update({codec.tag: codec for codec in TORCH_CODECS if codec.tag is not None})
+    BY_TYPE.update({cls: codec for codec in TORCH_CODECS for cls in codec.types})
 
 
 def _find_numpy(cls: type) -> Codec | None:

@@ -10,14 +10,13 @@ import sys
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from stepseal.components._codecs_arrays import is_native, tensor_from_bytes, torch_name
+from stepseal.components._codecs_arrays import is_native
 from stepseal.components._codecs_core import Codec, Decoder, Encoder
 from stepseal.components._codecs_numpy import dtype_of_native, native_name, require_numpy
 from stepseal.components._codecs_registry import record_fields, record_maker
 from stepseal.components._codecs_scalars import is_plain_text
 from stepseal.components._stacks import Stack
+from stepseal.components._torch_in_use import class_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,8 +65,10 @@ def _stack_of(kind: type, items: Sequence[Any]) -> Stack | None:
     """Return items of one type as a stack, or None where they are not alike or not small."""
     if kind is bool:
         return Stack("bool", items, "bool", ())
-    if kind is torch.Tensor:
-        return _tensors(items)
+    if kind in class_of("torch", "Tensor"):
+        from stepseal.components._codecs_tensors import stack_of_tensors
+
+        return stack_of_tensors(items, _MAX_ITEM_BYTES)
     numpy = sys.modules.get("numpy")
     if numpy is None:
         return None
@@ -77,25 +78,6 @@ def _stack_of(kind: type, items: Sequence[Any]) -> Stack | None:
         name = native_name(items[0])
         return None if name is None else Stack("scalar", items, name, ())
     return None
-
-
-def _tensors(items: Sequence[torch.Tensor]) -> Stack | None:
-    first = items[0]
-    name = torch_name(first.dtype)
-    if not is_native(name) or not 0 < first.nbytes <= _MAX_ITEM_BYTES or first.is_meta:
-        return None
-    device = "is_cpu" if first.is_cpu else "device"
-    for fact in ("dtype", "shape", device, "layout", "requires_grad"):
-        if len(set(map(attrgetter(fact), items))) > 1:
-            return None
-    alike = (
-        first.layout is torch.strided
-        and not first.requires_grad
-        and first.device.type in ("cpu", "cuda")
-        # Tensors of two dims or more come back in their own memory order.
-        and (first.ndim < 2 or all(map(torch.Tensor.is_contiguous, items)))
-    )
-    return Stack("tensor", items, name, first.shape) if alike else None
 
 
 def _arrays(items: Sequence[Any]) -> Stack | None:
@@ -152,6 +134,8 @@ def _decode_stack(decoder: Decoder, payload: object) -> list[Any]:
         return list(map(bool, data))
     decoder.count_made(shape[0])
     if of == "tensor":
+        from stepseal.components._codecs_tensors import tensor_from_bytes
+
         # Each owns its memory, so that one that is kept does not keep all of them.
         return [row.clone() for row in tensor_from_bytes(name, shape, data).unbind(0)]
     dtype = dtype_of_native(name)

@@ -13,8 +13,6 @@ from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from stepseal.components._codecs_columns import ALIKE_FROM, encode_alike
 from stepseal.components._codecs_core import Codec, Decoder, Encoder
 from stepseal.components._codecs_scalars import is_plain_text
@@ -36,7 +34,6 @@ _FACTORIES: Mapping[str, type] = {
 }
 _LIST_TAGS = {"$numbers", "$records", "$stack"}
 _TYPECODES = {"int": "q", "float": "d"}
-_DTYPES = {"int": torch.int64, "float": torch.float64}
 
 LEAF_NUMBERS = 10_000
 """Shortest sequence of only ints or only floats that is stored as an array leaf."""
@@ -47,8 +44,8 @@ def _encode_sequence(encoder: Encoder, value: _Sequence, levels: int = 1) -> obj
         return [encoder.child(item, ("[", index), levels) for index, item in enumerate(value)]
     kind = _number_kind(value)
     if kind in _TYPECODES and len(value) >= LEAF_NUMBERS and not encoder.in_key:
-        flat = torch.frombuffer(array(_TYPECODES[kind], value), dtype=_DTYPES[kind])
-        return {"$numbers": {"leaf": encoder.add_leaf(flat)}}
+        leaf = encoder.add_leaf(array(_TYPECODES[kind], value))
+        return {"$numbers": {"leaf": leaf}}
     if kind == "int" or (kind == "float" and all(map(math.isfinite, value))):
         return list(value)
     if all(map(_is_plain, value)):

@@ -27,6 +27,7 @@ from stepseal.errors import Corrupt, StateMismatch, UnsupportedState
 from stepseal.layout import ITEMSIZE
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable, Collection, Hashable, Mapping
 
     import numpy as np
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from stepseal.components._stacks import Stack
     from stepseal.layout import TreeContents
 
-    Leaf: TypeAlias = torch.Tensor | np.ndarray[Any, Any] | bytes | bytearray | Stack
+    Leaf: TypeAlias = torch.Tensor | np.ndarray[Any, Any] | array[Any] | bytes | bytearray | Stack
     """What is stored as an array instead of as JSON."""
 
 __all__ = ["Codec", "Decoder", "Encoder"]

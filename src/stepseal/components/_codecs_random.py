@@ -7,11 +7,9 @@ some libraries index memory with the numbers that they are given.
 from __future__ import annotations
 
 import random
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
-from stepseal.components._codecs_arrays import decode_device
 from stepseal.components._codecs_core import Codec, Decoder, Encoder
 from stepseal.components._codecs_numpy import require_numpy
 
@@ -25,7 +23,10 @@ __all__ = [
     "NUMPY_GENERATOR",
     "NUMPY_RANDOM_STATE",
     "bit_state_problem",
+    "numpy_kind",
     "seed_sequence_of",
+    "set_numpy",
+    "set_or_corrupt",
 ]
 
 T = TypeVar("T")
@@ -89,6 +90,41 @@ def seed_sequence_of(bit_generator: np.random.BitGenerator) -> np.random.SeedSeq
 
     found = getattr(bit_generator, "seed_seq", None)
     return found if type(found) is np.random.SeedSequence else None
+
+
+def numpy_kind(generator: Any) -> str | None:  # noqa: ANN401 - whatever was handed in
+    """Return class and bit generator of a NumPy generator, None for anything else."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is None:
+        return None
+    if type(generator) is numpy_random.Generator:
+        return f"Generator({type(generator.bit_generator).__name__})"
+    if type(generator) is numpy_random.RandomState:
+        return f"RandomState({generator.get_state(legacy=False)['bit_generator']})"
+    return None
+
+
+def set_numpy(live: Any, saved: Any) -> None:  # noqa: ANN401 - two classes, checked by kind
+    """Let a NumPy generator go on where `saved` is; both are of one `numpy_kind`."""
+    if hasattr(live, "bit_generator"):
+        live.bit_generator.state = saved.bit_generator.state
+        _catch_up_spawns(live.bit_generator, saved.bit_generator)
+    else:
+        live.set_state(saved.get_state(legacy=False))
+
+
+def _catch_up_spawns(live: np.random.BitGenerator, saved: np.random.BitGenerator) -> None:
+    """Let `spawn` go on where the saved generator was, if both started from the same seed.
+
+    NumPy cannot replace the SeedSequence of a generator, only advance its count.
+    """
+    ours, theirs = seed_sequence_of(live), seed_sequence_of(saved)
+    if ours is None or theirs is None:
+        return
+    same_seed = str(ours.entropy) == str(theirs.entropy) and ours.spawn_key == theirs.spawn_key
+    missing = theirs.n_children_spawned - ours.n_children_spawned
+    if same_seed and missing > 0:
+        ours.spawn(missing)
 
 
 def _encode_numpy_generator(encoder: Encoder, value: np.random.Generator) -> object:
@@ -167,35 +203,16 @@ def _is_seed(value: object) -> bool:
     return type(value) is int and value >= 0 and value.bit_length() <= _MAX_SEED_BITS
 
 
-def _encode_torch_generator(encoder: Encoder, value: torch.Generator) -> object:
-    state = encoder.child(value.get_state(), (".", "state"), 2)
-    return {"$torch_generator": {"device": str(value.device), "state": state}}
-
-
-def _decode_torch_generator(decoder: Decoder, payload: object) -> torch.Generator:
-    fields = decoder.fields(payload, {"device": str, "state": object})
-    device = decode_device(decoder, fields["device"])
-    state = decoder.child(fields["state"], (".", "state"))
-    try:
-        generator = torch.Generator(device)
-    except (RuntimeError, AssertionError):
-        raise decoder.mismatch(
-            f"a device {device} for a generator",
-            "none on this machine",
-            "Restore on such a machine",
-        ) from None
-    return _set_or_corrupt(decoder, generator, generator.set_state, state)
-
-
 def _decode_python_random(decoder: Decoder, payload: object) -> random.Random:
     generator = random.Random(0)
     state = decoder.child(payload, (".", "state"))
-    return _set_or_corrupt(decoder, generator, generator.setstate, state)
+    return set_or_corrupt(decoder, generator, generator.setstate, state)
 
 
-def _set_or_corrupt(
+def set_or_corrupt(
     decoder: Decoder, generator: T, put: Callable[[Any], object], state: object
 ) -> T:
+    """Return a generator that took a state, which may be hostile."""
     try:
         put(state)
     except (RuntimeError, TypeError, ValueError, OverflowError, LookupError) as error:
@@ -206,7 +223,6 @@ def _set_or_corrupt(
 NUMPY_GENERATOR = Codec("$numpy_generator", (), _encode_numpy_generator, _decode_numpy_generator)
 NUMPY_RANDOM_STATE = Codec("$numpy_random_state", (), _encode_random_state, _decode_random_state)
 GENERATORS: tuple[Codec, ...] = (
-    Codec("$torch_generator", (torch.Generator,), _encode_torch_generator, _decode_torch_generator),
     Codec(
         "$random",
         (random.Random,),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
+from stepseal.components._torch_in_use import class_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ __all__ = ["encode_wrapper", "is_wrapper", "wrapper_decoder"]
 
 def is_wrapper(cls: type) -> bool:
     """Return whether a class is a tensor that torch can take apart and put together."""
-    return issubclass(cls, torch.Tensor) and hasattr(cls, "__tensor_unflatten__")
+    return issubclass(cls, class_of("torch", "Tensor")) and hasattr(cls, "__tensor_unflatten__")
 
 
 def encode_wrapper(encoder: Encoder, value: Any) -> object:  # noqa: ANN401 - a tensor

@@ -7,27 +7,15 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from stepseal.errors import InvalidInput
 from stepseal.layout import digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Conversion", "matches"]
+    import torch
 
-_KINDS = {
-    "floating point": (
-        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-        *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
-    ),
-    "complex": (torch.complex128, torch.complex64, torch.complex32),
-    "integer": (
-        *(torch.int64, torch.int32, torch.int16, torch.int8),
-        *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
-    ),
-}
+__all__ = ["Conversion", "matches"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +48,8 @@ class Conversion:
     cast: Mapping[torch.dtype, torch.dtype] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        import torch
+
         problems = [
             *_map_problems("prefix", self.prefix, str),
             *_map_problems("rename", self.rename, str),
@@ -148,4 +138,17 @@ def _cast_problems(cast: Mapping[Any, Any]) -> list[str]:
 
 def _kind(dtype: torch.dtype) -> str | None:
     """Return the kind of number of a dtype, None for packed ones and for bool."""
-    return next((kind for kind, dtypes in _KINDS.items() if dtype in dtypes), None)
+    import torch
+
+    kinds = {
+        "floating point": (
+            *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+            *(torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+        ),
+        "complex": (torch.complex128, torch.complex64, torch.complex32),
+        "integer": (
+            *(torch.int64, torch.int32, torch.int16, torch.int8),
+            *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+        ),
+    }
+    return next((kind for kind, dtypes in kinds.items() if dtype in dtypes), None)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from stepseal.components._conversion import matches
-from stepseal.components._leaves import OpenedState, mismatch
+from stepseal.components._leaves import OpenedState
+from stepseal.components._plans import mismatch
 from stepseal.components._tensors import FlatState
 
 if TYPE_CHECKING:

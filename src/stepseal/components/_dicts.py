@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from stepseal.components._leaves import LeafPlan, mismatch
+from stepseal.components._plans import LeafPlan, mismatch
 from stepseal.components._stateful import ValueComponent
-from stepseal.components._tensors import TensorDictComponent
+from stepseal.components._torch_in_use import class_of
 from stepseal.layout import rule_of
 
 if TYPE_CHECKING:
+    import torch
+
+    from stepseal.components._tensors import TensorDictComponent
     from stepseal.components._types import (
         AnySharing,
         CapturedComponent,
@@ -83,6 +84,8 @@ class DictComponent:
         shared = self._declared is None or rule_of(self._declared).tensors_are_global
         only_tensors = self._declared is not None and not rule_of(self._declared).is_for_trees
         if only_tensors or (shared and kind == "tensors"):
+            from stepseal.components._tensors import TensorDictComponent
+
             return TensorDictComponent(self.name, self._state, sharing=self._declared)
         return ValueComponent(self.name, self._state, self._declared)
 
@@ -99,6 +102,10 @@ class DictComponent:
                     "starts empty is better added with kind='tree', in a new run"
                 ],
             )
+        import torch
+
+        from stepseal.components._tensors import TensorDictComponent
+
         with torch.inference_mode(False):
             fresh = {
                 key: torch.empty(one.shape, dtype=getattr(torch, one.dtype))
@@ -109,6 +116,7 @@ class DictComponent:
 
 
 def _is_tensor_dict(state: dict[Any, Any]) -> bool:
+    tensor = class_of("torch", "Tensor")
     return bool(state) and all(
-        type(key) is str and isinstance(value, torch.Tensor) for key, value in state.items()
+        type(key) is str and isinstance(value, tensor) for key, value in state.items()
     )

@@ -10,7 +10,7 @@ from stepseal.layout import Division, can_read, fits_world
 if TYPE_CHECKING:
     from stepseal.components._types import AnySharing, SavedComponent, Topology
 
-__all__ = ["changed_world", "declaration_of", "sharing_problem"]
+__all__ = ["changed_world", "declaration_of", "range_problem", "sharing_problem"]
 
 
 def declaration_of(sharing: AnySharing) -> str:
@@ -33,6 +33,13 @@ def changed_world(live: AnySharing, num_live: int, saved: AnySharing, num_saved:
     if isinstance(live, Division) and isinstance(saved, Division):
         return f"{saved.shown_axes()} at the save, now {live.shown_axes()}"
     return f"{num_saved} participants at the save, now {num_live}"
+
+
+def range_problem(key: str, dtype: str, found: object) -> list[str]:
+    """Return the text about an element that its live dtype cannot hold, if one was found."""
+    if found is None:
+        return []
+    return [f"{key}: expected values in the range of (live) {dtype}, found {found}"]
 
 
 def sharing_problem(

@@ -7,13 +7,11 @@ given; the coordinator compares what the ranks found.
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch.distributed as dist
-
+from stepseal.components._torch_in_use import class_of
 from stepseal.components._types import Sharing
 from stepseal.errors import InvalidInput
 from stepseal.layout import (
@@ -58,7 +56,7 @@ def per_group(*, same_on: object) -> Division:
     """
     if _is_mesh(same_on):
         division = _of_mesh(same_on)
-    elif dist.is_available() and isinstance(same_on, dist.ProcessGroup):
+    elif isinstance(same_on, class_of("torch.distributed", "ProcessGroup")):
         division = _of_process_group(same_on)
     else:
         division = numbered_sets(Sharing.PER_GROUP, "set", _listed_sets(same_on))
@@ -140,11 +138,12 @@ def resolved(name: str, declared: AnySharing, topology: Topology) -> AnySharing:
 
 def _is_mesh(value: object) -> bool:
     """Tell whether it is a device mesh; imports nothing, as no mesh precedes its module."""
-    module = sys.modules.get("torch.distributed.device_mesh")
-    return module is not None and isinstance(value, module.DeviceMesh)
+    return isinstance(value, class_of("torch.distributed.device_mesh", "DeviceMesh"))
 
 
 def _of_mesh(part: Any) -> Division:  # noqa: ANN401 - a DeviceMesh, whose types are not exported
+    import torch.distributed as dist
+
     root = _root_of(part)
     names, me = root.mesh_dim_names or (), dist.get_rank()
     place = (root.mesh == me).nonzero().flatten().tolist()
@@ -192,6 +191,8 @@ def _axes_of(part: Any, root: Any, place: Sequence[int]) -> set[int]:  # noqa: A
 
 
 def _of_process_group(group: Any) -> Division:  # noqa: ANN401 - a ProcessGroup
+    import torch.distributed as dist
+
     me, world = dist.get_rank(), dist.get_world_size()
     try:
         ranks = sorted(dist.get_process_group_ranks(group))
@@ -223,7 +224,8 @@ def _listed_sets(value: object) -> list[list[int]]:
         'expected a part of a device mesh such as mesh["dp"], the process group of this rank, or a '
         "list of lists of ranks"
     )
-    if dist.is_available() and type(value) is int and (value == dist.GroupMember.NON_GROUP_MEMBER):
+    no_group = (one.NON_GROUP_MEMBER for one in class_of("torch.distributed", "GroupMember"))
+    if type(value) is int and value in no_group:
         raise InvalidInput(
             f"same_on: {wrong}, found that this rank is in no group. Put each rank into a group."
         )

@@ -11,18 +11,20 @@ import random
 from collections import Counter, OrderedDict, defaultdict, deque
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from stepseal.components._capture import tree_of
+from stepseal.components._codecs_random import numpy_kind, set_numpy
 from stepseal.components._codecs_registry import record_fields
 from stepseal.components._codecs_words import format_path
-from stepseal.components._rng import numpy_kind, set_numpy
+from stepseal.components._torch_in_use import class_of, torch_in_use
 from stepseal.layout import encode_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import torch
+
     from stepseal.components._codecs_words import Step
+    from stepseal.components._tensor_places import TensorPlaces
 
 __all__ = ["InPlace"]
 
@@ -44,16 +46,23 @@ class InPlace:
         self.problems: list[str] = []
         """Live objects that are reached twice, where what was saved for them differs."""
         self._fills: list[Callable[[], None]] = []
-        self._tensors: list[tuple[torch.Tensor, torch.Tensor, tuple[Step, ...]]] = []
+        self._tensor, self._generator = class_of("torch", "Tensor"), class_of("torch", "Generator")
+        self._tensors = _tensor_places()
         self._seen: dict[object, tuple[object, object, object, tuple[Step, ...]]] = {}
         self._steps: list[Step] = []
         self.keeps = self._place(saved, live) is live
         """Whether the live object itself stays."""
-        self._check_shared_memory()
+        if self._tensors is not None:
+            for first, second in self._tensors.overlaps():
+                self._add_problem(first, second)
 
     def apply(self) -> None:
         """Fill the live objects. Changes live state."""
-        with torch.inference_mode(False), torch.no_grad():
+        if torch_in_use():
+            from stepseal.components._tensor_places import run_fills
+
+            run_fills(self._fills)
+        else:
             for fill in self._fills:
                 fill()
 
@@ -66,13 +75,13 @@ class InPlace:
     def _place(self, saved: Any, live: Any) -> object:  # noqa: ANN401 - narrowed by type
         """Return what stands where `live` stood: `live` itself, or `saved`."""
         if type(saved) is not type(live):
-            return _to_device_of(live, saved) if isinstance(saved, torch.Tensor) else saved
+            return self._moved(saved, live) if isinstance(saved, self._tensor) else saved
         if isinstance(saved, tuple):
             return self._place_tuple(saved, live)
         put = self._way(live)
         if put is None:
             return saved
-        key = _identity(live)
+        key = self._identity(live)
         if key in self._seen:
             _, first, placed, steps = self._seen[key]
             if not _equal(first, saved):
@@ -87,7 +96,7 @@ class InPlace:
     def _way(self, live: object) -> Callable[[Any, Any], object] | None:
         """Return how an object of this type takes a value of its type; None for immutable ones."""
         kind = type(live)
-        if isinstance(live, torch.Tensor):
+        if isinstance(live, self._tensor):
             return self._place_tensor
         if kind in _DICTS:
             return self._place_dict
@@ -95,7 +104,9 @@ class InPlace:
             return self._place_list
         if kind in (set, bytearray):
             return self._place_plain
-        if kind in (torch.Generator, random.Random) or numpy_kind(live) is not None:
+        if kind in self._generator:
+            return self._place_torch_generator
+        if kind is random.Random or numpy_kind(live) is not None:
             return self._place_generator
         if hasattr(live, "__array_interface__") and hasattr(live, "flags"):
             return self._place_array
@@ -110,7 +121,7 @@ class InPlace:
         if all(map(_is, placed, live)):
             return live
         make = getattr(type(live), "_make", tuple)
-        return make(placed) if type(live) is not torch.Size else saved
+        return make(placed) if type(live) not in class_of("torch", "Size") else saved
 
     def _place_dict(self, saved: dict[Any, Any], live: dict[Any, Any]) -> object:
         items = {
@@ -175,11 +186,7 @@ class InPlace:
         return saved
 
     def _place_generator(self, saved: Any, live: Any) -> object:  # noqa: ANN401 - several classes
-        if isinstance(live, torch.Generator):
-            if live.device != saved.device:
-                return saved
-            self._fills.append(lambda: _set_generator(live, saved))
-        elif isinstance(live, random.Random):
+        if isinstance(live, random.Random):
             self._fills.append(lambda: live.setstate(saved.getstate()))
         elif numpy_kind(live) != numpy_kind(saved):
             return saved
@@ -194,42 +201,33 @@ class InPlace:
         self._fills.append(lambda: live.__setitem__(..., saved))
         return live
 
+    def _place_torch_generator(self, saved: torch.Generator, live: torch.Generator) -> object:
+        from stepseal.components._tensor_places import place_generator
+
+        return self._filled(*place_generator(saved, live))
+
     def _place_tensor(self, saved: torch.Tensor, live: torch.Tensor) -> object:
-        if not _takes(live, saved):
-            return _to_device_of(live, saved)
-        self._tensors.append((live, saved, tuple(self._steps)))
+        assert self._tensors is not None, "torch is loaded"
+        return self._filled(*self._tensors.place(saved, live, self._steps))
 
-        def fill() -> None:
-            live.copy_(saved)
-            live.requires_grad_(saved.requires_grad)
+    def _filled(self, placed: object, fill: Callable[[], None] | None) -> object:
+        if fill is not None:
+            self._fills.append(fill)
+        return placed
 
-        self._fills.append(fill)
-        return live
+    def _moved(self, saved: torch.Tensor, live: object) -> torch.Tensor:
+        from stepseal.components._tensor_places import to_device_of
 
-    def _check_shared_memory(self) -> None:
-        """Find tensors that overlap in memory, and could not all hold what was saved for them."""
-        groups: dict[tuple[torch.device, int], list[int]] = {}
-        for number, (live, _, _) in enumerate(self._tensors):
-            if live.numel():
-                place = (live.device, live.untyped_storage().data_ptr())
-                groups.setdefault(place, []).append(number)
-        for numbers in groups.values():
-            if len(numbers) > 1:
-                self._check_group([self._tensors[number] for number in numbers])
+        return to_device_of(live, saved)
 
-    def _check_group(
-        self, group: Sequence[tuple[torch.Tensor, torch.Tensor, tuple[Step, ...]]]
-    ) -> None:
-        with torch.no_grad():
-            scratch = group[0][0].untyped_storage().clone()  # type: ignore[no-untyped-call]
-            views = []
-            for live, saved, _ in group:
-                view = torch.empty(0, dtype=live.dtype, device=live.device)
-                view.set_(scratch, live.storage_offset(), live.shape, live.stride())
-                views.append(view.copy_(saved))
-            for view, (_, saved, steps) in zip(views, group, strict=True):
-                if not torch.equal(_bits(view), _bits(saved)):
-                    self._add_problem(group[-1][2], steps)
+    def _identity(self, live: Any) -> object:  # noqa: ANN401 - any object
+        """Return what two names of one memory have in common."""
+        memory = None
+        if isinstance(live, self._tensor):
+            from stepseal.components._tensor_places import same_memory
+
+            memory = same_memory(live)
+        return id(live) if memory is None else memory
 
     def _add_problem(self, first: Sequence[Step], second: Sequence[Step]) -> None:
         self.problems.append(
@@ -238,8 +236,13 @@ class InPlace:
         )
 
 
-def _set_generator(live: torch.Generator, saved: torch.Generator) -> None:
-    live.set_state(saved.get_state())
+def _tensor_places() -> TensorPlaces | None:
+    """Return where tensors are collected; None where torch is not loaded, and so no tensor is."""
+    if not torch_in_use():
+        return None
+    from stepseal.components._tensor_places import TensorPlaces
+
+    return TensorPlaces()
 
 
 def _set_fields(target: object, values: Mapping[str, object]) -> None:
@@ -247,42 +250,8 @@ def _set_fields(target: object, values: Mapping[str, object]) -> None:
         object.__setattr__(target, name, value)  # also where the dataclass is frozen
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
 def _is(left: object, right: object) -> bool:
     return left is right
-
-
-def _identity(live: Any) -> object:  # noqa: ANN401 - any object
-    """Return what two names of one memory have in common."""
-    if isinstance(live, torch.Tensor) and not live.is_meta and live.numel():
-        return (live.device, live.data_ptr(), live.dtype, live.shape, live.stride())
-    return id(live)
-
-
-def _takes(live: torch.Tensor, saved: torch.Tensor) -> bool:
-    """Return whether an ordinary tensor can be filled with the saved bits."""
-    return (
-        type(live) in (torch.Tensor, torch.nn.Parameter)
-        and (live.dtype, live.shape, live.layout) == (saved.dtype, saved.shape, saved.layout)
-        and live.grad_fn is None
-        and not (live.is_meta or live.is_inference() or live.is_conj() or live.is_neg())
-        and not any(
-            step == 0 and size > 1 for step, size in zip(live.stride(), live.shape, strict=True)
-        )
-    )
-
-
-def _to_device_of(live: object, saved: torch.Tensor) -> torch.Tensor:
-    """Return a saved tensor on the device of the one that it replaces."""
-    if not isinstance(live, torch.Tensor) or live.device == saved.device:
-        return saved
-    moved = saved.detach().to(live.device).requires_grad_(saved.requires_grad)
-    if isinstance(saved, torch.nn.Parameter):
-        return torch.nn.Parameter(moved, saved.requires_grad)
-    return moved
 
 
 def _equal(left: object, right: object) -> bool:

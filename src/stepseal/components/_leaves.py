@@ -6,7 +6,6 @@ codecs.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -14,56 +13,31 @@ import torch
 
 from stepseal.components._codecs import decode_tree
 from stepseal.components._dtensors import is_dtensor, leaf_of
-from stepseal.components._fitting import sharing_problem
+from stepseal.components._fitting import range_problem, sharing_problem
 from stepseal.components._groups import resolved
 from stepseal.components._live_data import TensorData
+from stepseal.components._plans import LeafPlan, kind_of, mismatch
 from stepseal.components._ranges import lost_in_cast
 from stepseal.components._sinks import scans_for, sinks_for
 from stepseal.components._stages import Taken, united
 from stepseal.components._types import AnySharing, SavedTensor, Sharing
-from stepseal.errors import StateMismatch, UnsupportedState
+from stepseal.errors import UnsupportedState
 from stepseal.layout import digest, rule_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from stepseal.components._dtensors import Leaf
-    from stepseal.components._ranges import RangeScan
     from stepseal.components._types import SavedComponent, Topology
-    from stepseal.layout import TensorSink
 
 __all__ = [
-    "LeafPlan",
     "OpenedState",
     "compare_leaf",
     "default_sharing",
-    "kind_of",
     "leaves_of",
-    "mismatch",
     "open_saved",
-    "outside_inference_mode",
-    "range_problem",
     "tie_problems",
 ]
-
-_SHOWN = 3
-
-
-def outside_inference_mode() -> AbstractContextManager[object]:
-    """Return a context in which new tensors are ordinary ones, whatever the caller's mode is."""
-    if torch.is_inference_mode_enabled():
-        return torch.inference_mode(mode=False)
-    return contextlib.nullcontext()
-
-
-def kind_of(sharing: AnySharing | None) -> str:
-    """Return the kind of a component with this declared sharing.
-
-    Tensors that differ per participant have no place in the payload that stock readers see: they
-    become a tree.
-    """
-    return "tensors" if sharing is None or rule_of(sharing).tensors_are_global else "tree"
 
 
 def default_sharing(
@@ -229,13 +203,6 @@ class OpenedState:
         return digest(content)
 
 
-def range_problem(key: str, dtype: str, found: object) -> list[str]:
-    """Return the text about an element that its live dtype cannot hold, if one was found."""
-    if found is None:
-        return []
-    return [f"{key}: expected values in the range of (live) {dtype}, found {found}"]
-
-
 def tie_problems(places: Iterable[tuple[str, torch.Tensor, Callable[[], object]]]) -> list[str]:
     """Return live tensors that share memory and would take different elements.
 
@@ -256,30 +223,6 @@ def tie_problems(places: Iterable[tuple[str, torch.Tensor, Callable[[], object]]
                 "or untie them as at the save"
             )
     return problems
-
-
-class LeafPlan:
-    """Sinks of the leaves, and what is left to do after they were filled; see `RestorePlan`."""
-
-    __slots__ = ("_finish", "note", "scans", "sinks", "taken")
-
-    def __init__(
-        self,
-        sinks: Mapping[str, TensorSink],
-        finish: Callable[[], None],
-        note: str = "",
-        scans: Mapping[str, RangeScan] | None = None,
-        taken: Taken | None = None,
-    ) -> None:
-        self.sinks = sinks
-        self.scans = scans or {}
-        self.note = note
-        self.taken = taken
-        self._finish = finish
-
-    def apply(self) -> None:
-        """Install everything that sinks cannot take; changes live state."""
-        self._finish()
 
 
 def open_saved(
@@ -359,14 +302,3 @@ def compare_leaf(leaf: Leaf, saved: SavedTensor | None) -> list[str]:
             "tensor, which cannot be filled in place: clone() it"
         )
     return problems
-
-
-def mismatch(component: str, problems: Sequence[str]) -> StateMismatch:
-    """Return the error that lists every difference; its text shows the first few."""
-    more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return StateMismatch(
-        f"saved state does not fit: component {component}: {'; '.join(problems[:_SHOWN])}{more}. "
-        "Restore into objects built as they were at the save.",
-        component=component,
-        problems=tuple(problems),
-    )

@@ -7,25 +7,25 @@ strides, and with its conj or neg bit resolved.
 from __future__ import annotations
 
 import ctypes
+import functools
+from array import array
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from stepseal.components._torch_in_use import is_tensor
 from stepseal.layout import BufferData, linear_boxes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
+    import torch
 
     from stepseal.layout import DataSource
 
-__all__ = ["TensorData", "byte_view", "data_of", "tensor_over"]
+__all__ = ["TensorData", "byte_view", "carriers", "data_of", "tensor_over", "wait_for"]
 
 # Above this size torch's copy uses several threads; below it the call itself is what costs.
 _PARALLEL_BYTES = 1 << 20
-# As integers, because not every dtype has a copy kernel, and so that no bit of a NaN changes.
-_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:
@@ -34,9 +34,9 @@ def byte_view(tensor: torch.Tensor) -> memoryview:
     if size_bytes == 0:
         return memoryview(bytearray())
     # Not through numpy, which is no dependency and has no bfloat16.
-    array = (ctypes.c_ubyte * size_bytes).from_address(tensor.data_ptr())
-    array.owner = tensor  # type: ignore[attr-defined]
-    return memoryview(array).cast("B")
+    memory = (ctypes.c_ubyte * size_bytes).from_address(tensor.data_ptr())
+    memory.owner = tensor  # type: ignore[attr-defined]
+    return memoryview(memory).cast("B")
 
 
 def tensor_over(
@@ -49,12 +49,32 @@ def tensor_over(
         dtype: element type.
         shape: shape of the result, None for one dim.
     """
+    import torch
+
     if data.nbytes == 0:
         flat = torch.empty(0, dtype=dtype, device="cpu")
     else:
         flat = torch.frombuffer(bytearray(data) if data.readonly else data, dtype=torch.uint8)
         flat = flat.view(dtype)
     return flat if shape is None else flat.view(tuple(shape))
+
+
+@functools.cache
+def carriers() -> Mapping[int, torch.dtype]:
+    """Return the integer type that carries elements of a size in bytes.
+
+    Not every dtype has a copy kernel, and so no bit of a NaN changes.
+    """
+    import torch
+
+    return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the copies from a CUDA device have landed; see `TensorData.start_fill`."""
+    import torch
+
+    torch.cuda.current_stream(device).synchronize()
 
 
 class TensorData:
@@ -83,7 +103,7 @@ class TensorData:
         """Copy bytes out; any range."""
         device = self.start_fill(target, start)
         if device is not None:
-            torch.cuda.current_stream(device).synchronize()
+            wait_for(device)
 
     def start_fill(self, target: memoryview, start: int = 0) -> torch.device | None:
         """Begin to copy bytes out.
@@ -100,7 +120,8 @@ class TensorData:
                 ctypes.memmove(address, tensor.data_ptr() + start, size_bytes)
             else:
                 source = byte_view(tensor)[start : start + size_bytes]
-                tensor_over(target, torch.uint8).copy_(tensor_over(source, torch.uint8))
+                carrier = carriers()[1]
+                tensor_over(target, carrier).copy_(tensor_over(source, carrier))
             return None
         itemsize = tensor.element_size()
         first, stop = start // itemsize, -(-(start + size_bytes) // itemsize)
@@ -112,9 +133,11 @@ class TensorData:
         return self._copy_elements(target, first, stop)
 
     def _copy_elements(self, target: memoryview, first: int, stop: int) -> torch.device | None:
+        import torch
+
         on_cuda = self._tensor.device.type == "cuda"
         with torch.no_grad():
-            carrier = _CARRIERS.get(self._tensor.element_size(), self._tensor.dtype)
+            carrier = carriers().get(self._tensor.element_size(), self._tensor.dtype)
             flat, position = tensor_over(target, carrier), 0
             for part in _parts(self._tensor.detach(), first, stop):
                 source = part.resolve_conj().resolve_neg().view(carrier)
@@ -129,9 +152,9 @@ class _NdarrayData:
 
     __slots__ = ("_array", "size_bytes")
 
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self._array = array
-        self.size_bytes = array.nbytes
+    def __init__(self, live: np.ndarray[Any, Any]) -> None:
+        self._array = live
+        self.size_bytes = live.nbytes
 
     def view(self) -> memoryview | None:
         if not self.size_bytes or not self._array.flags.c_contiguous:
@@ -141,23 +164,27 @@ class _NdarrayData:
     def fill(self, target: memoryview, start: int = 0) -> None:
         import numpy as np
 
-        array, in_place = self._array, self.view()
+        live, in_place = self._array, self.view()
         if in_place is not None:
             target[:] = in_place[start : start + target.nbytes]
             return
-        opaque = array.view(f"V{array.itemsize}")  # else a copy skips the padding of records
+        opaque = live.view(f"V{live.itemsize}")  # else a copy skips the padding of records
         if target.nbytes == self.size_bytes:
-            np.copyto(np.ndarray(array.shape, opaque.dtype, buffer=target), opaque)
+            np.copyto(np.ndarray(live.shape, opaque.dtype, buffer=target), opaque)
         else:
             target[:] = opaque.tobytes()[start : start + target.nbytes]
 
 
-def data_of(leaf: torch.Tensor | np.ndarray[Any, Any] | bytes | bytearray) -> DataSource:
+def data_of(
+    leaf: torch.Tensor | np.ndarray[Any, Any] | array[Any] | bytes | bytearray,
+) -> DataSource:
     """Return the bytes of an array leaf of a tree, without copying or touching them."""
-    if isinstance(leaf, torch.Tensor):
-        return TensorData(leaf)
     if isinstance(leaf, (bytes, bytearray)):
         return BufferData(leaf)
+    if isinstance(leaf, array):
+        return BufferData(memoryview(leaf).cast("B"))
+    if is_tensor(leaf):
+        return TensorData(leaf)
     return _NdarrayData(leaf)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from stepseal.components._advice import leave_out
 from stepseal.components._codecs_words import qualified
 from stepseal.components._hf_datasets import forget_position, iterable_of, set_saved_epoch
 from stepseal.components._prepared import inner_loader
 from stepseal.components._rng import RNGComponent
 from stepseal.components._stateful import StatefulComponent
-from stepseal.components._tensors import HasStateDict
+from stepseal.components._torch_in_use import class_of
+from stepseal.components._types import HasStateDict
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
     from stepseal.components._types import AnySharing, Component
 
 __all__ = [
-    "DRAWING",
     "LoaderComponent",
     "begin_to_resume",
     "check_generators",
+    "draws",
     "has_no_state",
     "num_samples_of",
     "waits_to_resume",
@@ -33,12 +32,6 @@ __all__ = [
 
 _DATASET = "stepseal.num_samples"
 """Key beside those of a loader's state: number of samples in its dataset."""
-DRAWING = (
-    torch.utils.data.RandomSampler,
-    torch.utils.data.SubsetRandomSampler,
-    torch.utils.data.WeightedRandomSampler,
-)
-"""Samplers of torch that draw an order for each epoch and remember nothing of it."""
 
 
 class LoaderComponent(StatefulComponent):
@@ -60,7 +53,7 @@ class LoaderComponent(StatefulComponent):
         if not hasattr(loader, "next_iter_state"):
             return
         samplers = (getattr(loader, "sampler", None), _sampler_of_batches(loader))
-        drawing = next((one for one in samplers if isinstance(one, DRAWING)), None)
+        drawing = next((one for one in samplers if draws(one)), None)
         if drawing is not None and not isinstance(drawing, HasStateDict):
             raise InvalidInput(
                 f"component {name!r}: expected a sampler that knows where it stands, found "
@@ -122,6 +115,12 @@ class LoaderComponent(StatefulComponent):
         return problems
 
 
+def draws(sampler: object) -> bool:
+    """Tell whether a sampler of torch draws an order for each epoch and remembers nothing of it."""
+    kinds = ("RandomSampler", "SubsetRandomSampler", "WeightedRandomSampler")
+    return any(isinstance(sampler, class_of("torch.utils.data", kind)) for kind in kinds)
+
+
 def num_samples_of(loader: object) -> int | None:
     """Return the number of samples in the dataset of a loader; None where that is not known."""
     try:
@@ -142,9 +141,12 @@ def begin_to_resume(loader: object) -> None:
 
 def has_no_state(loader: object) -> bool:
     """Tell whether a loader is one of torch's, which do not know where they stand."""
-    return isinstance(loader, torch.utils.data.DataLoader) and not isinstance(
-        inner_loader(loader), HasStateDict
-    )
+    return _is_torch_loader(loader) and not isinstance(inner_loader(loader), HasStateDict)
+
+
+def _is_torch_loader(loader: object) -> bool:
+    """Tell whether a loader is one of torch's, whoever derived from it."""
+    return isinstance(loader, class_of("torch.utils.data", "DataLoader"))
 
 
 def check_generators(components: Iterable[Component], *, complete: bool) -> None:
@@ -164,8 +166,10 @@ def check_generators(components: Iterable[Component], *, complete: bool) -> None
     for one in known:
         if not isinstance(one, LoaderComponent):
             continue
-        if not isinstance(one.loader, torch.utils.data.DataLoader):
+        if not _is_torch_loader(one.loader):
             continue
+        import torch
+
         generator = one.loader.generator
         if generator is None or generator is torch.default_generator:
             continue

@@ -15,12 +15,14 @@ import torch
 from torch import nn
 
 from stepseal.components._dtensors import is_dtensor
-from stepseal.components._leaves import leaves_of, mismatch
+from stepseal.components._leaves import leaves_of
+from stepseal.components._plans import mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from stepseal.components._leaves import LeafPlan, OpenedState
+    from stepseal.components._leaves import OpenedState
+    from stepseal.components._plans import LeafPlan
     from stepseal.components._tensors import FlatState
     from stepseal.components._types import AnySharing
 

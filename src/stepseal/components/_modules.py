@@ -6,9 +6,11 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from stepseal.components._converting import converted
-from stepseal.components._leaves import default_sharing, kind_of, mismatch, open_saved
+from stepseal.components._leaves import default_sharing, open_saved
 from stepseal.components._module_loading import listeners_of, own_load, plan_through
+from stepseal.components._plans import kind_of, mismatch
 from stepseal.components._tensors import FlatState, describe_flat, narrowed, plan_flat
+from stepseal.components._types import OfModule
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -17,22 +19,19 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from stepseal.components._leaves import LeafPlan
+    from stepseal.components._plans import LeafPlan
     from stepseal.components._types import (
         AnySharing,
         CapturedComponent,
-        Component,
         SavedComponent,
         Topology,
     )
 
 __all__ = [
     "ModuleComponent",
-    "can_convert",
     "in_ddp",
     "key_cleaner",
     "parameter_names",
-    "unsaved_buffers",
     "unwrap",
 ]
 
@@ -100,7 +99,7 @@ def parameter_names(module: nn.Module) -> dict[int, str]:
     return names
 
 
-class ModuleComponent:
+class ModuleComponent(OfModule):
     """A module's `state_dict`, under keys that are free of DDP and `torch.compile` prefixes.
 
     Parameters and persistent buffers are filled in place. What the state dict made anew (hooks) and
@@ -154,6 +153,16 @@ class ModuleComponent:
         root = unwrap(self.module)
         clean = key_cleaner(root)
         return tuple(clean(raw) for raw, _ in root.named_buffers(remove_duplicate=False))
+
+    def unsaved_buffers(self) -> tuple[str, ...]:
+        """Return the buffers that no state dict lists."""
+        names = self.buffers()
+        saved = set(self.keys()) if names else ()
+        return tuple(name for name in names if name not in saved)
+
+    def in_ddp(self) -> bool:
+        """Return whether DDP keeps the parameters equal on all ranks."""
+        return in_ddp(self.module)
 
     def sharing(self, topology: Topology) -> AnySharing:
         """Return the declared sharing or the default for `topology`."""
@@ -217,22 +226,6 @@ class ModuleComponent:
             root.load_state_dict(state)
         except RuntimeError as error:
             raise mismatch(self.name, [f"load_state_dict: {error}"]) from error
-
-
-def can_convert(component: Component) -> bool:
-    """Return whether a component takes a `Conversion`."""
-    return isinstance(component, ModuleComponent)
-
-
-def unsaved_buffers(component: Component) -> tuple[str, ...]:
-    """Return the buffers of a module that no state dict lists; empty for other components."""
-    if not isinstance(component, ModuleComponent):
-        return ()
-    root = unwrap(component.module)
-    clean = key_cleaner(root)
-    names = [clean(raw) for raw, _ in root.named_buffers(remove_duplicate=False)]
-    saved = set(component.keys()) if names else ()
-    return tuple(name for name in names if name not in saved)
 
 
 def _wrapper_attribute(module: nn.Module) -> str | None:

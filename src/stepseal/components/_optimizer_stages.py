@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stepseal.components._leaves import mismatch
 from stepseal.components._optimizer_groups import GroupState
+from stepseal.components._plans import mismatch
 from stepseal.components._stages import disputed, united
 
 if TYPE_CHECKING:

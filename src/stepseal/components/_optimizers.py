@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stepseal.components._capture import content_digest, describe_leaves
+from stepseal.components._capture import content_digest
 from stepseal.components._codecs_registry import find_registered
 from stepseal.components._dtensors import is_dtensor, owns_plain_tensors
-from stepseal.components._leaves import default_sharing, kind_of, leaves_of, mismatch, open_saved
+from stepseal.components._leaf_capture import describe_leaves
+from stepseal.components._leaves import default_sharing, leaves_of, open_saved
 from stepseal.components._optimizer_groups import (
     class_problems,
     group_copies,
@@ -28,6 +29,7 @@ from stepseal.components._optimizer_names import class_name, names_of, tied_name
 from stepseal.components._optimizer_stages import read_saved
 from stepseal.components._optimizer_state import StateBuilder, local_part
 from stepseal.components._optimizer_ties import retied
+from stepseal.components._plans import kind_of, mismatch
 from stepseal.errors import InvalidInput, UnsupportedState
 from stepseal.layout import holds_own_keys, rule_of
 
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stepseal.components._dtensors import Leaf
-    from stepseal.components._leaves import LeafPlan
     from stepseal.components._optimizer_groups import GroupState
+    from stepseal.components._plans import LeafPlan
     from stepseal.components._types import (
         AnySharing,
         CapturedComponent,

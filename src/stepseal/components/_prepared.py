@@ -6,11 +6,9 @@ object inside. Its data loaders have state of their own: see `_prepared_loaders`
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-import torch
-
+from stepseal.components._torch_in_use import class_of
 from stepseal.errors import InvalidInput
 
 __all__ = ["inner_loader", "is_prepared_loader", "scaler_of", "unwrapped"]
@@ -22,10 +20,11 @@ def unwrapped(name: str, state: Any) -> Any:  # noqa: ANN401 - whatever was adde
     Raises:
         InvalidInput: the optimizer of an engine, whose state is elsewhere.
     """
-    wrapper = _class("accelerate.optimizer", "AcceleratedOptimizer")
+    wrapper = class_of("accelerate.optimizer", "AcceleratedOptimizer")
     if isinstance(state, wrapper):
         inner: Any = state.optimizer
-        if type(state) not in wrapper or not isinstance(inner, torch.optim.Optimizer):
+        known = class_of("torch.optim", "Optimizer")
+        if type(state) not in wrapper or not isinstance(inner, known):
             raise InvalidInput(
                 f"add({name!r}): expected an optimizer that Accelerate steps itself, found "
                 f"{type(state).__qualname__}, whose engine holds the state. Let the engine write "
@@ -34,15 +33,15 @@ def unwrapped(name: str, state: Any) -> Any:  # noqa: ANN401 - whatever was adde
                 found=type(state).__qualname__,
             )
         return inner
-    if isinstance(state, _class("accelerate.scheduler", "AcceleratedScheduler")):
-        inner = state.scheduler
-        return inner if isinstance(inner, torch.optim.lr_scheduler.LRScheduler) else state
+    if isinstance(state, class_of("accelerate.scheduler", "AcceleratedScheduler")):
+        inner, known = state.scheduler, class_of("torch.optim.lr_scheduler", "LRScheduler")
+        return inner if isinstance(inner, known) else state
     return state
 
 
 def scaler_of(state: object) -> object:
     """Return the gradient scaler that a prepared optimizer steps with, None if there is none."""
-    if not isinstance(state, _class("accelerate.optimizer", "AcceleratedOptimizer")):
+    if not isinstance(state, class_of("accelerate.optimizer", "AcceleratedOptimizer")):
         return None
     scaler: Any = getattr(state, "scaler", None)
     return scaler if scaler is not None and scaler.is_enabled() else None
@@ -50,15 +49,9 @@ def scaler_of(state: object) -> object:
 
 def is_prepared_loader(loader: object) -> bool:
     """Tell whether a loader is one of Accelerate's, around a loader of torch or torchdata."""
-    return isinstance(loader, _class("accelerate.data_loader", "DataLoaderAdapter"))
+    return isinstance(loader, class_of("accelerate.data_loader", "DataLoaderAdapter"))
 
 
 def inner_loader(loader: Any) -> Any:  # noqa: ANN401 - whatever is iterated
     """Return the loader that knows the position: the one inside, if Accelerate prepared it."""
     return loader.base_dataloader if is_prepared_loader(loader) else loader
-
-
-def _class(module: str, name: str) -> tuple[Any, ...]:
-    """Return a class to look for; none if its module was never imported, as no object precedes."""
-    found = getattr(sys.modules.get(module), name, None)
-    return (found,) if isinstance(found, type) else ()

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from stepseal.components._advice import leave_out
 from stepseal.components._codecs_words import qualified
-from stepseal.components._loaders import DRAWING, LoaderComponent, num_samples_of
-from stepseal.components._tensors import HasStateDict
-from stepseal.components._types import Sharing
+from stepseal.components._loaders import LoaderComponent, draws, num_samples_of
+from stepseal.components._types import HasStateDict, Sharing
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class PreparedLoaderComponent(LoaderComponent):
                 component=self.name,
                 found=qualified(type(inner)),
             )
-        if isinstance(sampler, DRAWING) and not hasattr(sampler, "initial_seed"):
+        if draws(sampler) and not hasattr(sampler, "initial_seed"):
             raise InvalidInput(
                 f"component {self.name!r}: expected a sampler whose order derives from the epoch, "
                 f"found {qualified(type(sampler))}, which draws a new order after a restore. Make "

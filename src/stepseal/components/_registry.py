@@ -11,13 +11,12 @@ from stepseal.components._advice import warn_own_buffers
 from stepseal.components._dicts import DictComponent
 from stepseal.components._groups import check_sharing
 from stepseal.components._loaders import check_generators
-from stepseal.components._modules import ModuleComponent, in_ddp
 from stepseal.components._prepared import scaler_of, unwrapped
 from stepseal.components._replicas import ReplicaRule, check_comparable, check_rule
 from stepseal.components._rng import RNG, RNGComponent
 from stepseal.components._stateful import StatefulComponent, ValueComponent
 from stepseal.components._trees import TreeComponent
-from stepseal.components._types import Component, Sharing
+from stepseal.components._types import Component, OfModule, Sharing
 from stepseal.errors import CheckpointError, InvalidInput
 from stepseal.layout import Division, check_component_name
 
@@ -111,11 +110,11 @@ class Registry:
             self._divided.append(name)
         if scaler is not None:
             self._scalers[name] = scaler
-        if isinstance(component, ModuleComponent):
+        if isinstance(component, OfModule):
             self._modules[name] = component.module
             if topology.world_size > 1:
                 warn_own_buffers(name, component.module, component.buffers())
-            bare = used is Sharing.REPLICATED and sharing is None and not in_ddp(component.module)
+            bare = used is Sharing.REPLICATED and sharing is None and not component.in_ddp()
             rule = replace(rule, default="warn" if bare else "tensor")
         self._rules[name] = rule
         return used
@@ -250,9 +249,9 @@ class Registry:
             self._was_checked.add(first_step)
 
     def _check_prefixes(self, components: Mapping[str, Component]) -> None:
-        model = components.get("model")
+        model: object = components.get("model")
         others = tuple(f"{name}." for name in components if name != "model")
-        if not others or not isinstance(model, ModuleComponent):
+        if not others or not isinstance(model, OfModule):
             return
         taken = next((key for key in model.keys() if key.startswith(others)), None)  # noqa: SIM118
         if taken is not None:

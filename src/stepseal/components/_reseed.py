@@ -11,10 +11,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
 __all__ = ["Streams", "reseed"]
 
@@ -47,6 +47,8 @@ def reseed(
         numpy_generators: generators of the user, NumPy's.
         torch_generators: the same, torch's.
     """
+    import torch
+
     random.seed(streams.seed_of("python"))
     torch.manual_seed(streams.seed_of("torch"))  # CUDA's, too, also if it comes to life later
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -9,11 +9,10 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import torch
-
-from stepseal.components._codecs_random import bit_state_problem, seed_sequence_of
+from stepseal.components._codecs_random import bit_state_problem, numpy_kind, set_numpy
 from stepseal.components._codecs_words import qualified
 from stepseal.components._reseed import Streams, reseed
+from stepseal.components._torch_in_use import class_of, torch_in_use
 from stepseal.components._trees import TreeComponent, TreePlan
 from stepseal.components._types import AnySharing, Sharing, Topology
 from stepseal.errors import InvalidInput
@@ -23,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
+    import torch
 
-__all__ = ["RNG", "RNGComponent", "numpy_kind", "set_numpy"]
+__all__ = ["RNG", "RNGComponent"]
 
 _STREAMS = frozenset({"python", "numpy", "torch", "cuda", "numpy_generators", "torch_generators"})
 
@@ -53,7 +53,8 @@ class RNGComponent(TreeComponent):
         super().__init__(name, declared)
         self._numpy, self._torch = tuple(rng.numpy), tuple(rng.torch)
         self._restored: object = None
-        wrong: list[object] = [one for one in self._torch if not isinstance(one, torch.Generator)]
+        of_torch = class_of("torch", "Generator")
+        wrong: list[object] = [one for one in self._torch if not isinstance(one, of_torch)]
         wrong += [one for one in self._numpy if numpy_kind(one) is None]
         if wrong:
             raise InvalidInput(
@@ -63,14 +64,14 @@ class RNGComponent(TreeComponent):
             )
 
     def read_state(self) -> object:
-        """Return the states of all streams that are in use."""
-        state: dict[str, object] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+        """Return the states of all streams that are in use; torch's CPU stream always is."""
+        return self._states(_torch_states())
+
+    def _states(self, of_torch: Mapping[str, object]) -> dict[str, object]:
+        """Return the states of all streams, those of torch as they are given."""
+        state: dict[str, object] = {"python": random.getstate(), **of_torch}
         if "numpy.random" in sys.modules:  # unused otherwise; a save must not import it
             state["numpy"] = _numpy_global().get_state(legacy=False)
-        if _cuda_in_use():
-            state["cuda"] = [
-                torch.cuda.get_rng_state(index) for index in range(torch.cuda.device_count())
-            ]
         if self._numpy:
             state["numpy_generators"] = list(self._numpy)
         if self._torch:
@@ -103,6 +104,8 @@ class RNGComponent(TreeComponent):
 
     def state_problems(self, value: object) -> list[str]:
         """Try each state on a scratch generator, and name all that cannot be restored here."""
+        import torch
+
         if not isinstance(value, dict) or not {"python", "torch"} <= set(value) <= _STREAMS:
             return [f"expected the streams {sorted(_STREAMS)}, found {_names(value)}"]
         problems = _tried("python", random.Random(0).setstate, value["python"])
@@ -131,8 +134,8 @@ class RNGComponent(TreeComponent):
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Leave the streams after the block as they were before it."""
-        before = copy.deepcopy(self.read_state())
+        """Leave the streams after the block as they were before it; never loads torch."""
+        before = copy.deepcopy(self._states(_torch_states() if torch_in_use() else {}))
         try:
             yield
         finally:
@@ -145,11 +148,14 @@ class RNGComponent(TreeComponent):
     def _set_streams(self, value: object) -> None:
         streams = cast("dict[str, Any]", value)
         random.setstate(streams["python"])
-        torch.set_rng_state(streams["torch"])
+        if "torch" in streams:
+            import torch
+
+            torch.set_rng_state(streams["torch"])
+            for index, state in enumerate(streams.get("cuda", [])):
+                torch.cuda.set_rng_state(state, index)
         if "numpy" in streams:
             _numpy_global().set_state(streams["numpy"])
-        for index, state in enumerate(streams.get("cuda", [])):
-            torch.cuda.set_rng_state(state, index)
         for live, saved in zip(self._numpy, streams.get("numpy_generators", []), strict=True):
             set_numpy(live, saved)
         for generator, saved in zip(self._torch, streams.get("torch_generators", []), strict=True):
@@ -166,6 +172,8 @@ class RNGComponent(TreeComponent):
         ]
 
     def _torch_problems(self, saved: object) -> list[str]:
+        import torch
+
         if not isinstance(saved, list) or len(saved) != len(self._torch):
             return [f"torch generators: expected {len(self._torch)}, found {_count(saved)}"]
         problems = []
@@ -221,12 +229,20 @@ def _numpy_global_problems(state: object) -> list[str]:
     return []
 
 
-def _cuda_in_use() -> bool:
+def _torch_states() -> dict[str, object]:
+    """Return the states of torch's own streams: the CPU's, and those of CUDA once it is in use."""
+    import torch
+
+    states: dict[str, object] = {"torch": torch.get_rng_state()}
     # Asking for a state would bring CUDA to life, and a save must not do that.
-    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states["cuda"] = [torch.cuda.get_rng_state(at) for at in range(torch.cuda.device_count())]
+    return states
 
 
 def _cuda_problems(states: object) -> list[str]:
+    import torch
+
     if not isinstance(states, list):
         return [f"cuda: expected a list of states, found {qualified(type(states))}"]
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -239,38 +255,3 @@ def _cuda_problems(states: object) -> list[str]:
     for index, state in enumerate(states):
         problems += _tried(f"cuda:{index}", torch.Generator(f"cuda:{index}").set_state, state)
     return problems
-
-
-def numpy_kind(generator: Any) -> str | None:  # noqa: ANN401 - whatever was handed in
-    """Return class and bit generator of a NumPy generator, None for anything else."""
-    numpy_random = sys.modules.get("numpy.random")
-    if numpy_random is None:
-        return None
-    if type(generator) is numpy_random.Generator:
-        return f"Generator({type(generator.bit_generator).__name__})"
-    if type(generator) is numpy_random.RandomState:
-        return f"RandomState({generator.get_state(legacy=False)['bit_generator']})"
-    return None
-
-
-def set_numpy(live: Any, saved: Any) -> None:  # noqa: ANN401 - two classes, checked by kind
-    """Let a NumPy generator go on where `saved` is; both are of one `numpy_kind`."""
-    if hasattr(live, "bit_generator"):
-        live.bit_generator.state = saved.bit_generator.state
-        _catch_up_spawns(live.bit_generator, saved.bit_generator)
-    else:
-        live.set_state(saved.get_state(legacy=False))
-
-
-def _catch_up_spawns(live: np.random.BitGenerator, saved: np.random.BitGenerator) -> None:
-    """Let `spawn` go on where the saved generator was, if both started from the same seed.
-
-    NumPy cannot replace the SeedSequence of a generator, only advance its count.
-    """
-    ours, theirs = seed_sequence_of(live), seed_sequence_of(saved)
-    if ours is None or theirs is None:
-        return
-    same_seed = str(ours.entropy) == str(theirs.entropy) and ours.spawn_key == theirs.spawn_key
-    missing = theirs.n_children_spawned - ours.n_children_spawned
-    if same_seed and missing > 0:
-        ours.spawn(missing)

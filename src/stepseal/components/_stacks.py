@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from stepseal.components._live_data import tensor_over
 from stepseal.layout import ITEMSIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
 __all__ = ["Stack"]
 
@@ -59,6 +59,8 @@ class Stack:
             self._fill_arrays(target)
 
     def _fill_tensors(self, target: memoryview) -> None:
+        import torch
+
         items: list[torch.Tensor] = list(self._items)
         with torch.inference_mode(False), torch.no_grad():
             whole = tensor_over(target, items[0].dtype, self.shape)

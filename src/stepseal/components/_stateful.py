@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from stepseal.components._codecs_words import qualified
 from stepseal.components._in_place import InPlace
@@ -17,19 +15,17 @@ from stepseal.errors import InvalidInput
 from stepseal.layout import BytesSource
 
 if TYPE_CHECKING:
-    from stepseal.components._tensors import HasStateDict
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from stepseal.components._types import HasStateDict
 
 __all__ = [
     "LRSchedulerComponent",
     "PairComponent",
     "PairState",
-    "Scheduler",
     "StatefulComponent",
     "ValueComponent",
 ]
-
-Scheduler: TypeAlias = torch.optim.lr_scheduler.LRScheduler
-"""Base of all of torch's LR schedulers, ReduceLROnPlateau included."""
 
 
 class StatefulComponent(TreeComponent):
@@ -78,7 +74,9 @@ class LRSchedulerComponent(StatefulComponent):
 
     default_sharing: ClassVar[Sharing | None] = Sharing.REPLICATED
 
-    def __init__(self, name: str, scheduler: Scheduler, declared: AnySharing | None = None) -> None:
+    def __init__(
+        self, name: str, scheduler: LRScheduler, declared: AnySharing | None = None
+    ) -> None:
         super().__init__(name, scheduler, declared)
 
     def state_problems(self, value: object) -> list[str]:
@@ -87,6 +85,8 @@ class LRSchedulerComponent(StatefulComponent):
 
     def bytes_copies(self, value: object) -> tuple[BytesSource, ...]:
         """Return one `torch.save` record per distinct top-level value."""
+        import torch
+
         if not isinstance(value, Mapping):
             return ()
         entries: dict[bytes, list[tuple[str, str]]] = {}

@@ -6,27 +6,28 @@ import copy
 import io
 import pickle
 from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from stepseal.components._capture import describe_leaves
 from stepseal.components._dtensors import owns_plain_tensors
+from stepseal.components._leaf_capture import describe_leaves
 from stepseal.components._leaves import (
     compare_leaf,
     default_sharing,
-    kind_of,
     leaves_of,
-    mismatch,
     open_saved,
 )
+from stepseal.components._plans import kind_of, mismatch
+from stepseal.components._types import HasStateDict
 from stepseal.errors import InvalidInput, UnsupportedState
 from stepseal.layout import BytesSource, holds_own_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from stepseal.components._leaves import LeafPlan, OpenedState
+    from stepseal.components._leaves import OpenedState
+    from stepseal.components._plans import LeafPlan
     from stepseal.components._types import (
         AnySharing,
         CapturedComponent,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FlatState",
-    "HasStateDict",
     "TensorDictComponent",
     "describe_flat",
     "narrowed",
@@ -47,19 +47,6 @@ __all__ = [
 
 _MAX_DEPTH = 60
 _Path = tuple[Any, ...]
-
-
-@runtime_checkable
-class HasStateDict(Protocol):
-    """An object whose state is a dict that it gives and takes."""
-
-    def state_dict(self) -> Any:  # noqa: ANN401 - foreign objects
-        """Return the state."""
-        ...
-
-    def load_state_dict(self, state_dict: Any, /) -> Any:  # noqa: ANN401 - foreign objects
-        """Take the state."""
-        ...
 
 
 class FlatState:

@@ -7,12 +7,14 @@ A component turns one object of the user into buffers (`capture`) and back (`pla
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from stepseal.layout import AnySharing, Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import torch
 
     from stepseal.components._conversion import Conversion
     from stepseal.components._ranges import RangeScan
@@ -31,12 +33,16 @@ __all__ = [
     "AnySharing",
     "CapturedComponent",
     "Component",
+    "HasStateDict",
+    "OfModule",
     "RestorePlan",
     "SavedComponent",
     "SavedTensor",
     "Sharing",
     "StagingMemory",
     "Topology",
+    "can_convert",
+    "unsaved_buffers",
 ]
 
 
@@ -130,6 +136,19 @@ class SavedComponent:
     """Path of the folder with the files of an engine; empty for other kinds."""
 
 
+@runtime_checkable
+class HasStateDict(Protocol):
+    """An object whose state is a dict that it gives and takes."""
+
+    def state_dict(self) -> Any:  # noqa: ANN401 - foreign objects
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:  # noqa: ANN401 - foreign objects
+        """Take the state."""
+        ...
+
+
 class RestorePlan(Protocol):
     """How one component takes a saved state; making it changed nothing."""
 
@@ -176,3 +195,35 @@ class Component(Protocol):
             StateMismatch: keys, shapes, dtypes, sharing or world differ; `.problems` lists all.
         """
         ...
+
+
+class OfModule:
+    """A component of an `nn.Module`, by what others ask of it without torch."""
+
+    module: torch.nn.Module
+
+    def keys(self) -> tuple[str, ...]:
+        """Return every key that the component stores, in order."""
+        raise NotImplementedError
+
+    def buffers(self) -> tuple[str, ...]:
+        """Return the keys of all buffers, saved or not."""
+        raise NotImplementedError
+
+    def unsaved_buffers(self) -> tuple[str, ...]:
+        """Return the buffers that no state dict lists."""
+        raise NotImplementedError
+
+    def in_ddp(self) -> bool:
+        """Return whether DDP keeps the parameters equal on all ranks."""
+        raise NotImplementedError
+
+
+def can_convert(component: Component) -> bool:
+    """Return whether a component takes a `Conversion`."""
+    return isinstance(component, OfModule)
+
+
+def unsaved_buffers(component: Component) -> tuple[str, ...]:
+    """Return the buffers of a module that no state dict lists; empty for other components."""
+    return component.unsaved_buffers() if isinstance(component, OfModule) else ()

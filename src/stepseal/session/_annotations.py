@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
+from stepseal.components import is_tensor
 from stepseal.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -89,4 +88,4 @@ def check_published(names: object, added: Collection[str] | None) -> tuple[str, 
 
 def _detached(value: Any) -> Any:  # noqa: ANN401 - whatever was handed in
     """Return a tensor without its graph, as torch wants it for `float`."""
-    return value.detach() if isinstance(value, torch.Tensor) else value
+    return value.detach() if is_tensor(value) else value

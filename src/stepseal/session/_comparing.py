@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stepseal.components import DifferenceSink
 from stepseal.layout import DocumentRef, PartRef
 from stepseal.protocol import Compared
 from stepseal.transfer import ReadRequest, StepReader
@@ -91,6 +90,8 @@ def _amounts(
     Raises:
         Corrupt: what was written is not what its digests say, or lacks a tensor.
     """
+    from stepseal.components import DifferenceSink
+
     parts = tuple(
         PartRef(who, DocumentRef(one.path, one.size_bytes, one.sha256))
         for who, one in asked.parts.items()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch.distributed as dist
-
 from stepseal.errors import (
     InvalidInput,
     NotRestored,
@@ -14,7 +12,6 @@ from stepseal.errors import (
     StepNotFound,
     UnsupportedState,
 )
-from stepseal.foreign import DcpFolder
 from stepseal.layout import check_step
 from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._saving import collection_paused
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+    from stepseal.foreign import DcpFolder
     from stepseal.storage import Access
 
 __all__ = ["Imported", "import_dcp"]
@@ -78,6 +76,8 @@ def import_dcp(
             process is one of several of a job; or `root` is a DCP folder itself, or others can
             write there.
     """
+    import torch.distributed as dist
+
     step = check_step(step)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         raise InvalidInput("import_dcp: expected one process, found a job of several ranks")
@@ -107,6 +107,8 @@ def import_dcp(
 
 
 def _open(place: str) -> DcpFolder:
+    from stepseal.foreign import DcpFolder
+
     try:
         storage = open_store(place).storage
     except RootNotFound as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from stepseal.components import build_dcp_index
+from stepseal.components import torch_in_use
 from stepseal.errors import StateMismatch
 from stepseal.layout import (
     DCP_INDEX,
@@ -42,6 +42,8 @@ class DcpIndexer:
     def __init__(self, max_index_items: int = 1_000_000) -> None:
         self._max_index_items = max_index_items
         self._read: tuple[str, StepReader] | None = None
+        if torch_in_use():  # now rather than in the first commit
+            from stepseal.components import build_dcp_index  # noqa: F401
 
     def write_index(self, storage: Storage, staging: str, draft: Manifest) -> Manifest:
         """Write `.metadata` from all part indexes and return the manifest that lists it.
@@ -64,6 +66,8 @@ class DcpIndexer:
         num_items = sum(len(index.tensors) + len(index.bytes_items) for index in indexes)
         if num_items == 0 or num_items > self._max_index_items:
             return draft
+        from stepseal.components import build_dcp_index
+
         data = build_dcp_index(indexes)
         create_durable(storage, f"{staging}/{DCP_INDEX}", data)
         entry = FileEntry(DCP_INDEX, len(data), "dcp-index", hex_digests(chunk_digests(data)))

@@ -21,7 +21,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch.distributed as dist
 
 from stepseal.components import Topology
 from stepseal.errors import CoordinatorLost
@@ -56,6 +55,8 @@ _numbers = itertools.count()
 
 def discover(role: str) -> Topology:
     """Return the topology: all ranks of the default process group, or this process alone."""
+    import torch.distributed as dist
+
     if dist.is_available() and dist.is_initialized():
         world, rank = dist.get_world_size(), dist.get_rank()
     else:
@@ -88,6 +89,8 @@ class Rendezvous:
         deadlines: Deadlines,
         duty: str = "make its Checkpointer",
     ) -> None:
+        import torch.distributed as dist
+
         self._duty = duty
         self._topology = topology
         self._deadlines = deadlines
@@ -370,6 +373,8 @@ class Rendezvous:
             raise self._lost(f"{problem}, and its store is silent") from error
         if failure is None:
             return answer
+        import torch.distributed as dist
+
         if isinstance(failure, (dist.DistError, RuntimeError)):
             raise self._lost(problem) from failure
         raise failure

@@ -16,8 +16,6 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
 from stepseal.components import (
     LoaderComponent,
     RNGComponent,
@@ -33,7 +31,7 @@ from stepseal.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from stepseal.components import Component, GlobalSampler, Registry, Topology
+    from stepseal.components import Component, Registry, SharedPosition, Topology
     from stepseal.session._reports import Restored
 
 __all__ = ["Loop", "Looping"]
@@ -193,11 +191,13 @@ class Loop:
 
     def _begins_epoch(self, loader: object) -> bool:
         """Tell whether a loader of torch's begins an epoch; other loaders may go on with one."""
+        from torch.utils.data import DataLoader
+
         sampler = self._sampler_of(loader)
         at_start = sampler is None or not sampler.consumed
-        return isinstance(loader, torch.utils.data.DataLoader) and at_start
+        return isinstance(loader, DataLoader) and at_start
 
-    def _sampler_of(self, loader: object) -> GlobalSampler | None:
+    def _sampler_of(self, loader: object) -> SharedPosition | None:
         """Return the sampler of a loader that is a component; its position is counted here."""
         sampler, components = sampler_of(loader), self._registry.components()
         samplers = [one.sampler for one in components if isinstance(one, SamplerComponent)]

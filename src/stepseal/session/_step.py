@@ -7,16 +7,16 @@ import fnmatch
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from stepseal import errors
-from stepseal.components import DenseSink, decode_tree
+from stepseal.components import decode_tree
 from stepseal.layout import dcp_fqn, whole
 from stepseal.transfer import ReadRequest, StepReader, has_damage, verify_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
+
+    import torch
 
     from stepseal.layout import Manifest, TreeContents
     from stepseal.steps import Reading, ReadSteps
@@ -99,6 +99,10 @@ class Step:
     def _read_tensors(
         self, pattern: str, component: str | None, tick: Callable[[], None]
     ) -> dict[str, torch.Tensor]:
+        import torch
+
+        from stepseal.components import DenseSink
+
         tensors = self._tensors(component)
         names = [name for name in sorted(tensors) if fnmatch.fnmatchcase(name, pattern)]
         if not names:
@@ -126,6 +130,8 @@ class Step:
         return found
 
     def _empty(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        import torch
+
         try:
             return torch.empty(shape, dtype=dtype, device="cpu")
         except RuntimeError as error:  # what torch raises when memory is refused

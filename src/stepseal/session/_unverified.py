@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import byte_view
 from stepseal.errors import Corrupt
-from stepseal.foreign import DcpFolder
 from stepseal.layout import step_name
 from stepseal.session._targets import SavedStep, apply_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from stepseal.foreign import ForeignTensor
+    from stepseal.foreign import DcpFolder, ForeignTensor
     from stepseal.layout import TensorSink
     from stepseal.protocol import Candidate
     from stepseal.session._targets import Decisions, Targets
@@ -81,6 +80,8 @@ def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> Ch
         Corrupt: the folder is not whole, or not the one that the coordinator chose.
         StateMismatch: saved and live state differ; `.problems` lists every difference.
     """
+    from stepseal.foreign import DcpFolder
+
     step, name = candidate.step, step_name(candidate.step)
     folder = DcpFolder(storage, name)
     if folder.sha256 != candidate.manifest_sha256:

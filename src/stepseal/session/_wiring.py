@@ -10,10 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from stepseal._version import __version__
-from stepseal.components import Topology
+from stepseal.components import Topology, torch_in_use
 from stepseal.errors import CheckpointError
 from stepseal.protocol import (
     CoordinatorDriver,
@@ -175,11 +173,11 @@ def coordinate(
     Raises:
         CheckpointError: the root cannot be initialised.
     """
-    versions = {
-        "stepseal": __version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
+    versions = {"stepseal": __version__, "python": platform.python_version()}
+    if torch_in_use():
+        import torch
+
+        versions["torch"] = str(torch.__version__)
     indexer = DcpIndexer()
     limits = options.deadlines
     lease_s = limits.check_s + limits.apply_s + limits.commit_s
