@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from typing import Any
 
 import stepseal as ss
@@ -59,6 +60,10 @@ class Buffer:
     def put(self, *samples: int) -> int:
         self.samples.extend(samples)
         return len(self.samples)
+
+    def loaded(self) -> bool:
+        """Return whether torch is loaded in the process of this actor."""
+        return "torch" in sys.modules
 
 
 class AsyncBuffer(ss_ray.AsyncActor):

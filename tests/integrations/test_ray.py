@@ -81,6 +81,25 @@ def test_a_kill_in_mid_save_names_the_actor_and_its_restart_comes_back(tmp_path:
     assert ss.open(tmp_path / "run").step(3).verify() == ()
 
 
+def test_an_actor_of_trees_never_loads_torch(tmp_path: Path) -> None:
+    """Ray and the doorbell load no torch either: it is admitted, captured and restored without."""
+    buffer, host = actor(Buffer), ss.ray.address()
+
+    async def life() -> None:
+        root = tmp_path / "run"
+        async with Coordinator(root, deadlines=PATIENT, control_host=host) as coord:
+            await coord.admit(*ss.ray.members("buffer", buffer))
+            await buffer.put.remote(1, 2, 3)
+            await coord.save(1)
+            await buffer.put.remote(4)
+            assert await coord.restore() is not None
+            await coord.save(2)
+            assert await buffer.put.remote() == 3
+            assert not await buffer.loaded.remote()
+
+    asyncio.run(life())
+
+
 def test_ray_kill_is_a_loss_that_names_the_actor(tmp_path: Path) -> None:
     trainer, buffer = actor(Trainer), actor(Buffer)
 
