@@ -33,6 +33,7 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def runtime() -> Iterator[None]:
     yield
+    monarch.unhandled_fault_hook = lambda failure: None  # of deaths that are told late
     monarch.shutdown_context().get(timeout=60)
 
 
