@@ -85,7 +85,7 @@ async def the_consumer_waits_for_a_frozen_producer(root: Path) -> None:
     """In the wrong order: the learner calls the buffer, which is frozen, before it can capture."""
     with actors() as (learner, buffer):
         order = ("buffer", "learner")
-        async with coordinator(root, *order, freeze=("buffer",), capture_s=1.0) as coord:
+        async with coordinator(root, *order, freeze=("buffer",), capture_s=8.0) as coord:
             await coord.admit(learner, buffer)
 
             def consume() -> int:
@@ -132,7 +132,7 @@ async def a_failure_of_another_role_lets_the_frozen_go_on(root: Path, limit_s: f
 
 async def the_end_of_the_coordinator_lets_the_frozen_go_on(root: Path) -> None:
     with actors() as (learner, buffer):
-        coord = coordinator(root, *ORDER, freeze=("learner",), capture_s=1.0, lost_s=1000)
+        coord = coordinator(root, *ORDER, freeze=("learner",), capture_s=8.0, lost_s=1000)
         await coord.admit(learner, buffer)
         going_on = threading.Event()
         buffer.call(going_on.wait, 60)

@@ -24,7 +24,7 @@ def a_failed_writer_is_named(root: Path) -> None:
     """T1 of the reference: a thread that dies without a word."""
 
     async def life() -> None:
-        async with job(root, Deadlines(write_s=0.2, close_s=30), gates=("critic",)) as held:
+        async with job(root, Deadlines(write_s=8.0, close_s=30), gates=("critic",)) as held:
             await held.coord.release("actor/0", "actor/1")
             held.critic.save_async("critic", raises, 10)
             with pytest.raises(errors.ParticipantFailed) as told:

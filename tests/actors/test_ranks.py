@@ -239,7 +239,7 @@ def test_a_rank_that_never_comes_is_named_at_the_deadline_and_the_others_go_on(
             passed.set()
 
     async def life() -> None:
-        async with coordinator(root, capture_s=1.0) as coord:
+        async with coordinator(root, capture_s=8.0) as coord:
             with free(Group(root, at=at)) as group:
                 await coord.admit(*group.members())
                 found = await first_failure(coord)
