@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 
 from tests.campaigns.simulator._actor_oracle import ActorOracle
 from tests.campaigns.simulator._company import Company, Era
+from tests.campaigns.simulator._published import ReaderOfVersions
 from tests.campaigns.simulator._simulation import Simulation
 from tests.campaigns.simulator._world import Faults
 
 if TYPE_CHECKING:
     from tests.campaigns.simulator._participant import Plan
+    from tests.campaigns.simulator._readers import Reader
 
     from stepseal.retention import Retention
 
@@ -36,3 +38,10 @@ class ActorSimulation(Simulation):
         """Return the next controller."""
         del size
         return Era(self.company, number, plan, self.new_attempt, retention)
+
+    def new_reader(self, number: int) -> Reader:
+        return ReaderOfVersions(self.world, self.oracle, number)
+
+    def check_end(self) -> None:
+        super().check_end()
+        self.oracle.published.require_kept("at the end")

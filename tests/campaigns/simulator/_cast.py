@@ -21,13 +21,14 @@ FIELDS = {"trainer": "trained", "buffer": "sampled", "dataset": "drawn"}
 RELATIONS = (Relation("trained", "<=", "sampled"), Relation("sampled", "<=", "drawn"))
 
 
-def fits(values: Mapping[str, int]) -> bool:
+def fits(values: Mapping[str, int], *, related: bool = True) -> bool:
     """Tell whether participants hold values of one cut: nobody is ahead of who it consumes from.
 
     Args:
         values: participant to how far it is.
+        related: whether roles must fit together, and not only those within each role.
     """
     far = [{v for one, v in values.items() if one.startswith(f"{role}/")} for role in ORDER]
     alike = all(len(found) <= 1 for found in far)
     ahead = [max(found) for found in far if found]
-    return alike and ahead == sorted(ahead)
+    return alike and (not related or ahead == sorted(ahead))

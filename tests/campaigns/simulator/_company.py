@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from tests.campaigns.simulator._cast import GUEST
+from tests.campaigns.simulator._cast import GUEST, ORDER
 from tests.campaigns.simulator._controller import Controller
 from tests.campaigns.simulator._job import Start
 from tests.campaigns.simulator._lines import Line
@@ -46,6 +46,11 @@ class Company:
         self.names = (*self.trainers, "buffer/0", "dataset/0")
         self.has_bells = world.chance(0.5)
         """Whether the framework brings the calls; else they are sent over the lines."""
+        self.publishes = world.chance(0.5)
+        """Whether controllers publish between their saves."""
+        freezes = ((), (), (), ("buffer",), ("trainer",), ("trainer", "buffer"), ORDER)
+        self.freeze: tuple[str, ...] = world.random.choice(freezes)
+        """Roles that stay frozen until all have captured."""
         self.here: dict[str, Owner] = {}
         """Who lives under a name now."""
         self.owners: list[Owner] = []
@@ -107,9 +112,13 @@ class Company:
         if not all(self.is_free(name) for name in self.names):
             return
         dataset, buffer = self.here["dataset/0"], self.here["buffer/0"]
-        dataset.value += draw.randint(0, 3)
-        buffer.value = max(buffer.value, min(dataset.value, buffer.value + draw.randint(0, 3)))
+        if not dataset.frozen:
+            dataset.value += draw.randint(0, 3)
+        if not buffer.frozen:
+            buffer.value = max(buffer.value, min(dataset.value, buffer.value + draw.randint(0, 3)))
         trainers = [self.here[name] for name in self.trainers]
+        if any(one.frozen for one in trainers):
+            return
         alike = len({one.value for one in trainers}) == 1
         together = len({one.captured and one.captured.call for one in trainers}) == 1
         if alike and (together or self.world.chance(10 * self.world.faults.differ)):
@@ -242,6 +251,9 @@ class Era(Start):
             if owner.job is self:
                 stuck = owner.node.alive and owner.doing != "nothing" and not owner.busy
                 self.oracle.require("nobody waits for ever", not stuck, owner.node.name)
+                still = owner.node.alive and owner.node.frozen_until <= self.world.now
+                cold = still and owner.frozen > 0
+                self.oracle.require("nobody waits for ever", not cold, owner.node.name, "frozen")
         node = self.head.node
         stuck = node.alive and not self.head.finished
         self.oracle.require("nobody waits for ever", not stuck, node.name)

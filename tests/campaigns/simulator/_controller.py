@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from tests.campaigns.simulator._cast import COMPONENTS, GUEST, ORDER, RELATIONS
 from tests.campaigns.simulator._coordinator import Head
 from tests.campaigns.simulator._disk import Disk
+from tests.campaigns.simulator._published import holders, next_version, publication_of
 from tests.steps._kit import DEADLINES
 
 from stepseal import errors
-from stepseal.layout import role_of
+from stepseal.layout import Area, role_of
+from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._failures import failure_of
 from stepseal.protocol._opening import BeginRestore, BeginSave, Opening
@@ -25,11 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tests.campaigns.simulator._company import Era
+    from tests.campaigns.simulator._coordinator import StorageWork
     from tests.campaigns.simulator._owner import Owner
     from tests.campaigns.simulator._participant import Plan
     from tests.campaigns.simulator._world import Node
 
-    from stepseal.protocol import _actions as actions
     from stepseal.retention import Retention
 
 __all__ = ["Controller"]
@@ -76,6 +78,12 @@ class Controller(Head):
         """Who failed, and is admitted again before the next restore."""
         self.awaited: dict[str, str] = {}
         """Whom `gather` waits for, and in which life."""
+        self.holds: dict[str, set[str]] = {}
+        """Participant to the components that it said it holds."""
+        self.publications_left = 2 * plan.num_saves if self.company.publishes else 0
+        self.publish_keep = self.world.random.choice((1, 2))
+        self.asked: Opening
+        """The call that was opened last."""
         self.step = 0
         self.restores = True
         self.has_restored = False
@@ -112,11 +120,25 @@ class Controller(Head):
         return life
 
     def _hand_over(self, owner: Owner, life: str) -> None:
-        def answer(good: bool) -> None:
-            report = lambda: self._admitted(owner.name, life, good=good)  # noqa: E731
+        def refused() -> None:
+            report = lambda: self._admitted(owner.name, life, good=False)  # noqa: E731
             self.world.at(self.world.roll() * 0.02, report, self.node)
 
-        owner.enqueue(lambda: owner.admit(self.era, life, answer))
+        owner.enqueue(lambda: owner.admit(self.era, life, refused))
+
+    def _perform(self, todo: list[actions.Action]) -> None:
+        """Note also who is let in: a life is, once the coordinator knows what it holds."""
+        for life in [one.life for one in todo if isinstance(one, actions.Connected)]:
+            for name in [name for name, own in self.lives.items() if own == life]:
+                known = lambda name=name, life=life: self._admitted(name, life, good=True)  # noqa: E731
+                self.world.at(0.0, known, self.node)
+        super()._perform(todo)
+
+    def take(self, participant: str, message: messages.FromParticipant, life: str = "") -> None:
+        current = self.lives.get(participant) == life and life not in self.judge.lost_at
+        if isinstance(message, messages.Holds) and current:
+            self.holds[participant] = set(message.components)
+        super().take(participant, message, life)
 
     def _admitted(self, name: str, life: str, *, good: bool) -> None:
         if self.awaited.get(name) != life:
@@ -130,6 +152,7 @@ class Controller(Head):
     def release(self, name: str) -> None:
         """Let a participant take no part any more."""
         self.end_life(name)
+        self.holds.pop(name, None)
         if self.lives.pop(name, None) is not None:
             self._perform(self.protocol.release(name))
 
@@ -181,13 +204,22 @@ class Controller(Head):
         if not self.saves_left or not self.lives:
             self.finish()
             return
+        if self.publications_left and self.world.chance(0.4):
+            self.publications_left -= 1
+            components = publication_of(self.world)
+            version = next_version(self.world, self.step)
+            self.open(Opening("save", version, ORDER, publish=components))
+            return
         self.saves_left -= 1
         cut = {"step": self.step + 10}
-        self.open(Opening("save", self.step + 10, ORDER, RELATIONS, cut))
+        freeze = self.company.freeze
+        self.open(Opening("save", self.step + 10, ORDER, RELATIONS, cut, freeze=freeze))
 
     def open(self, opening: Opening) -> None:
         """Open a call, and perhaps let something happen meanwhile."""
-        call = self.judge.open(self.era.number, opening.kind, dict(self.lives))
+        self.asked, publish = opening, opening.publish
+        roster = holders(publish, self.holds, self.lives) if publish else dict(self.lives)
+        call = self.judge.open(self.era.number, opening.kind, roster, publish)
         self.world.note(self.node.name, "opens", opening.kind, call, opening.step)
         number, todo = self.protocol.open(opening, self.world.now)
         assert number == call
@@ -248,6 +280,22 @@ class Controller(Head):
     def _is_needed(self) -> bool:
         return not self.finished
 
+    def _do(self, action: StorageWork) -> None:
+        if isinstance(action, actions.BeginStaging) and action.area is Area.PUBLISHED:
+            self.judge.published.begin(action.attempt)
+        super()._do(action)
+
+    def _watch_select(self, action: actions.Select) -> Callable[[actions.DriverEvent], None]:
+        judge = super()._watch_select(action)
+
+        def judge_all(event: actions.DriverEvent) -> None:
+            judge(event)
+            if isinstance(event, actions.Selected) and event.ref is not None:
+                is_step = (event.ref.incarnation, event.ref.step) in self.oracle.places
+                self.oracle.require("a restore is offered steps alone", is_step, event.ref)
+
+        return judge_all
+
     def _nodes_of(self, call: int) -> list[str]:
         return list(self.judge.opened[self.era.number, call].roster.values())
 
@@ -287,7 +335,10 @@ class Controller(Head):
 
     def _take_outcome(self, told: actions.Told) -> None:
         outcome = told.outcome
-        self.judge.told(self.era.number, outcome)
+        reached = {line.life for line in self.era.hub.lines.values() if not line.dead}
+        self.judge.told(self.era.number, outcome, reached)
+        if isinstance(outcome, messages.Aborted) and outcome.call in self.attempts:
+            self.oracle.abort(self.attempts[outcome.call], self.node.name)
         if self.finished:
             return
         if isinstance(outcome, messages.RestoreFailed):
@@ -301,17 +352,20 @@ class Controller(Head):
             self.world.spawn(self.node, lambda: self.end_save(decided))
 
     def end_save(self, outcome: messages.Decided) -> None:
-        """Find out how a save ended, as `stepseal.Coordinator.save` does."""
-        state, step = SaveState(outcome.call, outcome=outcome), self.step + 10
+        """Find out how a save or publication ended, as `stepseal.Coordinator` does."""
+        state, asked = SaveState(outcome.call, outcome=outcome), self.asked
+        step = asked.step or 0
         failures = outcome.failures if isinstance(outcome, messages.Aborted) else {}
         try:
             found = resolve_save(state, step, PosixSteps(self.own_disk))
         except errors.CheckpointError as error:
             end = "unknown" if isinstance(error, errors.OutcomeUnknown) else f"failed: {error.kind}"
             then: Callable[[], None] = lambda: self.after_failure(failures)  # noqa: E731
+            if asked.publish and self.world.chance(0.5):
+                then = self.prepare_save  # it has harmed nothing
         else:
             self.oracle.acknowledge(found.attempt, step, self.node.name)
-            self.step, end = step, "committed"
+            self.step, end = (self.step if asked.publish else step), "committed"
             then = self.prepare_save
         self.era.ends.setdefault(outcome.call, {})[self.node.name] = end
         wait_s = self.world.roll() * self.plan.pace_s

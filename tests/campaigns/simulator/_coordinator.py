@@ -104,6 +104,7 @@ class Head:
         self._keeping = False
         self._closing = False
         self._timer = float("inf")
+        self.publish_keep = 2
 
     def start(self, then: Callable[[], None]) -> None:
         """Open the root, then let the participants begin."""
@@ -111,7 +112,10 @@ class Head:
         def build() -> None:
             try:
                 keeper = Housekeeper(
-                    Removal(self.keeper_disk, self.world.clock), self.retention, self._inspect
+                    Removal(self.keeper_disk, self.world.clock),
+                    self.retention,
+                    self._inspect,
+                    publish_keep=self.publish_keep,
                 )
                 self.incarnation = Incarnation(
                     OwnedSteps(self.disk, Indexer(), lease_s=LEASE_S, clock=self.world.clock),

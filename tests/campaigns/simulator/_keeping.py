@@ -63,6 +63,15 @@ class Keeping:
         if attempt:
             self._held[node] = (attempt, self.oracle.world.now + seconds)
 
+    def readers_of(self, attempt: str) -> list[str]:
+        """Return the processes that live and lease this attempt."""
+        now = self.oracle.world.now
+        return [
+            node.name
+            for node, (held, until) in self._held.items()
+            if held == attempt and node.alive and now <= until
+        ]
+
     def release(self, node: Node) -> None:
         """Note that a process does not need its step any more."""
         self._held.pop(node, None)
@@ -137,13 +146,9 @@ class Keeping:
         if match is None:
             self._before_deletion_aside(key)
             return
-        oracle, now = self.oracle, self.oracle.world.now
+        oracle = self.oracle
         step, attempt = int(match[1]), match[3]
-        readers = [
-            node.name
-            for node, (held, until) in self._held.items()
-            if held == attempt and node.alive and now <= until
-        ]
+        readers = self.readers_of(attempt)
         oracle.require("what is leased is not deleted", not readers, target, readers)
         moved_at = self._moved_at.get(attempt, oracle.world.num_verbs)
         pinned = step in self.pinned and moved_at >= self._pin_written.get(step, 0)

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Commit", "Oracle"]
 
-_STAGED = re.compile(STAGING + r"/step-(\d+)\.(\d+)\.([0-9a-f]{32})")
+_STAGED = re.compile(STAGING + r"/(?:step|v)-(\d+)\.(\d+)\.([0-9a-f]{32})")
+_INSIDE = re.compile(r"(?:step-|published/v-)\d+/.*")
 _CLAIM = re.compile(INCARNATIONS + r"/([0-9]+)\.json")
 _PIN = re.compile(PINS + r"/step-([0-9]+)\.json")
 
@@ -105,7 +106,7 @@ class Oracle:
 
     def before_change(self, disk: Disk, verb: str, key: str, target: str) -> None:
         node = disk.node
-        inside = key.startswith("step-") and "/" in key
+        inside = _INSIDE.fullmatch(key) is not None
         if verb in ("create_file", "make_dir", "write", "remove_file", "remove_dir"):
             self.require("nothing is changed in place", not inside, verb, key)
         if verb in ("remove_file", "remove_dir"):
@@ -242,6 +243,14 @@ class Oracle:
         self.require("what differs and may is left out", right, found.step, extras, kept, told)
 
     def _judge_commit(self, disk: Disk, found: Manifest) -> None:
+        step, number = found.step, found.incarnation
+        self.judge_attempt(disk, found)
+        if max(self.claims, default=0) > number:
+            inside = self.in_lineage(number, step)
+            self.require("a zombie never enters the lineage", not inside, f"{step} by {number}")
+
+    def judge_attempt(self, disk: Disk, found: Manifest) -> None:
+        """Judge what was just committed, wherever it belongs."""
         self._judge_replicas(found)
         attempt, step, number = found.attempt, found.step, found.incarnation
         missing = set(found.participants) - self.prepared.get(attempt, set())
@@ -260,8 +269,6 @@ class Oracle:
             return
         looked = self.claimed_at.get(newer, 0) > disk.saw_claims_at
         self.require("who saw a newer claim commits nothing", looked, f"step {step} by {number}")
-        inside = self.in_lineage(number, step)
-        self.require("a zombie never enters the lineage", not inside, f"step {step} by {number}")
 
     # -- lineage ---------------------------------------------------------------------------------
 
@@ -344,6 +351,10 @@ class Oracle:
         committed = attempt in self.commits and not self.is_superseded(attempt)
         self.require("no abort of what is committed", not committed, who, attempt)
         self.aborted.add(attempt)
+
+    def is_commit(self, attempt: str) -> bool:
+        """Tell whether an attempt passed its commit point."""
+        return attempt in self.commits
 
     def is_superseded(self, attempt: str) -> bool:
         """Tell whether a commit left its place: pruned, or after it left the newest lineage."""

@@ -22,6 +22,7 @@ from stepseal.protocol import _messages as messages
 from stepseal.protocol._failures import failure_of
 from stepseal.protocol._opening import BeginSave
 from stepseal.protocol._participant import Participant
+from stepseal.protocol._participant_driver import ParticipantDriver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
     from stepseal.protocol._participant import SaveState
 
 __all__ = ["Capture", "Owner"]
+
+_LOOK_S = 0.25
+"""Between two looks of somebody who is frozen."""
+_THAW_S = 1.0
+"""Within which somebody who may go on does."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Owner(Process):
         if name == GUEST and self.world.chance(20 * self.world.faults.fail):
             self.component = COMPONENTS["trainer"]  # which is refused
         self.captured: Capture | None = None
+        self.frozen = 0
+        """Number of the capture since which it is frozen; 0 for none."""
         self.queue: list[Callable[[], None]] = []
         self._admission: Any = None
         self._wiring: Any = None
@@ -105,13 +113,18 @@ class Owner(Process):
 
     def serve(self) -> None:
         """Begin what is asked next, once the save or restore before it has ended."""
-        while self.queue and self.doing == "nothing" and not self.busy:
+        while self.queue and self.doing == "nothing" and not (self.busy or self.frozen):
             self.queue.pop(0)()
 
     def hear(self, message: messages.FromCoordinator) -> None:
         super().hear(message)
+        self.watch_thaw()
         while (begin := self.machine.next_begin()) is not None:
             self.enqueue(lambda begin=begin: self.try_to_begin(begin))  # type: ignore[misc]
+
+    def lose(self, cause: messages.Failure) -> None:
+        super().lose(cause)
+        self.watch_thaw()
 
     def try_to_begin(self, begin: Begin) -> None:
         """Begin a call that came over the line; what it raises, its own log keeps."""
@@ -122,18 +135,18 @@ class Owner(Process):
 
     # -- lives -----------------------------------------------------------------------------------
 
-    def admit(self, era: Era, life: str, answer: Callable[[bool], None]) -> None:
-        """Begin a life under a controller; say whether it was let in."""
+    def admit(self, era: Era, life: str, refused: Callable[[], None]) -> None:
+        """Begin a life under a controller, and tell what it holds; or say that it was refused."""
         line = era.hub.connect(self, life)
         if line is None:
-            answer(False)
+            refused()
             return
         self.leave_life()
         self.job, self.line, self.machine = era, line, Participant(DEADLINES)
         self._admission = self._wiring = SimpleNamespace(life=life)
         self.oracle.admitted(life, self)
         self.line.up(messages.Hello(self.name, "", "", life))
-        answer(True)
+        self.line.up(messages.Holds([self.component]))
 
     def leave_life(self) -> None:
         """Say goodbye to the controller before."""
@@ -173,21 +186,80 @@ class Owner(Process):
             if self.world.chance(self.world.faults.fail):
                 raise errors.StorageUnavailable("broken on purpose")
         except errors.CheckpointError as error:
-            self.line.up(messages.Failed(self.call, self.step, "capture", failure_of(error)))
+            published = bool(begin.publish)
+            why = failure_of(error)
+            self.line.up(messages.Failed(self.call, self.step, "capture", why, published))
         else:
-            self.capture()
+            self.capture(begin)
         self.watch_time()
         self.go_on()
 
-    def capture(self) -> None:
+    def capture(self, begin: BeginSave) -> None:
         """Take what it holds, and report it."""
         role, number = role_of(self.name), self.company.next_number()
         taken = Capture(self.node.name, self.life, self.call, self.value, number)
         self.captured = taken
-        self.oracle.see_capture(self.job.number, self.name, taken)
+        self.oracle.see_capture(self, taken, freeze=begin.freeze)
         report = messages.ComponentReport(self.component, "tree", "replicated", "f" * 32)
         cut: dict[str, Any] = {FIELDS[role]: self.value} if role in FIELDS else {}
-        self.line.up(messages.Captured(self.call, self.step, [report], cut, {}, []))
+        publish = bool(begin.publish)
+        self.line.up(messages.Captured(self.call, self.step, [report], cut, {}, [], publish))
+        if begin.freeze:
+            self.frozen = number
+            self.world.spawn(self.node, lambda: self.wait_thaw(begin))
+
+    # -- freezing --------------------------------------------------------------------------------
+
+    def wait_thaw(self, begin: BeginSave) -> None:
+        """Do nothing until the real `wait_thaw` returns; what it raises, the own log keeps."""
+
+        def fail(call: int, step: int, phase: str, error: errors.CheckpointError) -> None:
+            self.line.up(messages.Failed(call, step, phase, failure_of(error)))
+
+        driver = SimpleNamespace(
+            deadlines=DEADLINES,
+            participant=self.name,
+            send_failed=fail,
+            _save=self.machine.save,
+            _wait=self.wait_until,
+        )
+        self.judge_frozen(DEADLINES.capture_s + DEADLINES.lost_s + _THAW_S)
+        try:
+            ParticipantDriver.wait_thaw(driver, begin.call, begin.step)  # type: ignore[arg-type]
+        except errors.CommitTimeout as error:
+            self.world.note(self.node.name, "was frozen too long", error)
+        self.frozen = 0
+        self.world.at(0.0, self.serve, self.node)
+
+    def wait_until(self, condition: Callable[[], bool], limit_s: float) -> bool:
+        """Stand in a thread of its own until something holds; False at the limit."""
+        end = self.world.now + limit_s
+        while not condition():
+            if self.world.now >= end:
+                return False
+            self.machine.on_time(self.world.now)
+            self.world.stand(self.node, min(_LOOK_S, max(end - self.world.now, 0.001)))
+        return True
+
+    def watch_thaw(self) -> None:
+        """Judge, if this was frozen and was told to go on, that it does."""
+        if self.frozen:
+            state = self.machine.save(self.call)
+            if state.thawed or state.settled:
+                self.judge_frozen(_THAW_S)
+
+    def judge_frozen(self, within_s: float) -> None:
+        """Judge that it goes on in time, but for when it stands still."""
+        since, stood_s = self.frozen, self.node.stood_s
+
+        def look() -> None:
+            if self.frozen == since and self.node.stood_s != stood_s:
+                self.judge_frozen(within_s)
+            else:
+                free = self.frozen != since
+                self.oracle.require("who is frozen goes on in time", free, self.node.name, since)
+
+        self.world.at(within_s, look, self.node)
 
     def payload(self, order: messages.Write) -> bytes:
         assert self.captured is not None, "ordered to write what was not captured"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt
-from stepseal.layout import MANIFEST, external_folder, part_document_path, step_name
+from stepseal.layout import MANIFEST, external_folder, part_document_path
 from stepseal.protocol import _messages as messages
 from stepseal.storage import create_durable, make_dirs, read_bytes, walk_files
 
@@ -183,7 +183,7 @@ def read_part(
         StorageUnavailable: it cannot be read.
     """
     part = manifest.parts[index]
-    name = step_name(step)
+    name = manifest.key
     document = read_bytes(storage, f"{name}/{part.document.path}", _MAX_BYTES)
     data = read_bytes(storage, f"{name}/{payload_name(part.participant)}", _MAX_BYTES)
     if verify and hashlib.sha256(document).hexdigest() != part.document.sha256:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import threading
 import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from tests.campaigns.simulator._job import Job, Start
 from tests.campaigns.simulator._oracle import Oracle
@@ -19,6 +22,7 @@ from tests.campaigns.simulator._world import Faults, World
 from stepseal.errors import CheckpointError
 from stepseal.layout import MANIFEST, parse_step_name, part_document_path
 from stepseal.retention import Retention, latest
+from stepseal.steps import _publishers
 from stepseal.steps._catalog import read_marker
 from stepseal.steps._hidden import put_back_pruned
 from stepseal.steps._select import select
@@ -34,6 +38,10 @@ __all__ = ["Outcome", "Simulation"]
 _END_S = 3000.0
 _LIFE_VERBS = 500
 _MAX_BYTES = 65536
+_NO_THREADS = SimpleNamespace(
+    Event=threading.Event, Thread=lambda **_: SimpleNamespace(start=int, join=int)
+)
+"""A publisher shows that it begins and ends, but no thread renames its file in between."""
 
 
 @dataclass
@@ -61,7 +69,8 @@ def _seeded(world: World) -> Iterator[None]:
 
     secrets.token_hex, time.time = token_hex, world.clock
     try:
-        yield
+        with mock.patch.object(_publishers, "threading", _NO_THREADS):
+            yield
     finally:
         secrets.token_hex, time.time = real, real_time
 
@@ -129,7 +138,7 @@ class Simulation:
         job.head.disk.is_full = number > 1 and world.chance(faults.full)
         self.plan_trouble(job)
         if world.chance(faults.readers):
-            self.readers.append(Reader(world, self.oracle, number))
+            self.readers.append(self.new_reader(number))
         if world.chance(faults.readers / 2):
             Pinner(world, self.oracle, number)
         if number < self.num_lives:
@@ -141,6 +150,10 @@ class Simulation:
     def new_start(self, number: int, size: int, plan: Plan, retention: Retention | None) -> Start:
         """Return one more start of the job."""
         return Job(self.world, self.oracle, number, size, plan, self.new_attempt, retention)
+
+    def new_reader(self, number: int) -> Reader:
+        """Return somebody who reads."""
+        return Reader(self.world, self.oracle, number)
 
     def retention(self, keep: int) -> Retention:
         """Return a keep rule, often one that leaves nothing alone for long."""

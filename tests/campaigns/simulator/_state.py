@@ -15,7 +15,7 @@ from tests.campaigns.simulator._parts import (
 )
 
 from stepseal.errors import CheckpointError
-from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest, step_name
+from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, decode_manifest
 from stepseal.storage import read_bytes, walk_files
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def exists(disk: MemoryStorage, key: str) -> bool:
 
 
 def wrong_with(disk: MemoryStorage, manifest: Manifest) -> str:
-    """Return how a standing step differs from what its participants wrote for this attempt."""
+    """Return how a commit differs from what its participants wrote for this attempt."""
     step = manifest.step
     try:
-        num_files = len(walk_files(disk, step_name(step)))
+        num_files = len(walk_files(disk, manifest.key))
         if num_files != 1 + (2 + has_engines(manifest)) * len(manifest.parts):
             return f"step {step}: {num_files} files for {len(manifest.parts)} parts"
         if has_engines(manifest) and (wrong := _wrong_with_engines(disk, manifest)):
@@ -62,7 +62,7 @@ def wrong_with(disk: MemoryStorage, manifest: Manifest) -> str:
 
 def _wrong_with_engines(disk: MemoryStorage, manifest: Manifest) -> str:
     """Return how the files of engines, or the lists of them, differ from what engines wrote."""
-    name = step_name(manifest.step)
+    name = manifest.key
     wanted = {engine_file(p): engine_payload_of(manifest.attempt, p) for p in manifest.participants}
     listed = listed_in(disk, name, manifest)
     if listed.keys() != wanted.keys():

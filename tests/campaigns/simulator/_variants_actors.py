@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tests.campaigns.simulator import _variants_published as published
 from tests.campaigns.simulator._actor_simulation import WITH_ACTORS
 from tests.campaigns.simulator._company import Hub
 
@@ -175,6 +176,7 @@ BROKEN: dict[str, Callable[[], Patches]] = {
     "begun-by-anybody": _begun_by_anybody,
     "begun-twice": _begun_twice,
     "two-processes-of-one-life": _two_connect,
+    **published.BROKEN,
 }
 """Variant to its patches."""
 

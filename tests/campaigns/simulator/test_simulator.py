@@ -15,6 +15,22 @@ from tests.campaigns.simulator.run import NUM_SEEDS, RARE_SEEDS, catch_all, row_
 
 CALM = Faults(*[0.0] * 20)
 PROMISES = {
+    "a publication has a sound manifest",
+    "a publication is old or new, and whole",
+    "a restore is offered steps alone",
+    "a version is published once",
+    "latest names a step",
+    "nobody resumes from a publication",
+    "nobody stays frozen after the call",
+    "readers never see versions go back",
+    "the newest publication is not taken away",
+    "the newest publication stays",
+    "the parent of a step is a step",
+    "versions only grow",
+    "what was published is deleted by a prune alone",
+    "what was published stays",
+    "who is frozen goes on in time",
+    "who is frozen stands still until all captured",
     "a call fails for its own lives",
     "a life is one process",
     "a step holds its whole roster, and nobody else",
