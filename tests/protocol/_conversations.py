@@ -33,7 +33,7 @@ __all__ = ["PATIENT", "QUICK", "Inbox", "Job", "together"]
 T = TypeVar("T")
 
 PATIENT = Deadlines(
-    connect_s=30, capture_s=30, write_s=30, commit_s=30, check_s=30, apply_s=30, close_s=30
+    connect_s=120, capture_s=30, write_s=30, commit_s=30, check_s=30, apply_s=30, close_s=30
 )
 """For tests in which nothing may expire, on a busy machine either."""
 QUICK = Deadlines(
