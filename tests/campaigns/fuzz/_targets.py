@@ -32,6 +32,7 @@ from tests.campaigns.fuzz._dcp import (
 from tests.security._forge import BASE, NEWEST, OWNER, sealed
 from tests.security.make_corpus import CORPUS
 
+from stepseal.components import _codecs_tensors as _loaded_before  # noqa: F401 - by no input
 from stepseal.components import decode_tree
 from stepseal.components._codecs import encode_tree
 from stepseal.errors import CheckpointError
