@@ -111,7 +111,7 @@ def _unpin(suffix: str) -> None:
 
 
 def _judge(*, check_step: bool, check_run: bool) -> Callable[..., StepEntry]:
-    def judge(step: int, data: bytes, run_id: str | None) -> StepEntry:
+    def judge(step: int, data: bytes, run_id: str | None, *_: object) -> StepEntry:
         try:
             manifest = decode_manifest(data)
         except CheckpointError as error:

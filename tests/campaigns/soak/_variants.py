@@ -57,7 +57,7 @@ def _no_incarnations() -> None:
 def _ignore_guards() -> None:
     """Pruning goes by the keep rule alone, and looks at no pin and no lease."""
     for module in (_removal, _retire):
-        replace(module, "read_guards", lambda _storage, _now_s: Guards())
+        replace(module, "read_guards", lambda *_: Guards())
 
 
 def _keep_too_few() -> None:
