@@ -13,7 +13,7 @@ from stepseal.layout import (
     saved_sharing,
     sets_option,
 )
-from stepseal.layout._sharing import coordinates_on
+from stepseal.layout._sharing import coordinates_on, set_of_ranks
 
 MESH = divided(Sharing.PER_GROUP, {"tp": 2, "pp": 1}, {"pp=0,tp=1": [3, 1], "pp=0,tp=0": [0, 2]})
 NAMES = tuple(f"trainer/{rank}" for rank in range(4))
@@ -85,3 +85,10 @@ def test_the_sets_of_a_manifest_are_those_that_were_declared() -> None:
     options = sets_option(dict(MESH.axes), {one: name for name, one in owner.items()})
     assert saved_sharing("per_group", payloads, options, NAMES) == MESH
     assert saved_sharing("replicated", {}, {}, NAMES) is Sharing.REPLICATED
+
+
+def test_a_set_of_ranks_has_a_name_of_bounded_length_of_its_own() -> None:
+    assert set_of_ranks([0, 2]) == "ranks 0 2"
+    many = [set_of_ranks(range(first, 4096)) for first in range(3)]
+    assert len(set(many)) == 3
+    assert max(map(len, many)) < 200

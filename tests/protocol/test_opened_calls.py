@@ -10,7 +10,7 @@ from stepseal import errors
 from stepseal.errors import InvalidInput
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
-from stepseal.protocol._opening import BeginRestore, Opening, Relation, stages
+from stepseal.protocol._opening import BeginRestore, Opening, Relation, Scalar, stages
 
 ALL = ("trainer/0", "trainer/1", "buffer/0")
 
@@ -171,6 +171,25 @@ def test_relations_are_checked_before_anything_is_written(
     assert (begun, found is None) == (text is None, text is None)
     if text is not None:
         assert text in found.message
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "right", "holds"),
+    [
+        ("a == b", 3, 3, True),
+        ("a == b", "v1", "v2", False),
+        ("a <= b", 3, 3, True),
+        ("a <= b", 4, 3, False),
+        ("a <= b", "2026-01", "2026-02", True),
+        ("a <= b", 1, "2", False),
+        ("a <= b", True, 2, False),
+        ("a <= b", None, 2, False),
+    ],
+)
+def test_a_relation_compares_numbers_or_texts(
+    text: str, left: Scalar, right: Scalar, holds: bool
+) -> None:
+    assert Relation.parse(text).holds(left, right) is holds
 
 
 @pytest.mark.parametrize("text", ["a < b", "a<=", "a <= b <= c", "", 3, "a == 5"])
