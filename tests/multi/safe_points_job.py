@@ -34,6 +34,8 @@ def main() -> None:
     model = DistributedDataParallel(
         nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
     )
+    # DDP adds gradients up in another order after its first iteration: have that behind us.
+    model(torch.zeros(4, 6)).sum().backward()
     torch.manual_seed(1 + rank)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     state = {"step": 0}
