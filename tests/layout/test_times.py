@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from stepseal.layout import unix_time, utc_text
+from stepseal.layout import size_text, unix_time, utc_text
 from stepseal.layout._times import time_problem
 
 
@@ -60,3 +60,19 @@ def test_another_text_is_no_time(text: str) -> None:
     problem = time_problem(text)
     assert problem is not None
     assert problem.startswith("expected a UTC time")
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "expected"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1024**2 - 1, "1024.0 KiB"),
+        (3 * 1024**3 // 2, "1.5 GiB"),
+        (7 * 1024**5, "7.0 PiB"),
+        (2048 * 1024**5, "2048.0 PiB"),
+    ],
+)
+def test_a_size_is_told_in_the_largest_unit_that_it_fills(size_bytes: int, expected: str) -> None:
+    assert size_text(size_bytes) == expected

@@ -9,9 +9,10 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, print_table, size_text
+from stepseal.cli._output import print_line, print_table
 from stepseal.doctor import ABILITIES, judge_promises, meet, probe
 from stepseal.errors import InvalidInput
+from stepseal.layout import size_text
 from stepseal.storage import Access, root_path
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, print_table, say, size_text
+from stepseal.cli._output import print_line, print_table, say
 from stepseal.cli._roots import measure_step, open_root
-from stepseal.layout import Area
+from stepseal.layout import Area, size_text
 from stepseal.steps import in_lineage
 
 if TYPE_CHECKING:

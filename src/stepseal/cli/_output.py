@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["abandon_stdout", "finish", "print_line", "print_table", "say", "size_text", "warn"]
+__all__ = ["abandon_stdout", "finish", "print_line", "print_table", "say", "warn"]
 
 T = TypeVar("T")
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def finish(
@@ -95,16 +93,6 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """Print a message on stderr that does not change the exit code."""
     say(f"warning: {text}")
-
-
-def size_text(size_bytes: int) -> str:
-    """Return a size for people, such as `1.4 GiB`."""
-    size = float(size_bytes)
-    for unit in _UNITS:
-        if size < 1024 or unit == _UNITS[-1]:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError("the last unit takes every size")
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, print_table, size_text
+from stepseal.cli._output import print_line, print_table
 from stepseal.cli._roots import find_step, measure_step, open_root_or_step
 from stepseal.errors import Corrupt
-from stepseal.layout import Area, dcp_fqn
+from stepseal.layout import Area, dcp_fqn, size_text
 from stepseal.transfer import StepReader
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from stepseal.cli._output import print_line, say, size_text, warn
+from stepseal.cli._output import print_line, say, warn
 from stepseal.cli._roots import OpenRoot, find_step, measure_step, open_root_or_step
 from stepseal.errors import StepNotFound
-from stepseal.layout import MANIFEST, Area
+from stepseal.layout import MANIFEST, Area, size_text
 from stepseal.transfer import has_damage, verify_step
 
 if TYPE_CHECKING:

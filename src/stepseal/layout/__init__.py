@@ -34,7 +34,7 @@ from stepseal.layout._saved_sets import saved_sharing, sets_option
 from stepseal.layout._sealed import FORMAT_VERSION, DocumentRef, FileEntry
 from stepseal.layout._sharing import (AnySharing, Division, Sharing, coordinate_at, divided,
     division_problems, numbered_sets, set_of_ranks)
-from stepseal.layout._times import duration_text, unix_time, utc_text
+from stepseal.layout._times import duration_text, size_text, unix_time, utc_text
 
 __all__ = [
     "AnySharing", "Area", "ArraySource", "Box", "Buffer", "BufferData", "BytesSource",
@@ -55,6 +55,6 @@ __all__ = [
     "path_problem", "path_set_problems", "payload_owner", "payload_owners", "payload_path",
     "payload_problems", "payload_report", "payload_sizes", "refuse", "replica_problems", "role_of",
     "rule_of", "saved_sharing", "seal", "set_of_ranks", "sets_option", "sha256_hex", "shared_out",
-    "step_name", "tree_document_path", "tree_segment_path", "unix_time", "unseal", "utc_text",
-    "whole", "writes_plain", "writes_replica",
+    "size_text", "step_name", "tree_document_path", "tree_segment_path", "unix_time", "unseal",
+    "utc_text", "whole", "writes_plain", "writes_replica",
 ]

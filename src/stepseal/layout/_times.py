@@ -1,4 +1,4 @@
-"""Times in documents: UTC to the microsecond, in one form of ISO 8601."""
+"""Times in documents: UTC to the microsecond, in one form of ISO 8601; figures for people."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from datetime import datetime, timezone
 
 from stepseal.layout._validate import show
 
-__all__ = ["duration_text", "time_problem", "unix_time", "utc_text"]
+__all__ = ["duration_text", "size_text", "time_problem", "unix_time", "utc_text"]
 
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
 _TIME = re.compile(
     r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?(?:Z|\+00:00)", re.ASCII
 )  # of what it lets through, `fromisoformat` refuses all that is no time
@@ -49,3 +50,11 @@ def duration_text(seconds: float) -> str:
     if hours < 1:
         return f"{seconds / 60:.0f} min"
     return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:.0f} days"
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size for people, such as `1.4 GiB`."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    power = min((size_bytes.bit_length() - 1) // 10, len(_UNITS))
+    return f"{size_bytes / 1024**power:.1f} {_UNITS[power - 1]}"
