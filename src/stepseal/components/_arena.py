@@ -1,7 +1,8 @@
 """Private memory for captured bytes.
 
 The arena is touched once and used again by every save, so that a capture costs about one memcpy of
-the state. Nothing here knows what the bytes mean.
+the state. Nothing here knows what the bytes mean. Memory that the system would kill for is not
+touched: `_Region` asks before each chunk how much is left (docs/design/0022-room-and-memory.md).
 """
 
 from __future__ import annotations
@@ -10,15 +11,24 @@ import contextlib
 import ctypes
 import mmap
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from stepseal.components._headroom import find_headroom, out_of_memory
 from stepseal.components._torch_in_use import torch_in_use
 from stepseal.errors import InvalidInput, StorageUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.components._headroom import Headroom
 
 __all__ = ["Arena", "new_memory", "slot_bytes"]
 
 _ALIGNMENT = 64
 _MIN_REGION_BYTES = 16 << 20
+_CHUNK_BYTES = 16 << 20
+"""What is touched at once, at least; a large region is touched in `_MAX_CHUNKS`."""
+_MAX_CHUNKS = 64
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every CUDA context
 
 
@@ -43,28 +53,44 @@ def new_memory(size_bytes: int) -> mmap.mmap:
 
 
 class _Region:
-    """One page-aligned piece of anonymous memory, touched, and pinned where CUDA is in use."""
+    """One page-aligned piece of anonymous memory, touched, and pinned where CUDA is in use.
+
+    Args:
+        size_bytes: its length.
+        check: called with what is left to touch, and how much of that comes next, before that is
+            touched; raises where it must not be.
+    """
 
     __slots__ = ("__weakref__", "memory", "used", "view")
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, check: Callable[[int, int], None]) -> None:
         memory = new_memory(size_bytes)
         self.memory = memory
         self.view = memoryview(memory)
         self.used = 0
+        chunk = max(_CHUNK_BYTES, _round_up(size_bytes // _MAX_CHUNKS, mmap.PAGESIZE))
         # Touch every page now, and not during a save.
+        for start in range(0, size_bytes, chunk):
+            check(size_bytes - start, chunk)
+            self._touch(start, min(start + chunk, size_bytes))
         if torch_in_use():
-            self._touch_and_pin()
-        else:
-            ctypes.memset(ctypes.addressof(ctypes.c_ubyte.from_buffer(memory)), 0, size_bytes)
+            self._pin_for_cuda()
 
-    def _touch_and_pin(self) -> None:
+    def _touch(self, start: int, stop: int) -> None:
+        if torch_in_use():
+            import torch
+
+            torch.frombuffer(self.view[start:stop], dtype=torch.uint8).zero_()  # on all threads
+        else:
+            first = ctypes.c_ubyte.from_buffer(self.memory, start)
+            ctypes.memset(ctypes.addressof(first), 0, stop - start)
+
+    def _pin_for_cuda(self) -> None:
         import torch
 
-        whole = torch.frombuffer(self.view, dtype=torch.uint8)
-        whole.zero_()  # on all threads
         # A CUDA context must not come to life only because of a save.
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            whole = torch.frombuffer(self.view, dtype=torch.uint8)
             self._pin(whole.data_ptr(), len(self.view))
 
     def _pin(self, address: int, size_bytes: int) -> None:
@@ -85,10 +111,20 @@ class Arena:
 
     Args:
         max_staging_bytes: most bytes to hold, None for no limit.
+        num_sharers: number of processes on this host that may grow an arena at the same time.
+        headroom: returns how much memory is left, None where this is not known.
     """
 
-    def __init__(self, *, max_staging_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        max_staging_bytes: int | None = None,
+        num_sharers: int = 1,
+        headroom: Callable[[], Headroom | None] = find_headroom,
+    ) -> None:
         self._max_bytes = max_staging_bytes
+        self.num_sharers = num_sharers
+        self._headroom = headroom
         self._regions: list[_Region] = []
         self._held_bytes = 0
 
@@ -102,7 +138,7 @@ class Arena:
 
         Raises:
             InvalidInput: `max_staging_bytes` does not allow it.
-            StorageUnavailable: the system has no memory.
+            StorageUnavailable: the system has no memory, or would kill for it; all is let go of.
         """
         size_bytes = _round_up(size_bytes, _ALIGNMENT)
         if not self._regions or self._regions[-1].used + size_bytes > len(self._regions[-1].view):
@@ -112,8 +148,7 @@ class Arena:
         """Return the next `size_bytes` of private memory, 64-byte aligned and writable.
 
         Raises:
-            InvalidInput: `max_staging_bytes` does not allow it.
-            StorageUnavailable: the system has no memory.
+            InvalidInput, StorageUnavailable: see `reserve`.
         """
         if not self._regions or self._regions[-1].used + size_bytes > len(self._regions[-1].view):
             self._grow(size_bytes)
@@ -152,8 +187,33 @@ class Arena:
                     found=self._held_bytes + needed,
                 )
             wanted = min(wanted, room)
-        self._regions.append(_Region(wanted))
+        found = self._headroom()
+        if found is not None and found.left_bytes < 2 * wanted:
+            wanted = needed
+        if found is not None and found.left_bytes < needed:
+            raise self._refused(needed, found)
+        self._regions.append(_Region(wanted, self._check_left))
         self._held_bytes += wanted
+
+    def _check_left(self, size_bytes: int, chunk_bytes: int) -> None:
+        """Refuse to touch the next chunk unless one is left for each of those who share memory.
+
+        So whatever of them touches next, all that was allowed fits: nobody is killed, without a
+        word between them.
+        """
+        found = self._headroom()
+        if found is not None and found.left_bytes < self.num_sharers * chunk_bytes:
+            raise self._refused(size_bytes, found)
+
+    def _refused(self, size_bytes: int, found: Headroom) -> StorageUnavailable:
+        self.release()
+        who = "" if self.num_sharers == 1 else f" {self.num_sharers} ranks share it."
+        return out_of_memory(
+            size_bytes,
+            found,
+            f"Nothing was staged.{who} Use mode='sync', which stages little, or raise the limit; "
+            "max_staging_bytes sets a bound of your own.",
+        )
 
 
 def slot_bytes(size_bytes: int) -> int:

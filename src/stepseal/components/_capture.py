@@ -15,6 +15,7 @@ from stepseal.components._arena import Arena, new_memory, slot_bytes
 from stepseal.components._codecs import encode_tree
 from stepseal.components._codecs_arrays import is_native, torch_name
 from stepseal.components._codecs_numpy import native_name
+from stepseal.components._headroom import find_headroom, out_of_memory
 from stepseal.components._live_data import TensorData, data_of, wait_for
 from stepseal.components._replicas import ReplicaDigests, Replicas, share_out
 from stepseal.components._stacks import Stack
@@ -137,9 +138,14 @@ def stage(sources: Sequence[DataSource], memory: StagingMemory | None) -> list[B
         sources: live data.
         memory: where to, None for new memory; an arena grows by one region at most, also for the
             first save.
+
+    Raises:
+        InvalidInput, StorageUnavailable: the memory is not there; see `Arena.reserve`.
     """
     if isinstance(memory, Arena):
         memory.reserve(sum(slot_bytes(source.size_bytes) for source in sources))
+    elif memory is None:
+        _check_new_memory(sum(source.size_bytes for source in sources))
     take = _new_memory if memory is None else memory.take
     copies: list[BufferData] = []
     busy: set[torch.device] = set()
@@ -223,6 +229,16 @@ def describe_tree(component: str, owner: str, value: object) -> TreeSource:
     encoded = encode_tree(value, component=component)
     arrays = tuple(_describe_array(name, leaf) for name, leaf in encoded.arrays)
     return TreeSource(component, owner, encoded.document, arrays)
+
+
+def _check_new_memory(size_bytes: int) -> None:
+    """Refuse a copy that the system would kill for; small ones are not worth the look."""
+    if size_bytes < _MAPPED_BYTES:
+        return
+    found = find_headroom()
+    if found is not None and found.left_bytes < size_bytes:
+        advice = "Free memory, or raise the limit: trees and tensors of other devices are copied."
+        raise out_of_memory(size_bytes, found, advice)
 
 
 def _new_memory(size_bytes: int) -> memoryview:

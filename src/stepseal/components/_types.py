@@ -67,6 +67,11 @@ class Topology:
         """Number of participants."""
         return len(self.participants)
 
+    @property
+    def num_on_node(self) -> int:
+        """Number of participants on this one's node; all where nodes are not known."""
+        return self.nodes.count(self.nodes[self.rank]) if self.nodes else self.world_size
+
 
 class StagingMemory(Protocol):
     """Private memory that captured bytes are copied into; reused from save to save."""

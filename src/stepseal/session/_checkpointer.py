@@ -350,7 +350,7 @@ class Checkpointer(Looping):
         """
         self._check_open()
         self._settle_previous()
-        staging = self._flight.staging()
+        staging = self._flight.staging(self._topology.num_on_node)
         components, rules = self._registry.components(), self._registry.rules()
         capture_all(components, self._topology, staging, 0, rules=rules, digests=False)
         return staging.held_bytes

@@ -39,11 +39,26 @@ class InFlight:
         self._reads_live = False
         self.pending: PendingSave | None = None
 
-    def staging(self) -> Arena:
-        """Return the private memory, empty; only after `settle`."""
+    def staging(self, num_sharers: int) -> Arena:
+        """Return the private memory, empty; only after `settle`.
+
+        Args:
+            num_sharers: number of participants on this host.
+
+        Raises:
+            StorageUnavailable: see `Arena.reserve`.
+        """
         assert self.pending is None
+        self._arena.num_sharers = num_sharers
         self._arena.reset()
         return self._arena
+
+    def let_go(self) -> None:
+        """Free the private memory of a save that ended before it was written.
+
+        Another participant may have refused for want of memory.
+        """
+        self._arena.release()
 
     def start(self, pending: PendingSave, writer: PartWriter, *, reads_live: bool) -> None:
         """Let the writer go on behind.

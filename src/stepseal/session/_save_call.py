@@ -68,8 +68,8 @@ def begin_save(
     chosen, rules = _chosen(registry, publish)
     names = [one.name for one in chosen]
     is_sync = asked.mode == "sync" or registry.waits_for_files(topology, names)
-    staging = None if is_sync else flight.staging()
     with tell_failure(driver, steps, call, step, area), collection_paused():
+        staging = None if is_sync else flight.staging(topology.num_on_node)
         registry.ask_sharings(topology, names)
         captured = capture_all(chosen, topology, staging, step, rules=rules, area=area)
     components, notes = reports_of(captured, asked.fresh), asked.notes
@@ -84,6 +84,7 @@ def begin_save(
         return pending
     write = driver.wait_write(call, answer_with(captured))
     if write is None:
+        flight.let_go()
         pending.wait()
         raise errors.InternalError(f"{area.title(step)}: ended without an order to write")
     warn_left_out(step, write.left_out)
