@@ -10,7 +10,14 @@ from stepseal.doctor import ABILITIES, Meeting, Peer, Probe, judge_promises
 from stepseal.storage import Mount
 
 DISK = Mount("ext4", "/", "/dev/sda1", ("rw",))
-GOOD = Probe(missing={}, mount=DISK, sync_doubts=(), free_bytes=1 << 40, clock_off_s=0.001)
+GOOD = Probe(
+    missing={},
+    mount=DISK,
+    sync_doubts=(),
+    free_bytes=1 << 40,
+    free_doubts=(),
+    clock_off_s=0.001,
+)
 MET = Meeting("a:1", 2, (Peer("b:1", answered=True, clock_off_s=0.0),), 0.2)
 
 

@@ -89,7 +89,8 @@ def print_judgements(found: dict[str, Any]) -> None:
     else:
         print_line(f"file system  {mount['fs_type']} at {mount['point']} from {mount['source']}")
         print_line(f"options      {','.join(mount['options'])}")
-    print_line(f"free         {size_text(found['free_bytes'])}")
+    free = "not known" if found["free_bytes"] is None else size_text(found["free_bytes"])
+    print_line(f"free         {'; '.join([free, *found['free_doubts']])}")
     print_line("")
     rows = [
         (judgement["promise"], judgement["state"], judgement["why"], judgement["advice"] or "-")

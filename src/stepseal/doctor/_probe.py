@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,7 +37,10 @@ class Probe:
     mount: Mount | None
     sync_doubts: tuple[str, ...]
     """Why synced data may not survive power loss; manifests of a run here would record the same."""
-    free_bytes: int
+    free_bytes: int | None
+    """None if the file system does not tell."""
+    free_doubts: tuple[str, ...]
+    """Why there may be less."""
     clock_off_s: float
     """Time stamps of the file system minus this host's clock."""
 
@@ -69,11 +71,13 @@ def probe(
         work_folder(storage, secrets.token_hex(8)) as key,
     ):
         try:
+            free = storage.free_space()
             return Probe(
                 missing=_missing(storage, key, calls),
                 mount=storage.mount(),
                 sync_doubts=storage.sync_support().doubts,
-                free_bytes=shutil.disk_usage(storage.root).free,
+                free_bytes=None if free is None else free.size_bytes,
+                free_doubts=() if free is None else free.doubts,
                 clock_off_s=_clock_off(storage, key, clock),
             )
         except StorageUnavailable:

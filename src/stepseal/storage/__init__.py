@@ -21,12 +21,13 @@ from stepseal.storage._mounts import Mount
 from stepseal.storage._refusals import refused, short_read, wrong_kind
 from stepseal.storage._syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, Syscalls
 from stepseal.storage._verbs import (
-    Entry, KeyExists, KeyNotFound, NotSupported, ReadHandle, Storage, SyncReport, WriteHandle,
+    Entry, FreeSpace, KeyExists, KeyNotFound, NotSupported, ReadHandle, Storage, SyncReport,
+    WriteHandle,
 )  # fmt: skip
 
 __all__ = [
     "Storage", "ReadHandle", "WriteHandle", "Entry", "KeyNotFound", "KeyExists", "NotSupported",
-    "SyncReport", "Mount", "Syscalls", "RENAME_EXCHANGE", "RENAME_NOREPLACE",
+    "FreeSpace", "SyncReport", "Mount", "Syscalls", "RENAME_EXCHANGE", "RENAME_NOREPLACE",
     "Access", "LocalStorage", "root_path",
     "exists", "make_dirs", "read_bytes", "create_durable", "put_if_absent", "replace_durable",
     "remove_tree", "sweep_temporaries", "walk_files",

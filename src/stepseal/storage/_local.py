@@ -28,10 +28,10 @@ from stepseal.storage._local_files import LocalReader, LocalWriter, Uncached
 from stepseal.storage._local_listing import entry_of, list_at_once
 from stepseal.storage._local_renames import Renames
 from stepseal.storage._local_root import NO_DIR_SYNC, check_root, make_root, open_root, root_path
-from stepseal.storage._mounts import find_mount, mount_number, sync_doubts
+from stepseal.storage._mounts import find_mount, mount_number, quota_doubts, sync_doubts
 from stepseal.storage._refusals import kind_name, refused, wrong_kind
 from stepseal.storage._syscalls import Syscalls
-from stepseal.storage._verbs import SyncReport
+from stepseal.storage._verbs import FreeSpace, SyncReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -203,6 +203,14 @@ class LocalStorage:
             self.sync_dir("")
             assert self._sync is not None
         return self._sync
+
+    def free_space(self) -> FreeSpace | None:
+        """Return what statvfs tells of the root, which knows of quotas of projects alone."""
+        with self._guard("look for free space at", ""), self._walk((), "stat") as fd:
+            found = os.fstatvfs(fd)
+            if found.f_blocks == 0:  # a FUSE program that tells nothing
+                return None
+            return FreeSpace(found.f_bavail * found.f_frsize, quota_doubts(self.mount()))
 
     def local_path(self, key: str) -> str:
         """Return the path of a key, by the path that the root had when it was opened."""

@@ -8,17 +8,21 @@ list the mount, the result is None.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from stepseal.storage._syscalls import Syscalls
 
-__all__ = ["Mount", "find_mount", "mount_number", "parse_mounts", "sync_doubts"]
+__all__ = ["Mount", "find_mount", "mount_number", "parse_mounts", "quota_doubts", "sync_doubts"]
 
 _IN_MEMORY = frozenset({"ramfs", "rootfs", "tmpfs", "hugetlbfs"})
 _HOST_DECIDES = frozenset({"9p", "drvfs", "prl_fs", "vboxsf", "vmhgfs"})
 _VOLATILE = frozenset({"fsync=volatile", "volatile"})
+_SERVED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "panfs", "wekafs", "cifs", "smb3", "afs")
+_QUOTA = re.compile(r"(usr|grp|u|g)?j?quota(=.*)?", re.ASCII)
+"""Options that turn quotas of users or groups on. Those of projects are in what statvfs tells."""
 _NO_BARRIER = frozenset({"nobarrier", "barrier=0", "barrier=none"})
 
 
@@ -66,6 +70,20 @@ def sync_doubts(mount: Mount | None) -> tuple[str, ...]:
     if barrier:
         doubts.append(f"{what} is mounted with {barrier[0]}: the disk's cache is not flushed")
     return tuple(doubts)
+
+
+def quota_doubts(mount: Mount | None) -> tuple[str, ...]:
+    """Return which quotas may leave less than statvfs tells on this mount; empty if none may."""
+    if mount is None:
+        return ("the file system is not known",)
+    what = f"{mount.fs_type} at {mount.point}"
+    if mount.is_fuse or mount.fs_type in _HOST_DECIDES or mount.fs_type in _SERVED:
+        return (f"{what}: quotas of its server are not visible",)
+    if mount.fs_type == "btrfs":
+        return (f"{what}: limits of qgroups are not visible",)
+    if any(_QUOTA.fullmatch(option) for option in mount.options):
+        return (f"{what}: quotas of users and groups are on, and not visible",)
+    return ()
 
 
 def find_mount(fd: int, calls: Syscalls) -> Mount | None:

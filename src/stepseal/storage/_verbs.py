@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Entry",
     "EntryKind",
+    "FreeSpace",
     "KeyExists",
     "KeyNotFound",
     "NotSupported",
@@ -66,6 +67,15 @@ class SyncReport:
     def durability(self) -> Literal["fsync", "best-effort"]:
         """`fsync` if there are no doubts, else `best-effort`."""
         return "best-effort" if self.doubts else "fsync"
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSpace:
+    """What is left for new bytes, as far as the storage tells."""
+
+    size_bytes: int
+    doubts: tuple[str, ...] = ()
+    """Reasons why there may be less, one each; empty if none is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +239,13 @@ class Storage(Protocol):
 
         Raises:
             StorageUnavailable: the storage refused the test.
+        """
+
+    def free_space(self) -> FreeSpace | None:
+        """Return what is left for this process's new bytes; None if the storage does not tell.
+
+        Raises:
+            StorageUnavailable: the storage refused.
         """
 
     def link(self, source: str, target: str) -> None:

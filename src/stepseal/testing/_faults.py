@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, Union
 from stepseal.errors import InternalError, InvalidInput, StorageUnavailable
 from stepseal.storage import (
     Entry,
+    FreeSpace,
     KeyExists,
     KeyNotFound,
     ReadHandle,
@@ -160,6 +161,10 @@ class FaultyStorage:
     def sync_support(self) -> SyncReport:
         """Forward the call without a fault."""
         return self._inner.sync_support()
+
+    def free_space(self) -> FreeSpace | None:
+        """Forward the call without a fault."""
+        return self._inner.free_space()
 
     def create_file(self, key: str) -> WriteHandle:
         """Create a file whose writes, syncs and close are numbered too."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.storage import (
     Entry,
+    FreeSpace,
     SyncReport,
     byte_view,
     check_key,
@@ -89,6 +90,10 @@ class MemoryStorage:
     def sync_support(self) -> SyncReport:
         """Report that fsync is honoured; `after_power_loss` simulates such a disk."""
         return SyncReport()
+
+    def free_space(self) -> FreeSpace | None:
+        """Tell nothing: nothing here has a size."""
+        return None
 
     def create_file(self, key: str) -> _MemoryWriter:
         """Create a new file."""

@@ -359,6 +359,10 @@ class StorageSuite(CompositionSuite):
         with pytest.raises(KeyNotFound):
             storage.adopt("absent")
 
+    def test_free_space_is_told_in_bytes_or_not_at_all(self, storage: Storage) -> None:
+        found = storage.free_space()
+        assert found is None or found.size_bytes >= 0
+
     def test_sync_support_gives_reasons_for_best_effort(self, storage: Storage) -> None:
         facts = storage.sync_support()
         assert facts.durability == ("best-effort" if facts.doubts else "fsync")

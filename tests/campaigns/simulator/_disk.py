@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.campaigns.simulator._world import Node, World
     from typing_extensions import Buffer, Self
 
-    from stepseal.storage import Entry, ReadHandle, SyncReport, WriteHandle
+    from stepseal.storage import Entry, FreeSpace, ReadHandle, SyncReport, WriteHandle
 
 __all__ = ["Disk", "Watcher"]
 
@@ -89,6 +89,9 @@ class Disk:
 
     def sync_support(self) -> SyncReport:
         return self.world.disk.sync_support()
+
+    def free_space(self) -> FreeSpace | None:
+        return self.world.disk.free_space()
 
     def create_file(self, key: str) -> WriteHandle:
         made: list[WriteHandle] = []
