@@ -96,7 +96,7 @@ def test_a_folder_that_is_of_another_attempt_or_of_none_goes_back(storage: Stora
     overwrite(storage, f"{first}/manifest.json", b"{}")
     storage.rename(second, second.replace(attempt_id(1002), attempt_id(7)))
     assert judgements(plan_for(storage, root)) == {
-        "step-10": ("put back", "its manifest is missing or damaged"),
+        "step-10": ("put back", "its manifest is damaged"),
         "step-20": ("put back", "another attempt had taken its place"),
     }
 

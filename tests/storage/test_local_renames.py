@@ -135,6 +135,43 @@ def test_only_an_empty_directory_that_appears_after_the_look_gives_way(root: Pat
         assert read_bytes(storage, "step/manifest.json", 10) == b"ours"
 
 
+def test_a_sandbox_that_does_not_know_the_call_is_no_lack_of_permissions(root: Path) -> None:
+    calls = FlaglessCalls(errno.EPERM)
+    with LocalStorage.open(root, calls=calls) as storage:
+        make_dirs(storage, "a")
+        create_durable(storage, "f", b"1")
+        storage.rename("a", "b")
+        storage.rename("f", "b/f")
+        assert calls.num_asked == 1
+        make_dirs(storage, "c")
+        with pytest.raises(NotSupported):
+            storage.exchange("b", "c")
+        assert read_bytes(storage, "b/f", 10) == b"1"
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+def test_permissions_that_are_missing_are_told_and_not_taken_for_the_flag(
+    root: Path, number: int
+) -> None:
+    class Forbidden(FlaglessCalls):
+        def rename(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+    calls = Forbidden(number)
+    with LocalStorage.open(root, calls=calls) as storage:
+        make_dirs(storage, "a")
+        create_durable(storage, "f", b"1")
+        for source in ("a", "f", "a"):
+            with pytest.raises(StorageUnavailable, match="Check the permissions") as caught:
+                storage.rename(source, "b")
+            assert caught.value.errno == number
+        assert calls.num_asked == 3  # nothing was learned about the flag
+        assert sorted(os.listdir(root)) == ["a", "f"]
+
+
 def test_a_file_system_without_links_is_named_with_what_to_do(root: Path) -> None:
     class NoLinks(FlaglessCalls):
         def link(self, source: str, source_fd: int, target: str, target_fd: int) -> None:

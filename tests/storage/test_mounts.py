@@ -103,3 +103,14 @@ def test_the_real_mount_of_a_directory_is_found(storage: LocalStorage, root: Pat
     assert mount is not None
     assert str(root).startswith(mount.point)
     assert storage.sync_support().doubts == sync_doubts(mount)
+
+
+@pytest.mark.parametrize(
+    ("fs_type", "is_layered"),
+    [
+        *(("overlay", True), ("fuse.fuse-overlayfs", True), ("fuse.mergerfs", True)),
+        *(("aufs", True), ("ext4", False), ("nfs4", False), ("fuse.sshfs", False)),
+    ],
+)
+def test_which_mounts_have_layers(fs_type: str, is_layered: bool) -> None:
+    assert Mount(fs_type, "/", "none", ()).is_layered is is_layered

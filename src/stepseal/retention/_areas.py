@@ -87,7 +87,7 @@ def _judge_trashed(removal: RemoveSteps, name: str, terms: Terms, grace_s: float
     folder = parse_folder(name)
     if folder is None or folder.moved_at_s is None:
         return TrashJudgement(name, "keep", "not a name that stepseal gives")
-    if folder.fate == ".deleting":
+    if folder.fate in (".deleting", ".in-place"):
         return TrashJudgement(name, "delete", "its deletion began earlier and is finished")
     if not folder.fate:
         return TrashJudgement(name, "keep", "left by a save: the next start of the job sweeps it")

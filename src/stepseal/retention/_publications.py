@@ -86,6 +86,8 @@ def prune_published(
     for version in doomed:
         work.attempt(work.remove_step, sound[version])
     for name in trashed:
-        if name.endswith((".pruned", ".deleting")):  # others are left by saves, and swept
+        if name.endswith(
+            (".pruned", ".deleting", ".in-place")
+        ):  # others are left by saves, and swept
             work.attempt(work.settle_trashed, name, True)
     return work.report

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from stepseal.errors import Corrupt, IncompatibleFormat, StorageUnavailable
 from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, Area, decode_manifest
 from stepseal.steps._folders import FolderName, parse_folder
+from stepseal.steps._in_place import cannot_move, remove_in_place
 from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.storage import KeyExists, KeyNotFound, create_durable, read_bytes, remove_tree
 
@@ -110,6 +111,8 @@ def to_trash(storage: Storage, staging: str) -> str:
 def discard(storage: Storage, staging: str) -> None:
     """Remove an aborted attempt's folder: move it to the trash, then delete it. Idempotent.
 
+    If it cannot be moved, it is deleted where it lies.
+
     Raises:
         StorageUnavailable: something could not be removed; it stays in the trash or in staging,
             harmless, until it is swept.
@@ -118,6 +121,11 @@ def discard(storage: Storage, staging: str) -> None:
         trash = to_trash(storage, staging)
     except KeyNotFound:
         return  # never made, or removed by an earlier try
+    except StorageUnavailable as error:
+        if not cannot_move(error) or _is_superseded(storage, staging):
+            raise
+        remove_in_place(storage, staging)
+        return
     _delete(storage, trash)
 
 
@@ -161,19 +169,22 @@ def sweep(storage: Storage, incarnation: int) -> tuple[str, ...]:
 
 def _delete(storage: Storage, trash: str) -> None:
     """Delete a folder in the trash, unless it is a step that the named attempt superseded."""
-    name = parse_folder(trash, None)
-    assert name is not None
-    held = attempt_at(storage, trash)
-    if held is None:  # no sound manifest: abandoned early, or a damaged step that was superseded
-        superseded = attempt_at(storage, name.place) == name.attempt
-    else:
-        superseded = held != name.attempt
-    if superseded:
-        storage.rename(trash, f"{SUPERSEDED}/{name}")
+    if _is_superseded(storage, trash):
+        storage.rename(trash, f"{SUPERSEDED}/{parse_folder(trash, None)}")
         storage.sync_dir(SUPERSEDED)
         return
     with suppress(KeyNotFound):  # another process has already removed it
         remove_tree(storage, trash)
+
+
+def _is_superseded(storage: Storage, key: str) -> bool:
+    """Return whether a folder holds the step that the attempt in its name has superseded."""
+    name = parse_folder(key, None)
+    assert name is not None
+    held = attempt_at(storage, key)
+    if held is None:  # no sound manifest: abandoned early, or a damaged step that was superseded
+        return attempt_at(storage, name.place) == name.attempt
+    return held != name.attempt
 
 
 def _moved(staging: str) -> FolderName:

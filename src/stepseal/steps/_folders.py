@@ -15,12 +15,13 @@ from stepseal.layout import Area
 
 __all__ = ["FolderName", "Fate", "parse_folder"]
 
-Fate = Literal["", ".pruned", ".deleting"]
+Fate = Literal["", ".pruned", ".deleting", ".in-place"]
 """What happens to a folder in the trash. `.pruned`: a whole step that may be put back. `.deleting`:
-its files are being removed, so it is never put back. Other folders have no fate."""
+its files are being removed, so it is never put back. `.in-place`: an empty folder, which names a
+step whose files are being removed at its final name. Other folders have no fate."""
 _NAME = re.compile(
     r"(step-|v-)(0|[1-9][0-9]{0,15})\.([1-9][0-9]{0,15})\.([0-9a-f]{32})"
-    r"(?:\.([0-9a-f]{8})([0-9a-f]{8})(\.pruned|\.deleting|))?"
+    r"(?:\.([0-9a-f]{8})([0-9a-f]{8})(\.pruned|\.deleting|\.in-place|))?"
 )
 
 

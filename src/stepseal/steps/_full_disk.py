@@ -1,4 +1,4 @@
-"""Frees space for a lease and a claim on a disk that earlier starts of the job filled.
+"""Frees space on a disk that our own leftovers fill: for a start of the job, and for an attempt.
 
 Leftovers of killed saves are normally swept after the claim. But a lease and a claim need a disk
 block each. If the disk is full, the sweep runs first.
@@ -6,26 +6,29 @@ block each. If the disk is full, the sweep runs first.
 
 from __future__ import annotations
 
-import errno
+import functools
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from stepseal.errors import StorageUnavailable
-from stepseal.steps._attempts import sweep
+from stepseal.steps._attempts import discard, sweep
 from stepseal.steps._claims import newest_claim
-from stepseal.steps._roots import STAGING, SUPERSEDED
+from stepseal.steps._folders import parse_folder
+from stepseal.steps._in_place import FULL
+from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
+from stepseal.storage import KeyNotFound, remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from stepseal.storage import Storage
 
-__all__ = ["retry_after_sweep"]
+__all__ = ["retry_after_discards", "retry_after_sweep"]
 
 T = TypeVar("T")
 
 _log = logging.getLogger("stepseal")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def retry_after_sweep(storage: Storage, write: Callable[[], T]) -> T:
@@ -46,7 +49,7 @@ def retry_after_sweep(storage: Storage, write: Callable[[], T]) -> T:
     try:
         return write()
     except StorageUnavailable as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         _log.warning(
             "stepseal: the disk is full; removing leftovers of earlier starts in %s to claim this "
@@ -58,7 +61,7 @@ def retry_after_sweep(storage: Storage, write: Callable[[], T]) -> T:
     try:
         return write()
     except StorageUnavailable as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         raise StorageUnavailable(
             f"start of the job: expected space for one lease and one claim, found none, even after "
@@ -70,10 +73,63 @@ def retry_after_sweep(storage: Storage, write: Callable[[], T]) -> T:
         ) from error
 
 
+def retry_after_discards(
+    storage: Storage, write: Callable[[], T], incarnation: int, aborted: Iterable[str]
+) -> T:
+    """Call `write`; on a full disk, remove leftovers of older starts and of own aborted attempts.
+
+    Then call it again. Coordinator only, for a new attempt.
+
+    Args:
+        storage: the root.
+        write: makes the attempt's folder; may be called twice.
+        incarnation: our own.
+        aborted: keys of attempts of this life that were aborted, and may not be removed yet.
+
+    Raises:
+        StorageUnavailable: the storage refused.
+    """
+    try:
+        return write()
+    except StorageUnavailable as error:
+        if error.errno not in FULL:
+            raise
+        _log.warning("stepseal: the disk is full; removing aborted saves: %s", error)
+    for key in aborted:
+        _only_log(functools.partial(discard, storage, key))
+    _remove_leftovers(storage, incarnation)
+    return write()
+
+
 def _sweep_all(storage: Storage) -> None:
     """Remove staging of every incarnation up to the newest claim; a failure is only logged."""
-    try:
+
+    def remove() -> None:
         newest = newest_claim(storage)
-        sweep(storage, 1 if newest is None else newest.incarnation + 1)
-    except StorageUnavailable as error:  # the rest was removed, and that may be enough
-        _log.warning("stepseal: not all of %s could be removed: %s", STAGING, error)
+        _remove_leftovers(storage, 1 if newest is None else newest.incarnation + 1)
+
+    _only_log(remove)
+
+
+def _remove_leftovers(storage: Storage, incarnation: int) -> None:
+    """Remove staging of older incarnations, and what is left of steps that were being deleted."""
+    _only_log(functools.partial(sweep, storage, incarnation))
+    _only_log(functools.partial(_finish_deletions, storage))
+
+
+def _finish_deletions(storage: Storage) -> None:
+    names = [parse_folder(entry.name, None) for entry in storage.list_dir(TRASH)]
+    dying = [name for name in names if name is not None and name.fate == ".deleting"]
+    if dying:
+        storage.sync_dir(TRASH)  # the process that renamed them may have died before its sync
+    for name in dying:
+        with suppress(KeyNotFound):  # a prune was faster
+            remove_tree(storage, f"{TRASH}/{name}")
+
+
+def _only_log(chore: Callable[[], object]) -> None:
+    """Do a chore; a failure is only logged, because what was removed may be enough."""
+    try:
+        chore()
+    except StorageUnavailable as error:
+        _log.warning("stepseal: not all leftovers could be removed: %s", error)

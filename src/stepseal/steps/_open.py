@@ -69,4 +69,9 @@ def open_store(
     path = locate_root(root)
     opened = LocalStorage.create if create else LocalStorage.open
     storage = opened(path, access=access or Access())
-    return PosixSteps(storage, path, writable_problem=storage.writable_problem)
+    return PosixSteps(
+        storage,
+        path,
+        writable_problem=storage.writable_problem,
+        is_layered=storage.is_layered,
+    )

@@ -18,8 +18,9 @@ from stepseal.steps._catalog import list_steps, read_step, step_numbers
 from stepseal.steps._claims import check_current, claim
 from stepseal.steps._durability import durability_of
 from stepseal.steps._foreign import offer_foreign, warn_of_foreign
-from stepseal.steps._full_disk import retry_after_sweep
+from stepseal.steps._full_disk import retry_after_discards, retry_after_sweep
 from stepseal.steps._hidden import hidden_commits, put_back_pruned
+from stepseal.steps._immovable import require_movable
 from stepseal.steps._leases import Lease, release_lease, take_lease
 from stepseal.steps._publish import check_place, publish
 from stepseal.steps._publishers import PublishingLife
@@ -61,6 +62,7 @@ class OwnedSteps:
         indexer: writes the index and inspects files.
         lease_s: longest time from the selection of a candidate to the claim.
         clock: Unix time, for claims and leases.
+        layered: steps may lie in a lower layer of an overlay, where they cannot be moved.
 
     Raises:
         InvalidInput: the root is a DCP folder itself.
@@ -76,12 +78,16 @@ class OwnedSteps:
         *,
         lease_s: float = 3600.0,
         clock: Callable[[], float] = time.time,
+        layered: bool = False,
     ) -> None:
         self._storage = storage
+        self._layered = layered
         self._indexer = indexer
         self._lease_s = lease_s
         self._clock = clock
         self._lease: Lease | None = None
+        self._aborted: set[str] = set()
+        """Attempts whose removal has begun, or failed."""
         self._publishing = PublishingLife(storage)
         self.run_id = initialise_root(storage)
         self.durability = durability_of(storage)
@@ -90,10 +96,13 @@ class OwnedSteps:
         """Claim the next incarnation; see `CoordinatorSteps`.
 
         Raises:
-            StorageUnavailable: the parent was superseded during the restore, or storage refused.
+            StorageUnavailable: the parent was superseded during the restore, a step that is in the
+                way of later saves cannot be moved, or storage refused.
         """
         if parent is not None:
             self._require_standing(parent)
+        elif self._layered:
+            require_movable(self._storage, None)
         above = highest_incarnation(self._storage, self.run_id, parent)
         number = self._claim_next(parent, above)
         self.release()  # the claim now protects its parent
@@ -135,7 +144,18 @@ class OwnedSteps:
         # Both are checked again at the commit; checking here avoids a useless write.
         check_current(self._storage, incarnation)
         check_place(self._storage, step, self.run_id)
-        return begin(self._storage, step, incarnation, attempt)
+        return self._begin_with_room(step, incarnation, attempt)
+
+    def _begin_with_room(
+        self, step: int, incarnation: int, attempt: str, area: Area = Area.STEPS
+    ) -> AttemptFolder:
+        def make() -> AttemptFolder:
+            if area is Area.PUBLISHED:
+                make_dirs(self._storage, area.folder)
+                self._publishing.start(incarnation)
+            return begin(self._storage, step, incarnation, attempt, area)
+
+        return retry_after_discards(self._storage, make, incarnation, tuple(self._aborted))
 
     def begin_publication(self, version: int, incarnation: int, attempt: str) -> AttemptFolder:
         """Make the folder of a new attempt to publish; see `CoordinatorSteps`."""
@@ -151,9 +171,7 @@ class OwnedSteps:
                 expected=f"> {newest}",
                 found=version,
             )
-        make_dirs(self._storage, Area.PUBLISHED.folder)
-        self._publishing.start(incarnation)
-        return begin(self._storage, version, incarnation, attempt, Area.PUBLISHED)
+        return self._begin_with_room(version, incarnation, attempt, Area.PUBLISHED)
 
     def close(self) -> None:
         """End what shows that this life publishes, and the lease; see `CoordinatorSteps`."""
@@ -174,7 +192,9 @@ class OwnedSteps:
 
     def discard(self, attempt_key: str) -> None:
         """Remove an aborted attempt; see `CoordinatorSteps`."""
+        self._aborted.add(attempt_key)  # until it is removed
         discard(self._storage, attempt_key)
+        self._aborted.discard(attempt_key)
 
     def point_latest(self, step: int) -> None:
         """Make the advisory `latest` name this step; see `CoordinatorSteps`."""
@@ -184,7 +204,7 @@ class OwnedSteps:
         """Choose the step to restore, and lease it; see `CoordinatorSteps`."""
         if unverified and (foreign := offer_foreign(self._storage, step, exclude)) is not None:
             return Chosen(foreign, "", has_commits=bool(exclude), unverified=True)
-        found = self._select_leased(step, exclude)
+        found = retry_after_sweep(self._storage, lambda: self._select_leased(step, exclude))
         if not found.has_commits:
             warn_of_foreign(self._storage)
         entry = found.entry
@@ -213,9 +233,9 @@ class OwnedSteps:
             )
             if found.entry is None or found.entry.manifest is None:
                 return found
-            self._lease = retry_after_sweep(
-                self._storage, functools.partial(self._take_lease, found.entry.step)
-            )
+            if self._layered:
+                require_movable(self._storage, found.entry.step)
+            self._lease = self._take_lease(found.entry.step)
             if attempt_at(self._storage, found.entry.name) == found.entry.manifest.attempt:
                 return found
         self.release()

@@ -44,6 +44,7 @@ class PosixSteps:
         storage: the root.
         root: its path, for messages.
         writable_problem: result of the method of this name.
+        is_layered: returns whether some folders may not be movable.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class PosixSteps:
         root: str = "root",
         *,
         writable_problem: Callable[[], str | None] = lambda: None,
+        is_layered: Callable[[], bool] = lambda: False,
     ) -> None:
         self.storage = storage
+        self._is_layered = is_layered
         self._writable_problem = writable_problem
         self.pins = Pins(storage)
         self._root = root
@@ -108,7 +111,8 @@ class PosixSteps:
 
     def own(self, indexer: Indexer, *, lease_s: float) -> OwnedSteps:
         """Initialise the root and return its coordinator's view; see `StepStore`."""
-        return OwnedSteps(self.storage, indexer, lease_s=lease_s, clock=time.time)
+        layered = self._is_layered()
+        return OwnedSteps(self.storage, indexer, lease_s=lease_s, clock=time.time, layered=layered)
 
     def removal(self) -> Removal:
         """Return the view for removing steps; see `StepStore`."""

@@ -6,6 +6,7 @@ Invariants:
 - A step is put back if the second check finds it protected, or finds another step than was judged.
 - The name decides about a folder in the trash: `.pruned` is a whole step; `.deleting` is partly
   deleted, and is never put back.
+- A step that the storage refuses to move is removed where it lies; see `_in_place`.
 - After a failed sync, nothing more is moved or deleted: earlier changes may be lost, and a later
   successful sync does not prove the opposite.
 - Names that stepseal did not give are left alone; symlinks and mounts are never entered.
@@ -18,13 +19,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.errors import CheckpointError, NotCurrent, StorageUnavailable
-from stepseal.layout import Area, duration_text
+from stepseal.layout import MANIFEST, Area, duration_text
 from stepseal.steps._attempts import attempt_at
 from stepseal.steps._claims import check_current
 from stepseal.steps._folders import FolderName, parse_folder
 from stepseal.steps._guards import read_guards
+from stepseal.steps._in_place import (
+    cannot_move,
+    finish_in_place,
+    remove_in_place,
+    retire_in_place,
+)
 from stepseal.steps._roots import SUPERSEDED, TRASH
-from stepseal.storage import KeyExists, KeyNotFound, remove_tree
+from stepseal.storage import KeyExists, KeyNotFound, exists, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -65,8 +72,10 @@ def reasons_to_go_back(storage: Storage, folder: FolderName, guards: Guards) -> 
         StorageUnavailable: the folder cannot be read.
     """
     held = attempt_at(storage, f"{TRASH}/{folder}")
+    if held is None and not exists(storage, f"{TRASH}/{folder}/{MANIFEST}"):
+        return ""  # it was whole when it was moved: its deletion in place has begun
     if held is None:
-        return "its manifest is missing or damaged"
+        return "its manifest is damaged"
     if held != folder.attempt:
         return "another attempt had taken its place"
     return "; ".join(guards.reasons(folder.step))
@@ -145,6 +154,11 @@ class Retirement:
             self._storage.rename(name.place, f"{TRASH}/{name}")
         except KeyNotFound:
             return  # another process has moved it
+        except StorageUnavailable as error:
+            if not cannot_move(error):
+                raise
+            self._remove_in_place(name, error)
+            return
         self.report.in_trash[name.step] = "moved into the trash, but not deleted yet"
         self._sync(area.folder)
         self._sync(TRASH)
@@ -163,6 +177,32 @@ class Retirement:
                 "root uses its own grace"
             )
 
+    def _remove_in_place(self, name: FolderName, refusal: StorageUnavailable) -> None:
+        """Remove a step that cannot be moved; without the trash, it has no grace there."""
+        if self._trash_grace_s:
+            raise StorageUnavailable(
+                f"{name.place}: expected to keep it in the trash for "
+                f"{duration_text(self._trash_grace_s)}, but it cannot be moved there: {refusal} It "
+                "stays. A prune without a grace for the trash removes it where it lies.",
+                errno=refusal.errno,
+                path=name.place,
+            ) from refusal
+        try:
+            reasons = retire_in_place(
+                self._storage, name, lambda: self._reasons_in_place(name), self._sync
+            )
+        except KeyNotFound:
+            raise refusal from None
+        if reasons:
+            self.report.put_back[name.step] = reasons
+        else:
+            self.report.removed.append(name.step)
+
+    def _reasons_in_place(self, name: FolderName) -> str:
+        reasons = read_guards(self._storage, self._clock(), name.area).reasons(name.step)
+        self._check_current()
+        return "; ".join(reasons)
+
     def remove_superseded(self, name: str) -> None:
         """Delete one folder of the superseded area."""
         self._check_current()
@@ -170,18 +210,18 @@ class Retirement:
         assert folder is not None
         trash = f"{TRASH}/{folder.with_fate('.deleting')}"
         try:
-            self._storage.rename(f"{SUPERSEDED}/{name}", trash)
+            self._delete_as(f"{SUPERSEDED}/{name}", trash, SUPERSEDED)
         except KeyNotFound:
             return
-        self._sync(SUPERSEDED)
-        self._delete(trash)
         self.report.removed_superseded.append(name)
 
     def settle_trashed(self, trashed: str, delete: bool) -> None:
         """Finish an earlier prune of one folder: put it back, or delete it."""
         name = parse_folder(trashed, None)
         assert name is not None
-        if name.fate == ".deleting":
+        if name.fate == ".in-place":
+            finish_in_place(self._storage, name, self._sync)
+        elif name.fate == ".deleting":
             self._sync(TRASH)  # the process that renamed it may have died before its sync
             self._delete(f"{TRASH}/{name}")
         else:
@@ -210,11 +250,24 @@ class Retirement:
         self._check_current_or_put_back(name)
         if not delete:
             return True
-        dying = f"{TRASH}/{name.with_fate('.deleting')}"
-        self._storage.rename(f"{TRASH}/{name}", dying)
-        self._sync(TRASH)  # a partly deleted folder never has the name of a whole one
-        self._delete(dying)
+        self._delete_as(f"{TRASH}/{name}", f"{TRASH}/{name.with_fate('.deleting')}", TRASH)
         return True
+
+    def _delete_as(self, key: str, dying: str, area: str) -> None:
+        """Give a folder another name, as it must not have that of a whole one; then delete it.
+
+        Raises:
+            KeyNotFound: another prune was faster.
+        """
+        try:
+            self._storage.rename(key, dying)
+        except StorageUnavailable as error:
+            if not cannot_move(error):
+                raise
+            remove_in_place(self._storage, key)
+        else:
+            self._sync(area)
+            self._delete(dying)
 
     def _reasons_to_stay(self, name: FolderName) -> str:
         guards = read_guards(self._storage, self._clock(), name.area)

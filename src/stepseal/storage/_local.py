@@ -221,6 +221,11 @@ class LocalStorage:
         with self._guard("stat", ""), self._walk((), "stat") as fd:
             return find_mount(fd, self._calls)
 
+    def is_layered(self) -> bool:
+        """Return whether folders may lie in layers; then some of them may not be movable."""
+        mount = self.mount()
+        return mount is not None and mount.is_layered
+
     # -- changing ----------------------------------------------------------------------------
 
     def create_file(self, key: str) -> LocalWriter:

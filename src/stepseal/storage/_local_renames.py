@@ -1,7 +1,9 @@
 """Renames that never replace an entry, with substitutes for missing flags; and exchanges.
 
 For the flags of renameat2(2), a network file system returns EINVAL, and an old kernel or C library
-ENOSYS. The first use finds out what is missing; the storage remembers it.
+ENOSYS. A sandbox that does not know the call returns EPERM, as missing permissions do: if the same
+rename works without the flag, it was the flag. The first use finds out what is missing; the storage
+remembers it.
 
 Without RENAME_NOREPLACE, a file is moved by link(2), which never replaces, and unlink(2); a crash
 between the two leaves both names. A directory is moved by plain rename(2) after a check of the
@@ -23,10 +25,12 @@ from stepseal.storage._syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
 if TYPE_CHECKING:
     from stepseal.storage._syscalls import Syscalls
 
-__all__ = ["NO_FLAGS", "Renames"]
+__all__ = ["MAYBE_NO_FLAGS", "Renames"]
 
-NO_FLAGS = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
+_NO_FLAGS = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP})
 """Errors of a kernel or file system that does not know a flag of renameat2."""
+MAYBE_NO_FLAGS = _NO_FLAGS | {errno.EPERM}
+"""The same, and the error of a sandbox that does not know the call, or of missing permissions."""
 
 _NO_EXCHANGE = frozenset({errno.EEXIST, errno.ENOTEMPTY})
 """Errors that an exchange never returns: the server ignored the flag and did a plain rename."""
@@ -52,33 +56,42 @@ class Renames:
             try:
                 return self._renameat2(name, fd, target, target_fd, RENAME_NOREPLACE)
             except OSError as error:
-                if error.errno not in NO_FLAGS:
+                if error.errno not in MAYBE_NO_FLAGS:
                     raise
-                self._missing[RENAME_NOREPLACE] = error.errno
+                number = error.errno
+            self._move_without_flag(name, fd, target, target_fd)
+            self._missing[RENAME_NOREPLACE] = number  # it was the flag, as this worked
+            return None
+        return self._move_without_flag(name, fd, target, target_fd)
+
+    def _move_without_flag(self, name: str, fd: int, target: str, target_fd: int) -> None:
         if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-            return self._move_directory(name, fd, target, target_fd)
+            self._move_directory(name, fd, target, target_fd)
+            return
         self._calls.link(name, fd, target, target_fd)
         with suppress(FileNotFoundError):  # removed meanwhile: only the target's name is left
             os.unlink(name, dir_fd=fd)
-        return None
 
     def exchange(self, first: str, first_fd: int, second: str, second_fd: int) -> None:
         """Swap two entries.
 
         Raises:
-            OSError: the kernel refused; one of `NO_FLAGS` if the call is not supported.
+            OSError: the kernel refused; one of `MAYBE_NO_FLAGS` if the call is not supported. With
+                EPERM this is not certain: two moves show whether permissions are missing.
         """
         if RENAME_EXCHANGE not in self._missing:
             try:
                 return self._renameat2(first, first_fd, second, second_fd, RENAME_EXCHANGE)
             except OSError as error:
-                if error.errno not in NO_FLAGS | _NO_EXCHANGE:
+                if error.errno not in MAYBE_NO_FLAGS | _NO_EXCHANGE:
                     raise
-                known = error.errno if error.errno in NO_FLAGS else errno.EINVAL
+                known = error.errno if error.errno in MAYBE_NO_FLAGS else errno.EINVAL
+            if known != errno.EPERM:
                 self._missing[RENAME_EXCHANGE] = known
+        else:
+            known = self._missing[RENAME_EXCHANGE]
         for name, fd in ((first, first_fd), (second, second_fd)):
             os.stat(name, dir_fd=fd, follow_symlinks=False)  # report a missing entry first
-        known = self._missing[RENAME_EXCHANGE]
         raise OSError(known, os.strerror(known))
 
     def _move_directory(self, name: str, fd: int, target: str, target_fd: int) -> None:

@@ -19,6 +19,7 @@ __all__ = ["Mount", "find_mount", "mount_number", "parse_mounts", "quota_doubts"
 
 _IN_MEMORY = frozenset({"ramfs", "rootfs", "tmpfs", "hugetlbfs"})
 _HOST_DECIDES = frozenset({"9p", "drvfs", "prl_fs", "vboxsf", "vmhgfs"})
+_LAYERED = ("overlay", "union", "aufs", "mergerfs")
 _VOLATILE = frozenset({"fsync=volatile", "volatile"})
 _SERVED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "panfs", "wekafs", "cifs", "smb3", "afs")
 _QUOTA = re.compile(r"(usr|grp|u|g)?j?quota(=.*)?", re.ASCII)
@@ -47,6 +48,11 @@ class Mount:
     def is_volatile(self) -> bool:
         """True for an overlay that skips syncs."""
         return not _VOLATILE.isdisjoint(self.options)
+
+    @property
+    def is_layered(self) -> bool:
+        """True if folders may lie in layers or branches between which nothing can be renamed."""
+        return any(word in self.fs_type for word in _LAYERED)
 
     @property
     def is_fuse(self) -> bool:

@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from stepseal.errors import Corrupt, StorageUnavailable
-from stepseal.storage._local_renames import NO_FLAGS
+from stepseal.storage._local_renames import MAYBE_NO_FLAGS
 from stepseal.storage._verbs import KeyExists, KeyNotFound, NotSupported
 
 if TYPE_CHECKING:
@@ -22,7 +22,11 @@ _NEXT_STEPS = {
     errno.EACCES: "Check the permissions of the root and of its directories.",
     errno.EPERM: "Check the permissions and attributes of the root and of its directories.",
     errno.EROFS: "Mount the file system writable.",
-    errno.EXDEV: "Keep the whole root on one file system: remove mounts inside it.",
+    errno.EXDEV: (
+        "It may lie in a lower layer of an overlay, such as a container image, or on another file "
+        "system: copy the root to a volume (cp -a), mount the overlay with redirect_dir=on, or "
+        "remove mounts inside the root."
+    ),
     errno.ESTALE: "The network file system lost this file: check its server, then retry.",
     errno.EIO: "The device failed: check the kernel log before you trust this disk.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
@@ -62,7 +66,7 @@ def refused(verb: str, key: str, root: str, error: OSError) -> StorageUnavailabl
             path=key,
             errno=number,
         )
-    if number in NO_FLAGS and verb.startswith("exchange"):
+    if number in MAYBE_NO_FLAGS and verb.startswith("exchange"):
         return NotSupported(
             f"{where}: expected renameat2 with RENAME_EXCHANGE, found a kernel or file system "
             f"without it [{code}]. Move twice instead.",

@@ -51,7 +51,7 @@ class KeyExists(StorageUnavailable, FileExistsError):
 
 
 class NotSupported(StorageUnavailable):
-    """The file system never supports this operation; nothing changed. `errno` has its error."""
+    """The file system does not support this operation; nothing changed. `errno` has its error."""
 
     kind: ClassVar[str] = "not_supported"
 
