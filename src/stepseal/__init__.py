@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stepseal.retention import Retention, latest
     from stepseal.session import (
         Checkpointer, Commit, Imported, LoadReport, PendingSave, Publication, Restored, Run, Saved,
-        Step, every, import_dcp, load, open_step, save,
+        Step, before, every, import_dcp, load, on_signal, open_step, save,
     )  # fmt: skip
     from stepseal.session import open_run as open  # noqa: A004 - reads as stepseal.open(root)
     from stepseal.storage import Access
@@ -37,10 +37,10 @@ __all__ = [
     "Access", "Checkpointer", "Commit", "Conversion", "Coordinator", "Deadlines", "External",
     "GLOBAL", "GlobalSampler", "Imported", "LoadReport", "PER_NODE", "PER_RANK", "Participant",
     "PendingSave", "Placement", "Publication", "REPLICATED", "RNG", "Rank", "Restored", "Retention",
-    "Run", "SHARDED", "Saved", "Sharing", "Step", "Unchanged", "__version__", "errors", "every",
-    "fetched", "import_dcp", "in_process", "latest", "load", "monarch", "open", "open_step",
-    "per_group", "processes", "ranks", "ray", "register", "register_codec", "save", "serve",
-    "sharded",
+    "Run", "SHARDED", "Saved", "Sharing", "Step", "Unchanged", "__version__", "before", "errors",
+    "every", "fetched", "import_dcp", "in_process", "latest", "load", "monarch", "on_signal",
+    "open", "open_step", "per_group", "processes", "ranks", "ray", "register", "register_codec",
+    "save", "serve", "sharded",
 ]  # fmt: skip
 
 

@@ -218,14 +218,6 @@ def test_hello_is_welcomed_and_heartbeats_are_silent() -> None:
     assert found.on_message(TWO[0], messages.Heartbeat(), 0.0) == []
 
 
-def test_verdict_is_the_same_for_all() -> None:
-    found = in_publish()
-    for decided in (False, True):
-        todo = found.on_message(TWO[0], messages.PollSave(1, 11), 2.0)
-        assert sent(todo) == [(name, messages.SaveStatus(1, 11, decided)) for name in TWO]
-        found.on_driver(actions.Published(1, "a" * 64), 2.0)
-
-
 def test_deadlines_are_judged_per_round() -> None:
     found = new()
     found.on_message(TWO[0], captured(1), 0.0)

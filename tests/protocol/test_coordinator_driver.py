@@ -228,26 +228,6 @@ class Gate(FaultyStorage):
         super().rename(source, target, replace=replace)
 
 
-def test_verdicts_are_given_while_a_step_is_being_published() -> None:
-    gate = Gate(MemoryStorage())
-    with Job(gate) as job:
-
-        def save(name: str) -> messages.Committed:
-            return job.save(name, 10, forget=False)
-
-        saves = threading.Thread(target=together, args=(TWO, save))
-        saves.start()
-        assert gate.reached.wait(30)
-        job.drivers[TWO[0]].poll_save(1, 11)
-        verdicts = together(TWO, lambda name: job.drivers[name].wait_status(1, 11))
-        assert set(verdicts.values()) == {False}
-        gate.go_on.set()
-        saves.join(30)
-        job.drivers[TWO[0]].poll_save(1, 12)
-        verdicts = together(TWO, lambda name: job.drivers[name].wait_status(1, 12))
-        assert set(verdicts.values()) == {True}
-
-
 def test_participants_do_not_wait_for_a_storage_that_hangs() -> None:
     gate = Gate(MemoryStorage())
 

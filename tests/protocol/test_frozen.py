@@ -110,7 +110,11 @@ def test_a_naive_round_that_only_thaws_is_seen() -> None:
 
     def finish(self: SaveRound, message: messages.Decided) -> list[object]:
         told = real(self, message)
-        held = set(self._frozen()) if isinstance(message, messages.Aborted) else set()
+        held = (
+            set(self._stages.frozen(self._captured))
+            if isinstance(message, messages.Aborted)
+            else set()
+        )
         return [action for action in told if getattr(action, "to", "") not in held]
 
     with mock.patch.object(SaveRound, "_finish", finish), pytest.raises(AssertionError):

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from tests.protocol._lives_walk import Walk
 
-from stepseal.protocol import _opening, _save_round
+from stepseal.protocol import _opening, _stages
 from stepseal.protocol._coordinator import Coordinator
 from stepseal.protocol._lives import Lives
 from stepseal.protocol._save_round import SaveRound
@@ -75,7 +75,7 @@ def _all_at_once() -> Patch:
     def stages(roster: Sequence[str], _order: Sequence[str]) -> list[tuple[str, ...]]:
         return [tuple(roster)]
 
-    return _save_round, "stages", stages
+    return _stages, "stages", stages
 
 
 def _absent_forgiven() -> Patch:

@@ -32,7 +32,7 @@ FROM_PARTICIPANT: list[messages.FromParticipant] = [
     messages.Checked(1, 1, {"model": "0f"}),
     messages.Applied(1, 1),
     messages.Rejected(1, 1, True, CAUSE),
-    messages.PollSave(1, 5),
+    messages.Fired("SIGTERM", stop=True, grace_s=30.0),
     messages.SafePoint(1, 41),
     messages.SaveAsked(10, "actor"),
     messages.Goodbye(),
@@ -45,6 +45,7 @@ FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Thaw(3),
     messages.AskSafePoint(1),
     messages.Target(1, 42),
+    messages.Target(1, 42, messages.Due("SIGTERM", "SIGTERM", [3])),
     messages.Lapsed(1),
     messages.BeginRestore(3, "life", ["trainer/0"], 10, True, {"model": "skip"}, ["model"], True),
     messages.Dismiss(),
@@ -64,7 +65,6 @@ FROM_COORDINATOR: list[messages.FromCoordinator] = [
     messages.Fresh(1, 2),
     messages.RestoreFailed(1, "corrupt", "text", {}, {"trainer/0": CAUSE}, True),
     messages.RestoreFailed(1, "state_mismatch", "text", {}, {}, False, left={"model": "1"}),
-    messages.SaveStatus(1, 5, True),
 ]
 
 

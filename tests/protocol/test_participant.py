@@ -127,24 +127,11 @@ def test_first_answer_of_a_restore_counts() -> None:
 def test_forgotten_calls_stay_forgotten() -> None:
     found = new()
     found.on_message(COMMITTED)
-    found.on_message(messages.SaveStatus(1, 11, True))
-    found.on_message(messages.SaveStatus(2, 11, True))
     found.forget(1)
-    for message in (COMMITTED, WRITE, CANDIDATE, RESTORED, messages.SaveStatus(1, 11, True)):
+    for message in (COMMITTED, WRITE, CANDIDATE, RESTORED):
         found.on_message(message)
     assert found._saves == {}
     assert found._restores == {}
-    assert found.status(1, 11) is None
-    assert found.status(2, 11) is True
-
-
-def test_verdict_is_for_one_call_and_step_and_taken_once() -> None:
-    found = new()
-    found.on_message(messages.SaveStatus(1, 11, False))
-    assert found.status(1, 12) is None
-    assert found.status(2, 11) is None
-    assert found.status(1, 11) is False
-    assert found.status(1, 11) is None
 
 
 def test_welcome_and_heartbeat() -> None:

@@ -204,17 +204,6 @@ def test_restore_that_ended_is_known_while_an_order_is_carried_out(end: str) -> 
     assert found.restore_ended(1)
 
 
-def test_verdict_of_another_step_or_call_is_not_taken() -> None:
-    found, line = driver(QUICK)
-    line.deliver(messages.SaveStatus(1, 11, False))
-    line.deliver(messages.SaveStatus(2, 12, False))
-    line.deliver(messages.SaveStatus(1, 12, False))
-    assert found.wait_status(1, 12) is False
-    assert found.wait_status(1, 12) is True  # nobody answers: look at the outcome
-    line.deliver(cause("gone"))
-    assert found.wait_status(1, 13) is True
-
-
 def test_goodbye_is_answered_once() -> None:
     found, line = driver()
     found.close()

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING
-
 import pytest
-from tests.protocol._conversations import Job
 from tests.protocol._opened import Actors, opening
-from tests.steps._kit import DEADLINES, TWO
+from tests.steps._kit import DEADLINES
 
 from stepseal import errors
-from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._coordinator import Coordinator
 from stepseal.protocol._opening import Opening
 from stepseal.protocol._participant import Participant
 from stepseal.protocol._safe_points import OwnPoints
-
-if TYPE_CHECKING:
-    from stepseal.protocol._participant_driver import ParticipantDriver
 
 RANKS = ("trainer/0", "trainer/1")
 
@@ -165,67 +157,3 @@ def test_points_count_on_over_lives_and_without_a_coordinator() -> None:
 
 def spmd(*participants: str) -> Coordinator:
     return Coordinator(participants, DEADLINES, lambda: "a" * 32)
-
-
-def test_ranks_that_make_their_own_calls_can_be_asked_too() -> None:
-    coordinator = spmd(*RANKS)
-    todo = coordinator.ask_safe_point(0.0)
-    assert todo == [actions.Send(name, messages.AskSafePoint(1)) for name in RANKS]
-    assert coordinator.ask_safe_point(0.0) == [], "one request at a time"
-    coordinator.on_message("trainer/0", messages.SafePoint(1, 3), 0.0)
-    todo = coordinator.on_message("trainer/1", messages.SafePoint(1, 4), 0.0)
-    assert todo == [actions.Send(name, messages.Target(1, 5)) for name in RANKS]
-    assert coordinator.on_message("trainer/1", messages.SafePoint(1, 5), 0.0) == []
-    todo = coordinator.on_message("trainer/0", messages.SafePoint(1, 5), 0.0)
-    assert todo == [actions.Agreed({"trainer": 5}, {})]
-
-
-@pytest.mark.parametrize("how", ["goodbye", "lost", "deadline"])
-def test_a_request_without_a_call_lapses_and_names_who(how: str) -> None:
-    coordinator = spmd(*RANKS)
-    coordinator.ask_safe_point(0.0)
-    coordinator.on_message("trainer/0", messages.SafePoint(1, 3), 0.0)
-    if how == "goodbye":
-        todo = coordinator.on_message("trainer/1", messages.Goodbye(), 0.0)
-    elif how == "lost":
-        todo = coordinator.on_lost("trainer/1", messages.Failure("participant_failed", "gone"))
-    else:
-        assert coordinator.next_deadline() == DEADLINES.capture_s
-        todo = coordinator.on_time(DEADLINES.capture_s)
-    (agreed,) = (action for action in todo if isinstance(action, actions.Agreed))
-    assert agreed.targets == {}
-    assert "trainer/1" in agreed.failures
-    assert actions.Send("trainer/0", messages.Lapsed(1)) in todo
-    assert coordinator.next_deadline() == float("inf")
-
-
-def _steps(driver: ParticipantDriver, until: threading.Event, stops: list[int]) -> None:
-    """Pass safe points until told to end; note where all stop."""
-    number = 0
-    while not until.is_set():
-        number += 1
-        if driver.pass_safe_point():
-            stops.append(number)
-
-
-@pytest.mark.slow
-def test_threads_of_a_job_stop_at_one_safe_point_each_time() -> None:
-    """Ranks that step as fast as they can, each on its own thread, are asked 50 times."""
-    with Job() as job:
-        until = threading.Event()
-        stops: dict[str, list[int]] = {name: [] for name in TWO}
-        threads = [
-            threading.Thread(target=_steps, args=(job.drivers[name], until, stops[name]))
-            for name in TWO
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            targets = [job.coordinator.ask_safe_point().result(60).targets for _ in range(50)]
-        finally:
-            until.set()
-            for thread in threads:
-                thread.join(60)
-    (first, second) = stops.values()
-    assert first == second
-    assert [sorted(found.values()) for found in targets] == [[number] for number in first]

@@ -29,16 +29,17 @@ from stepseal.protocol._socket_hub import SocketHub
 from stepseal.protocol._socket_link import SocketLink
 from stepseal.protocol._steps import CoordinatorSteps, ResolveAttempt
 from stepseal.protocol._transport import FromLinks, Hub, InProcessHub, Link
+from stepseal.protocol._triggers import Due, Fired, Timing
 from stepseal.protocol._wire import Address
 
 __all__ = [
     "Aborted", "Address", "Announce", "Applied", "Apply", "Begin", "BeginRestore", "BeginSave",
     "Candidate", "Captured", "Checked", "Committed", "Compare", "Compared", "ComponentReport",
-    "Coordinator", "CoordinatorDriver", "CoordinatorSteps", "Deadlines", "Failure", "Fresh",
-    "FromCoordinator", "FromLinks", "Gate", "Housekeep", "Hub", "InProcessHub", "JobInfo", "Link",
-    "Opening", "OwnPoints", "PartReport", "Participant", "ParticipantDriver", "Rejected",
+    "Coordinator", "CoordinatorDriver", "CoordinatorSteps", "Deadlines", "Due", "Failure", "Fired",
+    "Fresh", "FromCoordinator", "FromLinks", "Gate", "Housekeep", "Hub", "InProcessHub", "JobInfo",
+    "Link", "Opening", "OwnPoints", "PartReport", "Participant", "ParticipantDriver", "Rejected",
     "Relation", "ResolveAttempt", "RestoreAnswer", "RestoreCalled", "RestoreFailed", "Restored",
-    "SaveGranted", "SaveState", "SocketHub", "SocketLink", "Write", "as_gates", "ask_save",
-    "is_prepared", "check_frozen", "details_of", "error_from", "failure_of", "messages_of",
-    "place_of", "reach", "resolve_save",
+    "SaveGranted", "SaveState", "SocketHub", "SocketLink", "Timing", "Write", "as_gates",
+    "ask_save", "is_prepared", "check_frozen", "details_of", "error_from", "failure_of",
+    "messages_of", "place_of", "reach", "resolve_save",
 ]

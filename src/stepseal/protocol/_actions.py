@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Action",
-    "Agreed",
     "BeginStaging",
     "Claim",
     "Claimed",
@@ -70,16 +69,6 @@ class Connected:
     """Report that a life that was admitted has connected, and has told what it holds."""
 
     life: str
-
-
-@dataclass(frozen=True, slots=True)
-class Agreed:
-    """Report how a request for safe points ended to whoever asked."""
-
-    targets: Mapping[str, int]
-    """Role to the number of the safe point at which all of its ranks are; empty if it lapsed."""
-    failures: Mapping[str, Failure]
-    """Who made it lapse, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +133,7 @@ class Claim:
     parent: StepRef | None
 
 
-Action = Send | Told | Warn | Connected | Agreed | BeginStaging | Publish | Discard | Select | Claim
+Action = Send | Told | Warn | Connected | BeginStaging | Publish | Discard | Select | Claim
 
 
 @dataclass(frozen=True, slots=True)

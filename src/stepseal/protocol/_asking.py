@@ -5,7 +5,9 @@ Invariants:
 - One request at a time. It ends when every rank that was asked is at its target, or it lapses.
 - The target of a role is told only after all of its ranks have answered.
 - A rank is told to begin a call together with the target, never before it.
-- A rank that is lost, released, closed or too late is never waited for: the request lapses.
+- A rank that is lost, released, closed or too late is never waited for. The request for a call
+  lapses then. One without a call goes on among the others; it lapses only if a rank closes before
+  the target is named.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from stepseal.layout import role_of
 from stepseal.protocol import _actions as actions
-from stepseal.protocol._agreement import late
 from stepseal.protocol._cut import by_role
 from stepseal.protocol._opening import BeginRestore, BeginSave
 from stepseal.protocol._safe_points import AskSafePoint, Lapsed, SafePoint, Target
@@ -22,8 +23,9 @@ from stepseal.protocol._safe_points import AskSafePoint, Lapsed, SafePoint, Targ
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
-    from stepseal.protocol._failures import Failure
+    from stepseal.protocol._lives import Lives
     from stepseal.protocol._opening import Begin
+    from stepseal.protocol._triggers import Triggers
 
 __all__ = ["SafePoints", "target"]
 
@@ -40,14 +42,18 @@ def target(passed: Iterable[int]) -> int:
 class SafePoints:
     """The one open request, if there is one.
 
-    It comes with a call that the coordinator opened, or from `ask` alone.
+    It comes with a call that the coordinator opened, or with what is due.
+
+    Args:
+        triggers: what is due.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, triggers: Triggers) -> None:
+        self._triggers = triggers
         self._stepping: set[str] = set()
         """Participants that begin a call at a safe point."""
         self._request = 0
-        self._roster: Mapping[str, str] = {}
+        self._roster: dict[str, str] = {}
         """Who was asked, and their lives; empty where no request is open."""
         self._passed: dict[str, int] = {}
         self._targets: dict[str, int] = {}
@@ -56,8 +62,6 @@ class SafePoints:
         """Who is at the target."""
         self._begins: dict[str, Begin] = {}
         """What they are told to begin there."""
-        self._limit_s = 0.0
-        self.deadline = float("inf")
 
     def declare(self, participant: str, *, steps: bool) -> None:
         """Note whether a participant begins its calls at safe points."""
@@ -73,19 +77,16 @@ class SafePoints:
         """The call that the open request is for; None without one."""
         return next((begin.call for begin in self._begins.values()), None)
 
-    def ask(self, roster: Mapping[str, str], now: float, limit_s: float) -> list[actions.Action]:
+    def ask(self, roster: Mapping[str, str]) -> list[actions.Action]:
         """Ask ranks for their safe points.
 
         Args:
             roster: the ranks and their lives.
-            now: monotonic time.
-            limit_s: seconds until all must be at the target.
         """
         assert not self.is_open, "one request at a time"
         self._request += 1
         self._roster = dict(roster)
         self._passed, self._targets, self._here, self._begins = {}, {}, set(), {}
-        self._limit_s, self.deadline = limit_s, now + limit_s
         return [actions.Send(one, AskSafePoint(self._request)) for one in roster]
 
     def instead(
@@ -109,9 +110,8 @@ class SafePoints:
         call = next(begin.call for begin in begins.values())
         if call not in calls:  # it has ended before it began
             return rest
-        lapsed = self.lapse({}) if self.is_open else []  # a rank captured elsewhere: its call fails
-        roster = {one: lives[call][one] for one in begins}
-        asked = self.ask(roster, 0.0, float("inf"))  # the call has a deadline of its own
+        lapsed = self.lapse() if self.is_open else []  # a rank captured elsewhere: its call fails
+        asked = self.ask({one: lives[call][one] for one in begins})
         self._begins = begins
         return rest + lapsed + asked
 
@@ -132,15 +132,20 @@ class SafePoints:
         if self._targets:
             return self._arrived(participant, message)
         self._passed[participant] = message.point
+        return self._name_targets()
+
+    def _name_targets(self) -> list[actions.Action]:
         if len(self._passed) < len(self._roster):
             return []
         self._targets = {
             role: target([self._passed[one] for one in names])
             for role, names in by_role(self._roster).items()
         }
+        due = self._triggers.take() if self.call is None else None
         todo: list[actions.Action] = []
         for one in self._roster:
-            todo.append(actions.Send(one, Target(self._request, self._targets[role_of(one)])))
+            point = self._targets[role_of(one)]
+            todo.append(actions.Send(one, Target(self._request, point, due)))
             if one in self._begins:
                 todo.append(actions.Send(one, self._begins[one]))
         return todo
@@ -148,17 +153,38 @@ class SafePoints:
     def _arrived(self, participant: str, message: SafePoint) -> list[actions.Action]:
         if message.point == self._targets[role_of(participant)]:
             self._here.add(participant)
-        if self.missing():
+        self._end_if_met()
+        return []
+
+    def _end_if_met(self) -> None:
+        if not self.missing():
+            self._roster = {}
+
+    def drop(self, lives: Lives) -> list[actions.Action]:
+        """Go on without ranks that are gone, in a request without a call.
+
+        A rank that closes passes no more safe points, and neither do the others, who make the same
+        calls: they are let go if they do not know the target yet.
+        """
+        if not self.is_open or self.call is not None:
             return []
-        return self._end({})
+        absent = lives.absent(self._roster)
+        gone = [one for one in self.missing() if one in absent]
+        if not gone:
+            return []
+        if not self._targets and any(one in lives.closed for one in gone):
+            return self.lapse()
+        self._roster = {one: life for one, life in self._roster.items() if one not in gone}
+        for one in gone:
+            self._passed.pop(one, None)
+        if self._targets:
+            self._end_if_met()
+            return []
+        return self._name_targets() if self._roster else []
 
     def missing(self) -> tuple[str, ...]:
         """Return who was asked and is not at the target yet."""
         return tuple(one for one in self._roster if one not in self._here)
-
-    def roster(self) -> Mapping[str, str]:
-        """Return who was asked, with their lives; empty where no request is open."""
-        return self._roster
 
     def late(self) -> dict[str, str | None]:
         """Return where each rank is that is missing, for the end of the time.
@@ -175,20 +201,25 @@ class SafePoints:
         last, end = self._passed[participant], self._targets[role_of(participant)]
         return f"it was asked after safe point {last}, and did not come to number {end}"
 
-    def on_time(self, now: float) -> list[actions.Action]:
-        """Let a request without a call lapse at its deadline, and name who is late."""
-        if now < self.deadline:
-            return []
-        return self.lapse(
-            late(self.missing(), f"did not answer within {self._limit_s:g} s", self.late())
-        )
-
-    def lapse(self, failures: Mapping[str, Failure]) -> list[actions.Action]:
+    def lapse(self) -> list[actions.Action]:
         """Give the request up: all go on as if nobody had asked."""
         told: list[actions.Action] = [
             actions.Send(one, Lapsed(self._request)) for one in self._roster
         ]
-        return told + self._end(failures)
+        self._roster = {}
+        return told
+
+    def ask_what_is_due(self, lives: Lives) -> list[actions.Action]:
+        """Ask all ranks that are left where they stop for what is due, one request at a time."""
+        if self.is_open or not self._triggers.is_due:
+            return []
+        roster = lives.roster()
+        gone = lives.absent(roster)
+        left = {one: life for one, life in roster.items() if one not in gone}
+        if not lives.closed:
+            return self.ask(left)
+        self._triggers.take()  # the others close next, and settle their saves there
+        return [actions.Send(one, Lapsed(self._request)) for one in left]
 
     def settle(self, calls: Collection[int]) -> list[actions.Action]:
         """Let the request of a call lapse that has ended.
@@ -197,13 +228,5 @@ class SafePoints:
             calls: those that are open.
         """
         if self.is_open and self.call is not None and self.call not in calls:
-            return self.lapse({})
+            return self.lapse()
         return []
-
-    def _end(self, failures: Mapping[str, Failure]) -> list[actions.Action]:
-        call, self._roster = self.call, {}
-        self.deadline = float("inf")
-        if call is not None:
-            return []
-        targets = {} if failures else dict(self._targets)
-        return [actions.Agreed(targets, dict(failures))]

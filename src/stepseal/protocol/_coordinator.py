@@ -24,6 +24,7 @@ from stepseal.protocol._publications import unknown_components
 from stepseal.protocol._restore_round import RestoreRound
 from stepseal.protocol._rounds import answer, report
 from stepseal.protocol._save_round import SaveRound
+from stepseal.protocol._triggers import Timing, Triggers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,7 @@ class Coordinator:
         deadlines: limits per phase.
         new_attempt: returns a fresh 128-bit random id in hex at every call.
         gates: what writers save by themselves; each save that is opened then waits for all of them.
+        timing: triggers that depend on time alone; None for none.
     """
 
     def __init__(
@@ -54,9 +56,13 @@ class Coordinator:
         deadlines: Deadlines,
         new_attempt: Callable[[], str],
         gates: tuple[Gate, ...] = (),
+        timing: Timing | None = None,
     ) -> None:
         self._lives = Lives(participants)
-        self._points = SafePoints()
+        self._triggers = Triggers(timing or Timing())
+        self._points = SafePoints(self._triggers)
+        self._now = 0.0
+        """Time of the newest event that told it."""
         self._opens = not participants
         self._deadlines = deadlines
         self._new_attempt = new_attempt
@@ -87,7 +93,9 @@ class Coordinator:
 
     def next_deadline(self) -> float:
         """Return the monotonic time by which `on_time` must be called."""
-        return min([self._points.deadline, *(r.deadline for r in self._rounds.values())])
+        return min(
+            [self._triggers.deadline(self._now), *(r.deadline for r in self._rounds.values())]
+        )
 
     def admit(self, participant: str, life: str, *, steps: bool = False) -> list[actions.Action]:
         """Let a participant take part in later calls; an earlier life of it ends here.
@@ -174,6 +182,7 @@ class Coordinator:
         self, participant: str, message: messages.FromParticipant, now: float, life: str = ""
     ) -> list[actions.Action]:
         """Handle a message; ignore one from an unknown or lost participant, or of an old life."""
+        self._now = now
         if not self._lives.hears(participant, life):
             return []
         todo = self._dispatch(participant, message, now)
@@ -186,6 +195,8 @@ class Coordinator:
         for their safe points before they are told to begin.
         """
         kept = []
+        asked = [] if self._opens else self._points.ask_what_is_due(self._lives)
+        todo = asked + todo  # whoever hears of a failure was asked before
         lapsed = self._points.settle(self._rounds)
         for action in self._points.instead(todo + lapsed, self._rounds, self._rosters):
             if isinstance(action, actions.Send):
@@ -217,10 +228,9 @@ class Coordinator:
             case messages.Goodbye():
                 self._lives.leave(participant)
                 return [actions.Send(participant, messages.Welcome())]
-            case messages.PollSave():
-                decided = message.call in self._decided
-                status = messages.SaveStatus(message.call, message.step, decided)
-                return [actions.Send(p, status) for p in self.participants]
+            case messages.Fired():
+                self._triggers.on_fired(participant, message, now)
+                return []
             case messages.Captured() | messages.Failed():
                 return self._on_save(participant, message, now)
             case messages.SaveAsked():
@@ -260,6 +270,7 @@ class Coordinator:
             attempt = self._new_attempt()
             found = SaveRound(call, self._called_by_all(call), attempt, self._deadlines, now)
             self._rounds[call] = found
+            self._triggers.on_saving(call, now, is_step=not message.publish)
         if isinstance(message, messages.Captured):
             return found.on_captured(participant, message, now)
         return found.on_failed(participant, message)
@@ -303,17 +314,6 @@ class Coordinator:
             return []
         return found.on_lost({participant: cause})
 
-    def ask_safe_point(self, now: float) -> list[actions.Action]:
-        """Ask everybody where all stop next, without a call; `Agreed` reports the answer.
-
-        Nothing is asked while a request is open: `Agreed` then answers both.
-        """
-        assert not self._opens, "safe points come with each call that is opened"
-        if self._points.is_open:
-            return []
-        limit_s = self._deadlines.capture_s
-        return self._keep(self._points.ask(self._lives.roster(), now, limit_s) + self._settle())
-
     def on_lost(
         self, participant: str, cause: messages.Failure, life: str = ""
     ) -> list[actions.Action]:
@@ -329,23 +329,35 @@ class Coordinator:
 
     def on_driver(self, event: actions.DriverEvent, now: float) -> list[actions.Action]:
         """Handle the driver's answer to an action; ignore it if its round has ended."""
+        self._now = now
         todo = answer(self._rounds.get(event.call), event, now)
         return self._keep(todo + self._settle())
 
     def on_time(self, now: float) -> list[actions.Action]:
         """Check deadlines; call it after all messages that have arrived were handled."""
-        todo: list[actions.Action] = []
+        self._now = now
+        self._triggers.on_time(now)
+        todo = self._end_of_grace(now)
         for found in list(self._rounds.values()):
             if now >= found.deadline:
                 is_asked = self._points.call == found.call
                 notes = self._points.late() if is_asked else None
                 todo += found.on_deadline(notes)
-        todo += self._points.on_time(now) + self._settle() + self._gates.publish(now)
+        todo += self._settle() + self._gates.publish(now)
         return self._keep(todo + self._settle())
+
+    def _end_of_grace(self, now: float) -> list[actions.Action]:
+        """Abort saves that are not decided when the job must end; a publication goes on."""
+        todo: list[actions.Action] = []
+        for found in self._rounds.values():
+            over = self._triggers.over(found.call, now)
+            if over is not None and (missing := found.missing()):
+                todo += found.on_lost(dict.fromkeys(missing, over))
+        return todo
 
     def _settle(self) -> list[actions.Action]:
         """Fail rounds that wait for a participant that is gone; forget rounds that are done."""
-        todo = self._give_up_asking()
+        todo = self._points.drop(self._lives)
         for call, found in list(self._rounds.items()):
             absent = self._absent(found)
             if absent:
@@ -353,19 +365,21 @@ class Coordinator:
             if found.done:
                 del self._rounds[call]
                 self._decided[call] = "save" if isinstance(found, SaveRound) else "restore"
+                self._note_end(found)
                 if isinstance(found, GatedRound):
                     self._gates.ended(found)
                 elif isinstance(found, RestoreRound) and found.claimed:
                     self._gates.went_on_from(found.restored.step if found.restored else None)
         return todo
 
-    def _give_up_asking(self) -> list[actions.Action]:
-        """Let a request without a call lapse if it waits for somebody who is gone."""
-        if not self._points.is_open or self._points.call is not None:
-            return []
-        gone = self._lives.absent(self._points.roster())
-        absent = {one: gone[one] for one in self._points.missing() if one in gone}
-        return self._points.lapse(absent) if absent else []
+    def _note_end(self, found: SaveRound | RestoreRound) -> None:
+        """Note how a call ended that ranks have made: minutes count from there."""
+        if self._opens:
+            return
+        if isinstance(found, SaveRound):
+            self._triggers.on_ended(found.call, self._now, committed=found.is_committed)
+        else:
+            self._triggers.restart(self._now)
 
     def _absent(self, found: SaveRound | RestoreRound) -> dict[str, messages.Failure]:
         """Return the participants that this round waits for and that are gone."""

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from stepseal.protocol._opening import Opening
     from stepseal.protocol._steps import CoordinatorSteps
     from stepseal.protocol._transport import Hub
+    from stepseal.protocol._triggers import Timing
 
     Input = (
         tuple[str, messages.FromParticipant | messages.Failure, str]
@@ -67,7 +68,7 @@ class CoordinatorDriver:
         housekeep: sweeps after the claim and prunes after each commit, on its own thread.
         announce: tells others of each commit; closed here.
         gates: what writers save by themselves.
-
+        timing: triggers that depend on time alone; None for none.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class CoordinatorDriver:
         housekeep: Housekeep | None = None,
         announce: Announce | None = None,
         gates: tuple[Gate, ...] = (),
+        timing: Timing | None = None,
     ) -> None:
         self._steps = steps
         self._deadlines = deadlines
@@ -88,12 +90,11 @@ class CoordinatorDriver:
         self._announce = announce
         self._incarnation = Incarnation(steps, job=job, housekeep=housekeep, announce=announce)
         new_attempt = functools.partial(secrets.token_hex, 16)
-        self._protocol = Coordinator(participants, deadlines, new_attempt, gates)
+        self._protocol = Coordinator(participants, deadlines, new_attempt, gates, timing)
         self._inbox: queue.SimpleQueue[Input] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._chores: queue.SimpleQueue[Chore] = queue.SimpleQueue()
         self._opened: dict[int, Future[actions.Told]] = {}
-        self._asking: list[Future[actions.Agreed]] = []
         self._connecting: dict[str, Future[None]] = {}
         """Life to whoever waits for it to connect."""
         self._num_jobs = 0
@@ -127,21 +128,6 @@ class CoordinatorDriver:
         connected.add_done_callback(lambda _: self._connecting.pop(life, None))
         self._inbox.put(lambda: self._protocol.admit(participant, life, steps=steps))
         return connected
-
-    def ask_safe_point(self) -> Future[actions.Agreed]:
-        """Ask everybody where all stop next, for ranks that make their own calls.
-
-        Returns:
-            How it ended. Who asks while a request is open gets the same answer.
-        """
-        outcome: Future[actions.Agreed] = Future()
-
-        def ask() -> list[actions.Action]:
-            self._asking.append(outcome)
-            return self._protocol.ask_safe_point(time.monotonic())
-
-        self._inbox.put(ask)
-        return outcome
 
     def release(self, participant: str) -> None:
         """Let a participant take no part in later calls, and tell it so."""
@@ -204,7 +190,7 @@ class CoordinatorDriver:
             self._hub.close()
             self._left.set()
         finally:
-            waiting: list[Future[Any]] = [*self._opened.values(), *self._asking]
+            waiting: list[Future[Any]] = list(self._opened.values())
             for outcome in waiting + list(self._connecting.values()):
                 outcome.cancel()
             self._opened.clear()
@@ -251,10 +237,6 @@ class CoordinatorDriver:
                 connected = self._connecting.pop(action.life, None)
                 if connected is not None and connected.set_running_or_notify_cancel():
                     connected.set_result(None)
-            elif isinstance(action, actions.Agreed):
-                asking, self._asking = self._asking, []
-                for outcome in asking:
-                    outcome.set_result(action)
             else:
                 self._num_jobs += 1
                 if isinstance(action, actions.Discard):

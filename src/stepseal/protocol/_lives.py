@@ -109,6 +109,11 @@ class Lives:
         """True once every participant has said goodbye or is lost."""
         return len(self._gone | self._lost.keys()) >= len(self._lives)
 
+    @property
+    def closed(self) -> Collection[str]:
+        """Who said goodbye."""
+        return self._gone
+
     def absent(self, roster: Mapping[str, str]) -> dict[str, Failure]:
         """Return who of a call is not there any more, and why.
 

@@ -29,14 +29,15 @@ from stepseal.protocol._restore_messages import (
     RestoreFailed,
 )  # fmt: skip
 from stepseal.protocol._safe_points import AskSafePoint, Lapsed, SafePoint, Target, ToRank
+from stepseal.protocol._triggers import Due, Fired
 
 __all__ = [
     "Aborted", "Applied", "Apply", "AskSafePoint", "BeginRestore", "BeginSave", "Candidate",
     "Captured", "Challenge", "Checked", "Committed", "Compare", "Compared", "ComponentReport",
-    "Decided", "Dismiss", "EnginesReturned", "Failed", "Failure", "Fresh", "FromCoordinator",
-    "FromParticipant", "Goodbye", "Heartbeat", "Hello", "Holds", "Lapsed", "PartReport", "PollSave",
-    "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed", "Restored",
-    "SafePoint", "SaveAnswer", "SaveAsked", "SaveGranted", "SaveRefused", "SaveStatus",
+    "Decided", "Dismiss", "Due", "EnginesReturned", "Failed", "Failure", "Fired", "Fresh",
+    "FromCoordinator", "FromParticipant", "Goodbye", "Heartbeat", "Hello", "Holds", "Lapsed",
+    "PartReport", "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed",
+    "Restored", "SafePoint", "SaveAnswer", "SaveAsked", "SaveGranted", "SaveRefused",
     "TakeInventory", "Target", "Thaw", "Unresolved", "Welcome", "Write", "decode_from_coordinator",
     "decode_from_participant", "encode_message",
 ]  # fmt: skip
@@ -122,13 +123,6 @@ class Failed(_Message, frozen=True):
     publish: bool = False
 
 
-class PollSave(_Message, frozen=True):
-    """Asks for the status of a save in flight, once per step; only the coordinator's rank asks."""
-
-    call: _Number
-    step: _Number
-
-
 class Goodbye(_Message, frozen=True):
     """The participant is done; it does not answer any more."""
 
@@ -211,14 +205,6 @@ class Unresolved(_Message, frozen=True):
     message: str
 
 
-class SaveStatus(_Message, frozen=True):
-    """Was the save `call` decided before `step`? The same answer for all participants."""
-
-    call: _Number
-    step: _Number
-    decided: bool
-
-
 Decided = Committed | Aborted | Unresolved
 FromParticipant = (
     Hello
@@ -233,8 +219,7 @@ FromParticipant = (
     | Checked
     | Applied
     | Rejected
-    | PollSave
-    | (SafePoint | SaveAsked)
+    | (SafePoint | SaveAsked | Fired)
     | (Goodbye | Holds)
 )
 FromCoordinator = (
@@ -251,7 +236,6 @@ FromCoordinator = (
     | Candidate
     | Apply
     | (Restored | Fresh | RestoreFailed)
-    | SaveStatus
     | (Begin | Thaw | SaveAnswer)
     | ToRank
     | Dismiss

@@ -87,7 +87,6 @@ class Participant:
         self.points.forget()
         self._saves: dict[int, SaveState] = {}
         self._restores: dict[int, RestoreState] = {}
-        self._statuses: dict[tuple[int, int], bool] = {}
         self._forgotten: set[int] = set()
         self._num_calls = 0
         self._begins: list[Begin] = []
@@ -130,12 +129,6 @@ class Participant:
         self._forgotten.add(call)
         self._saves.pop(call, None)
         self._restores.pop(call, None)
-        for key in [key for key in self._statuses if key[0] == call]:
-            del self._statuses[key]
-
-    def status(self, call: int, step: int) -> bool | None:
-        """Return and forget the status of a call as of `step`; None while it has not arrived."""
-        return self._statuses.pop((call, step), None)
 
     def captured(self, call: int, now: float) -> None:
         """Start the deadline of a save."""
@@ -192,11 +185,11 @@ class Participant:
                 save.outcome = save.outcome or message
             case messages.Candidate() | messages.Apply():
                 self._on_order(self.restore(message.call), message)
-            case messages.Restored() | messages.Fresh() | messages.RestoreFailed():
+            case (
+                messages.Restored() | messages.Fresh() | messages.RestoreFailed()
+            ):  # pragma: no branch - FromCoordinator has no other
                 restore = self.restore(message.call)
                 restore.answer = restore.answer or message
-            case messages.SaveStatus():  # pragma: no branch - FromCoordinator has no other
-                self._statuses[message.call, message.step] = message.decided
         return None
 
     def _on_points(

@@ -127,7 +127,28 @@ class ParticipantDriver:
         Raises:
             CommitTimeout: the coordinator neither named a safe point nor gave up in time.
         """
+        return self._pass(waits=waits)[0]
+
+    def take_due(self) -> messages.Due | None:
+        """Pass the next safe point; return what all ranks do at it, None for nothing.
+
+        Raises:
+            CommitTimeout: see `pass_safe_point`.
+        """
+        return self._pass(waits=False, takes=True)[1]
+
+    def fire(self, fired: messages.Fired) -> None:
+        """Tell the coordinator that a trigger fired here; pass no safe point until it has asked."""
+        self.hold()
+        self._link.send(fired)
+
+    def hold(self) -> None:
+        """Pass no safe point until the coordinator has asked; safe in a signal handler."""
+        self._protocol.points.held = True  # one assignment: the lock may be this thread's
+
+    def _pass(self, *, waits: bool, takes: bool = False) -> tuple[bool, messages.Due | None]:
         passed: list[messages.SafePoint | None] = []
+        due: list[messages.Due | None] = []
         points, limits = self._protocol.points, self.deadlines
         limit_s = None if waits else max(limits.connect_s, limits.capture_s) + limits.lost_s
 
@@ -137,6 +158,8 @@ class ParticipantDriver:
                 passed.append(None)
             elif not passed and points.try_pass(waits=waits):
                 passed.append(points.arrived())
+                if takes and passed[0] is not None:
+                    due.append(points.take_due())
             return bool(passed)
 
         if not self._wait(done, limit_s):
@@ -148,9 +171,9 @@ class ParticipantDriver:
                 participant=self.participant,
             )
         if passed[0] is None:
-            return False
+            return False, None
         self._link.send(passed[0])
-        return True
+        return True, due[0] if due else None
 
     def wait_begin_here(self) -> Begin | None:
         """Wait for the call to begin at this safe point; None if it ended, or nobody is there."""
@@ -325,29 +348,6 @@ class ParticipantDriver:
     def vote(self, message: messages.Checked | messages.Applied | messages.Rejected) -> None:
         """Answer an order of a restore."""
         self._link.send(message)
-
-    def poll_save(self, call: int, step: int) -> None:
-        """Ask for the status of `call` for all participants; only the coordinator's rank asks."""
-        self._link.send(messages.PollSave(call, step))
-
-    def wait_status(self, call: int, step: int) -> bool:
-        """Wait for the status of a save as of `step`.
-
-        Returns:
-            Whether the save `call` was decided before `step`. Also True if the coordinator is gone
-            or silent, because this participant must then find out the outcome.
-        """
-        state = self._save(call)
-        posted: list[bool] = []
-
-        def arrived() -> bool:
-            found = self._protocol.status(call, step)
-            if found is not None:
-                posted.append(found)
-            return bool(posted) or state.lost is not None
-
-        self._wait(arrived, self.deadlines.save_s)
-        return posted[0] if posted else True
 
     def forget(self, call: int) -> None:
         """Drop a call after its outcome was read."""

@@ -13,6 +13,8 @@ from typing import Annotated
 
 import msgspec
 
+from stepseal.protocol._triggers import Due  # noqa: TC001 - msgspec reads it
+
 __all__ = ["AskSafePoint", "Lapsed", "OwnPoints", "SafePoint", "Target", "ToRank"]
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
@@ -37,6 +39,8 @@ class Target(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
     request: _Number
     point: _Number
+    due: Due | None = None
+    """What all ranks do there; None where a call begins."""
 
 
 class Lapsed(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -58,22 +62,28 @@ class OwnPoints:
     _request: int | None = None
     """The request that was answered last, unless it has lapsed or was met."""
     _target: int | None = None
+    _due: Due | None = None
+    held: bool = False
+    """A trigger fired here, and the coordinator has not answered it yet."""
 
     def on_message(self, message: ToRank) -> SafePoint | None:
         """Handle a message; return the answer to a question, for the link's own thread to send."""
         if isinstance(message, AskSafePoint):  # one request at a time: an older one is over
             self._request, self._target = message.request, None
+            self.held = False
             return SafePoint(message.request, self.passed)
+        if isinstance(message, Lapsed):
+            self.held = False
         if message.request == self._request:
             if isinstance(message, Target):
-                self._target = message.point
+                self._target, self._due = message.point, message.due
             else:
                 self.forget()
         return None
 
     def forget(self) -> None:
         """Forget the request: it lapsed, or was met, or its coordinator is gone."""
-        self._request = self._target = None
+        self._request = self._target = self._due = None
 
     def try_pass(self, *, waits: bool = False) -> bool:
         """Pass the next safe point, or stop at it if it is the target; False to wait at it.
@@ -81,7 +91,7 @@ class OwnPoints:
         Args:
             waits: wait until a target is named, even if nobody has asked.
         """
-        if self._target is None and (waits or self._request is not None):
+        if self._target is None and (waits or self.held or self._request is not None):
             return False
         self.passed += 1
         if waits and self._target is not None:
@@ -91,6 +101,7 @@ class OwnPoints:
     def leave(self) -> None:
         """Pass the next safe point without a coordinator: it counts, as it does on the others."""
         self.passed += 1
+        self.held = False
         self.forget()
 
     def arrived(self) -> SafePoint | None:
@@ -98,3 +109,9 @@ class OwnPoints:
         if self._request is None or self._target != self.passed:
             return None
         return SafePoint(self._request, self.passed)
+
+    def take_due(self) -> Due | None:
+        """Return what to do at the target, and forget the request, which is met."""
+        due = self._due
+        self.forget()
+        return due

@@ -24,7 +24,7 @@ from stepseal.protocol._comparing import Comparison
 from stepseal.protocol._cut import by_role, role_problems
 from stepseal.protocol._failures import MAX_TEXT, shortened
 from stepseal.protocol._hanging import NEXT_SAVE, publication_hangs, staging_hangs
-from stepseal.protocol._opening import stages
+from stepseal.protocol._stages import Stages
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -75,14 +75,11 @@ class SaveRound:
         self._left_out: dict[str, str] = {}
         self._comparison: Comparison | None = None
         self._opening: Opening | None = None
-        self._lives: Mapping[str, str] = {}
-        self._stages: list[tuple[str, ...]] = []
-        """Who is told to capture next, and after them."""
+        self._stages = Stages()
         self._ends_at = now + deadlines.save_s
         """When whoever opened the call is told that its outcome is unknown."""
         self._told = False
-        self._capturing: set[str] = set()
-        """Who was told to capture, and has not yet."""
+        self.is_committed = False
 
     def open(self, opening: Opening, lives: Mapping[str, str]) -> list[actions.Action]:
         """Tell the first participants to capture; the call was not made by the participants.
@@ -94,18 +91,8 @@ class SaveRound:
         assert opening.step is not None
         self.step = opening.step
         self._area = Area.PUBLISHED if opening.publish else Area.STEPS
-        self._opening, self._lives = opening, lives
-        self._stages = stages(self.participants, opening.order)
-        return self._begin_next()
-
-    def _begin_next(self) -> list[actions.Action]:
-        """Tell the next stage to capture, if all before it have captured."""
-        if self._opening is None or not self._stages or self._capturing:
-            return []
-        stage = self._stages.pop(0)
-        self._capturing.update(stage)
-        begins = self._opening.begins(self.call, stage, self._lives)
-        return [actions.Send(one, message) for one, message in begins.items()]
+        self._opening = opening
+        return self._stages.open(self.call, opening, self.participants, lives)
 
     @property
     def done(self) -> bool:
@@ -120,19 +107,15 @@ class SaveRound:
             return []
         self._take_number(message)
         self._captured[participant] = message
-        self._capturing.discard(participant)
+        self._stages.captured(participant)
         if len(self._captured) < len(self.participants):
-            return self._begin_next()
+            return self._stages.begin_next()
         return self._thaw() + self._all_captured(now)
 
     def _thaw(self) -> list[actions.Action]:
         """Let everybody go on who is frozen."""
-        return [actions.Send(one, messages.Thaw(self.call)) for one in self._frozen()]
-
-    def _frozen(self) -> list[str]:
-        """Return who has captured and is frozen until all have."""
-        roles = () if self._opening is None else self._opening.freeze
-        return [one for one in self.participants if one in self._captured and role_of(one) in roles]
+        frozen = self._stages.frozen(self._captured)
+        return [actions.Send(one, messages.Thaw(self.call)) for one in frozen]
 
     def _all_captured(self, now: float) -> list[actions.Action]:
         """Compare the reports of all, and begin staging."""
@@ -341,10 +324,10 @@ class SaveRound:
             return self._publication_took_too_long()
         text = f"did not answer within {limit_s:g} s in phase {self.phase}"
         awaited = self.missing()
-        if self.phase == "capture" and self._opening is not None:
-            awaited = tuple(one for one in awaited if one in self._capturing)  # others may not yet
+        if self.phase == "capture":
+            awaited = self._stages.awaited(awaited)  # others may not yet
         failures = late(awaited, text, notes or {})
-        frozen = self._frozen() if self.phase == "capture" else []
+        frozen = self._stages.frozen(self._captured) if self.phase == "capture" else []
         return self._abort(failures, f"phase {self.phase}{held_up(frozen, failures)}")
 
     def _leave_out(self, reasons: Mapping[str, str]) -> None:
@@ -396,5 +379,6 @@ class SaveRound:
 
     def _finish(self, message: messages.Decided) -> list[actions.Action]:
         self.phase, self.deadline = "done", float("inf")
+        self.is_committed = isinstance(message, messages.Committed)
         sent = [actions.Send(participant, message) for participant in self.participants]
         return [*sent, actions.Told(message)] if self._opening and not self._told else [*sent]

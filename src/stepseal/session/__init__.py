@@ -16,44 +16,16 @@ from stepseal.session._policies import Policy
 from stepseal.session._progress import Progress
 from stepseal.session._reports import LoadReport, Restored
 from stepseal.session._restoring import check_choice, restore_error
-from stepseal.session._rules import SaveRule, every
+from stepseal.session._rules import SaveRule, before, every, on_signal
 from stepseal.session._run import Run, open_run, open_step
 from stepseal.session._share import Share, ShareOfRestore
 from stepseal.session._step import Publication, Step
 from stepseal.session._wiring import JobOptions, Join, Wiring, coordinate
 
 __all__ = [
-    "Checkpointer",
-    "Commit",
-    "GatedPart",
-    "InFlight",
-    "OnCommit",
-    "Policy",
-    "Progress",
-    "Share",
-    "ShareOfRestore",
-    "as_functions",
-    "check_annotations",
-    "check_choice",
-    "check_published",
-    "restore_error",
-    "Imported",
-    "JobOptions",
-    "Join",
-    "LoadReport",
-    "PendingSave",
-    "Publication",
-    "Restored",
-    "Run",
-    "SaveRule",
-    "Saved",
-    "Step",
-    "Wiring",
-    "coordinate",
-    "every",
-    "import_dcp",
-    "load",
-    "open_run",
-    "open_step",
-    "save",
-]
+    "Checkpointer", "Commit", "GatedPart", "InFlight", "OnCommit", "Policy", "Progress", "Share",
+    "ShareOfRestore", "as_functions", "check_annotations", "check_choice", "check_published",
+    "restore_error", "Imported", "JobOptions", "Join", "LoadReport", "PendingSave", "Publication",
+    "Restored", "Run", "SaveRule", "Saved", "Step", "Wiring", "before", "coordinate", "every",
+    "import_dcp", "load", "on_signal", "open_run", "open_step", "save",
+]  # fmt: skip

@@ -6,23 +6,24 @@ It holds no protocol logic: the coordinator decides, `_saving` and `_restoring` 
 from __future__ import annotations
 
 import functools
-import logging
 from typing import TYPE_CHECKING, Literal
 
-from stepseal import errors
 from stepseal.layout import check_step
 from stepseal.protocol import Deadlines
 from stepseal.retention import as_retention, check_publish_keep
 from stepseal.session._annotations import check_annotations, check_published
 from stepseal.session._announcing import as_functions
+from stepseal.session._closing import Closing, end_all
 from stepseal.session._exit import close_at_exit, closed
 from stepseal.session._inflight import InFlight
 from stepseal.session._loop import Loop, Looping
 from stepseal.session._nodes import node_text
+from stepseal.session._points import Points, timing_of
 from stepseal.session._restoring import check_choice
-from stepseal.session._rules import SaveRule, check_when
+from stepseal.session._rules import SaveRule, Trigger, check_mode, when_of
 from stepseal.session._saving import capture_all
 from stepseal.session._share import Share
+from stepseal.session._termination import Termination
 from stepseal.session._wiring import JobOptions, join_process_group
 from stepseal.steps import locate_root
 from stepseal.storage import Access
@@ -30,12 +31,10 @@ from stepseal.storage import Access
 if TYPE_CHECKING:
     import os
     from collections.abc import Collection, Iterable, Mapping, Sequence
-    from types import TracebackType
-
-    from typing_extensions import Self
 
     from stepseal.components import Conversion, DeclaredSharing, Reshard, Validation
     from stepseal.retention import KeepRule, Retention
+    from stepseal.session._annotations import Annotations
     from stepseal.session._announcing import OnCommit
     from stepseal.session._pending import PendingSave
     from stepseal.session._policies import Policy
@@ -44,10 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpointer"]
 
-_log = logging.getLogger("stepseal")
 
-
-class Checkpointer(Looping):
+class Checkpointer(Looping, Closing):
     """Saves and restores everything a job needs to go on exactly where it was, as one step per cut.
 
     In an SPMD job (a default process group exists) every rank makes one, adds the same components
@@ -57,7 +54,8 @@ class Checkpointer(Looping):
 
     Args:
         root: directory of the run's steps; made by the coordinator if it is missing.
-        save: when `step` saves, for example `every(steps=500)`; None leaves saving to `save`.
+        save: when `step` saves, for example `every(steps=500) | on_signal("SIGTERM")`; None leaves
+            saving to `save`. Of triggers, rank 0's count, but for signals.
         keep: which steps stay, for example `latest(3)`; the others are pruned after each commit.
             None keeps all. Rank 0's counts.
         on_commit: function, or list of functions, that rank 0 calls with a `Commit` of each durable
@@ -91,7 +89,7 @@ class Checkpointer(Looping):
         self,
         root: str | os.PathLike[str],
         *,
-        save: SaveRule | None = None,
+        save: SaveRule | Trigger | None = None,
         keep: KeepRule | Retention | None = None,
         on_commit: OnCommit | Iterable[OnCommit] | None = None,
         publish_keep: int = 2,
@@ -105,16 +103,17 @@ class Checkpointer(Looping):
         node: str | int | None = None,
         _join: Join | None = None,
     ) -> None:
-        check_when(save, mode)
+        check_mode(mode)
+        when = when_of(save)
         self._root = locate_root(root)
-        self._rule = save
+        self._rule = when.rule
         self._mode = mode
         rules = (as_retention(keep), access or Access())
         control = (control_host, control_port)
         told, kept = as_functions(on_commit), check_publish_keep(publish_keep)
-        options = JobOptions(deadlines or Deadlines(), *rules, *control, told, publish_keep=kept)
+        limits, timing = deadlines or Deadlines(), timing_of(when)
+        options = JobOptions(limits, *rules, *control, told, publish_keep=kept, timing=timing)
         self._flight = InFlight(max_staging_bytes)
-        self._closed = False
         join = _join or functools.partial(join_process_group, role, node=node_text(node))
         self._topology, self._wiring = join(self._root, options)
         self._share = Share(self._topology, self._flight)
@@ -122,7 +121,11 @@ class Checkpointer(Looping):
         self._policies = self._share.policies
         self._progress = self._share.progress
         self._loop = Loop(self._registry, self._topology)
-        close_at_exit(self, functools.partial(self._flight.end, self._wiring.close))
+        self._points = Points(when, self._share, self._wiring, self._loop)
+        self._termination = Termination(self._flight)
+        watches = (self._points, self._termination)
+        self._end = functools.partial(end_all, self._flight, self._wiring, watches)
+        close_at_exit(self, self._end)
 
     def add(
         self,
@@ -240,9 +243,10 @@ class Checkpointer(Looping):
         return restored
 
     def step(self, step: int, *, metrics: Mapping[str, float] | None = None) -> PendingSave | None:
-        """Tell that a training step is done: save if the rule says so, raise what failed behind.
+        """Tell that a training step is done: save if it is time, raise what failed behind.
 
-        Every rank calls it once per training step, with the same number.
+        Every rank calls it once per training step, with the same number. Here all ranks hear of a
+        trigger, at the same step: they save, and `should_stop` may become True.
 
         Args:
             step: number of the training step.
@@ -259,10 +263,10 @@ class Checkpointer(Looping):
         self._check_open()
         self._progress.check_not_tainted()
         self._loop.begin()
-        if self._rule is not None and self._rule.due(step):
-            return self.save(step, metrics=metrics)
+        self._progress.told(step)
+        if self._points.pass_one(step) or (self._rule is not None and self._rule.due(step)):
+            return self._save(step, check_annotations(metrics, (), None))
         self._registry.check_savable(self._topology, first_step=True)
-        self._poll_previous(step)
         return None
 
     def save(
@@ -277,7 +281,8 @@ class Checkpointer(Looping):
 
         Every rank calls it. Returns when all ranks hold a private copy of their state and agreed on
         the cut (`async`), or when the step is committed and durable (`sync`). Waits for the
-        previous save first.
+        previous save first. The newest step, if the loop is still there, is not saved again: its
+        handle comes back.
 
         Args:
             step: training step, above every step that this job restored or committed.
@@ -298,14 +303,22 @@ class Checkpointer(Looping):
         notes = check_annotations(metrics, tags, cut)
         self._check_open()
         self._progress.check_not_tainted()
+        self._loop.begin()
+        self._points.pass_one(step)  # whatever is due: it saves here
+        return self._save(step, notes)
+
+    def _save(self, step: int, notes: Annotations) -> PendingSave:
         self._policies.check_any()
         self._registry.check_complete()
-        self._loop.begin()
         self._settle_previous()
+        if (found := self._progress.saved_already(step)) is not None:
+            self._points.tell_saved_already(step, notes)
+            return found
         self._progress.check_grows(step)
         self._loop.saving(step)
         call = self._wiring.driver.new_call()
-        return self._share.save(self._wiring, call, step, self._root, self._mode, notes)
+        with self._termination.off(step):
+            return self._share.save(self._wiring, call, step, self._root, self._mode, notes)
 
     def publish(
         self,
@@ -367,34 +380,11 @@ class Checkpointer(Looping):
         self._closed = True
         closed(self)
         self._loop.end()
-        self._flight.end(self._wiring.close)
-
-    def __enter__(self) -> Self:
-        self._check_open()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            self.close()
-        except errors.CheckpointError as error:
-            if exc is None:
-                raise
-            _log.error("stepseal: while leaving after %s: %s", exc_type, error)
+        self._end()
 
     def _settle_previous(self) -> None:
         """Wait for the save in flight; raise its failure unless it was seen."""
-        self._share.settle()
-
-    def _poll_previous(self, step: int) -> None:
-        """Raise a background failure at the same step on all ranks: rank 0 asks, all are told."""
-        if self._flight.is_decided(self._wiring.driver, self._topology, step):
-            self._settle_previous()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise errors.InvalidInput("this Checkpointer is closed; make a new one")
+        try:
+            self._share.settle()
+        finally:
+            self._termination.end()

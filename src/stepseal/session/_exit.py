@@ -16,6 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import CheckpointError
+from stepseal.session._signals import stop_unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +68,7 @@ def _dropped(pid: int, end: Callable[[], None]) -> None:
     thread.start()
     if not threading.current_thread().daemon:  # those of a job have others that wait for them
         thread.join(_MOMENT_S)
+        stop_unwatched()  # what that thread cannot do
 
 
 def _end(end: Callable[[], None]) -> None:

@@ -14,8 +14,6 @@ from stepseal.layout import Area
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stepseal.components import Topology
-    from stepseal.protocol import ParticipantDriver
     from stepseal.session._pending import PendingSave
     from stepseal.session._saving import PartWriter
 
@@ -78,23 +76,13 @@ class InFlight:
         if self._reads_live and self._writer is not None:
             self._writer.give_up()
 
-    def is_decided(self, driver: ParticipantDriver, topology: Topology, step: int) -> bool:
-        """Return whether the save in flight was decided before `step`, alike on all ranks."""
-        if self.pending is None:
-            return False
-        if topology.world_size == 1:
-            return self.pending.done()
-        if topology.rank == 0:
-            driver.poll_save(self.pending.call, step)
-        return driver.wait_status(self.pending.call, step)
-
-    def settle(self) -> int | None:
+    def settle(self) -> PendingSave | None:
         """Wait for the save in flight; raise its failure unless it was seen.
 
         Interrupted, it leaves the save in flight, and the next call settles it.
 
         Returns:
-            The step, if there was a save and it is committed; None for a publication.
+            The save, if there was one and it is committed; None for a publication.
         """
         pending = self.pending
         if pending is None:
@@ -106,7 +94,7 @@ class InFlight:
             raise
         self._end(pending)
         is_step = pending.area is Area.STEPS
-        return pending.step if is_step and pending.committed() else None
+        return pending if is_step and pending.committed() else None
 
     def end(self, close: Callable[[], None]) -> None:
         """Wait for the save in flight, call `close`, and free the private memory.

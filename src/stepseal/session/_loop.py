@@ -45,12 +45,21 @@ class Looping:
 
     _loop: Loop
 
+    @property
+    def should_stop(self) -> bool:
+        """True once a trigger ends the training loop; it changes in `step` or `save`, on all ranks.
+
+        `steps` and `batches` end by themselves; a loop by hand asks after each step.
+        """
+        return self._loop.should_stop
+
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches of one epoch; after a restore, those that are left of it, exactly.
 
-        Every rank calls it, in the place of `for batch in loader`, for each epoch anew. The
-        loader's iterator is made when the first batch is asked for. Once after a restore, the
-        random streams are then put back to where they were saved.
+        Every rank calls it, in the place of `for batch in loader`, for each epoch anew. It ends
+        early where `should_stop` became True. The loader's iterator is made when the first batch is
+        asked for. Once after a restore, the random streams are then put back to where they were
+        saved.
 
         Args:
             loader: the loader itself, a torch or torchdata loader or any other iterable; wrap what
@@ -61,9 +70,9 @@ class Looping:
     def steps(self, num_steps: int) -> Iterator[int]:
         """Yield the numbers of the training steps that are left, up to and with `num_steps`.
 
-        Every rank calls it, after `restore`. It begins with the restored step + 1, or with 1. Once
-        after a restore, the random streams are put back to where they were saved, when the first
-        number is asked for.
+        Every rank calls it, after `restore`. It begins with the restored step + 1, or with 1, and
+        ends early where `should_stop` became True. Once after a restore, the random streams are put
+        back to where they were saved, when the first number is asked for.
 
         Args:
             num_steps: number of the last training step.
@@ -91,6 +100,8 @@ class Loop:
     def __init__(self, registry: Registry, topology: Topology) -> None:
         self._registry = registry
         self._warns = topology.rank == 0
+        self.should_stop = False
+        """All ranks stop at the step that they are at."""
         self._step = 0
         """The restored step."""
         self._restored: Sequence[Component] = ()
@@ -103,6 +114,10 @@ class Loop:
         """Loaders of torchdata whose iterator is to be made by `batches`, and by nobody else."""
         self._batches_left: int | None = None
         """Of an epoch under way whose loader has no state; None where no such epoch is."""
+
+    def stops(self) -> bool:
+        """Return whether the loop ends here."""
+        return self.should_stop
 
     def restoring(self) -> None:
         """Forget an earlier restore.
@@ -154,6 +169,8 @@ class Loop:
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Make the iterator at the first `next`, then yield its batches."""
+        if self.stops():
+            return
         sampler = self._sampler_of(loader)
         forgets = sampler is None and has_no_state(loader)
         num_batches = _num_batches(loader) if forgets else None
@@ -162,6 +179,8 @@ class Loop:
             if sampler is not None:
                 sampler.count()  # a step in the body of the loop is saved with its batch
             yield batch
+            if self.stops():  # told in the body of the loop
+                return
         self._batches_left = None
         if sampler is not None:
             sampler.end_epoch()
@@ -170,8 +189,10 @@ class Loop:
         """Put the streams back at the first `next`, then count."""
         self._enter()
         self._waiting = self._loaders_to_resume()
-        # A loop here, between two steps, is where a job will ask whether it should stop.
-        yield from range(self._step + 1, num_steps + 1)
+        for step in range(self._step + 1, num_steps + 1):
+            if self.stops():
+                return
+            yield step
 
     def _iterator(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         self._enter()

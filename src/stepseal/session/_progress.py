@@ -11,6 +11,7 @@ from stepseal.errors import CheckpointError, StepExists, Tainted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from stepseal.session._pending import PendingSave
     from stepseal.session._reports import Restored
 
 __all__ = ["Progress"]
@@ -26,6 +27,10 @@ class Progress:
     """A save or restore was called: no more components may be added."""
     tainted: bool = False
     """Live state is a mix of two states."""
+    last: PendingSave | None = None
+    """The handle of `newest`; None where it was restored from a foreign folder."""
+    _at: int | None = None
+    """The step that the loop told last; None since a restore."""
     fresh: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Component that began anew in this life to what each manifest records of it."""
 
@@ -46,6 +51,18 @@ class Progress:
         self.tainted = False
         self.newest = None if restored is None else restored.step
         self.fresh = {} if restored is None else restored.fresh
+
+    def committed(self, pending: PendingSave) -> None:
+        """Note a committed save."""
+        self.newest, self.last = pending.step, pending
+
+    def told(self, step: int) -> None:
+        """Note that a training step is done."""
+        self._at = step
+
+    def saved_already(self, step: int) -> PendingSave | None:
+        """Return the handle of a step that is committed, or was restored, if the loop is there."""
+        return self.last if step == self.newest and self._at in (None, step) else None
 
     def check_grows(self, step: int) -> None:
         """Refuse a step number at or below the newest one.

@@ -79,7 +79,7 @@ class Share:
         """Wait for the save in flight; raise its failure unless it was seen."""
         committed = self.flight.settle()
         if committed is not None:
-            self.progress.newest = committed
+            self.progress.committed(committed)
 
     def save(
         self,

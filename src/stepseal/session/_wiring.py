@@ -19,6 +19,7 @@ from stepseal.protocol import (
     InProcessHub,
     JobInfo,
     ParticipantDriver,
+    Timing,
 )
 from stepseal.retention import Housekeeper
 from stepseal.session._announcing import Announcer
@@ -59,6 +60,8 @@ class JobOptions:
     """What writers save by themselves."""
     publish_keep: int = 2
     """How many publications stay."""
+    timing: Timing = field(default_factory=Timing)
+    """Triggers that depend on time alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,4 +204,5 @@ def coordinate(
         ),
         announce=Announcer(options.on_commit, steps.storage, limits.close_s),
         gates=options.gates,
+        timing=options.timing,
     )

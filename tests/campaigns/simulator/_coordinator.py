@@ -163,8 +163,7 @@ class Head:
                 continue
             if isinstance(action, actions.Connected):
                 continue
-            unasked = (actions.Warn, actions.Agreed)
-            assert not isinstance(action, unasked), "no replicas or safe points of ranks here"
+            assert not isinstance(action, actions.Warn), "no replicas here"
             if isinstance(action, actions.BeginStaging):
                 self.attempts[action.call] = action.attempt
             if isinstance(action, actions.Discard):

@@ -30,7 +30,7 @@ def _frozen_not_told() -> Patches:
     real = SaveRound._finish
 
     def finish(self: SaveRound, message: messages.Decided) -> list[Any]:
-        cold = self._frozen() if self.phase == "capture" else []
+        cold = self._stages.frozen(self._captured) if self.phase == "capture" else []
         sent = real(self, message)
         return [one for one in sent if not isinstance(one, actions.Send) or one.to not in cold]
 

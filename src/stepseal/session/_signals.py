@@ -1,0 +1,222 @@
+"""Signals of this process, for whoever watches them: noticed also while the main thread is busy.
+
+Python runs its handlers on the main thread, between two bytecodes: not while that thread is inside
+a collective. But the C handler at once writes the signal's number to a descriptor
+(`signal.set_wakeup_fd`), and a thread of ours reads it. An owner that the descriptor had before,
+such as an event loop, gets each number as well, and a handler that was there is called.
+
+Invariants: without watchers nothing is installed; a forked child watches nothing, and never writes
+to its parent's descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from stepseal.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import FrameType
+
+    _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+__all__ = ["SignalWatch", "check_can_watch", "stop_unwatched", "watch_signal"]
+
+_log = logging.getLogger("stepseal")
+_JOIN_S = 2.0
+_BY_HANDLER = 0x80
+"""Marks a number that our handler wrote, because the descriptor was somebody else's."""
+
+
+class SignalWatch:
+    """One watcher of one signal, until `end`.
+
+    Args:
+        signum: the signal.
+        hold: called in the handler, on the main thread; must do next to nothing and take no lock.
+        notice: called on the thread of this module, once per signal.
+    """
+
+    def __init__(
+        self, signum: signal.Signals, hold: Callable[[], None], notice: Callable[[], None]
+    ) -> None:
+        self.signum = signum
+        self.hold = hold
+        self.notice = notice
+
+    def end(self) -> None:
+        """Watch no more. Idempotent."""
+        _process.remove(self)
+
+
+class _Process:
+    """What is installed in this process."""
+
+    def __init__(self) -> None:
+        self._watchers: dict[signal.Signals, list[SignalWatch]] = {}
+        self._before: dict[signal.Signals, _Handler] = {}
+        """Signal to the handler that was there before ours."""
+        self._ours: socket.socket | None = None
+        """What the C handler writes to."""
+        self._read: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._other = -1
+        """Descriptor of the owner before us; -1 if there was none."""
+        self._lock = threading.Lock()
+
+    def add(self, watch: SignalWatch) -> None:
+        with self._lock:
+            if self._ours is None:
+                self._start()
+            if watch.signum not in self._before:
+                self._before[watch.signum] = signal.signal(watch.signum, self._handle)
+            self._watchers[watch.signum] = [*self._watchers.get(watch.signum, ()), watch]
+
+    def remove(self, watch: SignalWatch) -> None:
+        with self._lock:
+            found = [one for one in self._watchers.get(watch.signum, ()) if one is not watch]
+            self._watchers[watch.signum] = found
+        self.stop_unwatched()
+
+    def stop_unwatched(self) -> None:
+        """Put back what was there before, if nobody watches and this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        with self._lock:
+            ended = None
+            if self._ours is not None and not any(self._watchers.values()):
+                ended = self._stop()
+        if ended is not None:
+            ended.join(_JOIN_S)
+
+    def _start(self) -> None:
+        self._read, self._ours = socket.socketpair()
+        self._ours.setblocking(False)
+        self._thread = threading.Thread(
+            target=self._run, args=(self._read,), name="stepseal-signals", daemon=True
+        )
+        self._thread.start()
+        self._other = signal.set_wakeup_fd(self._ours.fileno(), warn_on_full_buffer=False)
+
+    def _stop(self) -> threading.Thread | None:
+        """Put back what was there before us, as far as it is still ours; return our thread."""
+        assert self._ours is not None
+        for signum, handler in self._before.items():
+            if signal.getsignal(signum) == self._handle:
+                signal.signal(signum, handler)
+        found = signal.set_wakeup_fd(self._other, warn_on_full_buffer=False)
+        if found not in (self._ours.fileno(), -1):
+            signal.set_wakeup_fd(found, warn_on_full_buffer=False)  # an owner that came after us
+        self._ours.close()  # ends the thread
+        thread, self._thread = self._thread, None
+        self._before, self._ours, self._read, self._other = {}, None, None, -1
+        return thread
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal on the main thread."""
+        signum = signal.Signals(number)
+        watchers = self._watchers.get(signum, ())
+        for watch in watchers:
+            watch.hold()
+        self._take_back(number)
+        handler = self._before.get(signum)
+        if not watchers and handler is signal.SIG_DFL:  # they ended on another thread
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif handler is signal.default_int_handler and watchers:
+            signal.signal(signum, signal.default_int_handler)  # the second one interrupts
+        elif callable(handler):
+            handler(number, frame)
+
+    def _take_back(self, number: int) -> None:
+        """Own the descriptor again; if somebody else did, tell our thread of this signal."""
+        if self._ours is None:
+            return
+        found = signal.set_wakeup_fd(self._ours.fileno(), warn_on_full_buffer=False)
+        if found != self._ours.fileno():
+            self._other = found
+            with contextlib.suppress(BlockingIOError):
+                self._ours.send(bytes([number | _BY_HANDLER]))
+
+    def _run(self, read: socket.socket) -> None:
+        with read:
+            while data := read.recv(256):
+                for byte in data:
+                    self._notice(byte)
+
+    def _notice(self, byte: int) -> None:
+        if not byte & _BY_HANDLER and self._other != -1:
+            with contextlib.suppress(OSError):  # it was closed without a word
+                os.write(self._other, bytes([byte]))
+        for watch in self._watchers.get(signal.Signals(byte & ~_BY_HANDLER), ()):
+            try:
+                watch.notice()
+            except Exception:
+                _log.exception("stepseal: could not tell of %s", watch.signum.name)
+
+    def forked(self) -> None:
+        """Undo all in a forked child, which shares the parent's descriptor."""
+        if self._ours is None or self._read is None:
+            return
+        signal.set_wakeup_fd(-1)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._ours.close()
+        self._read.close()
+
+
+_process = _Process()
+
+
+def watch_signal(
+    signum: signal.Signals, hold: Callable[[], None], notice: Callable[[], None]
+) -> SignalWatch:
+    """Begin to watch a signal; call it on the main thread.
+
+    Args:
+        signum: the signal.
+        hold: see `SignalWatch`.
+        notice: see `SignalWatch`.
+
+    Raises:
+        InvalidInput: this is not the main thread.
+    """
+    check_can_watch([signum])
+    watch = SignalWatch(signum, hold, notice)
+    _process.add(watch)
+    return watch
+
+
+def stop_unwatched() -> None:
+    """Put back what was there before, if watchers have ended on other threads; on the main one."""
+    _process.stop_unwatched()
+
+
+def check_can_watch(signums: Sequence[signal.Signals]) -> None:
+    """Refuse to watch signals where Python installs no handlers.
+
+    Raises:
+        InvalidInput: this is not the main thread.
+    """
+    if signums and threading.current_thread() is not threading.main_thread():
+        raise InvalidInput(
+            f"on_signal({signums[0].name!r}): Python handles signals on the main thread alone, and "
+            "this is another one. Make the Checkpointer there, or leave the trigger out.",
+            found=threading.current_thread().name,
+        )
+
+
+def _forget_in_child() -> None:
+    global _process
+    _process.forked()
+    _process = _Process()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
