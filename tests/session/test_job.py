@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import socket
 import threading
@@ -15,9 +16,10 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 from stepseal import errors
 from stepseal.components import Topology
 from stepseal.protocol import Deadlines, reach
-from stepseal.session import JobOptions, _job, _listening, _wiring
+from stepseal.session import JobOptions, _job, _late_root, _listening, _wiring
 from stepseal.session._host import is_loopback
 from stepseal.session._job import _host_of
+from stepseal.steps import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,10 +158,47 @@ def test_a_rank_that_does_not_see_the_root_fails_all_alike(job: Job) -> None:
     def gone(path: str, **_: object) -> None:
         raise errors.RootNotFound(f"{path}: not shared", path=path)
 
-    job.only("2", _wiring, "open_store", gone)
-    for error in raised(job.run(JobOptions(PATIENT)), errors.RootNotFound):
+    job.only("2", _late_root, "open_store", gone)
+    for error in raised(job.run(JobOptions(SHORT)), errors.RootNotFound):
         assert error.path == job.root
         assert "rank 2: " in str(error)
+        assert "rank 0 made it, and this host did not see it" in str(error)
+
+
+@pytest.mark.parametrize("naive", [False, True])
+@pytest.mark.parametrize("sees", ["nothing", "an empty folder"])
+def test_a_rank_that_sees_the_root_late_looks_again(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sees: str, naive: bool
+) -> None:
+    """Its volume is mounted after three looks; until then, the mountpoint is there, or not."""
+    looks = []
+    if sees == "an empty folder":
+        (tmp_path / "unmounted").mkdir()
+
+    def late(path: str, **settings: Any) -> Any:  # noqa: ANN401 - as the real one
+        looks.append(path)
+        return open_store(path if len(looks) > 3 else str(tmp_path / "unmounted"), **settings)
+
+    job.only("1", _late_root, "open_store", late)
+    if naive:
+        once = functools.partial(_late_root.open_late_root, limit_s=0.0)
+        monkeypatch.setattr(
+            _wiring,
+            "open_late_root",
+            lambda root, access, _, maker: once(root, access, maker=maker),
+        )
+        raised(job.run(JobOptions(PATIENT)), errors.RootNotFound)
+        return
+    close_all(job.run(JobOptions(PATIENT)))
+    assert len(looks) == 4
+
+
+def test_a_root_that_is_damaged_is_not_looked_at_again(job: Job) -> None:
+    def damaged(path: str, **_: object) -> None:
+        raise errors.Corrupt(f"{path}: damaged", path=path)
+
+    job.only("1", _late_root, "open_store", damaged)
+    raised(job.run(JobOptions(PATIENT)), errors.Corrupt)
 
 
 @pytest.mark.slow

@@ -26,8 +26,7 @@ from stepseal.protocol import (
     ParticipantDriver,
     SocketLink,
 )
-from stepseal.session import InFlight, Share, Wiring, check_annotations
-from stepseal.steps import open_store
+from stepseal.session import InFlight, Share, Wiring, check_annotations, open_late_root
 from stepseal.storage import Access
 
 if TYPE_CHECKING:
@@ -175,7 +174,8 @@ class Participant:
             line = link or SocketLink(address, self.id, limits, __version__, life=admission.life)
             driver = ParticipantDriver(self.id, line, limits, self._points)
             try:
-                steps = open_store(admission.root, access=self._access)
+                limit_s = 0.8 * limits.connect_s  # the controller still hears of a failure
+                steps = open_late_root(admission.root, self._access, limit_s, "the controller")
             except BaseException:
                 driver.close()
                 raise

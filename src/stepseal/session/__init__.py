@@ -9,6 +9,7 @@ from stepseal.session._checkpointer import Checkpointer
 from stepseal.session._gated_part import GatedPart
 from stepseal.session._importing import Imported, import_dcp
 from stepseal.session._inflight import InFlight
+from stepseal.session._late_root import open_late_root
 from stepseal.session._loading import load
 from stepseal.session._one_shot import save
 from stepseal.session._pending import PendingSave, Saved
@@ -27,5 +28,5 @@ __all__ = [
     "ShareOfRestore", "as_functions", "check_annotations", "check_choice", "check_published",
     "restore_error", "Imported", "JobOptions", "Join", "LoadReport", "PendingSave", "Publication",
     "Restored", "Run", "SaveRule", "Saved", "Step", "Wiring", "before", "coordinate", "every",
-    "import_dcp", "load", "on_signal", "open_run", "open_step", "save",
+    "import_dcp", "load", "on_signal", "open_late_root", "open_run", "open_step", "save",
 ]  # fmt: skip

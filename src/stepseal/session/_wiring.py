@@ -6,6 +6,7 @@ The only place that knows how the wings are put together in an SPMD job or a sin
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from stepseal.retention import Housekeeper
 from stepseal.session._announcing import Announcer
 from stepseal.session._indexer import DcpIndexer
 from stepseal.session._job import Rendezvous, discover
+from stepseal.session._late_root import open_late_root
 from stepseal.session._listening import ControlAddress
 from stepseal.session._nodes import numbered
 from stepseal.steps import StepStore, open_store
@@ -145,11 +147,13 @@ def _guest(
     root: str, topology: Topology, options: JobOptions, rendezvous: Rendezvous, node: str
 ) -> tuple[Topology, Wiring]:
     addresses, limit_s, nodes = rendezvous.find(node)
+    end = time.monotonic() + limit_s
     driver, failure = None, None
     try:
         link = rendezvous.join(addresses, limit_s, __version__)
         driver = ParticipantDriver(topology.me, link, options.deadlines)
-        steps = open_store(root, access=options.access)
+        left_s = max(0.0, end - time.monotonic())
+        steps = open_late_root(root, options.access, left_s, "rank 0")
     except Exception as error:
         failure = error
     try:

@@ -94,7 +94,7 @@ class Participant(ss.Participant):
         super().capture(begin)
 
 
-def _open_store(root: str, **_options: object) -> PosixSteps:
+def _open_root(root: str, *_options: object) -> PosixSteps:
     """Open the root; die before what was written is durable."""
 
     def before(_index: int, operation: str, _key: str) -> None:
@@ -106,7 +106,7 @@ def _open_store(root: str, **_options: object) -> PosixSteps:
 
 def _set_traps() -> None:
     _participant.ParticipantDriver = Driver  # type: ignore[attr-defined]
-    _participant.open_store = _open_store  # type: ignore[assignment, attr-defined]
+    _participant.open_late_root = _open_root  # type: ignore[assignment, attr-defined]
 
 
 class Member:
