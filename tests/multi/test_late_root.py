@@ -46,8 +46,11 @@ def test_a_host_that_sees_the_root_late_joins_and_one_that_never_does_is_told_of
             text=True,
             env={
                 **os.environ,
-                **{"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
-                **{"MASTER_PORT": str(port), "PYTHONPATH": f"{_ROOT / 'src'}:{_ROOT}"},
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "PYTHONPATH": f"{_ROOT / 'src'}:{_ROOT}",
             },
         )
         for rank, command in enumerate(commands)
