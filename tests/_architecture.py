@@ -17,27 +17,28 @@ if TYPE_CHECKING:
 FACE = "face"
 """The wing of `src/stepseal/__init__.py`."""
 _CORE = frozenset(
-    {"errors", "layout", "storage", "transfer", "protocol", "steps", "retention", "components"}
-    | {"foreign", "session"}
+    {"errors", "process", "layout", "storage", "transfer", "protocol", "steps", "retention"}
+    | {"components", "foreign", "session"}
 )
 _OUTER = frozenset({"cli", "testing", "integrations"})
 
 ARROWS: Mapping[str, frozenset[str]] = {
     "_version": frozenset(),
     "errors": frozenset(),
+    "process": frozenset({"errors"}),
     "layout": frozenset({"errors"}),
     "storage": frozenset({"errors"}),
-    "transfer": frozenset({"errors", "layout", "storage"}),
-    "protocol": frozenset({"errors", "layout"}),
-    "steps": frozenset({"errors", "layout", "storage"}),
+    "transfer": frozenset({"errors", "process", "layout", "storage"}),
+    "protocol": frozenset({"errors", "process", "layout"}),
+    "steps": frozenset({"errors", "process", "layout", "storage"}),
     "retention": frozenset({"errors", "layout", "steps"}),
     "doctor": frozenset({"errors", "layout", "storage"}),
     "components": frozenset({"errors", "layout"}),
     "foreign": frozenset({"errors", "layout", "storage", "components"}),
     "session": _CORE - {"session"} | {"_version"},
     "actors": frozenset(
-        {"errors", "layout", "storage", "protocol", "steps", "retention", "components", "session"}
-        | {"_version"}
+        {"errors", "process", "layout", "storage", "protocol", "steps", "retention", "components"}
+        | {"session", "_version"}
     ),
     FACE: _CORE | {"_version", "actors", "integrations"},
     "cli": frozenset(

@@ -13,7 +13,8 @@ import pytest
 from tests.protocol._conversations import PATIENT, QUICK, Inbox
 
 from stepseal.errors import CoordinatorLost, InvalidInput
-from stepseal.protocol import Address, Deadlines, SocketLink, _socket_link
+from stepseal.process import _forks
+from stepseal.protocol import Address, Deadlines, SocketLink
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._wire import MessageReader, pack_message
 
@@ -170,7 +171,7 @@ def test_a_forked_child_does_not_hold_the_line(is_forgotten: bool) -> None:
         peer, _ = listener.accept()
         hold, release = os.pipe()
         if not is_forgotten:
-            _socket_link._open.clear()
+            _forks._held.clear()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that this process has threads
             child = os.fork()

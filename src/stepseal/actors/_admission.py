@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from stepseal._version import __version__
 from stepseal.errors import InvalidInput
 from stepseal.protocol import Deadlines  # noqa: TC001 - the decoder needs it
 
@@ -45,3 +46,25 @@ class Admission:
             return msgspec.json.decode(data, type=cls)
         except (msgspec.MsgspecError, ValueError) as error:
             raise InvalidInput(f"{len(data)} bytes are not an admission: {error}") from error
+
+    def check(self, participant: str) -> None:
+        """Refuse an admission of somebody else, or by another release.
+
+        Args:
+            participant: who was handed this.
+
+        Raises:
+            InvalidInput: it is one.
+        """
+        if self.participant != participant:
+            raise InvalidInput(
+                f"{participant} was handed the admission of {self.participant}: is the list of "
+                "actors in the order of their ranks?",
+                participant=participant,
+            )
+        if self.version != __version__:
+            raise InvalidInput(
+                f"{participant} runs stepseal {__version__!r}: expected {self.version!r}, as the "
+                "coordinator does. Install the same release everywhere.",
+                participant=participant,
+            )

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING, TypeVar
 
 from stepseal.errors import CheckpointError, InvalidInput
+from stepseal.process import Home
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -35,6 +36,8 @@ class Calls:
         self._unseen: CheckpointError | None = None
         self._running: set[asyncio.Task[object]] = set()
         self.closed = False
+        self.home = Home()
+        """The process of the coordinator; no forked child of it makes calls."""
 
     async def run(self, work: Coroutine[None, None, T], *, alone: bool = True) -> T:
         """Run a call to its end, after the one before it, whoever is cancelled meanwhile.
@@ -44,12 +47,14 @@ class Calls:
             alone: False lets calls that come after it begin before it has ended.
 
         Raises:
-            InvalidInput: `finish` was called.
+            InvalidInput: `finish` was called, or this is a forked child.
             CheckpointError: an earlier call failed, and nobody saw it; this one did not begin.
         """
-        if self.closed:
+        try:
+            self.check_open()
+        except InvalidInput:
             work.close()
-            raise InvalidInput("this Coordinator is closed; make a new one")
+            raise
         left = asyncio.Event()
         task = asyncio.ensure_future(self._locked(work, left, alone))
         self._running.add(task)  # the loop itself holds tasks weakly
@@ -60,6 +65,16 @@ class Calls:
             left.set()
             task.add_done_callback(_retrieve)
             raise
+
+    def check_open(self) -> None:
+        """Refuse a call in a forked child, or after `finish`.
+
+        Raises:
+            InvalidInput: it is one.
+        """
+        self.home.check("this Coordinator")
+        if self.closed:
+            raise InvalidInput("this Coordinator is closed; make a new one")
 
     async def finish(self, end: Callable[[], Awaitable[object]]) -> None:
         """Take no more calls; await `end` once those that were made have ended."""

@@ -143,6 +143,7 @@ class Coordinator:
 
         The component is a role of its own, with the same name; `order` may name it.
         """
+        self._calls.check_open()
         self._members.host(name, state)
 
     async def admit(self, *members: Member) -> None:
@@ -301,7 +302,7 @@ class Coordinator:
         Raises:
             CheckpointError: a call failed, and nobody saw it.
         """
-        if self._calls.closed:
+        if self._calls.closed or not self._calls.home.is_here:
             return
         loop = asyncio.get_running_loop()
         await self._calls.finish(lambda: loop.run_in_executor(self._executor, self._end))

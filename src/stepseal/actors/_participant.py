@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from stepseal._version import __version__
+from stepseal.actors._roster import check_roster
 from stepseal.actors._slots import Slots
 from stepseal.components import Topology
 from stepseal.errors import CheckpointError, InvalidInput
@@ -122,6 +123,7 @@ class Participant:
             InvalidInput: see `Checkpointer.add`; or `validate="full"`, which compares live state
                 with what was written, while an owner goes on as soon as it has captured.
         """
+        wiring = self._here()
         if validate == "full":
             raise InvalidInput(
                 f"add({name!r}, validate='full'): a participant does not wait until its files are "
@@ -139,8 +141,8 @@ class Participant:
             exclude=exclude,
             required=required,
         )
-        if self._wiring is not None:
-            self._wiring.driver.tell_components(self._share.registry.names())
+        if wiring is not None:
+            wiring.driver.tell_components(self._share.registry.names())
 
     def admit(self, admission: Admission, link: Link | None = None) -> None:
         """Begin a life: connect to the coordinator. An earlier life ends.
@@ -155,18 +157,8 @@ class Participant:
             CoordinatorLost: the coordinator cannot be reached, or refuses.
             CheckpointError: the root cannot be opened.
         """
-        if admission.participant != self.id:
-            raise InvalidInput(
-                f"{self.id} was handed the admission of {admission.participant}: is the list of "
-                "actors in the order of their ranks?",
-                participant=self.id,
-            )
-        if admission.version != __version__:
-            raise InvalidInput(
-                f"{self.id} runs stepseal {__version__!r}: expected {admission.version!r}, as the "
-                "coordinator does. Install the same release everywhere.",
-                participant=self.id,
-            )
+        admission.check(self.id)
+        self._here()
         with self._busy:
             self.close()
             limits = admission.deadlines
@@ -193,6 +185,7 @@ class Participant:
         Raises:
             InvalidInput: the call is not for this life.
         """
+        self._here()
         with self._busy:
             self._capture(begin)
 
@@ -217,6 +210,7 @@ class Participant:
 
     def restore(self, begin: BeginRestore) -> Restored | None:
         """Take part in a restore, now; return what it brought back. Blocks."""
+        self._here()
         with self._busy:
             share = self.join(begin)
             return None if share is None else share.run()
@@ -289,6 +283,7 @@ class Participant:
         Raises:
             ParticipantFailed, InvalidInput, CoordinatorLost, CommitTimeout: see `save_async`.
         """
+        self._here()
         self._slots.wait_all()
 
     def poll(self, timeout_s: float | None = 0.0) -> int:
@@ -300,9 +295,10 @@ class Participant:
         Args:
             timeout_s: seconds to wait for the first call; None waits until the coordinator is gone.
         """
-        if self._wiring is None:
+        wiring = self._here()
+        if wiring is None:
             return 0
-        driver, num = self._wiring.driver, 0
+        driver, num = wiring.driver, 0
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left = 0.0 if num else None if end is None else max(0.0, end - time.monotonic())
@@ -332,6 +328,8 @@ class Participant:
 
     def close(self) -> None:
         """Leave: wait for the save in flight, and say goodbye. Idempotent."""
+        if self._wiring is not None and not self._wiring.home.is_here:
+            return  # its life goes on in the parent
         with self._busy:
             wiring, self._wiring, self._admission = self._wiring, None, None
             if wiring is not None:
@@ -351,7 +349,7 @@ class Participant:
         self.close()
 
     def _wiring_for(self, name: str, step: int) -> Wiring:
-        wiring = self._wiring
+        wiring = self._here()
         if wiring is None:
             raise InvalidInput(
                 f"save of step {step}: {self.id}: component {name}: not admitted in this life of "
@@ -360,6 +358,10 @@ class Participant:
                 participant=self.id,
             )
         return wiring
+
+    def _here(self) -> Wiring | None:
+        """Return the connections of this life; refuse a forked child."""
+        return None if self._wiring is None else self._wiring.own(self.id)
 
     def _settle(self) -> None:
         """Wait for the save in flight; its failure was told to the coordinator's user."""
@@ -389,11 +391,4 @@ class Participant:
         return self._admission, self._wiring
 
     def _check_participants(self, begin: Begin) -> None:
-        expected = self._share.topology.participants
-        if tuple(begin.participants) != expected:
-            raise InvalidInput(
-                f"{self.id}: expected all of {', '.join(expected)} to take part, found "
-                f"{', '.join(begin.participants)}. Admit them all, or give Participant the right "
-                "size=.",
-                participant=self.id,
-            )
+        check_roster(self._share.topology, begin.participants)

@@ -169,12 +169,13 @@ class Rank(Participant):
         return driver.wait_begin_here() if driver.pass_safe_point(waits=waits) else None
 
     def _driver(self) -> ParticipantDriver:
-        if self._wiring is None:
+        wiring = self._here()
+        if wiring is None:
             raise InvalidInput(
                 f"{self.id} has no coordinator: call wait_admitted(root) first, on all ranks",
                 participant=self.id,
             )
-        return self._wiring.driver
+        return wiring.driver
 
     def _lost(self, where: str) -> CoordinatorLost:
         return CoordinatorLost(

@@ -11,6 +11,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from stepseal.actors._roster import check_roster
 from stepseal.errors import InvalidInput
 from stepseal.layout import check_component_name, check_step
 from stepseal.protocol import ask_save
@@ -128,7 +129,6 @@ class Slots:
         granted = ask_save(wiring.driver, step, name)
         if granted is None:
             return None
-        expected = self._topology.participants
         with self._lock:
             part = self._parts.get(granted.call)
             if part is None:
@@ -140,13 +140,9 @@ class Slots:
                 step=step,
                 component=name,
             )
-        if tuple(granted.participants) != expected:
-            error = InvalidInput(
-                f"{self._topology.me}: expected all of {', '.join(expected)} to take part, found "
-                f"{', '.join(granted.participants)}. Admit them all, or give Participant the right "
-                "size=.",
-                participant=self._topology.me,
-            )
+        try:
+            check_roster(self._topology, granted.participants)
+        except InvalidInput as error:
             part.failed(name, error)
             return None
         return part

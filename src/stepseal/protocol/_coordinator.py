@@ -346,6 +346,11 @@ class Coordinator:
         todo += self._settle() + self._gates.publish(now)
         return self._keep(todo + self._settle())
 
+    def on_slept(self, slept_s: float) -> None:
+        """Postpone what is awaited: for so long this process was stopped, and perhaps all were."""
+        for found in self._rounds.values():
+            found.postpone(slept_s)
+
     def _end_of_grace(self, now: float) -> list[actions.Action]:
         """Abort saves that are not decided when the job must end; a publication goes on."""
         todo: list[actions.Action] = []

@@ -21,6 +21,7 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Literal
 
+from stepseal.process import OWN_SLICE_S, own_time_s, start_thread
 from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._coordinator import Coordinator
@@ -54,6 +55,8 @@ _JOIN_S = 2.0
 """Seconds that `close` waits for a thread that has nothing left to do."""
 _ROOM_S = 2.0
 """Seconds that a save waits at most for the deletion of aborted attempts."""
+_BREATH_S = 1.0
+"""Seconds by which a thread that wakes up later was stopped, and until it then judges others."""
 
 
 class CoordinatorDriver:
@@ -69,6 +72,9 @@ class CoordinatorDriver:
         announce: tells others of each commit; closed here.
         gates: what writers save by themselves.
         timing: triggers that depend on time alone; None for none.
+
+    Raises:
+        ParticipantFailed: one of the threads cannot be had; the hub is closed.
     """
 
     def __init__(
@@ -102,15 +108,23 @@ class CoordinatorDriver:
         self._num_discards = 0
         self._left = threading.Event()
         self._closed = False
+        self._slept_s = time.monotonic() - own_time_s()
+        self._judges_from_s = 0.0
+        """After this process was stopped: the hub first reads what came meanwhile."""
         self._thread = threading.Thread(
             target=self._serve, name="stepseal-coordinator", daemon=True
         )
         self._worker = threading.Thread(target=self._work, name="stepseal-commit", daemon=True)
         self._keeper = threading.Thread(target=self._keep_house, name="stepseal-keep", daemon=True)
-        hub.start(lambda participant, message, life: self._inbox.put((participant, message, life)))
-        self._thread.start()
-        self._worker.start()
-        self._keeper.start()
+        self._started: list[threading.Thread] = []
+        try:
+            hub.start(lambda participant, found, life: self._inbox.put((participant, found, life)))
+            for thread in (self._thread, self._worker, self._keeper):
+                start_thread(thread)
+                self._started.append(thread)
+        except BaseException:
+            self.close(linger=False)
+            raise
 
     def admit(self, participant: str, life: str, *, steps: bool = False) -> Future[None]:
         """Let a participant take part in later calls; its earlier life ends.
@@ -170,18 +184,23 @@ class CoordinatorDriver:
             self._left.wait(self._deadlines.close_s)
         self._inbox.put("stop")
         self._jobs.put(None)
-        self._thread.join(_JOIN_S)
-        self._worker.join(_JOIN_S)
+        self._join(self._thread, self._worker)
         self._chores.put(None)  # after the prune of the last commit
-        self._keeper.join(_JOIN_S)
+        self._join(self._keeper)
         self._hub.close()
         if self._announce is not None:
             self._announce.close()
 
+    def _join(self, *threads: threading.Thread) -> None:
+        for thread in threads:
+            if thread in self._started:
+                thread.join(_JOIN_S)
+
     def _serve(self) -> None:
         try:
             while self._take_all():
-                self._perform(self._protocol.on_time(time.monotonic()))
+                if time.monotonic() >= self._judges_from_s:
+                    self._perform(self._protocol.on_time(time.monotonic()))
                 idle = self._num_jobs == 0 and not self._protocol.busy
                 if idle and self._protocol.everybody_left:
                     self._left.set()
@@ -197,16 +216,31 @@ class CoordinatorDriver:
 
     def _take_all(self) -> bool:
         """Wait for an event or the next deadline, and handle all events; False to stop."""
-        deadline = self._protocol.next_deadline()
-        timeout_s = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+        left_s = max(self._protocol.next_deadline(), self._judges_from_s) - time.monotonic()
         try:
-            found = self._inbox.get(timeout=timeout_s)
+            found = self._get(min(max(0.0, left_s), OWN_SLICE_S))
             while found != "stop":
                 self._take(found)
                 found = self._inbox.get_nowait()
         except queue.Empty:
             return True  # deadlines may be checked now
         return False
+
+    def _get(self, limit_s: float) -> Input:
+        """Wait for an event; nobody is charged with the time in which this process was stopped.
+
+        Raises:
+            queue.Empty: none came.
+        """
+        try:
+            return self._inbox.get(timeout=limit_s)
+        finally:
+            now_s = time.monotonic()
+            slept_s = now_s - own_time_s() - self._slept_s
+            if slept_s > _BREATH_S:
+                self._slept_s += slept_s
+                self._protocol.on_slept(slept_s)
+                self._judges_from_s = now_s + _BREATH_S
 
     def _take(self, found: Input) -> None:
         now = time.monotonic()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.process import own_time_s
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._failures import error_from
 
@@ -55,7 +55,7 @@ def ask_save(driver: ParticipantDriver, step: int, name: str) -> messages.SaveGr
         _log.warning("stepseal: %s", answer.message)
         return None
     with driver._changed:
-        driver._protocol.captured(answer.call, time.monotonic())
+        driver._protocol.captured(answer.call, own_time_s())
     return answer
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import CheckpointError, InternalError, OutcomeUnknown
 from stepseal.layout import Area, StepRef
+from stepseal.process import own_time_s
 from stepseal.protocol import _actions as actions
 from stepseal.protocol._draft import JobInfo, Origin, draft_manifest
 from stepseal.protocol._failures import failure_of
@@ -139,10 +140,11 @@ class Incarnation:
         assert self.number is not None
         origin = Origin(steps.run_id, self.number, self._head, steps.durability)
         draft = draft_manifest(action, origin, self._job, now_s=self._clock())
+        left_s, begun_s = action.deadline - time.monotonic(), own_time_s()
         sha256 = steps.publish(
             action.staging,
             draft,
-            deadline_passed=lambda: time.monotonic() > action.deadline,
+            deadline_passed=lambda: own_time_s() - begun_s > left_s,
         )
         if action.area is Area.STEPS:
             self._committed = draft

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stepseal.protocol._wire import MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MessageReader
+from stepseal.protocol._messages import encode_message
+from stepseal.protocol._wire import MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MessageReader, pack_message
 
 if TYPE_CHECKING:
     import socket
+
+    from stepseal.protocol._messages import FromCoordinator
 
 __all__ = ["Line"]
 
@@ -35,6 +39,11 @@ class Line:
     def is_open(self) -> bool:
         """False once the connection was dropped."""
         return self.connection.fileno() >= 0
+
+    def say_first(self, message: FromCoordinator) -> None:
+        """Send a message at once: the first bytes on a connection always fit."""
+        with suppress(OSError):
+            self.connection.send(pack_message(encode_message(message)))
 
     def queue(self, data: bytes) -> None:
         """Append bytes to send; the connection is stuck if too many wait."""

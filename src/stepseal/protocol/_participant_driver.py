@@ -7,10 +7,10 @@ deadline.
 from __future__ import annotations
 
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.process import own_time_s
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._failures import error_from, failure_of
 from stepseal.protocol._participant import Participant, RestoreState, SaveState
@@ -223,7 +223,7 @@ class ParticipantDriver:
     def send_captured(self, message: messages.Captured) -> None:
         """Report a capture, and start the deadline of the save."""
         with self._changed:
-            self._protocol.captured(message.call, time.monotonic())
+            self._protocol.captured(message.call, own_time_s())
         self._link.send(message)
 
     def send_failed(
@@ -231,7 +231,7 @@ class ParticipantDriver:
     ) -> None:
         """Report that this participant cannot contribute to the save, or the publication."""
         with self._changed:
-            self._protocol.captured(call, time.monotonic())
+            self._protocol.captured(call, own_time_s())
         self._link.send(messages.Failed(call, step, phase, failure_of(error), publish))
 
     def send_returned(self, call: int, attempt: str) -> None:
@@ -266,7 +266,7 @@ class ParticipantDriver:
             True if the report was sent; from then on the step may exist.
         """
         with self._changed:
-            if not self._protocol.prepare(call, time.monotonic()):
+            if not self._protocol.prepare(call, own_time_s()):
                 return False
         self._link.send(messages.Prepared(call, attempt, part, digests or {}))
         return True
@@ -300,7 +300,7 @@ class ParticipantDriver:
     def ended(self, call: int) -> bool:
         """Return whether the save has ended, so that writing can stop; also checks the deadline."""
         with self._changed:
-            self._protocol.on_time(time.monotonic())
+            self._protocol.on_time(own_time_s())
             return self._protocol.save(call).settled
 
     def wait_outcome(self, call: int, timeout_s: float | None) -> SaveState | None:
@@ -387,10 +387,10 @@ class ParticipantDriver:
 
     def _wait(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait until `condition` holds, and check deadlines of calls; False at the timeout."""
-        end = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+        end = float("inf") if timeout_s is None else own_time_s() + timeout_s
         with self._changed:
             while not condition():
-                now = time.monotonic()
+                now = own_time_s()
                 if now >= end:
                     return False
                 self._protocol.on_time(now)

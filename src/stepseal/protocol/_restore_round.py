@@ -236,6 +236,10 @@ class RestoreRound:
             return tuple(p for p in self.participants if p not in reported)
         return ()
 
+    def postpone(self, slept_s: float) -> None:
+        """Wait longer."""
+        self.deadline += slept_s
+
     def on_deadline(self, notes: Mapping[str, str | None] | None = None) -> list[actions.Action]:
         """Fail on all participants, because the phase took too long; name the missing ones.
 

@@ -23,7 +23,7 @@ from stepseal.protocol._agreement import disagreements, held_up, kind_of, late, 
 from stepseal.protocol._comparing import Comparison
 from stepseal.protocol._cut import by_role, role_problems
 from stepseal.protocol._failures import MAX_TEXT, shortened
-from stepseal.protocol._hanging import NEXT_SAVE, publication_hangs, staging_hangs
+from stepseal.protocol._hanging import NEXT_SAVE, after_loss, publication_hangs, staging_hangs
 from stepseal.protocol._stages import Stages
 
 if TYPE_CHECKING:
@@ -202,18 +202,9 @@ class SaveRound:
         )
         self.phase = "engines" if self._with_engines else "write"
         self.deadline = now + self._deadlines.write_s
+        order = (self.call, self.attempt, event.staging, event.nonce)
         return [
-            actions.Send(
-                participant,
-                messages.Write(
-                    self.call,
-                    self.attempt,
-                    event.staging,
-                    event.nonce,
-                    ordinal,
-                    dict(self._left_out),
-                ),
-            )
+            actions.Send(participant, messages.Write(*order, ordinal, dict(self._left_out)))
             for ordinal, participant in enumerate(self.participants)
         ]
 
@@ -288,7 +279,8 @@ class SaveRound:
         assert absent.keys() <= set(self.missing())
         if self._is_decided():
             return self._compared(0.0)
-        return self._abort(absent, f"phase {self.phase}")
+        then = after_loss(absent.values(), opened=self._opening is not None)
+        return self._abort(absent, f"phase {self.phase}", then)
 
     def missing(self) -> tuple[str, ...]:
         """Return the participants whose report is missing in this phase."""
@@ -304,6 +296,11 @@ class SaveRound:
         else:
             return ()
         return tuple(p for p in self.participants if p not in reported)
+
+    def postpone(self, slept_s: float) -> None:
+        """Wait longer."""
+        self.deadline += slept_s
+        self._ends_at += slept_s
 
     def on_deadline(self, notes: Mapping[str, str | None] | None = None) -> list[actions.Action]:
         """Abort a phase that took too long; name the missing participants.
@@ -368,8 +365,10 @@ class SaveRound:
         aborted = messages.Aborted(self.call, self.step, kind, text, {}, cause=event.cause)
         return self._finish(aborted) + self._discards()
 
-    def _abort(self, failures: Mapping[str, messages.Failure], where: str) -> list[actions.Action]:
-        text = summary(f"{self._what}, {where}", failures, NEXT_SAVE)
+    def _abort(
+        self, failures: Mapping[str, messages.Failure], where: str, then: str = NEXT_SAVE
+    ) -> list[actions.Action]:
+        text = summary(f"{self._what}, {where}", failures, then)
         kind, told = kind_of(failures.values()), shortened(failures)
         aborted = messages.Aborted(self.call, self.step, kind, text, told)
         return self._finish(aborted) + self._discards()

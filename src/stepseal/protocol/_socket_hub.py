@@ -20,15 +20,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.process import OwnTime, drop_in_child, start_thread
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._line import Line
 from stepseal.protocol._transport import InProcessHub, InProcessLink
-from stepseal.protocol._wire import (
-    MAX_MESSAGE_BYTES,
-    Address,
-    pack_message,
-    prove,
-)
+from stepseal.protocol._wire import MAX_MESSAGE_BYTES, address_of, pack_message, prove
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,6 +85,7 @@ class SocketHub:
         self._known: set[str] = set()
         self._strangers: dict[Line, None] = {}
         self._closing = threading.Event()
+        self._own_time_s = OwnTime(deadlines.heartbeat_s)
         if isinstance(host, str):
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             host = (socket.create_server((host, 0), family=family),)
@@ -105,7 +102,8 @@ class SocketHub:
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         self._thread: threading.Thread | None = None
         self._on_message: FromLinks | None = None
-        self.addresses = tuple(_address_of(listener, token) for listener in host)
+        drop_in_child(self)
+        self.addresses = tuple(address_of(listener, token) for listener in host)
         self.address = self.addresses[0]
 
     def link(self, participant: str, life: str = "") -> InProcessLink:
@@ -133,8 +131,9 @@ class SocketHub:
         """Begin to accept connections and to deliver messages."""
         self._on_message = on_message
         self._local.start(on_message)
-        self._thread = threading.Thread(target=self._serve, name="stepseal-hub", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._serve, name="stepseal-hub", daemon=True)
+        start_thread(thread)
+        self._thread = thread
 
     def send(self, participant: str, message: messages.FromCoordinator) -> None:
         """Queue a message; drop it if the participant is not connected."""
@@ -191,12 +190,20 @@ class SocketHub:
                     return
             self._watch_writes()
             self._close_ended()
-            for key, mask in self._selector.select(max(0.0, min(next_beat, flush_until) - now)):
-                self._on_ready(key, mask)
+            self._read_ready(max(0.0, min(next_beat, flush_until) - now))
             now = time.monotonic()
             if now >= next_beat:
                 next_beat = now + self._deadlines.heartbeat_s
-                self._beat(now)
+                self._judge()
+
+    def _judge(self) -> None:
+        """Drop who is silent, after reading what came while this process was stopped."""
+        self._read_ready(0.0)
+        self._beat(self._own_time_s())
+
+    def _read_ready(self, limit_s: float) -> None:
+        for key, mask in self._selector.select(limit_s):
+            self._on_ready(key, mask)
 
     def _all(self) -> list[Line]:
         return [*self._strangers, *self._lines.values(), *self._ending]
@@ -253,7 +260,7 @@ class SocketHub:
             return
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        now = time.monotonic()
+        now = self._own_time_s()
         line = Line(connection, now, now)
         self._strangers[line] = None
         self._selector.register(connection, selectors.EVENT_READ, line)
@@ -269,7 +276,7 @@ class SocketHub:
         if not data:
             self._drop(line, "connection closed: the process ended or left without a goodbye")
             return
-        line.last_seen = time.monotonic()
+        line.last_seen = self._own_time_s()
         line.reader.feed(data)
         try:
             while line.is_open and (body := line.reader.take()) is not None:
@@ -297,9 +304,7 @@ class SocketHub:
         if line.challenged:
             raise errors.InvalidInput("control plane: expected Hello, found a second Challenge")
         line.challenged = True
-        proof = messages.Proof(prove(self._token, challenge.nonce))
-        with suppress(OSError):  # the first bytes on this connection always fit
-            line.connection.send(pack_message(messages.encode_message(proof)))
+        line.say_first(messages.Proof(prove(self._token, challenge.nonce)))
 
     def _admit(self, line: Line, message: messages.FromParticipant) -> bool:
         """Accept a Hello, or raise; False if the connection was closed at once."""
@@ -329,9 +334,7 @@ class SocketHub:
             f"control plane: {name} runs stepseal {version!r:.80}: expected {self._version!r}, as "
             "the coordinator does. Install the same release everywhere."
         )
-        refused = messages.Refused(errors.InvalidInput.kind, text)
-        with suppress(OSError):  # the first bytes on this connection always fit
-            line.connection.send(pack_message(messages.encode_message(refused)))
+        line.say_first(messages.Refused(errors.InvalidInput.kind, text))
         self._drop(line, text, errors.InvalidInput.kind)
 
     def _knows(self, hello: messages.Hello) -> bool:
@@ -375,6 +378,16 @@ class SocketHub:
         if self._on_message is not None:
             self._on_message(participant, messages.Failure(kind, why), line.life)
 
+    def forget(self) -> None:
+        """Close the descriptors of a forked child, whose parent goes on with the connections.
+
+        The child shares the parent's selector, too: nothing is unregistered.
+        """
+        lines = [line.connection for line in self._all()]
+        for end in (*lines, *self._listeners, self._wake_read, self._wake_write):
+            end.close()
+        self._selector.close()
+
     def _shut(self) -> None:
         self._on_message = None
         for line in self._all():
@@ -382,8 +395,3 @@ class SocketHub:
         for end in (*self._listeners, self._wake_read, self._wake_write):
             end.close()
         self._selector.close()
-
-
-def _address_of(listener: socket.socket, token: str) -> Address:
-    host, port = listener.getsockname()[:2]
-    return Address(host, port, token)

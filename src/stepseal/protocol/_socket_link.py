@@ -6,14 +6,14 @@ reported dead after `lost_s`.
 
 from __future__ import annotations
 
-import os
+import select
 import socket
 import threading
-import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.process import OWN_SLICE_S, OwnTime, drop_in_child, own_time_s, start_thread
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._wire import MAX_MESSAGE_BYTES, Address, MessageReader, pack_message
 
@@ -25,7 +25,8 @@ __all__ = ["SocketLink"]
 
 _RECEIVE_BYTES = 1 << 16
 _JOIN_S = 2.0
-_open: weakref.WeakSet[SocketLink] = weakref.WeakSet()
+_GONE = (OSError, ValueError)
+"""A connection that failed, or has no descriptor any more."""
 
 
 class SocketLink:
@@ -59,8 +60,9 @@ class SocketLink:
         self._closed = False
         self._threads: list[threading.Thread] = []
         self._connection = connection or _connect(address, participant, deadlines.connect_s)
-        _open.add(self)
+        drop_in_child(self)
         self._connection.settimeout(deadlines.lost_s)
+        self._slice_s = min(deadlines.heartbeat_s, OWN_SLICE_S)
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def start(self, on_message: FromHub) -> None:
@@ -70,8 +72,8 @@ class SocketLink:
             thread = threading.Thread(
                 target=target, args=arguments, name="stepseal-link", daemon=True
             )
+            start_thread(thread)
             self._threads.append(thread)
-            thread.start()
 
     def send(self, message: messages.FromParticipant) -> None:
         """Send a message; the receiving thread notices and reports a dead connection.
@@ -82,9 +84,34 @@ class SocketLink:
         data = pack_message(messages.encode_message(message))
         try:
             with self._send_lock:
-                self._connection.sendall(data)
-        except OSError:
+                self._send_all(memoryview(data))
+        except _GONE:
             self._half_close()  # half a frame may be out: the receiving thread sees the end
+
+    def _send_all(self, data: memoryview) -> None:
+        """Send all bytes.
+
+        Raises:
+            OSError, ValueError: the connection failed or was closed, or took nothing for `lost_s`.
+        """
+        own_s = OwnTime(self._slice_s)
+        taken_s = own_s()
+        while data:
+            if self._is_ready(select.POLLOUT):
+                data = data[self._connection.send(data) :]
+                taken_s = own_s()
+            elif own_s() - taken_s > self._deadlines.lost_s:
+                raise TimeoutError("nothing was taken")
+
+    def _is_ready(self, event: int, limit_s: float | None = None) -> bool:
+        """Wait for one slice; return whether the connection can be read or written, or has ended.
+
+        Raises:
+            OSError, ValueError: it was closed.
+        """
+        poll = select.poll()
+        poll.register(self._connection, event)
+        return bool(poll.poll(1000.0 * (self._slice_s if limit_s is None else limit_s)))
 
     def close(self) -> None:
         """Close the connection, and stop delivering. Idempotent."""
@@ -118,12 +145,19 @@ class SocketLink:
     def _receive_all(self, on_message: FromHub) -> str:
         """Deliver messages until the connection ends; return why it ended."""
         reader = MessageReader(MAX_MESSAGE_BYTES)
+        lost_s = self._deadlines.lost_s
+        own_s = OwnTime(self._slice_s)
+        heard_s = own_s()
         while True:
             try:
+                if not self._is_ready(select.POLLIN):
+                    is_late = own_s() - heard_s > lost_s
+                    if is_late and not self._is_ready(select.POLLIN, 0.0):
+                        return f"no sign of life from the coordinator for {lost_s:g} s"
+                    continue
                 data = self._connection.recv(_RECEIVE_BYTES)
-            except TimeoutError:
-                return f"no sign of life from the coordinator for {self._deadlines.lost_s:g} s"
-            except OSError as error:
+                heard_s = own_s()
+            except _GONE as error:
                 return f"the connection to the coordinator failed: {error}"
             if not data:
                 return "the coordinator closed the connection or its process ended"
@@ -137,7 +171,8 @@ class SocketLink:
                 return str(error)
 
     def _beat(self) -> None:
-        while not self._ended.wait(self._deadlines.heartbeat_s):
+        while not self._ended.wait(self._slice_s):
+            own_time_s()
             self.send(messages.Heartbeat())
 
 
@@ -151,12 +186,3 @@ def _connect(address: Address, participant: str, limit_s: float) -> socket.socke
             "reachable from this host?",
             participant=participant,
         ) from error
-
-
-def _forget_all() -> None:
-    for link in list(_open):
-        link.forget()
-    _open.clear()
-
-
-os.register_at_fork(after_in_child=_forget_all)

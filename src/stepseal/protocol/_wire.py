@@ -6,14 +6,19 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from stepseal import errors
+
+if TYPE_CHECKING:
+    import socket
 
 __all__ = [
     "MAX_HELLO_BYTES",
     "MAX_MESSAGE_BYTES",
     "Address",
     "MessageReader",
+    "address_of",
     "pack_message",
     "prove",
 ]
@@ -32,6 +37,12 @@ class Address:
     host: str
     port: int
     token: str = field(repr=False)
+
+
+def address_of(listener: socket.socket, token: str) -> Address:
+    """Return where a socket listens."""
+    host, port = listener.getsockname()[:2]
+    return Address(host, port, token)
 
 
 def prove(token: str, nonce: str) -> str:

@@ -5,7 +5,7 @@ It holds no protocol logic: the coordinator decides, `_saving` and `_restoring` 
 
 from __future__ import annotations
 
-import functools
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from stepseal.layout import check_step
@@ -75,6 +75,7 @@ class Checkpointer(Looping, Closing):
         control_port: port of rank 0, or a `range` of them, for firewalls. Rank 0's counts.
         node: name of this process's node, for `PER_NODE`; None takes torchrun's GROUP_RANK, or else
             the machine's boot id.
+        alone: this process is a job by itself, although its launcher set WORLD_SIZE above 1.
 
     Raises:
         InvalidInput: an argument is wrong, the root is a file or a DCP folder itself, or others can
@@ -101,6 +102,7 @@ class Checkpointer(Looping, Closing):
         control_host: str | None = None,
         control_port: int | range | None = None,
         node: str | int | None = None,
+        alone: bool = False,
         _join: Join | None = None,
     ) -> None:
         check_mode(mode)
@@ -114,17 +116,16 @@ class Checkpointer(Looping, Closing):
         limits, timing = deadlines or Deadlines(), timing_of(when)
         options = JobOptions(limits, *rules, *control, told, publish_keep=kept, timing=timing)
         self._flight = InFlight(max_staging_bytes)
-        join = _join or functools.partial(join_process_group, role, node=node_text(node))
+        join = _join or partial(join_process_group, role, node=node_text(node), alone=alone)
         self._topology, self._wiring = join(self._root, options)
         self._share = Share(self._topology, self._flight)
         self._registry = self._share.registry
-        self._policies = self._share.policies
-        self._progress = self._share.progress
+        self._policies, self._progress = self._share.policies, self._share.progress
         self._loop = Loop(self._registry, self._topology)
         self._points = Points(when, self._share, self._wiring, self._loop)
         self._termination = Termination(self._flight)
         watches = (self._points, self._termination)
-        self._end = functools.partial(end_all, self._flight, self._wiring, watches)
+        self._end = partial(end_all, self._flight, self._wiring, watches)
         close_at_exit(self, self._end)
 
     def add(
@@ -375,7 +376,7 @@ class Checkpointer(Looping, Closing):
             ParticipantFailed: the save in flight failed, and nobody saw it yet; everything is freed
             nevertheless.
         """
-        if self._closed:
+        if self._closed or not self._wiring.home.is_here:
             return
         self._closed = True
         closed(self)

@@ -42,6 +42,7 @@ class Closing:
     """What `with` does to a `Checkpointer`."""
 
     _closed = False
+    _wiring: Wiring
 
     def close(self) -> None:
         """Free everything."""
@@ -65,5 +66,6 @@ class Closing:
             _log.error("stepseal: while leaving after %s: %s", exc_type, error)
 
     def _check_open(self) -> None:
+        self._wiring.own("this Checkpointer")
         if self._closed:
             raise InvalidInput("this Checkpointer is closed; make a new one")

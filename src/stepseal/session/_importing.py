@@ -91,7 +91,7 @@ def import_dcp(
     components = {name: found for name, found in read.items() if found is not None}
     if not components:
         raise UnsupportedState(f"{place}: nothing is left to import.", path=place)
-    with Checkpointer(target, mode="sync", access=access) as checkpointer:
+    with Checkpointer(target, mode="sync", access=access, alone=True) as checkpointer:
         for name, component in components.items():
             checkpointer.add(name, component)
         tags = [f"imported from dcp {folder.sha256}"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.errors import CheckpointError, OutcomeUnknown
 from stepseal.layout import Area
+from stepseal.process import Home
 from stepseal.protocol import ParticipantDriver, resolve_save
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class PendingSave:
         self._path = f"{root}/{area.key(step)}"
         self._driver = driver
         self._steps = steps
+        self._home = Home()
         self._lock = threading.Lock()
         self._saved: Saved | None = None
         self._error: CheckpointError | None = None
@@ -109,6 +111,7 @@ class PendingSave:
             self.wait()
 
     def _poll(self, timeout_s: float | None) -> bool:
+        self._home.check("this PendingSave")
         if self._saved is not None or self._final_error():
             return True
         state = self._driver.wait_outcome(self._call, timeout_s)

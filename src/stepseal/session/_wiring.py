@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from stepseal._version import __version__
 from stepseal.components import Topology, torch_in_use
 from stepseal.errors import CheckpointError
+from stepseal.process import Home
 from stepseal.protocol import (
     CoordinatorDriver,
     Deadlines,
@@ -23,6 +24,7 @@ from stepseal.protocol import (
     Timing,
 )
 from stepseal.retention import Housekeeper
+from stepseal.session._alone import check_alone
 from stepseal.session._announcing import Announcer
 from stepseal.session._indexer import DcpIndexer
 from stepseal.session._job import Rendezvous, discover
@@ -34,6 +36,8 @@ from stepseal.storage import Access
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from typing_extensions import Self
 
     from stepseal.layout import Manifest
     from stepseal.protocol import Gate, Hub
@@ -74,6 +78,13 @@ class Wiring:
     driver: ParticipantDriver
     coordinator: CoordinatorDriver | None
     """Only with the participant that hosts it (rank 0)."""
+    home: Home = field(default_factory=Home)
+    """The process that takes part; no forked child of it does."""
+
+    def own(self, what: str) -> Self:
+        """Return this, or refuse a forked child; see `Home.check`."""
+        self.home.check(what)
+        return self
 
     def close(self) -> None:
         """Say goodbye; the coordinator lingers for the goodbye of the others. Idempotent."""
@@ -87,7 +98,7 @@ Join = Callable[[str, JobOptions], tuple[Topology, Wiring]]
 
 
 def join_process_group(
-    role: str, root: str, options: JobOptions, *, node: str
+    role: str, root: str, options: JobOptions, *, node: str, alone: bool = False
 ) -> tuple[Topology, Wiring]:
     """Connect this process with all ranks of the default process group, or with itself alone.
 
@@ -96,11 +107,14 @@ def join_process_group(
         root: absolute path of the root.
         options: limits, retention, how the root is made, and where rank 0 listens.
         node: text that names the node of this process, or nothing.
+        alone: this process is a job by itself.
 
     Raises:
+        InvalidInput: this process is one of several, and has no process group.
         CheckpointError: the root or the coordinator cannot be reached or used; alike on all ranks.
     """
     topology = discover(role)
+    check_alone(topology, alone=alone)
     if topology.world_size == 1:
         return topology, _alone(root, topology, options)
     rendezvous = Rendezvous(topology, options.deadlines)

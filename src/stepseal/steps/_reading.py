@@ -16,6 +16,7 @@ from stepseal.errors import (
     StorageUnavailable,
 )
 from stepseal.layout import Area
+from stepseal.process import Home
 from stepseal.steps._attempts import attempt_at
 from stepseal.steps._hidden import find_pruned
 from stepseal.steps._leases import release_lease, renew_lease, take_lease
@@ -75,6 +76,7 @@ class Reading:
         self._lock = threading.Lock()
         self._renew_at_s = 0.0
         self._lease: Lease | None = None
+        self._home = Home()
 
     @property
     def is_leased(self) -> bool:
@@ -99,7 +101,7 @@ class Reading:
     def tick(self, *_: object) -> None:
         """Renew the lease if it is due; called regularly while reading, by any thread."""
         now_s = self._clock()
-        if now_s < self._renew_at_s:
+        if now_s < self._renew_at_s or not self._home.is_here:
             return
         with self._lock:
             if self._lease is None or now_s < self._renew_at_s:
@@ -201,6 +203,7 @@ class Reading:
         return attempt_at(self._storage, self._key) == self._manifest.attempt
 
     def __enter__(self) -> Self:
+        self._home = Home()
         self._lease = self._take()
         try:
             if self._lease is not None:
@@ -223,6 +226,8 @@ class Reading:
             self._release()
 
     def _release(self) -> None:
+        if not self._home.is_here:  # the parent of a forked child reads on
+            return
         with self._lock:
             lease, self._lease = self._lease, None
         if lease is None:

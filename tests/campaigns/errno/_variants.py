@@ -125,9 +125,9 @@ def _tell_only_who_failed() -> None:
     abort = SaveRound._abort
 
     def abort_quietly(
-        self: SaveRound, failures: Mapping[str, Failure], where: str
+        self: SaveRound, failures: Mapping[str, Failure], where: str, then: str = ""
     ) -> list[actions.Action]:
-        todo = abort(self, failures, where)
+        todo = abort(self, failures, where, then)
         return [a for a in todo if not isinstance(a, actions.Send) or a.to in failures]
 
     SaveRound._abort = abort_quietly  # type: ignore[method-assign]
