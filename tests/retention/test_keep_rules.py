@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 import stepseal as ss
 from stepseal.errors import InvalidInput
-from stepseal.retention import Retention, StepInfo, as_retention, latest
+from stepseal.retention import Retention, StepInfo, as_retention, latest, most_kept
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from stepseal.retention import KeepRule
 
 
 def facts(*steps: int) -> list[StepInfo]:
@@ -50,3 +57,33 @@ def test_what_is_no_rule_is_refused(keep: object) -> None:
 def test_grace_is_a_number_of_seconds(name: str, value: object) -> None:
     with pytest.raises(InvalidInput, match=name):
         Retention(latest(1), **{name: value})  # type: ignore[arg-type]
+
+
+class Best:
+    """A rule of a user's own."""
+
+    def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
+        return {}
+
+
+class BestTwo(Best):
+    def most_kept(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (latest(3), 3),
+        (latest(3) | latest(5) | latest(1), 5),
+        (latest(3) | BestTwo(), 5),
+        (latest(3) | BestTwo() | BestTwo(), 7),
+        (Best(), None),
+        (latest(3) | BestTwo() | Best(), None),
+        ((latest(3) | BestTwo()) | latest(4), 6),
+    ],
+)
+def test_what_a_rule_keeps_at_most_is_known_where_it_has_a_bound(
+    rule: KeepRule, expected: int | None
+) -> None:
+    assert most_kept(rule) == expected

@@ -37,6 +37,7 @@ from stepseal.session import (
     JobOptions,
     Progress,
     Restored,
+    Room,
     Saved,
     as_functions,
     check_annotations,
@@ -122,7 +123,8 @@ class Coordinator:
         token = secrets.token_hex(16)
         sockets = SocketHub(control_host, (), token, deadlines, __version__)
         bells = BellHub(sockets)
-        told, rules = as_functions(on_commit), (as_retention(keep), access)
+        self._retention = as_retention(keep)
+        told, rules = as_functions(on_commit), (self._retention, access)
         kept = check_publish_keep(publish_keep)
         options = JobOptions(
             deadlines, *rules, on_commit=told, gates=self._gates, publish_keep=kept
@@ -346,7 +348,10 @@ class Coordinator:
         state = SaveState(outcome.call, outcome=outcome)
         committed = resolve_save(state, step, self._steps, area)
         if area is Area.STEPS:
+            is_first = self._progress.newest is None
             self._progress.newest = max(step, self._progress.newest or 0)
+            if is_first:
+                await self._tell_room(step)
         return Saved(step, f"{self._root}/{area.key(step)}", committed.manifest_sha256)
 
     async def _restore(self, opening: Opening) -> Restored | None:
@@ -367,4 +372,11 @@ class Coordinator:
             )
         if not opening.check_only:
             self._progress.went_on_from(restored)
+            if restored is not None and not restored.unverified:
+                await self._tell_room(restored.step)
         return restored
+
+    async def _tell_room(self, step: int) -> None:
+        """Tell once how it is with the disk: after a restore, or else after the first commit."""
+        loop, told = asyncio.get_running_loop(), (self._steps, self._retention, step)
+        await loop.run_in_executor(self._executor, Room().of_step, *told)

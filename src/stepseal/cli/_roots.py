@@ -159,10 +159,7 @@ def measure_step(root: OpenRoot, entry: StepEntry, manifest: Manifest) -> StepSi
     reader = StepReader(root.steps.storage, root.key(entry), manifest)
     total = sum(file.size_bytes for file in manifest.files)
     try:
-        for ref in manifest.parts:
-            part = reader.part(ref.participant)
-            total += ref.document.size_bytes + sum(file.size_bytes for file in part.files)
-            total += 0 if part.index is None else part.index.size_bytes
+        total += reader.parts_bytes()
     except CheckpointError as error:
         return _look_again(root, entry, error)
     return StepSize(total, "committed", "")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from stepseal.components._headroom import find_headroom, out_of_memory
 from stepseal.components._torch_in_use import torch_in_use
 from stepseal.errors import InvalidInput, StorageUnavailable
+from stepseal.layout import size_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,6 +125,7 @@ class Arena:
     ) -> None:
         self._max_bytes = max_staging_bytes
         self.num_sharers = num_sharers
+        """See `num_sharers` above; may change between two saves."""
         self._headroom = headroom
         self._regions: list[_Region] = []
         self._held_bytes = 0
@@ -156,6 +158,17 @@ class Arena:
         start = region.used
         region.used = _round_up(start + size_bytes, _ALIGNMENT)
         return region.view[start : start + size_bytes]
+
+    def shortage(self, size_bytes: int) -> str:
+        """Return why not all sharers can hold as much; empty where they can, for all we know.
+
+        Args:
+            size_bytes: what each of them would hold in all.
+        """
+        found, more = self._headroom(), size_bytes - self._held_bytes
+        if found is None or found.left_bytes >= self.num_sharers * more:
+            return ""
+        return f"{size_text(found.left_bytes)} are left until {found.limit}"
 
     def reset(self) -> None:
         """Give all slices back; if the last save needed several regions, join them into one."""

@@ -50,6 +50,7 @@ __all__ = [
     "content_digest",
     "describe_tree",
     "describe_value",
+    "share_of",
     "plain_set",
     "stage",
     "tree_of",
@@ -84,28 +85,41 @@ def capture(
     Raises:
         UnsupportedState: a value that no codec knows; `.component` and `.path` lead to it.
     """
+    found, replicas = share_of(component, topology, rule)
+    found = _staged(found, memory)
+    if rule is None or replicas is None or not digests:
+        return found
+    compared = ReplicaDigests(
+        found.name, found.tensors, found.trees, replicas, rule, rule.level_of(found.sharing)
+    )
+    if not rule.required:
+        compared.take_data(found.tensors)
+    return replace(found, digests=compared)
+
+
+def share_of(
+    component: Component, topology: Topology, rule: ReplicaRule | None
+) -> tuple[CapturedComponent, Replicas | None]:
+    """Describe what this participant writes of a component, and what it compares with others.
+
+    Touches no bytes of arrays; see `capture`.
+    """
     described = component.describe(topology)
     find_replicas, found = described.replicas, replace(described, replicas=None)
     if rule is None:
-        return _staged(found, memory)
+        return found, None
     level = rule.level_of(found.sharing)
     found = replace(found, required=rule.required, validate=level)
     if level == "none" or find_replicas is None or topology.world_size == 1:
-        return _staged(found, memory)
+        return found, None
     replicas = find_replicas()
     if not replicas.sets:
-        return _staged(found, memory)
+        return found, None
     rank, world_size, proven = topology.rank, topology.world_size, level != "warn"
     mine, replicas = share_out(
         found.tensors, replicas, rule, rank=rank, world_size=world_size, proven=proven
     )
-    found = _staged(replace(found, tensors=mine), memory)
-    if not digests:
-        return found
-    compared = ReplicaDigests(found.name, found.tensors, found.trees, replicas, rule, level)
-    if not rule.required:
-        compared.take_data(found.tensors)
-    return replace(found, digests=compared)
+    return replace(found, tensors=mine), replicas
 
 
 def _staged(found: CapturedComponent, memory: StagingMemory | None) -> CapturedComponent:

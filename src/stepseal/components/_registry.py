@@ -14,6 +14,7 @@ from stepseal.components._loaders import check_generators
 from stepseal.components._prepared import scaler_of, unwrapped
 from stepseal.components._replicas import ReplicaRule, check_comparable, check_rule
 from stepseal.components._rng import RNG, RNGComponent
+from stepseal.components._sizes import measure
 from stepseal.components._stateful import StatefulComponent, ValueComponent
 from stepseal.components._trees import TreeComponent
 from stepseal.components._types import Component, OfModule, Sharing
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from stepseal.components._adapting import Kind
     from stepseal.components._groups import DeclaredSharing
+    from stepseal.components._sizes import StateSize
     from stepseal.components._types import AnySharing, Topology
 
 __all__ = ["Registry"]
@@ -135,6 +137,10 @@ class Registry:
     def components(self) -> tuple[Component, ...]:
         """Return the components in the order of adding."""
         return tuple(self._components.values())
+
+    def measure(self, topology: Topology, *, under_way: bool) -> StateSize:
+        """Return what a save would write, and copy here; every participant calls it; see there."""
+        return measure(self.components(), self._rules, topology, under_way=under_way)
 
     def ask_sharings(self, topology: Topology, names: Collection[str]) -> None:
         """Let each of these whose sharing is a function go by what that returns now.

@@ -72,6 +72,11 @@ class Topology:
         """Number of participants on this one's node; all where nodes are not known."""
         return self.nodes.count(self.nodes[self.rank]) if self.nodes else self.world_size
 
+    @property
+    def is_lowest_on_node(self) -> bool:
+        """Whether no participant of this one's node comes before it."""
+        return (self.nodes.index(self.nodes[self.rank]) if self.nodes else 0) == self.rank
+
 
 class StagingMemory(Protocol):
     """Private memory that captured bytes are copied into; reused from save to save."""

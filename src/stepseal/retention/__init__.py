@@ -8,12 +8,19 @@ from stepseal.retention._areas import AsideJudgement, TrashJudgement
 from stepseal.retention._carry_out import prune
 from stepseal.retention._housekeeper import Housekeeper
 from stepseal.retention._judge import StepJudgement, judge
-from stepseal.retention._keep_rules import KeepRule, Retention, StepInfo, as_retention, latest
+from stepseal.retention._keep_rules import (
+    KeepRule,
+    Retention,
+    StepInfo,
+    as_retention,
+    latest,
+    most_kept,
+)
 from stepseal.retention._plan import Plan, plan_prune
 from stepseal.retention._publications import check_publish_keep
 
 __all__ = [
     "AsideJudgement", "Housekeeper", "KeepRule", "Plan", "Retention", "StepInfo",
     "StepJudgement", "TrashJudgement", "as_retention", "check_publish_keep", "judge", "latest",
-    "plan_prune", "prune",
+    "most_kept", "plan_prune", "prune",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from stepseal.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["KeepRule", "Retention", "StepInfo", "as_retention", "latest"]
+__all__ = ["KeepRule", "Retention", "StepInfo", "as_retention", "latest", "most_kept"]
 
 _DAY_S = 86_400.0
 
@@ -31,7 +31,10 @@ class StepInfo:
 
 
 class KeepRule(Protocol):
-    """Chooses steps to keep; a pure function of its argument."""
+    """Chooses steps to keep; a pure function of its argument.
+
+    A rule that never keeps more than some number of steps may say so in a method `most_kept()`.
+    """
 
     def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
         """Return the steps to keep, each with the reason.
@@ -60,6 +63,13 @@ class AnyOf:
                 found[step] = f"{found[step]}; {why}" if step in found else why
         return found
 
+    def most_kept(self) -> int | None:
+        """Return a bound for the union; the newest steps of one rule are among those of another."""
+        newest = max((rule.count for rule in self.rules if isinstance(rule, Latest)), default=0)
+        others = [most_kept(rule) for rule in self.rules if not isinstance(rule, Latest)]
+        known = [count for count in others if count is not None]
+        return newest + sum(known) if len(known) == len(others) else None
+
     def __or__(self, other: KeepRule) -> AnyOf:
         return AnyOf((*self.rules, other))
 
@@ -76,6 +86,10 @@ class Latest:
     def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
         """Return the newest steps."""
         return {facts.step: f"among {self}" for facts in steps[-self.count :]}
+
+    def most_kept(self) -> int:
+        """Return the number."""
+        return self.count
 
     def __or__(self, other: KeepRule) -> AnyOf:
         return AnyOf((self, other))
@@ -134,6 +148,12 @@ class Retention:
                     expected=">= 0",
                     found=value,
                 )
+
+
+def most_kept(rule: KeepRule) -> int | None:
+    """Return how many steps a rule keeps at most; None if they may be ever more."""
+    bound = getattr(rule, "most_kept", None)
+    return None if bound is None else bound()
 
 
 def as_retention(keep: KeepRule | Retention | None) -> Retention | None:

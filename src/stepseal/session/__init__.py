@@ -17,6 +17,7 @@ from stepseal.session._policies import Policy
 from stepseal.session._progress import Progress
 from stepseal.session._reports import LoadReport, Restored
 from stepseal.session._restoring import check_choice, restore_error
+from stepseal.session._room import Room
 from stepseal.session._rules import SaveRule, before, every, on_signal
 from stepseal.session._run import Run, open_run, open_step
 from stepseal.session._share import Share, ShareOfRestore
@@ -27,6 +28,6 @@ __all__ = [
     "Checkpointer", "Commit", "GatedPart", "InFlight", "OnCommit", "Policy", "Progress", "Share",
     "ShareOfRestore", "as_functions", "check_annotations", "check_choice", "check_published",
     "restore_error", "Imported", "JobOptions", "Join", "LoadReport", "PendingSave", "Publication",
-    "Restored", "Run", "SaveRule", "Saved", "Step", "Wiring", "before", "coordinate", "every",
-    "import_dcp", "load", "on_signal", "open_late_root", "open_run", "open_step", "save",
+    "Restored", "Room", "Run", "SaveRule", "Saved", "Step", "Wiring", "before", "coordinate",
+    "every", "import_dcp", "load", "on_signal", "open_late_root", "open_run", "open_step", "save",
 ]  # fmt: skip

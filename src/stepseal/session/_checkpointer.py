@@ -267,7 +267,7 @@ class Checkpointer(Looping, Closing):
         self._progress.told(step)
         if self._points.pass_one(step) or (self._rule is not None and self._rule.due(step)):
             return self._save(step, check_annotations(metrics, (), None))
-        self._registry.check_savable(self._topology, first_step=True)
+        self._share.passed(self._wiring, self._mode)
         return None
 
     def save(

@@ -51,6 +51,11 @@ class InFlight:
         self._arena.reset()
         return self._arena
 
+    def shortage(self, size_bytes: int, num_sharers: int) -> str:
+        """Return why saves of this size will not fit into memory; empty where they will."""
+        self._arena.num_sharers = num_sharers
+        return self._arena.shortage(size_bytes)
+
     def let_go(self) -> None:
         """Free the private memory of a save that ended before it was written.
 

@@ -15,6 +15,7 @@ from stepseal.errors import InvalidInput
 from stepseal.session._policies import Policies, check_policy
 from stepseal.session._progress import Progress
 from stepseal.session._restoring import RestorePart
+from stepseal.session._room import Room
 from stepseal.session._save_call import SaveCall, begin_save
 from stepseal.session._targets import Targets
 
@@ -44,6 +45,7 @@ class Share:
     registry: Registry = field(default_factory=Registry)
     policies: Policies = field(default_factory=Policies)
     progress: Progress = field(default_factory=Progress)
+    room: Room = field(default_factory=Room)
     has_other_roles: bool = False
     """Whether the job has participants of other roles."""
 
@@ -81,6 +83,15 @@ class Share:
         if committed is not None:
             self.progress.committed(committed)
 
+    def passed(self, wiring: Wiring, mode: Literal["async", "sync", "behind"]) -> None:
+        """Find out early, at a step that is not saved, what will prevent a save."""
+        self.registry.check_savable(self.topology, first_step=True)
+        self._look_ahead(wiring, mode)
+
+    def _look_ahead(self, wiring: Wiring, mode: Literal["async", "sync", "behind"]) -> None:
+        stages = mode != "sync"
+        self.room.look_ahead(wiring, self.registry, self.topology, self.flight, stages=stages)
+
     def save(
         self,
         wiring: Wiring,
@@ -103,6 +114,8 @@ class Share:
             publish: components that are published; none for a step of all.
         """
         self.progress.started = True
+        if not publish and not self.has_other_roles:
+            self._look_ahead(wiring, mode)
         fresh = self.progress.fresh
         asked = SaveCall(call, step, mode, root, notes, self.settle, fresh, publish)
         return begin_save(wiring, self.registry, self.topology, self.flight, asked)
@@ -130,7 +143,7 @@ class ShareOfRestore:
         self, share: Share, wiring: Wiring, root: str, call: RestoreCalled, targets: Targets
     ) -> None:
         self._share = share
-        self._driver = wiring.driver
+        self._wiring, self._driver = wiring, wiring.driver
         self._call = call
         storage, deadlines = wiring.steps.storage, wiring.driver.deadlines
         self.part = RestorePart(wiring.driver, call, storage, root, targets, deadlines)
@@ -152,5 +165,8 @@ class ShareOfRestore:
             if ended:
                 self._driver.forget(self._call.call)
         if ended and not self._call.check_only:
-            self._share.progress.went_on_from(self.part.restored)
+            share, restored = self._share, self.part.restored
+            share.progress.went_on_from(restored)
+            if not share.has_other_roles:
+                share.room.restored(self._wiring, share.registry, share.topology, restored)
         return done

@@ -78,6 +78,8 @@ class Wiring:
     driver: ParticipantDriver
     coordinator: CoordinatorDriver | None
     """Only with the participant that hosts it (rank 0)."""
+    retention: Retention | None = None
+    """The same, where the coordinator is."""
     home: Home = field(default_factory=Home)
     """The process that takes part; no forked child of it does."""
 
@@ -129,7 +131,7 @@ def _alone(root: str, topology: Topology, options: JobOptions) -> Wiring:
     hub = InProcessHub()
     coordinator = coordinate(steps, topology, options, hub)
     driver = ParticipantDriver(topology.me, hub.link(topology.me), options.deadlines)
-    return Wiring(steps, driver, coordinator)
+    return Wiring(steps, driver, coordinator, options.retention)
 
 
 def _host(
@@ -154,7 +156,8 @@ def _host(
         driver.close()
         coordinator.close(linger=False)  # whoever never connected says no goodbye
         raise
-    return replace(topology, nodes=nodes), Wiring(steps, driver, coordinator)
+    wiring = Wiring(steps, driver, coordinator, options.retention)
+    return replace(topology, nodes=nodes), wiring
 
 
 def _guest(

@@ -45,13 +45,13 @@ class World:
     ) -> None:
         self.participants = tuple(f"trainer/{rank}" for rank in range(num_participants))
         self._nodes = (0,) * num_participants if nodes is None else tuple(nodes)
-        self._deadlines = deadlines or Deadlines()
+        self._deadlines, self._retention = deadlines or Deadlines(), as_retention(keep)
         self._hub = InProcessHub()
         self._stores = [PosixSteps(storage(rank)) for rank in range(num_participants)]
         self._coordinator: CoordinatorDriver = coordinate(
             self._stores[0],
             Topology(0, self.participants),
-            JobOptions(self._deadlines, as_retention(keep)),
+            JobOptions(self._deadlines, self._retention),
             self._hub,
         )
 
@@ -63,7 +63,7 @@ class World:
             link = self._hub.link(topology.me)
             driver = ParticipantDriver(topology.me, link, options.deadlines)
             coordinator = self._coordinator if rank == 0 else None
-            return topology, Wiring(self._stores[rank], driver, coordinator)
+            return topology, Wiring(self._stores[rank], driver, coordinator, self._retention)
 
         return Checkpointer("/world", deadlines=self._deadlines, _join=join, **options)
 

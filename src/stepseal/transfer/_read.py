@@ -105,6 +105,19 @@ class StepReader:
             self._entries[participant] = {entry.path: entry for entry in part.files}
         return self._parts[participant]
 
+    def parts_bytes(self) -> int:
+        """Return the size of all files of the parts; reads every part document.
+
+        Raises:
+            Corrupt: see `part`.
+        """
+        total = 0
+        for ref in self._manifest.parts:
+            part = self.part(ref.participant)
+            total += ref.document.size_bytes + sum(file.size_bytes for file in part.files)
+            total += 0 if part.index is None else part.index.size_bytes
+        return total
+
     def index(self, participant: str) -> PartIndex:
         """Return the index of a participant's payload; empty if it has none.
 
