@@ -12,12 +12,7 @@ import errno
 import importlib
 import os
 import sys
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+from typing import Any
 
 _STAT = (
     "st_atime", "st_ctime", "st_gid", "st_ino", "st_mode", "st_mtime", "st_nlink", "st_size",
@@ -128,45 +123,6 @@ def serve(source: str, mountpoint: str, flags: str) -> None:
     if flags == "refuse":
         fuse.FUSE.rename_fuse_3 = rename_without_flags
     fuse.FUSE(passthrough(fuse, source), mountpoint, foreground=True, nothreads=True)
-
-
-@contextmanager
-def fuse_mount(folder: Path, flags: str) -> Iterator[Path]:
-    """Yield an empty FUSE file system; skips where there is none.
-
-    Args:
-        folder: empty.
-        flags: `refuse` or `ignore`.
-    """
-    import subprocess
-    import time
-
-    import pytest
-
-    try:
-        importlib.import_module("mfusepy")
-    except (ImportError, OSError) as error:  # OSError: there is no libfuse
-        pytest.skip(f"no FUSE here: {error}")
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        pytest.skip("no access to /dev/fuse")
-    source, mountpoint = folder / "source", folder / "mount"
-    source.mkdir()
-    mountpoint.mkdir()
-    command = [sys.executable, __file__, str(source), str(mountpoint), flags]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE)
-    try:
-        deadline = time.monotonic() + 20
-        while not os.path.ismount(mountpoint):
-            if server.poll() is not None or time.monotonic() > deadline:
-                server.kill()
-                _, said = server.communicate()
-                pytest.skip(f"FUSE cannot be mounted here: {said.decode()[-200:]}")
-            time.sleep(0.01)
-        yield mountpoint
-    finally:
-        subprocess.run(["fusermount3", "-u", "-z", str(mountpoint)], check=False)
-        server.kill()
-        server.communicate()
 
 
 if __name__ == "__main__":

@@ -1,23 +1,28 @@
-"""Real file systems for tests that need root: an overlay, and btrfs with a quota.
+"""Real file systems for tests: an overlay, btrfs with a quota, FUSE, sshfs.
 
 Each skips the test, with the reason, where the machine lacks what it needs.
 """
 
 from __future__ import annotations
 
+import getpass
+import importlib
 import os
 import shutil
+import socket
 import subprocess
+import sys
+import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-__all__ = ["btrfs_with_quota", "overlay_over", "run_or_skip"]
+__all__ = ["Served", "btrfs_with_quota", "fuse_mount", "overlay_over", "run_or_skip", "sshfs_mount"]
 
 _DISK_BYTES = 160 << 20
 
@@ -82,3 +87,133 @@ def run_or_skip(*command: str) -> None:
         pytest.skip(f"{command[0]} cannot be run here: {error}")
     if done.returncode != 0:
         pytest.skip(f"{' '.join(command[:3])}: {done.stderr.strip()[-200:]}")
+
+
+# -- served by a program ---------------------------------------------------------------------
+
+
+class Served:
+    """A FUSE file system whose program can die and come back.
+
+    Args:
+        command: starts the program in the foreground.
+        mountpoint: an empty directory.
+    """
+
+    def __init__(self, command: list[str], mountpoint: Path) -> None:
+        self.mountpoint = mountpoint
+        self._command = command
+        self._program: subprocess.Popen[bytes] | None = None
+
+    def come_back(self) -> None:
+        """Mount it; skips the test if that is not possible here."""
+        self.unmount()
+        self._program = program = subprocess.Popen(self._command, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 20
+        while not os.path.ismount(self.mountpoint):
+            if program.poll() is not None or time.monotonic() > deadline:
+                program.kill()
+                _, said = program.communicate()
+                pytest.skip(f"FUSE cannot be mounted here: {said.decode()[-200:]}")
+            time.sleep(0.01)
+
+    def die(self) -> None:
+        """Let the program end without a word; the dead mount stays."""
+        if self._program is not None:
+            self._program.kill()
+            self._program.communicate()
+            self._program = None
+
+    def unmount(self) -> None:
+        """Remove the mount; the directory below it is seen again."""
+        self.die()
+        command = ["fusermount3", "-u", "-z", str(self.mountpoint)]
+        subprocess.run(command, check=False, capture_output=True)
+
+
+@contextmanager
+def _served(command: list[str], mountpoint: Path) -> Iterator[Served]:
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("no access to /dev/fuse")
+    if shutil.which("fusermount3") is None:
+        pytest.skip("no fusermount3 here")
+    served = Served(command, mountpoint)
+    try:
+        served.come_back()
+        yield served
+    finally:
+        served.unmount()
+
+
+@contextmanager
+def fuse_mount(folder: Path, flags: str = "refuse") -> Iterator[Served]:
+    """Yield a FUSE file system that shows an empty folder.
+
+    Args:
+        folder: empty.
+        flags: `refuse` or `ignore`; see `_fuse_passthrough`.
+    """
+    try:
+        importlib.import_module("mfusepy")
+    except (ImportError, OSError) as error:  # OSError: there is no libfuse
+        pytest.skip(f"no FUSE here: {error}")
+    source, mountpoint = folder / "source", folder / "mount"
+    source.mkdir()
+    mountpoint.mkdir()
+    script = str(Path(__file__).with_name("_fuse_passthrough.py"))
+    with _served([sys.executable, script, str(source), str(mountpoint), flags], mountpoint) as fs:
+        yield fs
+
+
+@contextmanager
+def sshfs_mount(folder: Path) -> Iterator[Served]:
+    """Yield an sshfs that shows an empty folder of this machine, by an sshd of our own.
+
+    Args:
+        folder: empty.
+    """
+    sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if sshd is None or shutil.which("sshfs") is None:
+        pytest.skip("no sshfs, or no sshd, here")
+    source, mountpoint, keys = (folder / name for name in ("source", "mount", "keys"))
+    for path in (source, mountpoint, keys):
+        path.mkdir()
+    for name in ("host", "user"):
+        run_or_skip("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name))
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (keys / "config").write_text(
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {keys}/host\nPidFile none\nUsePAM no\n"
+        f"AuthorizedKeysFile {keys}/user.pub\nStrictModes no\nSubsystem sftp internal-sftp\n"
+        "PermitRootLogin yes\n"
+    )
+    options = f"port={port},IdentityFile={keys}/user,StrictHostKeyChecking=no"
+    options += ",UserKnownHostsFile=/dev/null,BatchMode=yes"
+    place = f"{getpass.getuser()}@127.0.0.1:{source}"
+    command = ["sshfs", "-f", place, str(mountpoint), "-o", options]
+    server = subprocess.Popen([sshd, "-D", "-f", str(keys / "config")], stderr=subprocess.PIPE)
+    try:
+        _wait_for_port(server, port)
+        with _served(command, mountpoint) as fs:
+            yield fs
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def _wait_for_port(server: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except OSError:
+            if server.poll() is not None or time.monotonic() > deadline:
+                server.kill()
+                _, said = server.communicate()
+                pytest.skip(f"sshd cannot be started here: {said.decode()[-200:]}")
+            time.sleep(0.01)
+        else:
+            return

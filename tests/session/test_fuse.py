@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from tests._fuse_passthrough import fuse_mount
+from tests._mounts import fuse_mount
 
 import stepseal as ss
 from stepseal.doctor import judge_promises, probe
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(params=["refuse", "ignore"])
 def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    with fuse_mount(tmp_path, request.param) as mountpoint:
-        yield mountpoint
+    with fuse_mount(tmp_path, request.param) as served:
+        yield served.mountpoint
 
 
 def live(root: Path, value: float, *steps: int, restore: int | None = None) -> float | None:

@@ -168,3 +168,22 @@ def test_a_failing_close_is_told_as_what_storage_refused(
             break
     assert len(told) >= 10
     assert set(told) == {errno.EIO}  # not EBADF: nothing is closed twice
+
+
+def test_a_root_takes_over_what_its_path_leads_to(root: Path, tmp_path: Path) -> None:
+    with LocalStorage.open(root) as storage:
+        create_durable(storage, "old", b"1")
+        with storage.open_read("old") as handle:
+            root.rename(tmp_path / "moved")
+            root.mkdir()
+            (root / "new").mkdir()
+            with LocalStorage.open(root) as found:
+                storage.take_over(found)
+            assert [entry.name for entry in storage.list_dir("")] == ["new"]
+            handle.read_into(bytearray(1), 0)
+        descriptor = storage._root_fd
+        assert not os.get_inheritable(descriptor)
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(descriptor)
+    with LocalStorage.open(root) as found, pytest.raises(StorageUnavailable, match="EBADF"):
+        storage.take_over(found)

@@ -28,6 +28,7 @@ __all__ = [
     "Doubt",
     "check_current",
     "claim",
+    "claim_key",
     "highest_claim",
     "in_lineage",
     "left_lineage_at",
@@ -69,6 +70,11 @@ def newest_claim(storage: Storage) -> ClaimRecord | None:
     return _read_claim(storage, numbers[-1]) if numbers else None
 
 
+def claim_key(incarnation: int) -> str:
+    """Return the key of the record of a claim."""
+    return f"{INCARNATIONS}/{incarnation}.json"
+
+
 def highest_claim(storage: Storage) -> int:
     """Return the incarnation that owns the root, 0 if there is none; reads no record."""
     return max(_numbers(storage), default=0)
@@ -85,8 +91,8 @@ def _numbers(storage: Storage) -> list[int]:
 
 def _read_claim(storage: Storage, number: int) -> ClaimRecord:
     try:
-        data = read_bytes(storage, f"{INCARNATIONS}/{number}.json", _MAX_CLAIM_BYTES)
-        body = unseal(data, what=f"{INCARNATIONS}/{number}.json", max_bytes=_MAX_CLAIM_BYTES)
+        data = read_bytes(storage, claim_key(number), _MAX_CLAIM_BYTES)
+        body = unseal(data, what=claim_key(number), max_bytes=_MAX_CLAIM_BYTES)
         parent = _parent_of(body, number)
     except Corrupt:
         return ClaimRecord(number, None, damaged=True)
@@ -152,7 +158,7 @@ def claim(storage: Storage, parent: StepRef | None, *, now_s: float, above: int 
     number = max([above, 0 if parent is None else parent.incarnation, *_numbers(storage)])
     for _ in range(_ATTEMPTS):
         number += 1
-        if put_if_absent(storage, f"{INCARNATIONS}/{number}.json", _record(number, parent, now_s)):
+        if put_if_absent(storage, claim_key(number), _record(number, parent, now_s)):
             return number
     raise NotCurrent(
         f"claim: other jobs took {_ATTEMPTS} incarnations up to {number} at the same time. "

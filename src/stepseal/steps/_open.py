@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
 from stepseal.steps._posix import PosixSteps
 from stepseal.storage import Access, LocalStorage, root_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stepseal.storage import Storage
 
 __all__ = ["locate_root", "open_store"]
 
@@ -73,5 +80,13 @@ def open_store(
         storage,
         path,
         writable_problem=storage.writable_problem,
-        is_layered=storage.is_layered,
+        is_layered=lambda: (mount := storage.mount()) is not None and mount.is_layered,
+        reopen=functools.partial(_reopen, storage),
     )
+
+
+def _reopen(storage: LocalStorage, check: Callable[[Storage], None]) -> None:
+    """Open the path of a root once more; use what is there from now on unless `check` raises."""
+    with LocalStorage.open(storage.root) as found:
+        check(found)
+        storage.take_over(found)

@@ -15,7 +15,7 @@ from stepseal.errors import CheckpointError, NotRestored, StepExists, StorageUna
 from stepseal.layout import LATEST, Area, step_name
 from stepseal.steps._attempts import attempt_at, begin, discard
 from stepseal.steps._catalog import list_steps, read_step, step_numbers
-from stepseal.steps._claims import check_current, claim
+from stepseal.steps._claims import check_current, claim, claim_key
 from stepseal.steps._durability import durability_of
 from stepseal.steps._foreign import offer_foreign, warn_of_foreign
 from stepseal.steps._full_disk import retry_after_discards, retry_after_sweep
@@ -24,6 +24,7 @@ from stepseal.steps._immovable import require_movable
 from stepseal.steps._leases import Lease, release_lease, take_lease
 from stepseal.steps._publish import check_place, publish
 from stepseal.steps._publishers import PublishingLife
+from stepseal.steps._reopening import Reopening
 from stepseal.steps._roots import initialise_root
 from stepseal.steps._select import Selection, highest_incarnation, select
 from stepseal.storage import make_dirs, replace_durable
@@ -63,6 +64,7 @@ class OwnedSteps:
         lease_s: longest time from the selection of a candidate to the claim.
         clock: Unix time, for claims and leases.
         layered: steps may lie in a lower layer of an overlay, where they cannot be moved.
+        reopening: opens the root again if its mount died.
 
     Raises:
         InvalidInput: the root is a DCP folder itself.
@@ -79,9 +81,11 @@ class OwnedSteps:
         lease_s: float = 3600.0,
         clock: Callable[[], float] = time.time,
         layered: bool = False,
+        reopening: Reopening | None = None,
     ) -> None:
         self._storage = storage
         self._layered = layered
+        self._reopening = reopening or Reopening(storage)
         self._indexer = indexer
         self._lease_s = lease_s
         self._clock = clock
@@ -90,6 +94,7 @@ class OwnedSteps:
         """Attempts whose removal has begun, or failed."""
         self._publishing = PublishingLife(storage)
         self.run_id = initialise_root(storage)
+        self._reopening.remember()
         self.durability = durability_of(storage)
 
     def claim(self, parent: StepRef | None) -> int:
@@ -126,7 +131,9 @@ class OwnedSteps:
         def write() -> int:
             return claim(self._storage, parent, now_s=self._clock(), above=above)
 
-        return retry_after_sweep(self._storage, write)
+        number = retry_after_sweep(self._storage, write)
+        self._reopening.remember(claim_key(number))
+        return number
 
     def _require_standing(self, parent: StepRef) -> None:
         """Raise if another start of the job has superseded the parent meanwhile."""
@@ -141,10 +148,14 @@ class OwnedSteps:
 
     def begin(self, step: int, incarnation: int, attempt: str) -> AttemptFolder:
         """Make the folder of a new attempt; see `CoordinatorSteps`."""
-        # Both are checked again at the commit; checking here avoids a useless write.
-        check_current(self._storage, incarnation)
-        check_place(self._storage, step, self.run_id)
-        return self._begin_with_room(step, incarnation, attempt)
+
+        def start() -> AttemptFolder:
+            # Both are checked again at the commit; checking here avoids a useless write.
+            check_current(self._storage, incarnation)
+            check_place(self._storage, step, self.run_id)
+            return self._begin_with_room(step, incarnation, attempt)
+
+        return self._reopening.between_attempts(start)
 
     def _begin_with_room(
         self, step: int, incarnation: int, attempt: str, area: Area = Area.STEPS
@@ -159,6 +170,11 @@ class OwnedSteps:
 
     def begin_publication(self, version: int, incarnation: int, attempt: str) -> AttemptFolder:
         """Make the folder of a new attempt to publish; see `CoordinatorSteps`."""
+        return self._reopening.between_attempts(
+            lambda: self._begin_publication(version, incarnation, attempt)
+        )
+
+    def _begin_publication(self, version: int, incarnation: int, attempt: str) -> AttemptFolder:
         check_current(self._storage, incarnation)
         newest = max(step_numbers(self._storage, Area.PUBLISHED), default=-1)
         if version <= newest:
@@ -204,7 +220,9 @@ class OwnedSteps:
         """Choose the step to restore, and lease it; see `CoordinatorSteps`."""
         if unverified and (foreign := offer_foreign(self._storage, step, exclude)) is not None:
             return Chosen(foreign, "", has_commits=bool(exclude), unverified=True)
-        found = retry_after_sweep(self._storage, lambda: self._select_leased(step, exclude))
+        found = self._reopening.between_attempts(
+            lambda: retry_after_sweep(self._storage, lambda: self._select_leased(step, exclude))
+        )
         if not found.has_commits:
             warn_of_foreign(self._storage)
         entry = found.entry

@@ -20,6 +20,7 @@ from stepseal.steps._pins import Pins
 from stepseal.steps._publishers import PublisherWatch
 from stepseal.steps._reading import Reading
 from stepseal.steps._removal import Removal
+from stepseal.steps._reopening import Reopening
 from stepseal.steps._resolve import resolve_attempt
 from stepseal.storage import KeyNotFound, read_bytes
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from stepseal.layout import Manifest
     from stepseal.steps._catalog import StepEntry
     from stepseal.steps._publish import Indexer
+    from stepseal.steps._reopening import Reopen
     from stepseal.steps._resolve import Resolved
     from stepseal.storage import Storage
 
@@ -45,6 +47,7 @@ class PosixSteps:
         root: its path, for messages.
         writable_problem: result of the method of this name.
         is_layered: returns whether some folders may not be movable.
+        reopen: see `Reopening`.
     """
 
     def __init__(
@@ -54,9 +57,11 @@ class PosixSteps:
         *,
         writable_problem: Callable[[], str | None] = lambda: None,
         is_layered: Callable[[], bool] = lambda: False,
+        reopen: Reopen | None = None,
     ) -> None:
         self.storage = storage
         self._is_layered = is_layered
+        self._reopening = Reopening(storage, reopen)
         self._writable_problem = writable_problem
         self.pins = Pins(storage)
         self._root = root
@@ -67,7 +72,9 @@ class PosixSteps:
 
     def run_id(self) -> str:
         """Return the id of the run that the root belongs to; see `StepStore`."""
-        return read_marker(self.storage, self._root)
+        run_id = read_marker(self.storage, self._root)
+        self._reopening.remember()
+        return run_id
 
     def entries(self, run_id: str | None = None, area: Area = Area.STEPS) -> tuple[StepEntry, ...]:
         """Return every folder with a canonical name, ascending; see `StepStore`."""
@@ -99,8 +106,13 @@ class PosixSteps:
 
     def find_nonce(self, attempt_key: str) -> str | None:
         """Return the nonce of an attempt, None if there is none; see `StepStore`."""
+        key = f"{attempt_key}/{NONCE}"
+
+        def look() -> bytes:
+            return read_bytes(self.storage, key, _MAX_NONCE_BYTES)
+
         try:
-            found = read_bytes(self.storage, f"{attempt_key}/{NONCE}", _MAX_NONCE_BYTES)
+            found = self._reopening.between_attempts(look)
         except KeyNotFound:
             return None
         return found.decode("ascii", "replace")
@@ -111,8 +123,14 @@ class PosixSteps:
 
     def own(self, indexer: Indexer, *, lease_s: float) -> OwnedSteps:
         """Initialise the root and return its coordinator's view; see `StepStore`."""
-        layered = self._is_layered()
-        return OwnedSteps(self.storage, indexer, lease_s=lease_s, clock=time.time, layered=layered)
+        return OwnedSteps(
+            self.storage,
+            indexer,
+            lease_s=lease_s,
+            clock=time.time,
+            layered=self._is_layered(),
+            reopening=self._reopening,
+        )
 
     def removal(self) -> Removal:
         """Return the view for removing steps; see `StepStore`."""

@@ -145,6 +145,16 @@ class LocalStorage:
         with self._guard("stat", ""), self._walk((), "stat") as fd:
             return writable_problem(os.fstat(fd))
 
+    def take_over(self, other: LocalStorage) -> None:
+        """Use the directory of `other` from now on; handles that are open keep theirs.
+
+        Safe while other threads use this object.
+        """
+        with self._guard("open", ""):
+            if self._root_fd < 0:
+                raise OSError(errno.EBADF, "closed")
+            os.dup2(other._root_fd, self._root_fd, inheritable=False)
+
     def close(self) -> None:
         """Release the root; open handles keep working, all other operations fail. Idempotent."""
         self._root_fd = -1
@@ -220,11 +230,6 @@ class LocalStorage:
         """Return the mount that the root is on, or None if /proc does not list it."""
         with self._guard("stat", ""), self._walk((), "stat") as fd:
             return find_mount(fd, self._calls)
-
-    def is_layered(self) -> bool:
-        """Return whether folders may lie in layers; then some of them may not be movable."""
-        mount = self.mount()
-        return mount is not None and mount.is_layered
 
     # -- changing ----------------------------------------------------------------------------
 

@@ -28,6 +28,10 @@ _NEXT_STEPS = {
         "remove mounts inside the root."
     ),
     errno.ESTALE: "The network file system lost this file: check its server, then retry.",
+    errno.ENOTCONN: "The program that serves this file system has ended: mount it again.",
+    errno.EFBIG: (
+        "Raise the limit of the size of a file (ulimit -f), or take a file system with larger ones."
+    ),
     errno.EIO: "The device failed: check the kernel log before you trust this disk.",
     errno.EMFILE: "Raise the limit of open files (ulimit -n).",
     errno.ENAMETOOLONG: "Choose a shorter path.",

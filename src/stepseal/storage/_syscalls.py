@@ -37,9 +37,17 @@ class Syscalls:
         return os.open(name, flags, mode, dir_fd=dir_fd)
 
     def names(self, fd: int) -> list[str]:
-        """Read all names in a directory, from its start."""
-        with os.scandir(fd) as found:
-            return [entry.name for entry in found]
+        """Read all names in a directory, from its start.
+
+        By a descriptor of its own: if a directory has changed, sshfs answers a second scan of one
+        descriptor with no names at all, and shows the directory as empty to everybody for a while.
+        """
+        anew = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            with os.scandir(anew) as found:
+                return [entry.name for entry in found]
+        finally:
+            os.close(anew)
 
     def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         """Make the call preadv with one buffer."""
