@@ -63,12 +63,32 @@ def test_a_signal_at_one_rank_stops_all_at_one_safe_point() -> None:
 def test_triggers_that_fire_before_the_target_are_told_together() -> None:
     coordinator = new()
     coordinator.on_message(TWO[1], Fired("SIGUSR1", stop=False), 1.0)
-    assert points(coordinator.on_message(TWO[0], SIGTERM, 1.0)) == [], "one request at a time"
+    todo = coordinator.on_message(TWO[0], SIGTERM, 1.0)
+    assert points(todo) == [(TWO[0], messages.Lapsed(0))], "one request at a time; it was asked"
     asked(coordinator, Due("SIGUSR1 at trainer/1", "SIGTERM at trainer/0"))
     assert meet(coordinator) == []
 
 
-def test_a_trigger_that_fires_after_the_target_is_asked_for_next() -> None:
+def test_a_signal_that_all_ranks_get_saves_once() -> None:
+    coordinator = new()
+    coordinator.on_message(TWO[1], SIGTERM, 1.0)
+    asked(coordinator, Due("SIGTERM at trainer/1", "SIGTERM at trainer/1"))
+    todo = coordinator.on_message(TWO[0], SIGTERM, 1.0)
+    assert points(todo) == [(TWO[0], messages.Lapsed(0))], "it goes on to the target"
+    assert meet(coordinator) == []
+
+
+def test_a_trigger_that_fires_at_the_target_is_asked_for_next() -> None:
+    coordinator = new()
+    coordinator.on_message(TWO[1], SIGTERM, 1.0)
+    asked(coordinator, Due("SIGTERM at trainer/1", "SIGTERM at trainer/1"))
+    answer(coordinator, TWO[0], 5)
+    assert points(coordinator.on_message(TWO[0], SIGTERM, 1.0)) == []
+    todo = answer(coordinator, TWO[1], 5)
+    assert todo == [(name, messages.AskSafePoint(2)) for name in TWO]
+
+
+def test_a_trigger_that_asks_for_more_than_the_target_is_asked_for_next() -> None:
     coordinator = new()
     coordinator.on_message(TWO[1], Fired("SIGUSR1", stop=False), 1.0)
     asked(coordinator, Due("SIGUSR1 at trainer/1"))

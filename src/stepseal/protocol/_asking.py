@@ -19,15 +19,19 @@ from stepseal.protocol import _actions as actions
 from stepseal.protocol._cut import by_role
 from stepseal.protocol._opening import BeginRestore, BeginSave
 from stepseal.protocol._safe_points import AskSafePoint, Lapsed, SafePoint, Target
+from stepseal.protocol._triggers import Due
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
     from stepseal.protocol._lives import Lives
     from stepseal.protocol._opening import Begin
-    from stepseal.protocol._triggers import Triggers
+    from stepseal.protocol._triggers import Fired, Triggers
 
 __all__ = ["SafePoints", "target"]
+
+_NONE = 0
+"""Number of no request: they begin with 1."""
 
 
 def target(passed: Iterable[int]) -> int:
@@ -60,6 +64,8 @@ class SafePoints:
         """Role to its target; empty until all have answered."""
         self._here: set[str] = set()
         """Who is at the target."""
+        self._due = Due()
+        """What was told with the target."""
         self._begins: dict[str, Begin] = {}
         """What they are told to begin there."""
 
@@ -71,6 +77,11 @@ class SafePoints:
     def is_open(self) -> bool:
         """True while a request is open."""
         return bool(self._roster)
+
+    @property
+    def is_asking(self) -> bool:
+        """True while a request is open, and what comes due is told with its target."""
+        return self.is_open and not self._targets and self.call is None
 
     @property
     def call(self) -> int | None:
@@ -142,6 +153,7 @@ class SafePoints:
             for role, names in by_role(self._roster).items()
         }
         due = self._triggers.take() if self.call is None else None
+        self._due = due or Due()
         todo: list[actions.Action] = []
         for one in self._roster:
             point = self._targets[role_of(one)]
@@ -159,6 +171,18 @@ class SafePoints:
     def _end_if_met(self) -> None:
         if not self.missing():
             self._roster = {}
+
+    def serves(self, participant: str, fired: Fired) -> bool:
+        """Return whether what is done at the target is what this trigger asks for.
+
+        It is, as long as the rank has not come to the target: a signal to all ranks saves once.
+        """
+        waits = bool(self._targets) and participant in self.missing()
+        return waits and bool(self._due.save) and (bool(self._due.stop) or not fired.stop)
+
+    def let_go(self, ranks: Iterable[str]) -> list[actions.Action]:
+        """Let ranks go on that wait to be asked: nobody will be, or all were."""
+        return [actions.Send(one, Lapsed(_NONE)) for one in ranks]
 
     def drop(self, lives: Lives) -> list[actions.Action]:
         """Go on without ranks that are gone, in a request without a call.
@@ -219,7 +243,7 @@ class SafePoints:
         if not lives.closed:
             return self.ask(left)
         self._triggers.take()  # the others close next, and settle their saves there
-        return [actions.Send(one, Lapsed(self._request)) for one in left]
+        return self.let_go(left)
 
     def settle(self, calls: Collection[int]) -> list[actions.Action]:
         """Let the request of a call lapse that has ended.

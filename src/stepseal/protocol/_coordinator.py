@@ -229,8 +229,11 @@ class Coordinator:
                 self._lives.leave(participant)
                 return [actions.Send(participant, messages.Welcome())]
             case messages.Fired():
+                if self._points.serves(participant, message):
+                    self._triggers.limit(participant, message, now)
+                    return self._points.let_go([participant])
                 self._triggers.on_fired(participant, message, now)
-                return []
+                return self._points.let_go([participant]) if self._points.is_asking else []
             case messages.Captured() | messages.Failed():
                 return self._on_save(participant, message, now)
             case messages.SaveAsked():

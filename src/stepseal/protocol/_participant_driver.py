@@ -139,12 +139,9 @@ class ParticipantDriver:
 
     def fire(self, fired: messages.Fired) -> None:
         """Tell the coordinator that a trigger fired here; pass no safe point until it has asked."""
-        self.hold()
+        with self._changed:
+            self._protocol.points.held = True
         self._link.send(fired)
-
-    def hold(self) -> None:
-        """Pass no safe point until the coordinator has asked; safe in a signal handler."""
-        self._protocol.points.held = True  # one assignment: the lock may be this thread's
 
     def _pass(self, *, waits: bool, takes: bool = False) -> tuple[bool, messages.Due | None]:
         passed: list[messages.SafePoint | None] = []

@@ -97,10 +97,15 @@ class Triggers:
         self._save = self._save or reason
         if message.stop:
             self._stop = self._stop or reason
+        self.limit(participant, message, now)
+
+    def limit(self, participant: str, message: Fired, now: float) -> None:
+        """Note when the job must have ended because of a trigger, if it must."""
         if message.grace_s is not None:
             ends = now + message.grace_s * _SHARE_OF_GRACE
             if ends < self._ends:
-                self._ends, self._limit = ends, f"the grace of {reason}"
+                self._ends = ends
+                self._limit = f"the grace of {message.reason} at {participant}"
 
     def on_time(self, now: float) -> None:
         """Note what comes due by time."""

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from stepseal.protocol import Fired, Timing
-from stepseal.session._signals import check_can_watch, watch_signal
+from stepseal.session._signals import check_can_watch, wait_until_noticed, watch_signal
 
 if TYPE_CHECKING:
     from stepseal.protocol import Due
@@ -59,7 +59,7 @@ class Points:
     def _watch(self, trigger: OnSignal) -> SignalWatch:
         driver = self._driver
         fired = Fired(trigger.signum.name, trigger.stop, trigger.grace_s)
-        return watch_signal(trigger.signum, driver.hold, lambda: driver.fire(fired))
+        return watch_signal(trigger.signum, lambda: driver.fire(fired))
 
     def pass_one(self, step: int) -> bool:
         """Pass the next safe point.
@@ -73,6 +73,8 @@ class Points:
         Raises:
             CheckpointError: a save behind an earlier call failed; all ranks raise it here.
         """
+        if self._watches:
+            wait_until_noticed()
         due, flight = self._driver.take_due(), self._share.flight
         if due is None:
             if flight.pending is not None and self._driver.is_lost:

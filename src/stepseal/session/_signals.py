@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from stepseal.errors import InvalidInput
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 
     _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
-__all__ = ["SignalWatch", "check_can_watch", "stop_unwatched", "watch_signal"]
+__all__ = ["SignalWatch", "check_can_watch", "stop_unwatched", "wait_until_noticed", "watch_signal"]
 
 _log = logging.getLogger("stepseal")
 _JOIN_S = 2.0
+_NOTICE_S = 2.0
+_NAP_S = 0.001
 _BY_HANDLER = 0x80
 """Marks a number that our handler wrote, because the descriptor was somebody else's."""
 
@@ -40,15 +43,11 @@ class SignalWatch:
 
     Args:
         signum: the signal.
-        hold: called in the handler, on the main thread; must do next to nothing and take no lock.
         notice: called on the thread of this module, once per signal.
     """
 
-    def __init__(
-        self, signum: signal.Signals, hold: Callable[[], None], notice: Callable[[], None]
-    ) -> None:
+    def __init__(self, signum: signal.Signals, notice: Callable[[], None]) -> None:
         self.signum = signum
-        self.hold = hold
         self.notice = notice
 
     def end(self) -> None:
@@ -67,6 +66,8 @@ class _Process:
         """What the C handler writes to."""
         self._read: socket.socket | None = None
         self._thread: threading.Thread | None = None
+        self._is_busy = False
+        """Our thread has taken a number, and watchers do not know of it yet."""
         self._other = -1
         """Descriptor of the owner before us; -1 if there was none."""
         self._lock = threading.Lock()
@@ -123,8 +124,6 @@ class _Process:
         """Handle a signal on the main thread."""
         signum = signal.Signals(number)
         watchers = self._watchers.get(signum, ())
-        for watch in watchers:
-            watch.hold()
         self._take_back(number)
         handler = self._before.get(signum)
         if not watchers and handler is signal.SIG_DFL:  # they ended on another thread
@@ -147,9 +146,26 @@ class _Process:
 
     def _run(self, read: socket.socket) -> None:
         with read:
-            while data := read.recv(256):
-                for byte in data:
+            while read.recv(1, socket.MSG_PEEK):
+                self._is_busy = True  # before the number is gone, so that it is always seen
+                for byte in read.recv(256):
                     self._notice(byte)
+                self._is_busy = False
+
+    def wait_until_noticed(self) -> None:
+        """Wait until what the C handler has written by now was noticed."""
+        end = time.monotonic() + _NOTICE_S
+        while self._read is not None and time.monotonic() < end:
+            if not self._is_busy and not self._is_readable(self._read):
+                return
+            time.sleep(_NAP_S)
+
+    @staticmethod
+    def _is_readable(read: socket.socket) -> bool:
+        try:
+            return bool(read.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return False
 
     def _notice(self, byte: int) -> None:
         if not byte & _BY_HANDLER and self._other != -1:
@@ -175,21 +191,18 @@ class _Process:
 _process = _Process()
 
 
-def watch_signal(
-    signum: signal.Signals, hold: Callable[[], None], notice: Callable[[], None]
-) -> SignalWatch:
+def watch_signal(signum: signal.Signals, notice: Callable[[], None]) -> SignalWatch:
     """Begin to watch a signal; call it on the main thread.
 
     Args:
         signum: the signal.
-        hold: see `SignalWatch`.
         notice: see `SignalWatch`.
 
     Raises:
         InvalidInput: this is not the main thread.
     """
     check_can_watch([signum])
-    watch = SignalWatch(signum, hold, notice)
+    watch = SignalWatch(signum, notice)
     _process.add(watch)
     return watch
 
@@ -197,6 +210,11 @@ def watch_signal(
 def stop_unwatched() -> None:
     """Put back what was there before, if watchers have ended on other threads; on the main one."""
     _process.stop_unwatched()
+
+
+def wait_until_noticed() -> None:
+    """Wait until watchers know of every signal that this process has received by now."""
+    _process.wait_until_noticed()
 
 
 def check_can_watch(signums: Sequence[signal.Signals]) -> None:

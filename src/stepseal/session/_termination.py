@@ -50,7 +50,7 @@ class Termination:
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             self._step = step
             self._called.clear()
-            self._watch = watch_signal(signal.SIGTERM, lambda: None, self._finish)
+            self._watch = watch_signal(signal.SIGTERM, self._finish)
         try:
             yield
         finally:
