@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import mmap
 from typing import TYPE_CHECKING
 
@@ -101,9 +102,14 @@ def test_a_refusal_lets_go_of_what_was_held() -> None:
 
 
 def test_no_more_is_taken_than_needed_where_memory_is_scarce() -> None:
-    arena = Arena(headroom=left_of(18 << 20))
+    arena = Arena(headroom=left_of(40 << 20))
     arena.take(1 << 20)
     assert arena.held_bytes == 1 << 20
+
+
+def test_the_last_of_the_memory_is_left_to_the_writer() -> None:
+    with pytest.raises(StorageUnavailable):
+        Arena(headroom=left_of(40 << 20)).take(39 << 20)
 
 
 def test_what_is_not_known_is_no_limit() -> None:
@@ -112,55 +118,64 @@ def test_what_is_not_known_is_no_limit() -> None:
 
 
 class Sharer(Arena):
-    """One of two processes under one limit, which another one overtakes before it touches."""
+    """One of several processes under one limit; others overtake it between its look and touch."""
 
-    def __init__(self, limit_bytes: int, num_sharers: int) -> None:
+    def __init__(self, limit_bytes: int, num_sharers: int, sharers: list[Sharer]) -> None:
         super().__init__(num_sharers=num_sharers, headroom=self._left)
-        self.limit_bytes = limit_bytes
-        self.sharers = [self]
+        self._limit_bytes = limit_bytes
+        self._sharers = sharers
+        self._num_looks = 0
         self.overtakes: Callable[[], None] = lambda: None
-        self.granted = self.touched = 0
-        """Bytes that may be touched, and those that certainly are."""
+        self.granted = self.touched = self.peak = 0
+        """Bytes that may be touched, those that certainly are, and the most that all ever might."""
+        sharers.append(self)
 
     def _left(self) -> Headroom:
-        self.touched = self.granted  # all but what this call may grant
-        left = self.limit_bytes - sum(one.touched for one in self.sharers)
-        self.overtakes()
-        return Headroom(left, "the limit of both")
+        self.touched = self.granted  # all but what this look may grant
+        left = self._limit_bytes - sum(one.touched for one in self._sharers)
+        self._num_looks += 1
+        if self._num_looks == 3:
+            self.overtakes()  # and then this one touches, by what it saw before
+        return Headroom(left, "the limit of all")
 
     def _check_left(self, size_bytes: int, chunk_bytes: int) -> None:
         super()._check_left(size_bytes, chunk_bytes)
         self.granted += min(size_bytes, chunk_bytes)
+        self.peak = sum(one.granted for one in self._sharers)
+
+    def release(self) -> None:
+        super().release()
+        self.granted = self.touched = 0
 
 
-def granted_to_two(limit_bytes: int, size_bytes: int, num_sharers: int) -> int:
-    """Return what two may touch together that both need `size_bytes`, in the worst order."""
-    first, second = Sharer(limit_bytes, num_sharers), Sharer(limit_bytes, num_sharers)
-    first.sharers = second.sharers = [first, second]
-    looks = iter(range(1_000))
+def peak_of_four(limit_mb: int, num_sharers: int) -> int:
+    """Return the most that four may touch together that need 48 MiB each, each overtaking one."""
+    sharers: list[Sharer] = []
+    for _ in range(4):
+        Sharer(limit_mb << 20, num_sharers, sharers)
 
-    def step_of_second() -> None:
-        if next(looks) == 3:  # the first one has looked, and touches by what it saw
-            with contextlib.suppress(StorageUnavailable):
-                second.reserve(size_bytes)
+    def run(number: int) -> None:
+        with contextlib.suppress(StorageUnavailable):
+            sharers[number].reserve(48 << 20)
 
-    first.overtakes = step_of_second
-    with contextlib.suppress(StorageUnavailable):
-        first.reserve(size_bytes)
-    return first.granted + second.granted
+    for number in range(3):
+        sharers[number].overtakes = functools.partial(run, number + 1)
+    run(0)
+    return max(one.peak for one in sharers) >> 20
 
 
-@pytest.mark.parametrize("limit_mb", [64, 96, 112, 128, 144])
-def test_two_that_share_a_limit_never_touch_more_than_it_whoever_looked_first(
-    limit_mb: int,
-) -> None:
-    assert granted_to_two(limit_mb << 20, 64 << 20, num_sharers=2) <= limit_mb << 20
+LIMITS_MB = (80, 112, 144, 176, 208, 240)
+
+
+def test_those_who_share_a_limit_never_touch_more_whoever_looked_first() -> None:
+    found = {limit: peak_of_four(limit, num_sharers=4) for limit in LIMITS_MB}
+    assert [limit for limit, peak in found.items() if peak > limit] == []
 
 
 def test_a_look_for_oneself_alone_is_caught() -> None:
-    naive = [granted_to_two(mb << 20, 64 << 20, num_sharers=1) > mb << 20 for mb in (96, 112)]
-    assert any(naive)
+    found = {limit: peak_of_four(limit, num_sharers=1) for limit in LIMITS_MB}
+    assert [limit for limit, peak in found.items() if peak > limit] != []
 
 
-def test_a_limit_above_what_two_need_refuses_neither() -> None:
-    assert granted_to_two(192 << 20, 64 << 20, num_sharers=2) == 128 << 20
+def test_a_limit_above_what_all_need_refuses_nobody() -> None:
+    assert peak_of_four(4 * 48 + 4 * 32, num_sharers=4) == 4 * 48

@@ -123,6 +123,16 @@ def test_an_asynchronous_save_that_does_not_fit_is_refused(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more_mb", [1, 2, 8, 20])
+def test_at_the_edge_it_is_refused_or_saved(
+    group: MemoryCgroup, tmp_path: Path, more_mb: int
+) -> None:
+    root, path = str(tmp_path), str(group.path)
+    ((kind, _),) = run_ranks(1, save_under_limit, root, path, STATE_MB + more_mb, "async")
+    assert kind == ("storage_unavailable" if more_mb < 16 else "saved")
+
+
+@pytest.mark.slow
 def test_the_advice_works(group: MemoryCgroup, tmp_path: Path) -> None:
     root, path = str(tmp_path), str(group.path)
     assert run_ranks(1, save_under_limit, root, path, 3 * STATE_MB // 4, "sync") == [("saved", "")]

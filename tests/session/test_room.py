@@ -188,15 +188,23 @@ def live(
         ckpt.add("s", state_of(mb))
         ckpt.restore()
         for step in steps:
-            ckpt.save(step).wait()
+            ckpt.step(step)
         ckpt.close()
 
-    World(1, lambda _: disk, keep=keep).run(work)
+    World(1, lambda _: disk, keep=keep).run(work, save=ss.every(steps=1))
 
 
 @pytest.fixture(autouse=True)
 def _all_records(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "stepseal")
+
+
+def test_one_save_by_itself_is_not_spoken_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        ss.save(tmp_path, step=step, s=state_of(1))
+    assert told(caplog) == []
 
 
 def test_a_restore_tells_by_the_size_of_the_restored_step(
@@ -233,8 +241,9 @@ def test_the_restored_step_and_pinned_ones_are_not_taken_for_prunable(
     assert told(caplog)[0][0] == "WARNING"
 
 
+@pytest.mark.parametrize("rule", [None, ss.every(steps=1)])
 def test_a_fresh_job_is_told_at_its_first_step_and_only_once(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, rule: ss.SaveRule | None
 ) -> None:
     disk = Disk()
     disk.free_bytes = 3 << 20
@@ -253,7 +262,7 @@ def test_a_fresh_job_is_told_at_its_first_step_and_only_once(
         ckpt.save(4).wait()
         ckpt.close()
 
-    World(1, lambda _: disk, keep=ss.latest(1)).run(work)
+    World(1, lambda _: disk, keep=ss.latest(1)).run(work, save=rule)
     ((level, text),) = told(caplog)
     assert level == "WARNING"
     assert "a step takes about 3.0 MiB" in text
@@ -339,7 +348,7 @@ def test_a_save_that_will_not_fit_into_memory_is_told_at_the_first_step(
     disk.free_bytes = GB
 
     def work(rank: int, ckpt: ss.Checkpointer) -> None:
-        headroom = Headroom(3 << 20, "the limit")
+        headroom = Headroom(35 << 20, "the limit")
         ckpt._flight._arena = Arena(headroom=lambda: headroom)
         ckpt.add("s", state_of(2), sharing=ss.PER_RANK)
         ckpt.restore()
@@ -352,7 +361,9 @@ def test_a_save_that_will_not_fit_into_memory_is_told_at_the_first_step(
         found = [text for level, text in told(caplog) if level == "WARNING"]
         assert len(found) == num_told
         for text in found:
-            assert "copies 2.0 MiB on each of 2 ranks, and 3.0 MiB are left until the limit" in text
+            assert (
+                "copies 2.0 MiB on each of 2 ranks, and 35.0 MiB are left until the limit" in text
+            )
 
 
 def test_a_synchronous_job_needs_no_memory(caplog: pytest.LogCaptureFixture) -> None:

@@ -30,6 +30,8 @@ _MIN_REGION_BYTES = 16 << 20
 _CHUNK_BYTES = 16 << 20
 """What is touched at once, at least; a large region is touched in `_MAX_CHUNKS`."""
 _MAX_CHUNKS = 64
+_SPARE_BYTES = 16 << 20
+"""What a refusal leaves to each sharer: the writer, and training, need some memory, too."""
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every CUDA context
 
 
@@ -165,8 +167,9 @@ class Arena:
         Args:
             size_bytes: what each of them would hold in all.
         """
-        found, more = self._headroom(), size_bytes - self._held_bytes
-        if found is None or found.left_bytes >= self.num_sharers * more:
+        found, more = self._headroom(), max(0, size_bytes - self._held_bytes)
+        enough = self.num_sharers * more + (self._spare_bytes if more else 0)
+        if found is None or found.left_bytes >= enough:
             return ""
         return f"{size_text(found.left_bytes)} are left until {found.limit}"
 
@@ -201,9 +204,9 @@ class Arena:
                 )
             wanted = min(wanted, room)
         found = self._headroom()
-        if found is not None and found.left_bytes < 2 * wanted:
+        if found is not None and found.left_bytes < 2 * wanted + self._spare_bytes:
             wanted = needed
-        if found is not None and found.left_bytes < needed:
+        if found is not None and found.left_bytes < needed + self._spare_bytes:
             raise self._refused(needed, found)
         self._regions.append(_Region(wanted, self._check_left))
         self._held_bytes += wanted
@@ -215,8 +218,13 @@ class Arena:
         word between them.
         """
         found = self._headroom()
-        if found is not None and found.left_bytes < self.num_sharers * chunk_bytes:
+        enough = self.num_sharers * chunk_bytes + self._spare_bytes
+        if found is not None and found.left_bytes < enough:
             raise self._refused(size_bytes, found)
+
+    @property
+    def _spare_bytes(self) -> int:
+        return self.num_sharers * _SPARE_BYTES
 
     def _refused(self, size_bytes: int, found: Headroom) -> StorageUnavailable:
         self.release()

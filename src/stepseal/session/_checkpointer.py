@@ -265,9 +265,10 @@ class Checkpointer(Looping, Closing):
         self._progress.check_not_tainted()
         self._loop.begin()
         self._progress.told(step)
+        self._share.look_ahead(self._wiring, self._mode)
         if self._points.pass_one(step) or (self._rule is not None and self._rule.due(step)):
             return self._save(step, check_annotations(metrics, (), None))
-        self._share.passed(self._wiring, self._mode)
+        self._registry.check_savable(self._topology, first_step=True)
         return None
 
     def save(
@@ -295,6 +296,7 @@ class Checkpointer(Looping, Closing):
             InvalidInput: `step` is no step number, or metrics, tags or cut are not plain.
             StepExists: `step` is already committed, or not above the newest step of this job.
             NotRestored: the root has steps and `restore` was not called.
+            StorageUnavailable: there is no memory for the copy of an asynchronous save.
             UnsupportedState: a component holds a value that no codec knows.
             ParticipantFailed: a rank failed (now or behind an earlier call); nothing was committed.
             StateMismatch: ranks hold different state under one name; nothing was committed.
@@ -361,6 +363,9 @@ class Checkpointer(Looping, Closing):
 
         Optional: without it the first save pays for fresh memory. Optimizer state that does not
         exist yet is not counted.
+
+        Raises:
+            InvalidInput, StorageUnavailable: the memory is not allowed, or not there.
         """
         self._check_open()
         self._settle_previous()

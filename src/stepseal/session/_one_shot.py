@@ -43,6 +43,7 @@ def save(root: str | os.PathLike[str], /, *, step: int = 0, **components: object
     if not components:
         raise InvalidInput("save: no component was named: pass for example model=model.")
     with Checkpointer(root, mode="sync") as checkpointer:
+        checkpointer._share.room.say_nothing()
         for name, state in components.items():
             try:
                 checkpointer.add(name, state)

@@ -83,13 +83,9 @@ class Share:
         if committed is not None:
             self.progress.committed(committed)
 
-    def passed(self, wiring: Wiring, mode: Literal["async", "sync", "behind"]) -> None:
-        """Find out early, at a step that is not saved, what will prevent a save."""
-        self.registry.check_savable(self.topology, first_step=True)
-        self._look_ahead(wiring, mode)
-
-    def _look_ahead(self, wiring: Wiring, mode: Literal["async", "sync", "behind"]) -> None:
-        stages = mode != "sync"
+    def look_ahead(self, wiring: Wiring, mode: Literal["async", "sync"]) -> None:
+        """Tell at the first step of a job whether its saves will find room; see `Room`."""
+        stages = mode == "async"
         self.room.look_ahead(wiring, self.registry, self.topology, self.flight, stages=stages)
 
     def save(
@@ -114,8 +110,6 @@ class Share:
             publish: components that are published; none for a step of all.
         """
         self.progress.started = True
-        if not publish and not self.has_other_roles:
-            self._look_ahead(wiring, mode)
         fresh = self.progress.fresh
         asked = SaveCall(call, step, mode, root, notes, self.settle, fresh, publish)
         return begin_save(wiring, self.registry, self.topology, self.flight, asked)
