@@ -22,7 +22,10 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Served", "btrfs_with_quota", "fuse_mount", "overlay_over", "run_or_skip", "sshfs_mount"]
+__all__ = [
+    "Served", "btrfs_with_quota", "fuse_mount", "ntfs_mount", "overlay_over", "read_only",
+    "run_or_skip", "sshfs_mount",
+]  # fmt: skip
 
 _DISK_BYTES = 160 << 20
 
@@ -69,6 +72,14 @@ def btrfs_with_quota(folder: Path, limit_bytes: int) -> Iterator[Path]:
 
 
 @contextmanager
+def read_only(path: Path) -> Iterator[None]:
+    """Mount a directory read-only, over itself."""
+    with _mounted(["--bind", str(path)], path):
+        run_or_skip("mount", "-o", "remount,bind,ro", str(path))
+        yield
+
+
+@contextmanager
 def _mounted(arguments: list[str], mountpoint: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         pytest.skip("only root can mount")
@@ -105,10 +116,11 @@ class Served:
         self._command = command
         self._program: subprocess.Popen[bytes] | None = None
 
-    def come_back(self) -> None:
-        """Mount it; skips the test if that is not possible here."""
+    def come_back(self, options: str = "") -> None:
+        """Mount it, with these options; skips the test if that is not possible here."""
         self.unmount()
-        self._program = program = subprocess.Popen(self._command, stderr=subprocess.PIPE)
+        command = [*self._command, *(["-o", options] if options else [])]
+        self._program = program = subprocess.Popen(command, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 20
         while not os.path.ismount(self.mountpoint):
             if program.poll() is not None or time.monotonic() > deadline:
@@ -163,6 +175,34 @@ def fuse_mount(folder: Path, flags: str = "refuse") -> Iterator[Served]:
     script = str(Path(__file__).with_name("_fuse_passthrough.py"))
     with _served([sys.executable, script, str(source), str(mountpoint), flags], mountpoint) as fs:
         yield fs
+
+
+@contextmanager
+def ntfs_mount(folder: Path) -> Iterator[Served]:
+    """Yield an NTFS, whose modes come from the options of the mount.
+
+    Args:
+        folder: empty.
+    """
+    if shutil.which("ntfs-3g") is None:
+        pytest.skip("no ntfs-3g here")
+    if os.geteuid() != 0:
+        pytest.skip("only root can make loop devices")
+    image, mountpoint = folder / "image", folder / "mount"
+    mountpoint.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    run_or_skip("mkntfs", "-q", "-F", str(image))
+    made = subprocess.run(["losetup", "-f", "--show", str(image)], capture_output=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"no loop devices here: {made.stderr.decode()}")
+    device = made.stdout.decode().strip()
+    command = ["ntfs-3g", device, str(mountpoint), "-o", "no_detach"]
+    try:
+        with _served(command, mountpoint) as fs:
+            yield fs
+    finally:
+        run_or_skip("losetup", "-d", device)
 
 
 @contextmanager

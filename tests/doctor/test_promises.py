@@ -86,6 +86,16 @@ def test_what_nobody_here_can_see_is_said(fs_type: str, word: str) -> None:
     assert word in next(v.why for v in judge_promises(probe) if v.promise == "durable")
 
 
+def test_steps_that_cannot_be_moved_are_named_with_a_way_out() -> None:
+    stuck = [f"step-{number}" for number in range(1, 8)]
+    (judgement,) = [
+        v for v in judge_promises(GOOD, MET, immovable=stuck) if v.promise == "never strands you"
+    ]
+    assert judgement.state == "does not hold"
+    assert "step-1, step-2, step-3, step-4, step-5 (7 in all)" in judgement.why
+    assert "cp -a" in judgement.advice
+
+
 def test_hosts_are_not_vouched_for_without_a_meeting() -> None:
     assert weak(GOOD, None) == {"one view, all hosts": "not tested"}
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import platform
+import re
+import resource
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -11,11 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from click.testing import CliRunner
-from tests._mounts import btrfs_with_quota, overlay_over
+from tests._mounts import btrfs_with_quota, ntfs_mount, overlay_over, read_only
 
 import stepseal as ss
 from stepseal.cli import main
-from stepseal.errors import ParticipantFailed, StorageUnavailable
+from stepseal.errors import InvalidInput, ParticipantFailed, StorageUnavailable
 from stepseal.steps import _attempts, _retire
 
 if TYPE_CHECKING:
@@ -104,6 +107,18 @@ def test_a_restore_says_at_once_what_of_an_image_cannot_be_superseded(merged: Pa
     assert found.step == 2
 
 
+def test_the_doctor_names_the_steps_of_an_image(merged: Path) -> None:
+    live(merged / "run", 4)
+    done = CliRunner().invoke(main, ["doctor", str(merged / "run"), "--json"])
+    found = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert found["immovable_steps"] == [1, 2, 3]
+    assert "step-1, step-2, step-3 (3 in all)" in done.stdout
+    assert ss.open(merged / "run").steps() == (1, 2, 3, 4)
+    subprocess.run(["cp", "-a", merged / "run", merged / "copy"], check=True)
+    assert _run("doctor", merged / "copy") == 0
+
+
 # -- a quota on a copy-on-write file system --------------------------------------------------
 
 
@@ -171,6 +186,51 @@ def test_others_that_fill_the_quota_are_told_of(volume: Path) -> None:
     assert _run("prune", volume / "run", "--keep-latest", "1") == 0  # the advice works
     (volume / "other").unlink()
     assert live(volume / "run", 3) == 2
+
+
+# -- a root that cannot be written -----------------------------------------------------------
+
+
+def test_a_restore_on_a_read_only_root_says_how_to_read_it(tmp_path: Path) -> None:
+    live(tmp_path / "run", 1)
+    with read_only(tmp_path / "run"):
+        with pytest.raises(StorageUnavailable, match=r"ss\.load\(root.*ss\.open\(root\)") as caught:
+            live(tmp_path / "run")
+        assert caught.value.errno == errno.EROFS
+        state = {"w": torch.zeros(8, dtype=torch.uint8)}
+        ss.load(tmp_path / "run", state=(lambda: dict(state), state.update))  # the advice works
+        assert ss.open(tmp_path / "run").steps() == (1,)
+
+
+# -- limits of the process -------------------------------------------------------------------
+
+
+def test_a_limit_of_the_size_of_a_file_is_named(tmp_path: Path) -> None:
+    job = Job(tmp_path / "run")
+    job.checkpointer.restore()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * _MIB, before[1]))
+    try:
+        with pytest.raises(ParticipantFailed, match=r"EFBIG.*ulimit -f"):
+            job.save(1, 8 * _MIB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    job.save(2, 8 * _MIB)
+    job.checkpointer.close()
+
+
+# -- modes that come from the options of the mount -------------------------------------------
+
+
+def test_where_chmod_changes_nothing_the_advice_works(tmp_path: Path) -> None:
+    with ntfs_mount(tmp_path) as served:
+        with pytest.raises(InvalidInput, match="chmod and chown change nothing") as caught:
+            live(served.mountpoint / "run", 1)
+        options = re.search(r"mount it with (uid=\d+,umask=077)", str(caught.value))
+        assert options is not None
+        served.come_back(options[1])
+        live(served.mountpoint / "run", 1)
+        assert live(served.mountpoint / "run", 2) == 1
 
 
 # -- a sandbox that does not know renameat2 --------------------------------------------------

@@ -1,4 +1,4 @@
-"""A real file system without the flags of renameat2: save, restore, supersede, and be told."""
+"""Real file systems without the flags of renameat2: save, restore, supersede, and be told."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from tests._mounts import fuse_mount
+from tests._mounts import fuse_mount, sshfs_mount
 
 import stepseal as ss
 from stepseal.doctor import judge_promises, probe
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["refuse", "ignore"])
+@pytest.fixture(params=["refuse", "ignore", "sshfs"])
 def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    with fuse_mount(tmp_path, request.param) as served:
+    name = request.param
+    mounted = sshfs_mount(tmp_path) if name == "sshfs" else fuse_mount(tmp_path, name)
+    with mounted as served:
         yield served.mountpoint
 
 

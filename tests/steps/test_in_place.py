@@ -12,7 +12,7 @@ from tests.steps.test_attempts import crashed_exchange, outside
 
 from stepseal.errors import StorageUnavailable
 from stepseal.layout import MANIFEST
-from stepseal.steps import OwnedSteps, _attempts
+from stepseal.steps import OwnedSteps, PosixSteps, _attempts
 from stepseal.steps._attempts import attempt_at, begin, discard, sweep
 from stepseal.steps._immovable import find_immovable
 from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
@@ -267,3 +267,22 @@ def test_begin_is_not_tried_again_for_other_refusals(storage: Storage) -> None:
     begin(storage, 20, 1, attempt_id(20))
     with pytest.raises(StorageUnavailable):
         owned(storage).begin(20, 1, attempt_id(20))
+
+
+def test_a_store_tells_which_steps_cannot_be_moved(storage: Storage) -> None:
+    four(storage)
+    assert PosixSteps(storage).immovable() == ()
+    assert PosixSteps(layered(storage, 20)).immovable() == (20,)
+
+
+# -- roots that cannot be written ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_restore_that_cannot_claim_says_how_to_read(storage: Storage, number: int) -> None:
+    four(storage)
+    refused = Fault(lambda verb, _: verb == "create_file", Fail(number), sticky=True)
+    steps = OwnedSteps(FaultyStorage(storage, [refused]), FakeIndexer())
+    with pytest.raises(StorageUnavailable, match=r"ss\.load\(root") as caught:
+        steps.select(step=None, exclude=(), unverified=False)
+    assert (caught.value.errno, caught.value.step) == (number, 40)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from stepseal.cli._output import print_line, print_table
 from stepseal.doctor import ABILITIES, judge_promises, meet, probe
 from stepseal.errors import InvalidInput
-from stepseal.layout import size_text
+from stepseal.layout import size_text, step_name
+from stepseal.steps import open_store
 from stepseal.storage import Access, root_path
 
 if TYPE_CHECKING:
@@ -63,11 +64,15 @@ def examine(
                 access=access,
             )
         found = probe(absolute, access=access)
+        layered = found.mount is not None and found.mount.is_layered
+        stuck = open_store(absolute, access=access).immovable() if layered else ()
+    judgements = judge_promises(found, met, immovable=[step_name(step) for step in stuck])
     return {
         "root": absolute,
         **dataclasses.asdict(found),
+        "immovable_steps": list(stuck),
         "meeting": None if met is None else dataclasses.asdict(met),
-        "promises": [dataclasses.asdict(judgement) for judgement in judge_promises(found, met)],
+        "promises": [dataclasses.asdict(judgement) for judgement in judgements],
     }
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from stepseal.doctor._checks import ABILITIES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from stepseal.doctor._meeting import Meeting
     from stepseal.doctor._probe import Probe
 
@@ -29,8 +31,16 @@ class PromiseJudgement:
     """What to do; empty if nothing is needed."""
 
 
-def judge_promises(probe: Probe, meeting: Meeting | None = None) -> tuple[PromiseJudgement, ...]:
-    """Return one judgement per promise that depends on the file system or on the clocks."""
+def judge_promises(
+    probe: Probe, meeting: Meeting | None = None, *, immovable: Sequence[str] = ()
+) -> tuple[PromiseJudgement, ...]:
+    """Return one judgement per promise that depends on the file system or on the clocks.
+
+    Args:
+        probe: what the file system does.
+        meeting: what several hosts saw of each other; None if none met.
+        immovable: steps of the root that the file system refuses to move.
+    """
     return (
         _needing(
             "atomic", probe, "fsync", "rename_dir",
@@ -39,7 +49,7 @@ def judge_promises(probe: Probe, meeting: Meeting | None = None) -> tuple[Promis
         ),
         _durable(probe),
         PromiseJudgement("verified", "holds", "rests on digests alone, not on the file system"),
-        _never_strands(probe),
+        _never_strands(probe, immovable),
         _needing(
             "concurrent jobs", probe, "exclusive_create", "link",
             why="if several create or link one name at once, exactly one succeeds",
@@ -88,9 +98,14 @@ def _durable(probe: Probe) -> PromiseJudgement:
     return PromiseJudgement(promise, "holds", why)
 
 
-def _never_strands(probe: Probe) -> PromiseJudgement:
+def _never_strands(probe: Probe, immovable: Sequence[str]) -> PromiseJudgement:
     promise = "never strands you"
     missing = _faults(probe, "noreplace", "exchange")
+    if immovable:
+        why = f"{', '.join(immovable[:5])} ({len(immovable)} in all) cannot be renamed (EXDEV), as "
+        why += "part of a container image: no save can supersede them"
+        advice = "Copy the root to a volume (cp -a), or mount the overlay with redirect_dir=on."
+        return PromiseJudgement(promise, "does not hold", why, advice)
     if not missing:
         why = "renames never replace, and an exchange supersedes in one call"
         return PromiseJudgement(promise, "holds", why)

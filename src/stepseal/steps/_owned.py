@@ -5,6 +5,7 @@ Implements `protocol.CoordinatorSteps` on POSIX storage.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import time
@@ -41,6 +42,7 @@ __all__ = ["Chosen", "OwnedSteps"]
 
 _log = logging.getLogger("stepseal")
 _SELECTIONS = 8
+_READ_ONLY = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,18 @@ class OwnedSteps:
         )
 
     def _take_lease(self, step: int) -> Lease:
-        return take_lease(self._storage, step, ttl_s=self._lease_s, now_s=self._clock())
+        try:
+            return take_lease(self._storage, step, ttl_s=self._lease_s, now_s=self._clock())
+        except StorageUnavailable as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            raise StorageUnavailable(
+                f"restore: a job claims its root, and this root cannot be written: {error} To only "
+                "read it, use ss.load(root, model=model) for live objects, or ss.open(root).",
+                step=step,
+                path=error.path,
+                errno=error.errno,
+            ) from error
 
     def release(self) -> None:
         """End the lease on a candidate; a failure is only logged, because the lease expires."""

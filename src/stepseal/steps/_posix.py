@@ -15,6 +15,7 @@ from stepseal.steps._catalog import (
     step_numbers,
 )
 from stepseal.steps._claims import lineage_limits, read_claims
+from stepseal.steps._immovable import find_immovable
 from stepseal.steps._owned import OwnedSteps
 from stepseal.steps._pins import Pins
 from stepseal.steps._publishers import PublisherWatch
@@ -99,6 +100,10 @@ class PosixSteps:
     def lineage_limits(self) -> dict[int, int | None]:
         """Return the lineage of the newest claim; see `StepStore`."""
         return lineage_limits(read_claims(self.storage))
+
+    def immovable(self) -> tuple[int, ...]:
+        """Return the steps that the storage refuses to move; see `StepStore`."""
+        return tuple(find_immovable(self.storage, step_numbers(self.storage)))
 
     def reading(self, manifest: Manifest) -> Reading:
         """Return a context manager that protects a step while it is read; see `StepStore`."""

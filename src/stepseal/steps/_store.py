@@ -115,6 +115,13 @@ class StepStore(ReadSteps, Protocol):
         """Find out whether an attempt was committed; see `protocol.ResolveAttempt`."""
         ...
 
+    def immovable(self) -> tuple[int, ...]:
+        """Return the steps that the storage refuses to move, such as those of a container image.
+
+        Tries it with each step, which stays where it is. Not for a root that a server keeps.
+        """
+        ...
+
     def own(self, indexer: Indexer, *, lease_s: float) -> OwnedSteps:
         """Initialise the root if needed, and return its coordinator's view.
 

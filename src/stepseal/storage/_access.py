@@ -14,8 +14,12 @@ import pwd
 import stat
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from stepseal.storage._mounts import Mount
 
 __all__ = [
     "DEFAULT_ACCESS",
@@ -109,24 +113,51 @@ def _is_private(gid: int, uid: int) -> bool:
     )
 
 
-def refuse_shared(what: str, path: str, problem: str) -> InvalidInput:
-    """Return the error for a shared directory."""
-    me = os.geteuid()
-    advice = "Run `chmod go-w` on it, take another root, or"
-    whom = "the users who can write there"
-    if problem.startswith(_THEIRS):
-        advice = (
-            f"Run `chown {me}` on it, or take another root. Where users are mapped (a container's "
-            "bind mount, NFS with root_squash, an access point),"
-        )
-        whom = "that user"
+def refuse_shared(what: str, path: str, problem: str, mount: Mount | None) -> InvalidInput:
+    """Return the error for a shared directory.
+
+    Args:
+        what: root or directory.
+        path: of the directory.
+        problem: which users can change names there.
+        mount: that the directory is on; None if it is not known.
+    """
+    whom = "that user" if problem.startswith(_THEIRS) else "the users who can write there"
+    trust = "pass Access(allow_shared=True), or --allow-shared on the command line, if you trust"
     return InvalidInput(
         f"{what} {path} refused: expected a directory in which only this user can write, "
-        f"found {problem}. {advice} pass Access(allow_shared=True), or --allow-shared on the "
-        f"command line, if you trust {whom}.",
+        f"found {problem}. {_advice(problem, mount)} {trust} {whom}.",
         path=path,
         found=problem,
     )
+
+
+def _advice(problem: str, mount: Mount | None) -> str:
+    """Return what helps, up to the `or` before the last way out."""
+    me = os.geteuid()
+    if mount is not None and not mount.has_links:
+        return (
+            f"Take a root on another file system: {mount.fs_type} has neither modes nor hard "
+            "links. Where only modes are in the way,"
+        )
+    if mount is not None and mount.has_fixed_modes:
+        return (
+            f"On {mount.fs_type}, modes and owners come from the options of the mount, and chmod "
+            f"and chown change nothing: mount it with uid={me},umask=077 (CIFS: uid={me},"
+            "file_mode=0600,dir_mode=0700), take another root (exFAT and FAT have no hard links "
+            "either), or"
+        )
+    if problem.startswith(_THEIRS):
+        return (
+            f"Run `chown {me}` on it, or take another root. Where users are mapped (a container's "
+            "bind mount, NFS with root_squash, an access point),"
+        )
+    if mount is not None and mount.is_fuse:
+        return (
+            "Run `chmod go-w` on it; if that changes nothing, mount it with umask=077. Take "
+            "another root, or"
+        )
+    return "Run `chmod go-w` on it, take another root, or"
 
 
 def set_mode(fd: int, mode: int) -> None:

@@ -126,7 +126,7 @@ class LocalStorage:
         storage = cls(path, open_root(path, calls), calls=calls, access=access)
         try:
             with storage._guard("stat", ""):
-                check_root(path, storage._root_fd, access)
+                check_root(path, storage._root_fd, access, calls)
         except CheckpointError:
             storage.close()
             raise
@@ -380,7 +380,8 @@ class LocalStorage:
             return
         problem = shared_problem(os.fstat(fd))
         if problem is not None:
-            raise refuse_shared("directory", "/".join((self._root, *segments)), problem)
+            path, mount = "/".join((self._root, *segments)), find_mount(fd, self._calls)
+            raise refuse_shared("directory", path, problem, mount)
 
     def _check_kind(self, name: str, fd: int, verb: str, key: str, *, expected: str) -> None:
         """Raise `Corrupt` if `name` is of another kind than `expected`."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput, RootNotFound
 from stepseal.storage._access import refuse_shared, set_mode, shared_problem
+from stepseal.storage._mounts import find_mount
 from stepseal.storage._refusals import refused
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def open_root(path: str, calls: Syscalls) -> int:
         raise refused("open the root", path, "", error) from error
 
 
-def check_root(path: str, fd: int, access: Access) -> None:
+def check_root(path: str, fd: int, access: Access, calls: Syscalls) -> None:
     """Refuse a root in which other users can change names, unless `access` allows it.
 
     Raises:
@@ -65,7 +66,7 @@ def check_root(path: str, fd: int, access: Access) -> None:
     """
     problem = shared_problem(os.fstat(fd))
     if problem is not None and not access.allow_shared:
-        raise refuse_shared("root", path, problem)
+        raise refuse_shared("root", path, problem, find_mount(fd, calls))
 
 
 def make_root(path: str, calls: Syscalls, mode: int) -> None:

@@ -19,6 +19,8 @@ __all__ = ["Mount", "find_mount", "mount_number", "parse_mounts", "quota_doubts"
 
 _IN_MEMORY = frozenset({"ramfs", "rootfs", "tmpfs", "hugetlbfs"})
 _HOST_DECIDES = frozenset({"9p", "drvfs", "prl_fs", "vboxsf", "vmhgfs"})
+_NO_LINKS = frozenset({"exfat", "msdos", "vfat"})
+_FIXED_MODES = _NO_LINKS | {"cifs", "drvfs", "fuseblk", "ntfs", "ntfs3", "smb3", "vboxsf"}
 _LAYERED = ("overlay", "union", "aufs", "mergerfs")
 _VOLATILE = frozenset({"fsync=volatile", "volatile"})
 _SERVED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "panfs", "wekafs", "cifs", "smb3", "afs")
@@ -48,6 +50,16 @@ class Mount:
     def is_volatile(self) -> bool:
         """True for an overlay that skips syncs."""
         return not _VOLATILE.isdisjoint(self.options)
+
+    @property
+    def has_links(self) -> bool:
+        """False for a file system without hard links."""
+        return self.fs_type not in _NO_LINKS
+
+    @property
+    def has_fixed_modes(self) -> bool:
+        """True if modes and owners come from the options of the mount, and cannot be changed."""
+        return self.fs_type in _FIXED_MODES
 
     @property
     def is_layered(self) -> bool:
