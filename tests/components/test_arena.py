@@ -164,7 +164,7 @@ def peak_of_four(limit_mb: int, num_sharers: int) -> int:
     return max(one.peak for one in sharers) >> 20
 
 
-LIMITS_MB = (80, 112, 144, 176, 208, 240)
+LIMITS_MB = (112, 144, 176)
 
 
 def test_those_who_share_a_limit_never_touch_more_whoever_looked_first() -> None:

@@ -7,6 +7,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from tests._mounts import btrfs_with_quota
 from tests.storage.test_mounts import Mounted
 
 from stepseal.storage import FreeSpace, LocalStorage
@@ -36,6 +37,15 @@ def test_what_is_written_is_not_free_any_more(small: Path) -> None:
         assert storage.free_space() == FreeSpace(8 * MB)
         (small / "file").write_bytes(bytes(3 * MB))
         assert storage.free_space() == FreeSpace(5 * MB)
+
+
+@pytest.mark.slow
+def test_btrfs_does_not_tell_of_its_quotas_which_is_said(tmp_path: Path) -> None:
+    with btrfs_with_quota(tmp_path, 16 * MB) as volume, LocalStorage.open(volume) as storage:
+        found = storage.free_space()
+        assert found is not None
+        assert found.size_bytes > 16 * MB
+        assert "limits of qgroups are not visible" in found.doubts[0]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from stepseal.errors import CheckpointError
 from stepseal.layout import size_text
 from stepseal.retention import most_kept
+from stepseal.session._saving import collection_paused
 from stepseal.steps import in_lineage
 from stepseal.transfer import StepReader
 
@@ -116,7 +117,8 @@ class Room:
             if hosts:
                 self.of_step(wiring.steps, wiring.retention, found.step)
             return
-        size = registry.measure(topology, under_way=False)
+        with collection_paused():
+            size = registry.measure(topology, under_way=False)
         if hosts and size.whole_bytes:
             need = Need(size.whole_bytes, wiring.retention, size.unknown)
             self._tell(wiring.steps, need, only_warn=True)
@@ -148,7 +150,8 @@ class Room:
         if self._looked:
             return
         self._looked = True
-        size = registry.measure(topology, under_way=True)
+        with collection_paused():
+            size = registry.measure(topology, under_way=True)
         if stages:
             _tell_memory(size.staged_bytes, topology, flight)
         step_bytes = max(size.whole_bytes, self._restored_bytes if size.unknown else 0)
