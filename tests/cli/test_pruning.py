@@ -278,3 +278,23 @@ def test_what_was_moved_but_not_deleted_is_called_that(
     assert "not deleted" in found["steps"][0]["reasons"][-1]
     assert "Check the disk" in found["failures"][0]
     assert in_trash(young) == ["step-1", "step-2"]
+
+
+def test_afterwards_latest_names_the_newest_step_that_is_left(root: Path) -> None:
+    (root / "latest").write_text("step-30\n")
+    shutil.rmtree(root / "step-30")
+    run("prune", root, "--keep-latest", 1, "--dry-run")
+    assert (root / "latest").read_text() == "step-30\n"
+    run("prune", root, "--keep-latest", 1)
+    assert (root / "latest").read_text() == "step-20\n"
+
+
+def test_a_latest_that_cannot_be_moved_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "latest").write_text("step-31\n")
+    fault = Fault(lambda verb, key: verb == "rename" and key.endswith("> latest"), Fail(errno.EIO))
+    inner = open_root(str(root))
+    faulty = FaultyStorage(inner.steps.storage, [fault])
+    opened = dataclasses.replace(inner, steps=PosixSteps(faulty))
+    monkeypatch.setattr(_pruning, "open_root", lambda *_, **__: opened)
+    found = json.loads(run("prune", root, "--keep-latest", 1, "--json", code=1))
+    assert "latest was not moved" in found["failures"][0]

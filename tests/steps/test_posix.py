@@ -86,9 +86,7 @@ def test_steps_are_removed_through_one_view(storage: Storage) -> None:
     assert removal.trash() == removal.superseded() == ()
     assert removal.now_s() > 0
     work = removal.retirement(1, trash_grace_s=0.0, trashed=())
-    manifest = removal.entries(root.run_id)[0].manifest
-    assert manifest is not None
-    work.attempt(work.remove_step, manifest)
+    work.attempt(work.remove_step, removal.entries(root.run_id)[0])
     assert work.report.removed == [10]
     removal.sweep(1)
     assert [entry.step for entry in removal.entries(root.run_id)] == [20]

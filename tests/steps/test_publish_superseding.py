@@ -22,7 +22,7 @@ from stepseal.testing import Fail, Fault, FaultyStorage, Lose, MemoryStorage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stepseal.storage import Storage
+    from stepseal.storage import ReadHandle, Storage
 
 
 @pytest.mark.parametrize("what", ["outside", "damaged", "no manifest"])
@@ -148,10 +148,10 @@ def test_displaced_step_that_cannot_be_judged_is_unconfirmed() -> None:
             super().exchange(first, second)
             self.exchanged = True
 
-        def stat(self, key: str):  # type: ignore[no-untyped-def] # noqa: ANN202
+        def open_read(self, key: str) -> ReadHandle:
             if self.exchanged and key.startswith(STAGING):
                 raise errors.StorageUnavailable("no", errno=errno.EIO)
-            return super().stat(key)
+            return super().open_read(key)
 
     root = forked(MemoryStorage())
     staging, manifest = root.prepare(20)

@@ -169,12 +169,12 @@ class Pruned(FaultyStorage):
         super().__init__(root.storage)
         self.root: Root | None = root
 
-    def stat(self, key: str) -> Entry:
-        if key == "step-10" and self.root is not None:
+    def open_read(self, key: str) -> ReadHandle:
+        if key.startswith("step-10/") and self.root is not None:
             root, self.root = self.root, None
             root.commit(20)
             root.storage.rename("step-10", "gone")
-        return super().stat(key)
+        return super().open_read(key)
 
 
 def test_step_that_is_pruned_while_choosing_sends_to_the_newer_one() -> None:

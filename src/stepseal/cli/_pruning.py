@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stepseal.cli._output import print_table, warn
 from stepseal.cli._roots import measure_step, open_root, parse_step
 from stepseal.cli._verifying import progress_bar
-from stepseal.errors import NotCurrent
+from stepseal.errors import NotCurrent, StorageUnavailable
 from stepseal.retention import Retention, latest, plan_prune, prune
 from stepseal.transfer import check_files, verify_step
 
@@ -64,8 +64,9 @@ def prune_root(
 
 
 def _carry_out(root: OpenRoot, plan: Plan, retention: Retention) -> PruneReport:
+    removal = root.steps.removal()
     try:
-        return prune(root.steps.removal(), plan, retention)
+        report = prune(removal, plan, retention)
     except NotCurrent as error:
         raise NotCurrent(
             f"prune of {root.path}: a start of the job claimed the root during the prune "
@@ -75,6 +76,12 @@ def _carry_out(root: OpenRoot, plan: Plan, retention: Retention) -> PruneReport:
             expected=plan.incarnation,
             found=error.found,
         ) from error
+    if not report.sync_failed:
+        try:
+            removal.repair_latest(root.run_id)
+        except StorageUnavailable as error:
+            report.failures.append(f"latest was not moved to the newest step: {error}")
+    return report
 
 
 class _Inspection:

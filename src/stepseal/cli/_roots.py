@@ -12,7 +12,6 @@ from stepseal.layout import Area, parse_step_name
 from stepseal.steps import (
     CopiedStep,
     StepEntry,
-    in_lineage,
     is_step_folder,
     locate_root,
     open_step_folder,
@@ -136,13 +135,9 @@ def parse_step(text: str, expected: str = "a number such as 200, or step-200") -
 
 
 def _latest(root: OpenRoot) -> StepEntry:
-    limits = root.steps.lineage_limits()
-    for entry in reversed(root.steps.entries(root.run_id)):
-        manifest = entry.manifest
-        if manifest is None or entry.state != "committed":
-            continue
-        if in_lineage(limits, manifest.incarnation, entry.step):
-            return entry
+    newest = root.steps.newest(root.run_id)
+    if newest is not None:
+        return newest
     raise StepNotFound(
         f"{root.path}: no sound step in the lineage. `stepseal ls` lists the contents of the root."
     )

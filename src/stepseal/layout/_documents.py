@@ -8,6 +8,7 @@ whitespace. Size, nesting and the number of values are checked before a value is
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -28,9 +29,9 @@ __all__ = [
     "MAX_INT",
     "DocumentLimits",
     "Outline",
-    "body_digest",
     "decode_document",
     "encode_document",
+    "is_same",
     "outline",
     "refuse",
     "seal",
@@ -44,6 +45,10 @@ MAX_DOCUMENT_BYTES = 64 << 20
 
 _WINDOW_BYTES = 1 << 20
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_LONG_NUMBER = re.compile(rb"(?:^|[ -])[0-9]{19}")
+"""As many digits as `MAX_INT` has, in canonical JSON; may also be part of a text."""
+_BEFORE_BODY = b'{\n "body": '
+_NUM_BYTES_AFTER_BODY = len(b',\n "sha256": "') + 64 + len(b'"\n}\n')
 _DEPTH_STEP = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
 
 
@@ -155,9 +160,13 @@ def decode_document(
         value: object = msgspec.json.decode(text)
     except ValueError as error:  # malformed, not UTF-8, or a number out of range
         raise refuse(what, [f"expected JSON, found {error}"]) from error
+    # What is canonical and nested as allowed holds no other problem than an int out of range.
+    is_canonical = _is_canonical(text, value)
+    if is_canonical and _LONG_NUMBER.search(text) is None:
+        return value
     if problem := _value_problem(value, limits):
         raise refuse(what, [problem.removeprefix(": ")])
-    if not _is_canonical(text, value):
+    if not is_canonical:
         raise refuse(what, ["expected canonical JSON: unique sorted keys, one value per line"])
     return value
 
@@ -187,16 +196,22 @@ def unseal(
     document = decode_document(data, what=what, max_bytes=max_bytes, limits=_sealed(limits))
     if not isinstance(document, dict) or document.keys() != {"body", "sha256"}:
         raise refuse(what, ["expected exactly the keys `body` and `sha256`"])
-    found = body_digest(document["body"])
-    if document["sha256"] != found:
-        raise refuse(what, [f"sha256: the body has {found}, the document says otherwise"])
     body: object = document["body"]
+    if document["sha256"] != sha256_hex(_body_text(bytes(data))):
+        found = sha256_hex(_canonical(body))
+        raise refuse(what, [f"sha256: the body has {found}, the document says otherwise"])
     return body
 
 
-def body_digest(body: object) -> str:
-    """Return the SHA-256 of the canonical JSON of a body; dataclasses are accepted, too."""
-    return sha256_hex(_canonical(body))
+def _body_text(text: bytes) -> bytes:
+    """Return the canonical JSON of the body of a canonical sealed document, as it stands there."""
+    lines = text[len(_BEFORE_BODY) : -_NUM_BYTES_AFTER_BODY]
+    return lines.replace(b"\n ", b"\n") + b"\n"  # strings hold no newlines
+
+
+def is_same(value: object, other: object) -> bool:
+    """Return whether two values have the same canonical JSON; dataclasses are accepted, too."""
+    return _compact(value) == _compact(other)
 
 
 def refuse(what: str, problems: list[str]) -> Corrupt:
@@ -225,8 +240,12 @@ def _is_canonical(text: bytes, value: object) -> bool:
 
 
 def _lines(value: object) -> bytes:
-    lines: bytes = msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1)
+    lines: bytes = msgspec.json.format(_compact(value), indent=1)
     return lines
+
+
+def _compact(value: object) -> bytes:
+    return msgspec.json.encode(value, order="sorted")
 
 
 def _value_problem(value: object, limits: DocumentLimits, depth: int = 0) -> str | None:

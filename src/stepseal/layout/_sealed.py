@@ -13,7 +13,7 @@ import msgspec
 
 from stepseal.errors import Corrupt, IncompatibleFormat, InvalidInput
 from stepseal.layout._digests import num_chunks
-from stepseal.layout._documents import MAX_INT, DocumentLimits, body_digest, refuse, seal, unseal
+from stepseal.layout._documents import MAX_INT, DocumentLimits, is_same, refuse, seal, unseal
 from stepseal.layout._names import DCP_INDEX, MAX_STEP, parse_payload_path, path_problem
 from stepseal.layout._validate import Problems, show
 
@@ -168,7 +168,7 @@ def decode_sealed(
     except msgspec.ValidationError as error:
         raise refuse(what, [str(error)]) from None
     # Unknown fields are left out of the value, missing ones got defaults, ints became floats.
-    if body_digest(value) != body_digest(body):
+    if not is_same(value, body):
         raise refuse(what, [f"expected exactly the fields of a {cls.__name__}, each of its type"])
     problems = Problems()
     check(value, problems)

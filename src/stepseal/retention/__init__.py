@@ -8,16 +8,10 @@ from stepseal.retention._areas import AsideJudgement, TrashJudgement
 from stepseal.retention._carry_out import prune
 from stepseal.retention._housekeeper import Housekeeper
 from stepseal.retention._judge import StepJudgement, judge
-from stepseal.retention._keep_rules import (
-    KeepRule,
-    Retention,
-    StepInfo,
-    as_retention,
-    latest,
-    most_kept,
-)
+from stepseal.retention._keep_rules import KeepRule, Retention, as_retention, latest, most_kept
 from stepseal.retention._plan import Plan, plan_prune
 from stepseal.retention._publications import check_publish_keep
+from stepseal.steps import StepInfo
 
 __all__ = [
     "AsideJudgement", "Housekeeper", "KeepRule", "Plan", "Retention", "StepInfo",

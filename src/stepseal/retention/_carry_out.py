@@ -35,12 +35,11 @@ def prune(removal: RemoveSteps, plan: Plan, retention: Retention) -> PruneReport
         trash_grace_s=retention.trash_grace_s,
         trashed=[judgement.name for judgement in plan.trash],
     )
-    judgements = ((plan.entries[v.step].manifest, v.keep) for v in plan.steps)
-    doomed = [manifest for manifest, keep in judgements if not keep and manifest is not None]
+    doomed = [plan.entries[judgement.step] for judgement in plan.steps if not judgement.keep]
     if doomed:  # the newer steps of the plan may be visible, but not durable yet
         work.attempt(work.confirm_commits)
-    for manifest in doomed:
-        work.attempt(work.remove_step, manifest)
+    for known in doomed:
+        work.attempt(work.remove_step, known)
     for aside in plan.superseded:
         if not aside.keep:
             work.attempt(work.remove_superseded, aside.name)

@@ -16,11 +16,11 @@ from stepseal.retention._plan import plan_prune
 from stepseal.retention._publications import prune_published
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from stepseal.layout import Manifest
-    from stepseal.retention._plan import Inspect, Plan
-    from stepseal.steps import PruneReport, RemoveSteps, StepEntry
+    from stepseal.retention._plan import Plan
+    from stepseal.retention._soundness import Inspect
+    from stepseal.steps import PruneReport, RemoveSteps
 
 __all__ = ["Housekeeper"]
 
@@ -48,7 +48,7 @@ class Housekeeper:
     ) -> None:
         self._removal = removal
         self._retention = retention
-        self._inspect_files = inspect
+        self._inspect = inspect
         self._publish_keep = publish_keep
         self._swept: int | None = None
         self._stopped = False
@@ -59,7 +59,7 @@ class Housekeeper:
         """Attempts whose files were found complete."""
 
     def __call__(self, run_id: str, incarnation: int, committed: bool) -> None:
-        """Sweep, and prune publications, and steps if one was committed.
+        """Sweep, and prune publications, and steps if one was committed; then repair `latest`.
 
         Called by the coordinator of an incarnation.
 
@@ -75,6 +75,8 @@ class Housekeeper:
             self._attempt(lambda: self._report(self._prune(run_id, incarnation, retention)))
         if not self._stopped:
             self._attempt(lambda: self._prune_published(run_id, incarnation))
+        if not self._stopped:
+            self._attempt(lambda: self._removal.repair_latest(run_id))
 
     def _attempt(self, chore: Callable[[], None]) -> None:
         try:
@@ -99,7 +101,9 @@ class Housekeeper:
         return prune(self._removal, trash, _FINISHING)
 
     def _plan(self, run_id: str, incarnation: int, retention: Retention) -> Plan | None:
-        plan = plan_prune(self._removal, run_id, retention, inspect=self._inspect)
+        plan = plan_prune(
+            self._removal, run_id, retention, inspect=self._inspect, sound=self._sound
+        )
         if plan.incarnation != incarnation:
             return None  # another start of the job owns the root now
         self._warn_of(plan.doubt)
@@ -112,8 +116,14 @@ class Housekeeper:
         return prune(self._removal, plan, retention)
 
     def _prune_published(self, run_id: str, incarnation: int) -> None:
-        keep = self._publish_keep
-        done = prune_published(self._removal, run_id, incarnation, keep, inspect=self._inspect)
+        done = prune_published(
+            self._removal,
+            run_id,
+            incarnation,
+            self._publish_keep,
+            inspect=self._inspect,
+            sound=self._sound,
+        )
         self._report(done, "versions")
 
     def _warn_of(self, doubt: str) -> None:
@@ -136,11 +146,3 @@ class Housekeeper:
             _log.warning("stepseal: this job removes no more steps; its next start will")
         if done.removed:
             _log.info("stepseal: pruned %s %s", what, ", ".join(map(str, done.removed)))
-
-    def _inspect(self, entry: StepEntry, manifest: Manifest) -> Sequence[str]:
-        if manifest.attempt in self._sound:
-            return ()
-        problems = self._inspect_files(entry, manifest)
-        if not problems:
-            self._sound.add(manifest.attempt)
-        return problems

@@ -10,8 +10,8 @@ from stepseal.layout import duration_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from stepseal.retention._keep_rules import KeepRule, StepInfo
-    from stepseal.steps import Guards
+    from stepseal.retention._keep_rules import KeepRule
+    from stepseal.steps import Guards, StepInfo
 
 __all__ = ["NOT_KNOWN", "NO_GOOD_STEP", "StepCase", "StepJudgement", "judge"]
 
@@ -78,8 +78,7 @@ def _judgement(
     newest: int | None,
     orphan_grace_s: float,
 ) -> StepJudgement:
-    step = case.facts.step
-    why = f"nothing keeps it: not among {rule} of the good steps"
+    step, why = case.facts.step, ""
     reasons = list(guards.reasons(step))
     if chosen is not None:
         reasons.append(chosen)
@@ -97,6 +96,7 @@ def _judgement(
             reasons.append(why)
     if reasons:
         return StepJudgement(step, keep=True, reasons=tuple(dict.fromkeys(reasons)))
+    why = why or f"nothing keeps it: not among {rule} of the good steps"
     return StepJudgement(step, keep=False, reasons=(why,))
 
 

@@ -6,7 +6,7 @@ and the newest good step always stay.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import InvalidInput
@@ -14,20 +14,11 @@ from stepseal.errors import InvalidInput
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["KeepRule", "Retention", "StepInfo", "as_retention", "latest", "most_kept"]
+    from stepseal.steps import StepInfo
+
+__all__ = ["KeepRule", "Retention", "as_retention", "latest", "most_kept"]
 
 _DAY_S = 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class StepInfo:
-    """The facts about a step that rules may use."""
-
-    step: int
-    created_at: str = ""
-    """UTC, ISO 8601."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    tags: tuple[str, ...] = ()
 
 
 class KeepRule(Protocol):
@@ -85,7 +76,7 @@ class Latest:
 
     def choose(self, steps: Sequence[StepInfo]) -> Mapping[int, str]:
         """Return the newest steps."""
-        return {facts.step: f"among {self}" for facts in steps[-self.count :]}
+        return dict.fromkeys((facts.step for facts in steps[-self.count :]), f"among {self}")
 
     def most_kept(self) -> int:
         """Return the number."""

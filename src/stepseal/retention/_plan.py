@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING
 from stepseal.layout import unix_time
 from stepseal.retention._areas import Terms, judge_superseded, judge_trash
 from stepseal.retention._judge import NOT_KNOWN, StepCase, StepJudgement, judge
-from stepseal.retention._keep_rules import StepInfo
+from stepseal.retention._soundness import file_problems
 from stepseal.steps import in_lineage, left_lineage_at, lineage_doubt, lineage_limits, parse_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from stepseal.layout import Manifest
     from stepseal.retention._areas import AsideJudgement, TrashJudgement
     from stepseal.retention._keep_rules import Retention
-    from stepseal.steps import ClaimRecord, Doubt, RemoveSteps, StepEntry
-
-    Inspect = Callable[[StepEntry, Manifest], Sequence[str]]
+    from stepseal.retention._soundness import Inspect
+    from stepseal.steps import ClaimRecord, Doubt, KnownStep, RemoveSteps
 
 __all__ = ["Plan", "plan_prune"]
 
@@ -33,7 +31,7 @@ class Plan:
     """The newest incarnation at that time, 0 if there was none. A newer one voids the plan."""
     steps: tuple[StepJudgement, ...]
     """Every folder with a step's name, ascending."""
-    entries: Mapping[int, StepEntry]
+    entries: Mapping[int, KnownStep]
     superseded: tuple[AsideJudgement, ...]
     trash: tuple[TrashJudgement, ...]
     """Every folder that was in the trash already."""
@@ -48,6 +46,7 @@ def plan_prune(
     *,
     inspect: Inspect,
     trash_grace_s: float | None = None,
+    sound: set[str] | None = None,
 ) -> Plan:
     """Judge everything in a root; changes nothing.
 
@@ -55,10 +54,11 @@ def plan_prune(
         removal: the step store.
         run_id: run id of the root.
         retention: what to keep.
-        inspect: returns the problems of a committed step, one line each; called once per step,
-            newest first.
+        inspect: returns the problems of a committed step, one line each; called newest first.
         trash_grace_s: seconds to keep whole folders that are in the trash already; None uses the
             retention's value.
+        sound: attempts whose files were found complete before, and are not inspected again; those
+            found now are added.
 
     Raises:
         StorageUnavailable: the root cannot be listed or read.
@@ -70,9 +70,11 @@ def plan_prune(
     doubt = _doubt(claims, [*_incarnations(entries.values()), *_pruned_incarnations(trashed)])
     limits = lineage_limits(claims)
     left_at = functools.partial(left_lineage_at, claims)
+    complete: set[str] = set() if sound is None else sound
+    problems_of = functools.partial(file_problems, removal, run_id, inspect, complete)
     cases = [
-        _case(entry, doubt, limits, left_at, inspect, now_s)
-        for entry in reversed(list(entries.values()))
+        _case(known, doubt, limits, left_at, problems_of, now_s)
+        for known in reversed(entries.values())
     ]
     guards = removal.guards()
     judgements = judge(
@@ -91,9 +93,8 @@ def plan_prune(
     )
 
 
-def _incarnations(entries: Iterable[StepEntry]) -> list[int]:
-    committed = [entry.manifest for entry in entries if entry.state == "committed"]
-    return [manifest.incarnation for manifest in committed if manifest is not None]
+def _incarnations(entries: Iterable[KnownStep]) -> list[int]:
+    return [known.incarnation for known in entries if known.state == "committed"]
 
 
 def _pruned_incarnations(trashed: Sequence[str]) -> list[int]:
@@ -113,29 +114,26 @@ def _doubt(claims: Sequence[ClaimRecord], numbers: Sequence[int]) -> Doubt | Non
 
 
 def _case(
-    entry: StepEntry,
+    known: KnownStep,
     doubt: Doubt | None,
     limits: Mapping[int, int | None],
     left_at: Callable[[int, int], float | None],
-    inspect: Inspect,
+    problems_of: Callable[[KnownStep], Sequence[str]],
     now_s: float,
 ) -> StepCase:
-    manifest = entry.manifest
-    if manifest is None or entry.state != "committed":
-        return StepCase(StepInfo(entry.step), "untouchable", f"{entry.state}: {entry.problem}")
-    facts = StepInfo(entry.step, manifest.created_at, manifest.metrics, manifest.tags)
-    if doubt is not None and doubt.covers(manifest.incarnation):
+    facts = known.facts
+    if known.state != "committed":
+        return StepCase(facts, "untouchable", f"{known.state}: {known.problem}")
+    if doubt is not None and doubt.covers(known.incarnation):
         return StepCase(facts, "untouchable", f"{doubt.why}: {NOT_KNOWN}")
-    if not in_lineage(limits, manifest.incarnation, entry.step):
-        left_s = left_at(
-            manifest.incarnation, entry.step
-        )  # maybe just now, even if the step is old
-        since_s = None if left_s is None else max(left_s, unix_time(manifest.created_at))
+    if not in_lineage(limits, known.incarnation, facts.step):
+        left_s = left_at(known.incarnation, facts.step)  # maybe just now, even if the step is old
+        since_s = None if left_s is None else max(left_s, unix_time(facts.created_at))
         outside_s = None if since_s is None else now_s - since_s
         return StepCase(facts, "outside the lineage", outside_s=outside_s)
-    if not manifest.resumable:
+    if not known.resumable:
         return StepCase(facts, "not resumable")
-    problems = inspect(entry, manifest)
+    problems = problems_of(known)
     if problems:
         return StepCase(facts, "untouchable", f"damaged: {problems[0]}")
     return StepCase(facts, "good")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from stepseal.errors import InvalidInput
 from stepseal.layout import Area
+from stepseal.retention._soundness import file_problems
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from stepseal.retention._plan import Inspect
+    from stepseal.retention._soundness import Inspect
     from stepseal.steps import PruneReport, RemoveSteps
 
 __all__ = ["check_publish_keep", "outdated", "prune_published"]
@@ -47,7 +48,13 @@ def outdated(sound: Sequence[int], keep: int, leased: Collection[int]) -> tuple[
 
 
 def prune_published(
-    removal: RemoveSteps, run_id: str, incarnation: int, keep: int, *, inspect: Inspect
+    removal: RemoveSteps,
+    run_id: str,
+    incarnation: int,
+    keep: int,
+    *,
+    inspect: Inspect,
+    sound: set[str] | None = None,
 ) -> PruneReport | None:
     """Remove publications that are not among the newest, and finish what a crash interrupted.
 
@@ -60,6 +67,7 @@ def prune_published(
         incarnation: the life that prunes; a newer one stops it.
         keep: how many stay.
         inspect: returns the problems of a publication's files.
+        sound: see `plan_prune`.
 
     Returns:
         What was done; None if there is no sound publication.
@@ -70,21 +78,21 @@ def prune_published(
     """
     area = Area.PUBLISHED
     trashed = removal.trash(area)
-    sound = {
-        entry.step: entry.manifest
-        for entry in removal.entries(run_id, area)
-        if entry.manifest is not None
-        and entry.state == "committed"
-        and not inspect(entry, entry.manifest)
+    complete: set[str] = set() if sound is None else sound
+    found = {
+        known.step: known
+        for known in removal.entries(run_id, area)
+        if known.state == "committed"
+        and not file_problems(removal, run_id, inspect, complete, known)
     }
-    if not sound:
+    if not found:
         return None
-    doomed = outdated(sorted(sound), keep, removal.guards(area).leased)
+    doomed = outdated(sorted(found), keep, removal.guards(area).leased)
     work = removal.retirement(incarnation, trash_grace_s=0.0, trashed=trashed)
     if doomed:  # newer ones may be visible, but not durable yet
         work.attempt(work.confirm_commits, area)
     for version in doomed:
-        work.attempt(work.remove_step, sound[version])
+        work.attempt(work.remove_step, found[version])
     for name in trashed:
         if name.endswith(
             (".pruned", ".deleting", ".in-place")

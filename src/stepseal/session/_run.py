@@ -10,7 +10,7 @@ from stepseal import errors
 from stepseal.layout import Area, check_step
 from stepseal.session._step import Publication, Step
 from stepseal.session._waiting import PublishedWait
-from stepseal.steps import in_lineage, locate_root, open_step_folder, open_store, refuse_newer
+from stepseal.steps import locate_root, open_step_folder, open_store, refuse_newer
 
 if TYPE_CHECKING:
     import os
@@ -47,13 +47,10 @@ class Run:
 
     def latest(self) -> Step | None:
         """Return the newest step that a restore would choose by lineage, or None."""
-        limits = self._steps.lineage_limits()
-        for entry in reversed(self.entries()):
-            if entry.state != "committed" or entry.manifest is None:
-                continue
-            if in_lineage(limits, entry.manifest.incarnation, entry.step):
-                return Step(self._steps, self.root, entry.manifest)
-        return None
+        entry = self._steps.newest(self.run_id)
+        if entry is None or entry.manifest is None:
+            return None
+        return Step(self._steps, self.root, entry.manifest)
 
     def step(self, step: int) -> Step:
         """Return one committed step.

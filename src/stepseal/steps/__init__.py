@@ -19,6 +19,7 @@ from stepseal.steps._owned import OwnedSteps
 from stepseal.steps._posix import PosixSteps
 from stepseal.steps._publish import Indexer
 from stepseal.steps._reading import Reading
+from stepseal.steps._remembered import KnownStep, StepInfo
 from stepseal.steps._removal import Removal
 from stepseal.steps._retire import PruneReport, Retirement
 from stepseal.steps._store import ReadSteps, RemoveSteps, StepStore
@@ -26,8 +27,8 @@ from stepseal.steps._publishers import PublisherWatch
 
 __all__ = [
     "AttemptFolder", "ClaimRecord", "CopiedStep", "Doubt", "FolderName", "Guards", "Indexer",
-    "OwnedSteps", "PosixSteps", "PruneReport", "ReadSteps", "Reading", "Removal",
-    "RemoveSteps", "Retirement", "StepEntry", "StepStore", "PublisherWatch", "in_lineage",
-    "is_step_folder", "left_lineage_at", "lineage_doubt", "lineage_limits", "locate_root",
-    "open_step_folder", "open_store", "parse_folder", "refuse_newer",
+    "KnownStep", "OwnedSteps", "PosixSteps", "PruneReport", "ReadSteps", "Reading", "Removal",
+    "RemoveSteps", "Retirement", "StepEntry", "StepInfo", "StepStore", "PublisherWatch",
+    "in_lineage", "is_step_folder", "left_lineage_at", "lineage_doubt", "lineage_limits",
+    "locate_root", "open_step_folder", "open_store", "parse_folder", "refuse_newer",
 ]

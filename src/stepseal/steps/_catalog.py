@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from stepseal.errors import (
     CheckpointError,
@@ -36,20 +36,27 @@ from stepseal.layout import (
 from stepseal.storage import KeyNotFound, read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from stepseal.storage import Entry, Storage
 
 __all__ = [
     "StepEntry",
+    "StepState",
     "list_foreign",
     "list_steps",
+    "look_again",
     "read_folder",
     "read_marker",
     "read_step",
     "refuse_newer",
     "step_numbers",
 ]
+
+T = TypeVar("T")
+
+StepState: TypeAlias = Literal["committed", "damaged", "newer", "foreign"]
+"""What a folder with the name of a step holds; see `StepEntry.state`."""
 
 _LOOKS = 16
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -62,7 +69,7 @@ class StepEntry:
     """One folder with the canonical name of a step, or of a publication."""
 
     step: int
-    state: Literal["committed", "damaged", "newer", "foreign"]
+    state: StepState
     """`damaged`: stepseal wrote it, but its manifest is missing, unreadable or not its own.
     `newer`: a newer format version wrote it; nothing more is known.
     `foreign`: another library or another run wrote it (for another run, `manifest` is set), or it
@@ -212,14 +219,16 @@ def read_folder(
         KeyNotFound: there is no folder of that name.
         StorageUnavailable: the storage refused to read it.
     """
+    found = None
+    with suppress(KeyNotFound):
+        found = _judge_file(storage, key, step, run_id, area)
+    if found is not None and found.state != "damaged":
+        return found
     entry = storage.stat(key)
     if entry.kind != "directory":
         problem = f"expected a directory, found a {entry.kind}"
         return StepEntry(step, "foreign", problem, area=area)
-    try:
-        return _judge_file(storage, key, step, run_id, area)
-    except KeyNotFound:
-        return _without_manifest(storage, key, step, run_id, area)
+    return found or _without_manifest(storage, key, step, run_id, area)
 
 
 def _without_manifest(
@@ -313,10 +322,23 @@ def list_steps(
     Raises:
         StorageUnavailable: the storage refused to list or read, or steps vanished on each try.
     """
+
+    def look() -> tuple[StepEntry, ...]:
+        numbers = step_numbers(storage, area)
+        return tuple(read_step(storage, step, run_id, area) for step in numbers)
+
+    return look_again(look)
+
+
+def look_again(look: Callable[[], T]) -> T:
+    """Return what `look` finds; list and look again if a listed step vanished meanwhile.
+
+    Raises:
+        StorageUnavailable: steps vanished on each try.
+    """
     for _ in range(_LOOKS):
         with suppress(StepNotFound):  # removed between the listing and the look
-            numbers = step_numbers(storage, area)
-            return tuple(read_step(storage, step, run_id, area) for step in numbers)
+            return look()
     raise StorageUnavailable(
         f"root: in each of {_LOOKS} tries, a step vanished after it was listed. Is another process "
         "moving step folders away? Wait until it ends, and try again."

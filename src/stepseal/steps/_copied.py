@@ -88,6 +88,10 @@ class CopiedStep(PosixSteps):
             )
         return self._entry
 
+    def newest(self, run_id: str) -> StepEntry | None:
+        """Return the step; None for a publication."""
+        return self._entry if self.manifest.area is Area.STEPS else None
+
     def lineage_limits(self) -> dict[int, int | None]:
         """Return a lineage of this step."""
         return {self.manifest.incarnation: None}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stepseal.errors import CheckpointError, NotRestored, StepExists, StorageUnavailable
-from stepseal.layout import LATEST, Area, step_name
+from stepseal.layout import Area
 from stepseal.steps._attempts import attempt_at, begin, discard
 from stepseal.steps._catalog import list_steps, read_step, step_numbers
 from stepseal.steps._claims import check_current, claim, claim_key
@@ -22,13 +22,14 @@ from stepseal.steps._foreign import offer_foreign, warn_of_foreign
 from stepseal.steps._full_disk import retry_after_discards, retry_after_sweep
 from stepseal.steps._hidden import hidden_commits, put_back_pruned
 from stepseal.steps._immovable import require_movable
+from stepseal.steps._latest import point_latest
 from stepseal.steps._leases import Lease, release_lease, take_lease
 from stepseal.steps._publish import check_place, publish
 from stepseal.steps._publishers import PublishingLife
 from stepseal.steps._reopening import Reopening
 from stepseal.steps._roots import initialise_root
 from stepseal.steps._select import Selection, highest_incarnation, select
-from stepseal.storage import make_dirs, replace_durable
+from stepseal.storage import make_dirs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -216,7 +217,7 @@ class OwnedSteps:
 
     def point_latest(self, step: int) -> None:
         """Make the advisory `latest` name this step; see `CoordinatorSteps`."""
-        replace_durable(self._storage, LATEST, f"{step_name(step)}\n".encode())
+        point_latest(self._storage, step)
 
     def select(self, *, step: int | None, exclude: Collection[int], unverified: bool) -> Chosen:
         """Choose the step to restore, and lease it; see `CoordinatorSteps`."""

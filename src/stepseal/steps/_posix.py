@@ -16,6 +16,7 @@ from stepseal.steps._catalog import (
 )
 from stepseal.steps._claims import lineage_limits, read_claims
 from stepseal.steps._immovable import find_immovable
+from stepseal.steps._latest import newest_step
 from stepseal.steps._owned import OwnedSteps
 from stepseal.steps._pins import Pins
 from stepseal.steps._publishers import PublisherWatch
@@ -84,6 +85,10 @@ class PosixSteps:
     def entry(self, step: int, run_id: str | None = None, area: Area = Area.STEPS) -> StepEntry:
         """Return the entry of one step, or publication; see `StepStore`."""
         return read_step(self.storage, step, run_id, area)
+
+    def newest(self, run_id: str) -> StepEntry | None:
+        """Return the newest sound step of the lineage, or None; see `StepStore`."""
+        return newest_step(self.storage, run_id)
 
     def versions(self) -> tuple[int, ...]:
         """Return the number of every entry with the name of a publication; see `StepStore`."""

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 
 from stepseal.layout import Area
 from stepseal.steps._attempts import sweep
-from stepseal.steps._catalog import list_steps
+from stepseal.steps._catalog import read_step
 from stepseal.steps._claims import INCARNATIONS, read_claims
 from stepseal.steps._folders import parse_folder
 from stepseal.steps._guards import read_guards
+from stepseal.steps._latest import repair_latest
 from stepseal.steps._leases import drop_expired
 from stepseal.steps._pins import PINS
 from stepseal.steps._publishers import drop_older
+from stepseal.steps._remembered import RememberedSteps
 from stepseal.steps._retire import Retirement, reasons_to_go_back
 from stepseal.steps._roots import SUPERSEDED, TRASH
 from stepseal.storage import KeyNotFound, sweep_temporaries
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from stepseal.steps._claims import ClaimRecord
     from stepseal.steps._folders import FolderName
     from stepseal.steps._guards import Guards
+    from stepseal.steps._remembered import KnownStep
     from stepseal.storage import Storage
 
 __all__ = ["Removal"]
@@ -41,14 +44,23 @@ class Removal:
     def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
         self._storage = storage
         self._clock = clock
+        self._remembered: dict[tuple[str, Area], RememberedSteps] = {}
 
     def now_s(self) -> float:
         """Return Unix time."""
         return self._clock()
 
-    def entries(self, run_id: str, area: Area = Area.STEPS) -> tuple[StepEntry, ...]:
-        """Return every folder with a canonical name, ascending."""
-        return list_steps(self._storage, run_id, area)
+    def entries(self, run_id: str, area: Area = Area.STEPS) -> tuple[KnownStep, ...]:
+        """Return every folder with a canonical name, ascending; reads changed manifests only."""
+        remembered = self._remembered.get((run_id, area))
+        if remembered is None:
+            remembered = RememberedSteps(self._storage, run_id, area)
+            self._remembered[run_id, area] = remembered
+        return remembered.entries()
+
+    def entry(self, step: int, run_id: str, area: Area = Area.STEPS) -> StepEntry:
+        """Read the entry of one step, or publication."""
+        return read_step(self._storage, step, run_id, area)
 
     def claims(self) -> tuple[ClaimRecord, ...]:
         """Return all claims, oldest first."""
@@ -88,6 +100,10 @@ class Removal:
             trashed=trashed,
             clock=self._clock,
         )
+
+    def repair_latest(self, run_id: str) -> None:
+        """Make `latest` name the newest step, if it names one that is gone."""
+        repair_latest(self._storage, run_id)
 
     def sweep(self, incarnation: int) -> None:
         """Remove leftovers of crashes: staging of earlier incarnations, leases, temporaries.

@@ -36,8 +36,8 @@ from stepseal.storage import KeyExists, KeyNotFound, exists, remove_tree
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from stepseal.layout import Manifest
     from stepseal.steps._guards import Guards
+    from stepseal.steps._remembered import KnownStep
     from stepseal.storage import Storage
 
 __all__ = ["PruneReport", "Retirement", "reasons_to_go_back"]
@@ -144,11 +144,11 @@ class Retirement:
                 path=area,
             ) from error
 
-    def remove_step(self, manifest: Manifest) -> None:
+    def remove_step(self, known: KnownStep) -> None:
         """Move one step to the trash, and delete it unless it turns out to be protected."""
         self._check_current()
-        area = manifest.area
-        whose = FolderName(manifest.step, manifest.incarnation, manifest.attempt, area=area)
+        area = known.area
+        whose = FolderName(known.step, known.incarnation, known.attempt, area=area)
         name = whose.moved(self._clock(), ".pruned")
         try:
             self._storage.rename(name.place, f"{TRASH}/{name}")

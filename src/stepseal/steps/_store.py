@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from stepseal.steps._publish import Indexer
     from stepseal.steps._publishers import PublisherWatch
     from stepseal.steps._reading import Reading
+    from stepseal.steps._remembered import KnownStep
     from stepseal.steps._resolve import Resolved
     from stepseal.steps._retire import Retirement
     from stepseal.storage import Storage
@@ -73,6 +74,16 @@ class ReadSteps(Protocol):
 
         Raises:
             StepNotFound: the root has no entry of this name.
+        """
+        ...
+
+    def newest(self, run_id: str) -> StepEntry | None:
+        """Return the newest sound step of the lineage, or None; it may not be resumable.
+
+        Reads no manifest of an older step.
+
+        Args:
+            run_id: run that the manifest must name.
         """
         ...
 
@@ -143,8 +154,12 @@ class RemoveSteps(Protocol):
         """Return the current Unix time, for graces and leases."""
         ...
 
-    def entries(self, run_id: str, area: Area = Area.STEPS) -> tuple[StepEntry, ...]:
-        """Return every entry with a canonical name, ascending."""
+    def entries(self, run_id: str, area: Area = Area.STEPS) -> tuple[KnownStep, ...]:
+        """Return every entry with a canonical name, ascending; reads changed manifests only."""
+        ...
+
+    def entry(self, step: int, run_id: str, area: Area = Area.STEPS) -> StepEntry:
+        """Read the entry of one step, or publication; see `ReadSteps.entry`."""
         ...
 
     def claims(self) -> tuple[ClaimRecord, ...]:
@@ -171,6 +186,10 @@ class RemoveSteps(Protocol):
         self, incarnation: int, *, trash_grace_s: float, trashed: Collection[str]
     ) -> Retirement:
         """Return a `Retirement`: it hides steps, checks them again, and destroys or shows them."""
+        ...
+
+    def repair_latest(self, run_id: str) -> None:
+        """Make the advisory `latest` name the newest step, if it names one that is gone."""
         ...
 
     def sweep(self, incarnation: int) -> None:

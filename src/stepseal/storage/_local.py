@@ -25,7 +25,7 @@ from stepseal.storage._access import (
 )
 from stepseal.storage._keys import check_key, check_pair, split_key
 from stepseal.storage._local_files import LocalReader, LocalWriter, Uncached
-from stepseal.storage._local_listing import entry_of, list_at_once
+from stepseal.storage._local_listing import entry_of, list_at_once, marks_at_once
 from stepseal.storage._local_renames import Renames
 from stepseal.storage._local_root import NO_DIR_SYNC, check_root, make_root, open_root, root_path
 from stepseal.storage._mounts import find_mount, mount_number, quota_doubts, sync_doubts
@@ -34,7 +34,7 @@ from stepseal.storage._syscalls import Syscalls
 from stepseal.storage._verbs import FreeSpace, SyncReport
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from typing_extensions import Self
 
@@ -167,8 +167,6 @@ class LocalStorage:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    # -- reading -----------------------------------------------------------------------------
-
     def open_read(self, key: str) -> LocalReader:
         """Open a regular file for reading; never blocks on a FIFO."""
         parents, name = check_key(key)
@@ -207,6 +205,12 @@ class LocalStorage:
         with self._guard("list", key), self._walk(split_key(key), "list") as fd:
             return list_at_once(fd, key, self._root, self._calls)
 
+    def list_marks(self, key: str, name: str) -> dict[str, Hashable | None]:
+        """Return all names in a directory, each with a mark of one file in it."""
+        assert "/" not in name
+        with self._guard("list", key), self._walk(split_key(key), "list") as fd:
+            return marks_at_once(fd, name, key, self._root, self._calls)
+
     def sync_support(self) -> SyncReport:
         """Report whether syncs are honoured, from one sync of the root and its mount options."""
         if self._sync is None:
@@ -230,8 +234,6 @@ class LocalStorage:
         """Return the mount that the root is on, or None if /proc does not list it."""
         with self._guard("stat", ""), self._walk((), "stat") as fd:
             return find_mount(fd, self._calls)
-
-    # -- changing ----------------------------------------------------------------------------
 
     def create_file(self, key: str) -> LocalWriter:
         """Create a new file, with mode 0600 unless configured."""
@@ -336,8 +338,6 @@ class LocalStorage:
         parents, name = check_key(key)
         with self._guard("remove directory", key), self._walk(parents, "remove") as parent_fd:
             os.rmdir(name, dir_fd=parent_fd)
-
-    # -- walking -----------------------------------------------------------------------------
 
     @contextmanager
     def _walk(self, segments: Sequence[str], verb: str) -> Iterator[int]:

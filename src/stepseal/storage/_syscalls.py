@@ -49,6 +49,11 @@ class Syscalls:
         finally:
             os.close(anew)
 
+    def kinds(self, fd: int) -> dict[str, bool]:
+        """Read all names in a directory, from its start; true for a directory."""
+        with os.scandir(fd) as found:
+            return {entry.name: entry.is_dir(follow_symlinks=False) for entry in found}
+
     def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
         """Make the call preadv with one buffer."""
         return os.preadv(fd, [buffer], offset)

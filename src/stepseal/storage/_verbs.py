@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from stepseal.errors import StorageUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from typing_extensions import Buffer
 
 __all__ = [
@@ -186,6 +188,24 @@ class Storage(Protocol):
             KeyNotFound: the key does not exist.
             Corrupt: the key is not a directory.
             StorageUnavailable: the storage refused, or the directory changed during each try.
+        """
+
+    def list_marks(self, key: str, name: str) -> dict[str, Hashable | None]:
+        """Return all names in a directory at one instant, each with a mark of the file in it.
+
+        The mark is of the file `name` in the entry, as it was at some time during the call: if two
+        marks of it are equal, its bytes are, too. Reads no file.
+
+        Args:
+            key: the directory.
+            name: one segment.
+
+        Returns:
+            None instead of a mark for an entry that is no directory, or where the backend cannot
+            tell of such a file in it.
+
+        Raises:
+            KeyNotFound, Corrupt, StorageUnavailable: see `list_dir`.
         """
 
     def create_file(self, key: str) -> WriteHandle:

@@ -25,7 +25,8 @@ class Operation:
     """Position in the common sequence, from 0."""
     name: str
     """The method: make_dir, create_file, write, sync, close, sync_dir, link, rename, exchange,
-    remove_file or remove_dir; if reads are numbered, also open_read, read, stat or list_dir."""
+    remove_file or remove_dir; if reads are numbered, also open_read, read, stat,
+    list_dir or list_marks."""
     key: str
     """Key; for link, rename and exchange `"<source> -> <target>"`."""
     process_id: int

@@ -29,7 +29,7 @@ from stepseal.storage import (
 from stepseal.testing._counters import Count, ThreadCount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable
     from types import TracebackType
 
     from typing_extensions import Buffer, Self
@@ -104,7 +104,7 @@ class FaultyStorage:
         before: called with index, operation and key before the plan is applied; if it raises, the
             operation is not carried out.
         sleep: waits for `Delay`; tests pass their own.
-        reads: also number and disturb open_read, read, stat and list_dir.
+        reads: also number and disturb open_read, read, stat, list_dir and list_marks.
     """
 
     def __init__(
@@ -147,6 +147,10 @@ class FaultyStorage:
     def list_dir(self, key: str) -> tuple[Entry, ...]:
         """Forward the call; with `reads`, number it."""
         return self._look("list_dir", key, lambda: self._inner.list_dir(key))
+
+    def list_marks(self, key: str, name: str) -> dict[str, Hashable | None]:
+        """Forward the call; with `reads`, number it."""
+        return self._look("list_marks", key, lambda: self._inner.list_marks(key, name))
 
     def local_path(self, key: str) -> str | None:
         """Forward the call without a fault; what other programs do there is not numbered."""

@@ -27,7 +27,7 @@ from stepseal.storage import (
 from stepseal.testing._memory_nodes import Dir, File, after_power_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from typing_extensions import Buffer, Self
 
@@ -73,6 +73,13 @@ class MemoryStorage:
         with self._lock:
             directory = self._walk(split_key(key), "list", key)
             return tuple(_entry(name, node) for name, node in sorted(directory.entries.items()))
+
+    def list_marks(self, key: str, name: str) -> dict[str, Hashable | None]:
+        """Return all names in a directory, each with a mark of one file in it."""
+        assert "/" not in name
+        with self._lock:
+            directory = self._walk(split_key(key), "list", key)
+            return {one: _mark(node, name) for one, node in directory.entries.items()}
 
     def local_path(self, key: str) -> str | None:
         """Return None: no other program sees this memory."""
@@ -275,6 +282,11 @@ def _entry(name: str, node: File | Dir) -> Entry:
     if isinstance(node, Dir):
         return Entry(name=name, kind="directory", size_bytes=0, device=0, inode=node.inode)
     return Entry(name=name, kind="file", size_bytes=len(node.data), device=0, inode=node.inode)
+
+
+def _mark(node: File | Dir, name: str) -> Hashable | None:
+    found = node.entries.get(name) if isinstance(node, Dir) else None
+    return (found.inode, bytes(found.data)) if isinstance(found, File) else None
 
 
 def _present(parent: Dir, verb: str, key: str, name: str) -> File | Dir:

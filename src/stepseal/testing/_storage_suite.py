@@ -65,6 +65,7 @@ class StorageSuite(CompositionSuite):
             lambda: storage.open_read(key),
             lambda: storage.stat(key),
             lambda: storage.list_dir(key),
+            lambda: storage.list_marks(key, "f"),
             lambda: storage.create_file(key),
             lambda: storage.make_dir(key),
             lambda: storage.sync_dir(key),
@@ -207,6 +208,25 @@ class StorageSuite(CompositionSuite):
         assert storage.list_dir("d")[0].size_bytes == 3
         assert storage.stat("d/b") == storage.list_dir("d")[2]
         assert storage.stat("d").device == storage.stat("d/sub").device
+
+    def test_a_mark_changes_with_the_bytes_of_the_file(self, storage: Storage) -> None:
+        make_dirs(storage, "d/a")
+        make_dirs(storage, "d/b")
+        for key in ("d/a/f", "d/b/f", "d/f"):
+            put(storage, key, b"1")
+        found = storage.list_marks("d", "f")
+        assert found == storage.list_marks("d", "f")
+        assert set(found) == {"a", "b", "f"}
+        assert found["f"] is None
+        assert None not in (found["a"], found["b"])
+        storage.remove_file("d/a/f")
+        assert storage.list_marks("d", "f") == {**found, "a": None}
+        put(storage, "d/a/f", b"2")
+        changed = storage.list_marks("d", "f")
+        assert changed["a"] not in (None, found["a"])
+        assert changed["b"] == found["b"]
+        with pytest.raises(KeyNotFound):
+            storage.list_marks("no", "f")
 
     def test_a_listing_does_not_miss_what_is_renamed_meanwhile(self, storage: Storage) -> None:
         make_dirs(storage, "d")

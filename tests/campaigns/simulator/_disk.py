@@ -17,7 +17,7 @@ from stepseal.steps._roots import STAGING
 from stepseal.storage import KeyNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
     from types import TracebackType
 
     from tests.campaigns.simulator._world import Node, World
@@ -78,6 +78,10 @@ class Disk:
         if key == INCARNATIONS:
             self.saw_claims_at = self.world.num_verbs
         return self.world.disk.list_dir(key)
+
+    def list_marks(self, key: str, name: str) -> dict[str, Hashable | None]:
+        self._read(key)
+        return self.world.disk.list_marks(key, name)
 
     def local_path(self, key: str) -> str | None:
         return self.world.disk.local_path(key)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from stepseal.layout import Manifest, step_name
+from stepseal.layout import step_name
 from stepseal.retention import _carry_out, _housekeeper, _judge, _plan
-from stepseal.steps import FolderName, Guards, _attempts, _guards, _removal, _retire
+from stepseal.steps import FolderName, Guards, KnownStep, _attempts, _guards, _removal, _retire
 from stepseal.steps._guards import read_guards
 from stepseal.storage import Storage, remove_tree
 
@@ -46,9 +46,9 @@ def early_guards() -> list[tuple[object, str, object]]:
     def look(self: _retire.Retirement) -> None:
         guards[self] = read_guards(self._storage, self._clock())
 
-    def remove_step(self: _retire.Retirement, manifest: Manifest) -> None:
+    def remove_step(self: _retire.Retirement, known: KnownStep) -> None:
         look(self)
-        move(self, manifest)
+        move(self, known)
 
     def settle_trashed(self: _retire.Retirement, trashed: str, delete: bool) -> None:
         look(self)
@@ -104,7 +104,7 @@ def grace_from_save() -> list[tuple[object, str, object]]:
 def prune_in_place() -> list[tuple[object, str, object]]:
     """Files are deleted where readers find them."""
 
-    def remove(self: _retire.Retirement, manifest: Manifest) -> None:
-        remove_tree(self._storage, step_name(manifest.step))
+    def remove(self: _retire.Retirement, known: KnownStep) -> None:
+        remove_tree(self._storage, step_name(known.step))
 
     return [(_retire.Retirement, "remove_step", remove)]
