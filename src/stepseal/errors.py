@@ -16,7 +16,7 @@ CheckpointError
 │   └── NotCurrent                                    a newer incarnation of the job owns the root
 ├── retry
 │   ├── StorageUnavailable    also OSError            the storage refused; `.errno` says how
-│   └── WaitTimeout           also TimeoutError       not published yet; `.found` is the newest
+│   └── WaitTimeout           also TimeoutError       not there yet; it goes on, so wait again
 ├── ask who
 │   ├── ParticipantFailed                             `.failures` maps participant to cause
 │   │   └── CommitTimeout     also TimeoutError       some did not answer by the deadline
@@ -191,7 +191,10 @@ class StorageUnavailable(CheckpointError, OSError):
 
 
 class WaitTimeout(CheckpointError, TimeoutError):
-    """A version was not published in time; `found` is the newest one, None if there is none."""
+    """A save or a version was not there in time, and may still come; wait again.
+
+    Of a version, `found` is the newest one that is published, None if there is none.
+    """
 
     kind = "wait_timeout"
 

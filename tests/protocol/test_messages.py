@@ -33,6 +33,8 @@ FROM_PARTICIPANT: list[messages.FromParticipant] = [
     messages.Applied(1, 1),
     messages.Rejected(1, 1, True, CAUSE),
     messages.Fired("SIGTERM", stop=True, grace_s=30.0),
+    messages.Progressed(1, 5 << 30, 6 << 30, 1.5, 0.25),
+    messages.Progressed(1, 0),
     messages.SafePoint(1, 41),
     messages.SaveAsked(10, "actor"),
     messages.Goodbye(),

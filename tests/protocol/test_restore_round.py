@@ -174,7 +174,7 @@ def test_fresh_claims_without_parent() -> None:
     found = RestoreRound(1, TWO, DEADLINES, 0.0)
     found.on_called(TWO[0], called(fresh=True), 0.0)
     assert found.on_called(TWO[1], called(fresh=True), 0.0) == [actions.Claim(1, None)]
-    told = sent(found.on_claimed(actions.Claimed(1, 4)))
+    told = sent(found.on_claimed(actions.Claimed(1, 4), 9.0))
     assert told == [(name, messages.Fresh(1, 4)) for name in TWO]
 
 
@@ -214,7 +214,7 @@ def test_all_applied_claims_then_tells() -> None:
     found = in_apply()
     assert found.on_vote(TWO[0], messages.Applied(1, 1), 3.0) == []
     assert found.on_vote(TWO[1], messages.Applied(1, 1), 3.0) == [actions.Claim(1, STEP_20)]
-    told = sent(found.on_claimed(actions.Claimed(1, 4)))
+    told = sent(found.on_claimed(actions.Claimed(1, 4), 9.0))
     assert told == [(name, messages.Restored(1, 20, 4, {})) for name in TWO]
     assert found.done
 
@@ -244,7 +244,7 @@ def test_damage_sends_all_to_an_older_step(apply: bool) -> None:
         found.on_vote(name, messages.Checked(1, 2), 5.0)
     for name in TWO:
         found.on_vote(name, messages.Applied(1, 2), 6.0)
-    (_, answer), _ = sent(found.on_claimed(actions.Claimed(1, 2)))
+    (_, answer), _ = sent(found.on_claimed(actions.Claimed(1, 2), 9.0))
     assert answer == messages.Restored(1, 10, 2, {"step-20": "trainer/1: digest"})
 
 
@@ -336,7 +336,7 @@ def test_failed_claim_says_that_live_state_was_changed() -> None:
 def test_answers_that_nobody_waits_for_change_nothing() -> None:
     found = in_check()
     assert found.on_selected(selected(STEP_10), 2.0) == []
-    assert found.on_claimed(actions.Claimed(1, 2)) == []
+    assert found.on_claimed(actions.Claimed(1, 2), 9.0) == []
     assert found.phase == "check"
 
 
@@ -366,7 +366,7 @@ def test_any_order_of_votes_keeps_the_phases_apart(seed: int) -> None:
             continue
         if todo and isinstance(todo[0], actions.Claim):
             assert pending == [] or not found.missing()
-            todo = found.on_claimed(actions.Claimed(1, 2))
+            todo = found.on_claimed(actions.Claimed(1, 2), 9.0)
             continue
         name, vote3 = pending.pop(chosen.randrange(len(pending)))
         if isinstance(vote3, messages.Rejected):

@@ -159,7 +159,7 @@ def test_failure_after_all_prepared_changes_nothing() -> None:
     found = in_publish()
     assert found.on_failed(TWO[0], failed()) == []
     assert found.phase == "publish"
-    found.on_published(actions.Published(1, "a" * 64))
+    found.on_published(actions.Published(1, "a" * 64), 5.0)
     assert found.on_failed(TWO[0], failed()) == []
 
 
@@ -196,20 +196,22 @@ def test_deadline_of_publication_does_not_abort() -> None:
     assert found.on_deadline() == []
     assert found.deadline == float("inf")
     assert not found.done
-    assert found.on_published(actions.Published(1, "a" * 64)) != []
+    assert found.on_published(actions.Published(1, "a" * 64), 5.0) != []
 
 
 def test_published_is_told_to_all() -> None:
     found = in_publish()
     committed = messages.Committed(1, ATTEMPT, 10, "a" * 64)
-    assert sent(found.on_published(actions.Published(1, "a" * 64))) == [(n, committed) for n in TWO]
+    assert sent(found.on_published(actions.Published(1, "a" * 64), 5.0)) == [
+        (n, committed) for n in TWO
+    ]
     assert found.done
     assert found.deadline == float("inf")
 
 
 def test_publication_that_nobody_asked_for_tells_nothing() -> None:
     found = in_write()
-    assert found.on_published(actions.Published(1, "a" * 64)) == []
+    assert found.on_published(actions.Published(1, "a" * 64), 5.0) == []
     assert found.on_unknown(actions.PublishUnknown(1, cause())) == []
 
 

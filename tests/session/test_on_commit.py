@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from stepseal.protocol import Cost
+
 
 def checkpointer(root: Path, on_commit: Any, **options: Any) -> ss.Checkpointer:  # noqa: ANN401
     options = {"deadlines": PATIENT, "on_commit": on_commit} | options
@@ -81,8 +83,8 @@ def what_it_raises_harms_nothing(root: Path) -> None:
     assert ss.open(root).steps() == (1, 2)
 
 
-def _on_the_caller(self: Announcer, manifest: Any, sha256: str) -> None:  # noqa: ANN401
-    commit = ss.Commit(manifest.step, "", sha256, {}, (), {})
+def _on_the_caller(self: Announcer, manifest: Any, sha256: str, cost: Cost) -> None:  # noqa: ANN401
+    commit = ss.Commit(manifest.step, "", sha256, *cost, {}, (), {})
     for function in self._functions:
         function(commit)
 

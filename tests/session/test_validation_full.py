@@ -186,6 +186,6 @@ def test_v7_a_save_with_full_is_synchronous() -> None:
     def work(_: int, ckpt: ss.Checkpointer) -> bool:
         with ckpt:
             ckpt.add("state", {"w": torch.ones(4)}, validate="full")
-            return ckpt.save(1).committed()
+            return ckpt.save(1).done()
 
     assert World(2, lambda _: storage, deadlines=QUICK).run(work) == [True, True]

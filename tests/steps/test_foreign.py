@@ -125,7 +125,7 @@ def test_a_restored_folder_is_no_parent_of_the_claim(storage: Storage) -> None:
         for name in TWO:
             last = found.on_vote(name, vote, 2.0)
     assert last == [actions.Claim(1, None)]
-    restored = told(found.on_claimed(actions.Claimed(1, 4)), messages.Restored)
+    restored = told(found.on_claimed(actions.Claimed(1, 4), 9.0), messages.Restored)
     assert {(r.step, r.incarnation, r.unverified) for r in restored} == {(9, 4, True)}
 
 

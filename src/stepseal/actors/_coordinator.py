@@ -88,6 +88,7 @@ class Coordinator:
         deadlines: how long anybody waits for anybody.
         access: see `Checkpointer`.
         control_host: own address that participants can reach; loopback reaches this host alone.
+        progress: see `Checkpointer`.
 
     Raises:
         InvalidInput: an argument is wrong, or the root is a DCP folder itself.
@@ -108,6 +109,7 @@ class Coordinator:
         deadlines: Deadlines | None = None,
         access: Access | None = None,
         control_host: str = "127.0.0.1",
+        progress: bool = True,
     ) -> None:
         if any(isinstance(one, str) for one in (order, freeze, relations)):
             raise InvalidInput("order, freeze, relations: expected lists of str, found one str")
@@ -127,7 +129,12 @@ class Coordinator:
         told, rules = as_functions(on_commit), (self._retention, access)
         kept = check_publish_keep(publish_keep)
         options = JobOptions(
-            deadlines, *rules, on_commit=told, gates=self._gates, publish_keep=kept
+            deadlines,
+            *rules,
+            on_commit=told,
+            gates=self._gates,
+            publish_keep=kept,
+            progress=progress,
         )
         self._driver = coordinate(self._steps, Topology(0, ()), options, bells)
         bells.driver = self._driver
@@ -352,7 +359,8 @@ class Coordinator:
             self._progress.newest = max(step, self._progress.newest or 0)
             if is_first:
                 await self._tell_room(step)
-        return Saved(step, f"{self._root}/{area.key(step)}", committed.manifest_sha256)
+        cost = (committed.size_bytes, committed.blocked_s, committed.committed_s)
+        return Saved(step, f"{self._root}/{area.key(step)}", committed.manifest_sha256, *cost)
 
     async def _restore(self, opening: Opening) -> Restored | None:
         self._members.check_some()

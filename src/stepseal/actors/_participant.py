@@ -207,6 +207,7 @@ class Participant:
         self._share.save(wiring, begin.call, begin.step, root, "behind", notes, publish)
         if begin.freeze:
             wiring.driver.wait_thaw(begin.call, begin.step)
+            self._share.flight.freed()
 
     def restore(self, begin: BeginRestore) -> Restored | None:
         """Take part in a restore, now; return what it brought back. Blocks."""

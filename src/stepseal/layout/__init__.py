@@ -1,11 +1,10 @@
 """What the bytes mean: names, boxes, digests, the manifest, part documents and part indexes.
 
-Pure values and functions over them; no I/O and no torch. All input counts as hostile until it is
-checked: decoders return a sound value, or raise `Corrupt` or `IncompatibleFormat`, in bounded time.
+Pure: no I/O, no torch. Hostile input raises `Corrupt` or `IncompatibleFormat`, in bounded time.
 """
+
 # ruff: noqa: I001 - names side by side keep the face on one page
 # fmt: off
-
 from stepseal.layout._areas import Area
 from stepseal.layout._boxes import Box, coverage_problems, hull, intersect, linear_boxes, whole
 from stepseal.layout._container import ContainerEntry, build_header, parse_header
@@ -18,7 +17,7 @@ from stepseal.layout._dtypes import ITEMSIZE, TO_SAFETENSORS
 from stepseal.layout._index import MAX_INDEX_BYTES, decode_index, encode_index
 from stepseal.layout._items import PartIndex, StoredBytes, StoredItem, StoredTensor, payload_sizes
 from stepseal.layout._manifest import (MAX_MANIFEST_BYTES, ComponentEntry, ComponentKind,
-    Durability, StepRef, Manifest, PartRef, SharingName, decode_manifest, encode_manifest,
+    Durability, StepRef, Manifest, Metrics, PartRef, SharingName, decode_manifest, encode_manifest,
     holders_of, manifest_digest)
 from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER,
     MAX_DCP_INDEX_BYTES, MAX_STEP, check_component_name, check_participant, check_step, dcp_fqn,
@@ -41,20 +40,21 @@ __all__ = [
     "CHUNK_BYTES", "CONTROL", "ComponentEntry", "ComponentKind", "ContainerEntry", "DCP_INDEX",
     "DIGEST_BYTES", "DataSource", "Division", "DocumentRef", "Durability", "FORMAT_VERSION",
     "FileEntry", "Frame", "ITEMSIZE", "LATEST", "MANIFEST", "MARKER", "MAX_DCP_INDEX_BYTES",
-    "MAX_INDEX_BYTES", "MAX_MANIFEST_BYTES", "MAX_PART_BYTES", "MAX_STEP", "Manifest", "Part",
-    "PartContents", "PartIndex", "PartRef", "PayloadReport", "Sharing", "SharingName", "StepRef",
-    "StoredBytes", "StoredItem", "StoredTensor", "TO_SAFETENSORS", "TensorSink", "TensorSource",
-    "TreeContents", "TreeSource", "agreeing", "build_header", "can_read", "check_component_name",
-    "check_participant", "check_step", "chunk_digests", "coordinate_at", "coverage_problems",
-    "dcp_fqn", "dcp_path", "decode_document", "decode_index", "decode_manifest", "decode_part",
-    "digest", "digest_of_all", "digest_of_chunks", "divided", "division_problems", "duration_text",
-    "encode_document", "encode_index", "encode_manifest", "encode_part", "external_folder",
-    "fits_world", "hex_digests", "holders_of", "holds_own_keys", "hull", "intersect",
-    "linear_boxes", "manifest_digest", "num_chunks", "numbered_sets", "parse_header",
-    "parse_payload_path", "parse_step_name", "part_document_path", "part_index_path",
-    "path_problem", "path_set_problems", "payload_owner", "payload_owners", "payload_path",
-    "payload_problems", "payload_report", "payload_sizes", "refuse", "replica_problems", "role_of",
-    "rule_of", "saved_sharing", "seal", "set_of_ranks", "sets_option", "sha256_hex", "shared_out",
-    "size_text", "step_name", "tree_document_path", "tree_segment_path", "unix_time", "unseal",
-    "utc_text", "whole", "writes_plain", "writes_replica",
+    "MAX_INDEX_BYTES", "MAX_MANIFEST_BYTES", "MAX_PART_BYTES", "MAX_STEP", "Manifest", "Metrics",
+    "Part", "PartContents", "PartIndex", "PartRef", "PayloadReport", "Sharing", "SharingName",
+    "StepRef", "StoredBytes", "StoredItem", "StoredTensor", "TO_SAFETENSORS", "TensorSink",
+    "TensorSource", "TreeContents", "TreeSource", "agreeing", "build_header", "can_read",
+    "check_component_name", "check_participant", "check_step", "chunk_digests", "coordinate_at",
+    "coverage_problems", "dcp_fqn", "dcp_path", "decode_document", "decode_index",
+    "decode_manifest", "decode_part", "digest", "digest_of_all", "digest_of_chunks", "divided",
+    "division_problems", "duration_text", "encode_document", "encode_index", "encode_manifest",
+    "encode_part", "external_folder", "fits_world", "hex_digests", "holders_of", "holds_own_keys",
+    "hull", "intersect", "linear_boxes", "manifest_digest", "num_chunks", "numbered_sets",
+    "parse_header", "parse_payload_path", "parse_step_name", "part_document_path",
+    "part_index_path", "path_problem", "path_set_problems", "payload_owner", "payload_owners",
+    "payload_path", "payload_problems", "payload_report", "payload_sizes", "refuse",
+    "replica_problems", "role_of", "rule_of", "saved_sharing", "seal", "set_of_ranks",
+    "sets_option", "sha256_hex", "shared_out", "size_text", "step_name", "tree_document_path",
+    "tree_segment_path", "unix_time", "unseal", "utc_text", "whole", "writes_plain",
+    "writes_replica",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TypeAlias
 
 import msgspec
 
@@ -52,6 +52,7 @@ __all__ = [
     "Durability",
     "StepRef",
     "Manifest",
+    "Metrics",
     "PartRef",
     "SharingName",
     "decode_manifest",
@@ -118,6 +119,23 @@ class ComponentEntry:
     """More data that the component's kind needs for reading; JSON."""
     role: str = ""
     """Role of the participants that hold it; empty if all of the step do."""
+
+
+class Metrics(dict[str, float]):
+    """Metrics of a commit; nobody changes them any more."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError(
+            "metrics of a commit cannot be changed: give them to save(metrics=...), or copy them: "
+            "dict(step.metrics)"
+        )
+
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[type[Metrics], tuple[dict[str, float]]]:
+        """Copy and pickle as a whole, not item by item."""
+        return type(self), (dict(self),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +218,7 @@ def decode_manifest(data: Buffer) -> Manifest:
         Corrupt: anything else is wrong; `.problems` lists every finding with its path.
     """
     stored = decode_sealed(Manifest, data, _check, what=MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
-    return replace(stored, metrics={k: float(v) for k, v in stored.metrics.items()})
+    return replace(stored, metrics=Metrics((k, float(v)) for k, v in stored.metrics.items()))
 
 
 def manifest_digest(data: Buffer) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from stepseal.layout import StepRef
+    from stepseal.protocol._figures import Figures
     from stepseal.protocol._messages import (
         Captured,
         Decided,
@@ -35,6 +36,7 @@ __all__ = [
     "Connected",
     "Discard",
     "DriverEvent",
+    "Inform",
     "IoFailed",
     "Publish",
     "PublishUnknown",
@@ -98,11 +100,20 @@ class Publish:
     opening: Opening | None = None
     """What the controller said of the step; None where the participants made the call."""
     area: Area = Area.STEPS
+    figures: Figures | None = None
+    """What the call has cost so far, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class Warn:
     """Tell the user of the coordinator; no answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inform:
+    """Tell the user of the coordinator that a call ended well; no answer."""
 
     text: str
 
@@ -133,7 +144,14 @@ class Claim:
     parent: StepRef | None
 
 
-Action = Send | Told | Warn | Connected | BeginStaging | Publish | Discard | Select | Claim
+Action = (
+    Send
+    | Told
+    | (Warn | Inform)
+    | Connected
+    | (BeginStaging | Publish | Discard)
+    | (Select | Claim)
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,10 @@ class SafePoints:
         """
         return {one: self._where(one) for one in self.missing()}
 
+    def waiting(self) -> dict[int, dict[str, str | None]]:
+        """Return the call of the open request, if it has one, and what `late` says."""
+        return {} if self.call is None else {self.call: self.late()}
+
     def _where(self, participant: str) -> str | None:
         if participant not in self._passed:
             return "its process does not say at which safe point it is"

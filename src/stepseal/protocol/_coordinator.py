@@ -27,11 +27,12 @@ from stepseal.protocol._save_round import SaveRound
 from stepseal.protocol._triggers import Timing, Triggers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from stepseal.protocol._deadlines import Deadlines
     from stepseal.protocol._gates import Gate
     from stepseal.protocol._opening import Opening
+    from stepseal.protocol._stragglers import Waiting
 
 __all__ = ["Coordinator"]
 
@@ -96,6 +97,10 @@ class Coordinator:
         return min(
             [self._triggers.deadline(self._now), *(r.deadline for r in self._rounds.values())]
         )
+
+    def seen(self) -> tuple[list[SaveRound | RestoreRound], Mapping[int, Waiting]]:
+        """Return the open calls, and who of them waits where, for people."""
+        return list(self._rounds.values()), self._points.waiting()
 
     def admit(self, participant: str, life: str, *, steps: bool = False) -> list[actions.Action]:
         """Let a participant take part in later calls; an earlier life of it ends here.
@@ -247,6 +252,7 @@ class Coordinator:
                 | messages.Checked()
                 | messages.Applied()
                 | messages.Rejected()
+                | messages.Progressed()
             ):
                 return report(self._rounds.get(message.call), participant, message, now)
             case (
@@ -343,9 +349,7 @@ class Coordinator:
         todo = self._end_of_grace(now)
         for found in list(self._rounds.values()):
             if now >= found.deadline:
-                is_asked = self._points.call == found.call
-                notes = self._points.late() if is_asked else None
-                todo += found.on_deadline(notes)
+                todo += found.on_deadline(self._points.waiting().get(found.call))
         todo += self._settle() + self._gates.publish(now)
         return self._keep(todo + self._settle())
 

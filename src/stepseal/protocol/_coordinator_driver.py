@@ -26,12 +26,15 @@ from stepseal.protocol import _actions as actions
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._coordinator import Coordinator
 from stepseal.protocol._incarnation import Incarnation, discard_aborted
+from stepseal.protocol._stragglers import Stragglers
+from stepseal.protocol._summing_up import views_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stepseal.protocol._deadlines import Deadlines
     from stepseal.protocol._draft import JobInfo
+    from stepseal.protocol._figures import Show
     from stepseal.protocol._gates import Gate
     from stepseal.protocol._incarnation import Announce, Housekeep
     from stepseal.protocol._opening import Opening
@@ -72,6 +75,7 @@ class CoordinatorDriver:
         announce: tells others of each commit; closed here.
         gates: what writers save by themselves.
         timing: triggers that depend on time alone; None for none.
+        show: shows people how far each call is; closed here.
 
     Raises:
         ParticipantFailed: one of the threads cannot be had; the hub is closed.
@@ -89,7 +93,10 @@ class CoordinatorDriver:
         announce: Announce | None = None,
         gates: tuple[Gate, ...] = (),
         timing: Timing | None = None,
+        show: Show | None = None,
     ) -> None:
+        self._show = show
+        self._stragglers = Stragglers()
         self._steps = steps
         self._deadlines = deadlines
         self._hub = hub
@@ -190,6 +197,8 @@ class CoordinatorDriver:
         self._hub.close()
         if self._announce is not None:
             self._announce.close()
+        if self._show is not None:
+            self._show.close()
 
     def _join(self, *threads: threading.Thread) -> None:
         for thread in threads:
@@ -199,8 +208,10 @@ class CoordinatorDriver:
     def _serve(self) -> None:
         try:
             while self._take_all():
-                if time.monotonic() >= self._judges_from_s:
-                    self._perform(self._protocol.on_time(time.monotonic()))
+                now = time.monotonic()
+                if now >= self._judges_from_s:
+                    self._perform(self._protocol.on_time(now))
+                    self._look(now)
                 idle = self._num_jobs == 0 and not self._protocol.busy
                 if idle and self._protocol.everybody_left:
                     self._left.set()
@@ -216,7 +227,8 @@ class CoordinatorDriver:
 
     def _take_all(self) -> bool:
         """Wait for an event or the next deadline, and handle all events; False to stop."""
-        left_s = max(self._protocol.next_deadline(), self._judges_from_s) - time.monotonic()
+        due_s = min(self._protocol.next_deadline(), self._stragglers.next_s)
+        left_s = max(due_s, self._judges_from_s) - time.monotonic()
         try:
             found = self._get(min(max(0.0, left_s), OWN_SLICE_S))
             while found != "stop":
@@ -265,8 +277,8 @@ class CoordinatorDriver:
                 opened = self._opened.pop(action.outcome.call)
                 if opened.set_running_or_notify_cancel():  # else nobody waits for it any more
                     opened.set_result(action)
-            elif isinstance(action, actions.Warn):
-                _log.warning("stepseal: %s", action.text)
+            elif isinstance(action, (actions.Warn, actions.Inform)):
+                self._say(action)
             elif isinstance(action, actions.Connected):
                 connected = self._connecting.pop(action.life, None)
                 if connected is not None and connected.set_running_or_notify_cancel():
@@ -279,6 +291,23 @@ class CoordinatorDriver:
                     self._chores.put(action)
                 else:
                     self._jobs.put(action)
+
+    def _look(self, now: float) -> None:
+        """Warn of who is late, and show how far all are."""
+        calls, waiting = self._protocol.seen()
+        self._perform(self._stragglers.look(calls, waiting, now))
+        if self._show is not None:
+            self._show.calls(views_of(calls))
+
+    def _say(self, action: actions.Warn | actions.Inform) -> None:
+        if self._show is not None:
+            self._show.hide()  # a record of the log begins a line of its own
+        if isinstance(action, actions.Warn):
+            _log.warning("stepseal: %s", action.text)
+            return
+        _log.info("stepseal: %s", action.text)
+        if self._show is not None:
+            self._show.line(action.text)
 
     def _work(self) -> None:
         while (action := self._jobs.get()) is not None:

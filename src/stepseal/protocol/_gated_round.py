@@ -54,6 +54,7 @@ class GatedRound(SaveRound):
     ) -> None:
         super().__init__(call, tuple(roster), attempt, deadlines, now)
         self.step = step
+        self.figures.noun = "participant"
         self.asked: set[tuple[str, str]] = set()
         """Who has asked for what."""
         self.told: actions.Told | None = None

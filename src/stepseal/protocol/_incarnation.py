@@ -18,9 +18,11 @@ from stepseal.process import own_time_s
 from stepseal.protocol import _actions as actions
 from stepseal.protocol._draft import JobInfo, Origin, draft_manifest
 from stepseal.protocol._failures import failure_of
+from stepseal.protocol._figures import Figures
 
 if TYPE_CHECKING:
     from stepseal.layout import Manifest
+    from stepseal.protocol._figures import Cost
     from stepseal.protocol._steps import CoordinatorSteps, DiscardAttempts
 
 __all__ = ["Announce", "Housekeep", "Incarnation", "discard_aborted"]
@@ -33,8 +35,14 @@ committed. Never raises."""
 class Announce(Protocol):
     """Tells others of each commit; neither method raises."""
 
-    def commit(self, manifest: Manifest, sha256: str) -> None:
-        """Hand on a commit; called in the order of commits, once each is durable. Never blocks."""
+    def commit(self, manifest: Manifest, sha256: str, cost: Cost) -> None:
+        """Hand on a commit; called in the order of commits, once each is durable. Never blocks.
+
+        Args:
+            manifest: of the step.
+            sha256: its digest.
+            cost: see `Figures.of_commit`.
+        """
         ...
 
     def close(self) -> None:
@@ -74,7 +82,7 @@ class Incarnation:
         """None until the root is claimed."""
         self._head: StepRef | None = None
         """The parent of the next step."""
-        self._committed: Manifest | None = None
+        self._committed: tuple[Manifest, Cost] | None = None
         """The step that `latest` does not name yet, and nobody was told of."""
 
     def perform(
@@ -105,16 +113,17 @@ class Incarnation:
 
     def after_commit(self) -> None:
         """Move `latest`, and tell others of the commit of a step; a failure is only logged."""
-        committed, self._committed = self._committed, None
-        if committed is None:
+        found, self._committed = self._committed, None
+        if found is None:
             return
+        committed, cost = found
         assert self._head is not None
         try:
             self._steps.point_latest(committed.step)
         except (CheckpointError, OSError) as error:
             _log.warning("stepseal: after the commit of step %d: %s", committed.step, error)
         if self._announce is not None:
-            self._announce.commit(committed, self._head.manifest_sha256)
+            self._announce.commit(committed, self._head.manifest_sha256, cost)
 
     def housekeep(self) -> None:
         """Sweep after a claim, and prune after a commit; may run concurrently with other calls."""
@@ -147,7 +156,8 @@ class Incarnation:
             deadline_passed=lambda: own_time_s() - begun_s > left_s,
         )
         if action.area is Area.STEPS:
-            self._committed = draft
+            figures = action.figures or Figures(time.monotonic())
+            self._committed = draft, figures.of_commit(time.monotonic())
             self._head = StepRef(action.step, sha256, self.number)
         return actions.Published(action.call, sha256)
 

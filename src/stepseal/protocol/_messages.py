@@ -16,6 +16,7 @@ from stepseal import errors
 from stepseal.protocol._failures import Failure
 from stepseal.protocol._granting import SaveAnswer, SaveAsked, SaveGranted, SaveRefused
 from stepseal.protocol._opening import Begin, BeginRestore, BeginSave, Dismiss, Holds, Thaw
+from stepseal.protocol._progressed import Progressed
 from stepseal.protocol._reports import ComponentReport, PartReport
 from stepseal.protocol._restore_messages import (
     Applied,
@@ -36,10 +37,10 @@ __all__ = [
     "Captured", "Challenge", "Checked", "Committed", "Compare", "Compared", "ComponentReport",
     "Decided", "Dismiss", "Due", "EnginesReturned", "Failed", "Failure", "Fired", "Fresh",
     "FromCoordinator", "FromParticipant", "Goodbye", "Heartbeat", "Hello", "Holds", "Lapsed",
-    "PartReport", "Prepared", "Proof", "Refused", "Rejected", "RestoreCalled", "RestoreFailed",
-    "Restored", "SafePoint", "SaveAnswer", "SaveAsked", "SaveGranted", "SaveRefused",
-    "TakeInventory", "Target", "Thaw", "Unresolved", "Welcome", "Write", "decode_from_coordinator",
-    "decode_from_participant", "encode_message",
+    "PartReport", "Prepared", "Progressed", "Proof", "Refused", "Rejected", "RestoreCalled",
+    "RestoreFailed", "Restored", "SafePoint", "SaveAnswer", "SaveAsked", "SaveGranted",
+    "SaveRefused", "TakeInventory", "Target", "Thaw", "Unresolved", "Welcome", "Write",
+    "decode_from_coordinator", "decode_from_participant", "encode_message",
 ]  # fmt: skip
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
@@ -182,6 +183,12 @@ class Committed(_Message, frozen=True):
     attempt: str
     step: _Number
     manifest_sha256: str
+    size_bytes: int | None = None
+    """Bytes of all parts. Like the two below, for people, and None where nobody knows."""
+    blocked_s: float | None = None
+    """Longest time for which an owner was blocked."""
+    committed_s: float | None = None
+    """Time from the first call to the commit."""
 
 
 class Aborted(_Message, frozen=True):
@@ -219,7 +226,7 @@ FromParticipant = (
     | Checked
     | Applied
     | Rejected
-    | (SafePoint | SaveAsked | Fired)
+    | (SafePoint | SaveAsked | Fired | Progressed)
     | (Goodbye | Holds)
 )
 FromCoordinator = (

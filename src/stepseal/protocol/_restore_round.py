@@ -22,7 +22,9 @@ from stepseal.protocol import _messages as messages
 from stepseal.protocol._agreement import kind_of, late, summary, told_once
 from stepseal.protocol._cut import by_role
 from stepseal.protocol._failures import shortened
+from stepseal.protocol._figures import Figures
 from stepseal.protocol._restore_facts import differences, unknown_names, without_holder
+from stepseal.protocol._summing_up import of_restore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +57,8 @@ class RestoreRound:
         self.participants = participants
         self.deadline = now + deadlines.connect_s
         self.phase = "join"
+        self.what = "restore"
+        self.figures = Figures(now)
         self.restored: StepRef | None = None
         self.claimed = False
         """Whether the job goes on from here, and not only looked."""
@@ -84,6 +88,7 @@ class RestoreRound:
             lives: every participant and its life, in ordinal order.
         """
         self._opening = opening
+        self.figures.noun = "participant"
         begins = opening.begins(self.call, self.participants, lives)
         return [actions.Send(one, message) for one, message in begins.items()]
 
@@ -210,12 +215,14 @@ class RestoreRound:
         self._excluded.append(step)
         return self._select(now)
 
-    def on_claimed(self, event: actions.Claimed) -> list[actions.Action]:
+    def on_claimed(self, event: actions.Claimed, now: float) -> list[actions.Action]:
         """Report the restored step to all; the root now belongs to this incarnation."""
         if self.phase != "claim":
             return []
         self.claimed = True
-        return self._answer(event.incarnation)
+        step = None if self.restored is None else self.restored.step
+        told = of_restore(self, step, len(self._reasons), now)
+        return self._answer(event.incarnation) + told
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
         """Fail on all participants: the coordinator could not read or claim the root."""
@@ -235,6 +242,8 @@ class RestoreRound:
             reported = self._voted | self._rejected.keys()
             return tuple(p for p in self.participants if p not in reported)
         return ()
+
+    awaited = missing
 
     def postpone(self, slept_s: float) -> None:
         """Wait longer."""

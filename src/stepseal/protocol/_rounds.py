@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         | messages.Checked
         | messages.Applied
         | messages.Rejected
+        | messages.Progressed
     )
 
 __all__ = ["answer", "report"]
@@ -33,6 +34,9 @@ def report(
             return found.on_prepared(participant, message, now)
         case messages.Compared() if isinstance(found, SaveRound):
             return found.on_compared(participant, message, now)
+        case messages.Progressed() if found is not None:
+            found.figures.progressed(participant, message, now)
+            return []
         case messages.Rejected() if isinstance(found, RestoreRound):
             return found.on_rejected(participant, message, now)
         case messages.Checked() | messages.Applied() if isinstance(found, RestoreRound):
@@ -51,13 +55,13 @@ def answer(
         case actions.Staged():
             return [actions.Discard(event.staging)]
         case actions.Published() if isinstance(found, SaveRound):
-            return found.on_published(event)
+            return found.on_published(event, now)
         case actions.PublishUnknown() if isinstance(found, SaveRound):
             return found.on_unknown(event)
         case actions.Selected() if isinstance(found, RestoreRound):
             return found.on_selected(event, now)
         case actions.Claimed() if isinstance(found, RestoreRound):
-            return found.on_claimed(event)
+            return found.on_claimed(event, now)
         case actions.IoFailed() if found is not None:
             return found.on_io_failed(event)
         case _:

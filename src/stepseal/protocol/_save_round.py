@@ -23,8 +23,10 @@ from stepseal.protocol._agreement import disagreements, held_up, kind_of, late, 
 from stepseal.protocol._comparing import Comparison
 from stepseal.protocol._cut import by_role, role_problems
 from stepseal.protocol._failures import MAX_TEXT, shortened
+from stepseal.protocol._figures import Figures
 from stepseal.protocol._hanging import NEXT_SAVE, after_loss, publication_hangs, staging_hangs
 from stepseal.protocol._stages import Stages
+from stepseal.protocol._summing_up import of_commit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -59,6 +61,7 @@ class SaveRound:
         self.attempt = attempt
         self.deadline = now + deadlines.capture_s
         self.phase = "capture"
+        self.figures = Figures(now)
         self.step = -1
         """Number of the step, or version of the publication."""
         self._area = Area.STEPS
@@ -92,6 +95,7 @@ class SaveRound:
         self.step = opening.step
         self._area = Area.PUBLISHED if opening.publish else Area.STEPS
         self._opening = opening
+        self.figures.noun = "participant"
         return self._stages.open(self.call, opening, self.participants, lives)
 
     @property
@@ -135,7 +139,8 @@ class SaveRound:
             self._area = Area.PUBLISHED
 
     @property
-    def _what(self) -> str:
+    def what(self) -> str:
+        """What the call is, for messages: `save of step 5`."""
         return self._area.title(self.step)
 
     def _compare(self, now: float, *, required: bool) -> list[actions.Action]:
@@ -167,7 +172,7 @@ class SaveRound:
         """Go on after a comparison: leave optional components out, or abort, or publish."""
         assert self._comparison is not None
         told: list[actions.Action] = [
-            actions.Warn(f"{self._what}: {text}; what the first holds is stored")
+            actions.Warn(f"{self.what}: {text}; what the first holds is stored")
             for text in self._comparison.warnings()
         ]
         if self._staging is not None:
@@ -262,6 +267,7 @@ class SaveRound:
                 dict(self._left_out),
                 self._opening,
                 self._area,
+                self.figures,
             )
         ]
 
@@ -297,6 +303,11 @@ class SaveRound:
             return ()
         return tuple(p for p in self.participants if p not in reported)
 
+    def awaited(self) -> tuple[str, ...]:
+        """Return who is missing and was told to go on: roles that capture later may not yet."""
+        names = self.missing()
+        return self._stages.awaited(names) if self.phase == "capture" else names
+
     def postpone(self, slept_s: float) -> None:
         """Wait longer."""
         self.deadline += slept_s
@@ -313,17 +324,14 @@ class SaveRound:
         """
         if self.phase == "staging":
             within_s = self._deadlines.commit_s
-            return self._finish(staging_hangs(self.call, self.step, self._what, within_s))
+            return self._finish(staging_hangs(self.call, self.step, self.what, within_s))
         if self._is_decided():
             return self._compared(0.0)
         limit_s = self._deadlines.of_phase(self.phase, staged=self._staging is not None)
         if limit_s is None:
             return self._publication_took_too_long()
         text = f"did not answer within {limit_s:g} s in phase {self.phase}"
-        awaited = self.missing()
-        if self.phase == "capture":
-            awaited = self._stages.awaited(awaited)  # others may not yet
-        failures = late(awaited, text, notes or {})
+        failures = late(self.awaited(), text, notes or {})
         frozen = self._stages.frozen(self._captured) if self.phase == "capture" else []
         return self._abort(failures, f"phase {self.phase}{held_up(frozen, failures)}")
 
@@ -342,33 +350,34 @@ class SaveRound:
         if waits or self._opening is None:
             return []
         self._told = True
-        hangs = publication_hangs(self.call, self.attempt, self.step, self._what)
+        hangs = publication_hangs(self.call, self.attempt, self.step, self.what)
         return [actions.Told(hangs)]
 
-    def on_published(self, event: actions.Published) -> list[actions.Action]:
+    def on_published(self, event: actions.Published, now: float) -> list[actions.Action]:
         """Report the commit to all participants; success is never reported earlier."""
         if self.phase != "publish":
             return []
-        sha256 = event.manifest_sha256
-        return self._finish(messages.Committed(self.call, self.attempt, self.step, sha256))
+        cost, told = of_commit(self, now)
+        facts = (self.call, self.attempt, self.step, event.manifest_sha256)
+        return [*self._finish(messages.Committed(*facts, *cost)), told]
 
     def on_unknown(self, event: actions.PublishUnknown) -> list[actions.Action]:
         """Report an unknown outcome to all; delete nothing, as the step may be committed."""
         if self.phase != "publish":
             return []
-        text = told_once(self._what, event.cause.message)
+        text = told_once(self.what, event.cause.message)
         return self._finish(messages.Unresolved(self.call, self.attempt, self.step, text))
 
     def on_io_failed(self, event: actions.IoFailed) -> list[actions.Action]:
         """Abort, because the coordinator's own work failed before the commit point."""
-        kind, text = event.cause.kind, told_once(self._what, event.cause.message)
+        kind, text = event.cause.kind, told_once(self.what, event.cause.message)
         aborted = messages.Aborted(self.call, self.step, kind, text, {}, cause=event.cause)
         return self._finish(aborted) + self._discards()
 
     def _abort(
         self, failures: Mapping[str, messages.Failure], where: str, then: str = NEXT_SAVE
     ) -> list[actions.Action]:
-        text = summary(f"{self._what}, {where}", failures, then)
+        text = summary(f"{self.what}, {where}", failures, then)
         kind, told = kind_of(failures.values()), shortened(failures)
         aborted = messages.Aborted(self.call, self.step, kind, text, told)
         return self._finish(aborted) + self._discards()

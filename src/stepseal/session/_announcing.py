@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stepseal.errors import InvalidInput
-from stepseal.layout import step_name
+from stepseal.layout import Metrics, step_name
 from stepseal.session._pending import Saved
 
 if TYPE_CHECKING:
     from stepseal.layout import Manifest
+    from stepseal.protocol import Cost
     from stepseal.storage import Storage
 
 __all__ = ["Announcer", "Commit", "OnCommit", "as_functions"]
@@ -77,15 +78,15 @@ class Announcer:
         if self._functions:
             self._thread.start()
 
-    def commit(self, manifest: Manifest, sha256: str) -> None:
+    def commit(self, manifest: Manifest, sha256: str, cost: Cost) -> None:
         """Hand on a commit; never blocks and never raises."""
         if not self._functions:
             return
         name = step_name(manifest.step)
         path = self._storage.local_path(name) or name
-        facts = (dict(manifest.metrics), tuple(manifest.tags), dict(manifest.cut))
+        facts = (Metrics(manifest.metrics), tuple(manifest.tags), dict(manifest.cut))
         self._untold.append(manifest.step)
-        self._commits.put(Commit(manifest.step, path, sha256, *facts))
+        self._commits.put(Commit(manifest.step, path, sha256, *cost, *facts))
 
     def close(self) -> None:
         """Wait until the functions have returned, but not longer than the limit."""

@@ -76,16 +76,23 @@ class CheckedStep:
             for stored in self.reader.stored(component)[key]
         ]
 
-    def apply(self, check_cancelled: Callable[[], None]) -> None:
+    def apply(
+        self,
+        check_cancelled: Callable[[], None],
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Stream every tensor needed here, then finish each component; changes live state.
 
         Args:
             check_cancelled: called before every read and every component; raises to give up.
+            on_bytes: called with the number of bytes after each read, by several threads.
 
         Raises:
             Corrupt: a digest did not match; live state may hold a mix of old and new by now.
         """
-        self.reader.stream(self.requests(), check_cancelled=check_cancelled)
+        requests = self.requests()
+        on_bytes(self.reader.tree_bytes)
+        self.reader.stream(requests, check_cancelled=check_cancelled, on_bytes=on_bytes)
         apply_all(self.decisions.plans, check_cancelled)
 
 

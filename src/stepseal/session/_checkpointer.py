@@ -76,6 +76,8 @@ class Checkpointer(Looping, Closing):
         node: name of this process's node, for `PER_NODE`; None takes torchrun's GROUP_RANK, or else
             the machine's boot id.
         alone: this process is a job by itself, although its launcher set WORLD_SIZE above 1.
+        progress: whether rank 0 shows on a terminal how far a save or restore is that takes over
+            2 s, and what each cost. Never with CI or NO_COLOR in the environment.
 
     Raises:
         InvalidInput: an argument is wrong, the root is a file or a DCP folder itself, or others can
@@ -103,6 +105,7 @@ class Checkpointer(Looping, Closing):
         control_port: int | range | None = None,
         node: str | int | None = None,
         alone: bool = False,
+        progress: bool = True,
         _join: Join | None = None,
     ) -> None:
         check_mode(mode)
@@ -114,7 +117,7 @@ class Checkpointer(Looping, Closing):
         control = (control_host, control_port)
         told, kept = as_functions(on_commit), check_publish_keep(publish_keep)
         limits, timing = deadlines or Deadlines(), timing_of(when)
-        options = JobOptions(limits, *rules, *control, told, publish_keep=kept, timing=timing)
+        options = JobOptions(limits, *rules, *control, told, (), kept, timing, progress)
         self._flight = InFlight(max_staging_bytes)
         join = _join or partial(join_process_group, role, node=node_text(node), alone=alone)
         self._topology, self._wiring = join(self._root, options)
@@ -126,7 +129,7 @@ class Checkpointer(Looping, Closing):
         self._termination = Termination(self._flight)
         watches = (self._points, self._termination)
         self._end = partial(end_all, self._flight, self._wiring, watches)
-        close_at_exit(self, self._end)
+        close_at_exit(self, self._end, self._flight.title)
 
     def add(
         self,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from stepseal.components import Topology
     from stepseal.session._inflight import InFlight
     from stepseal.session._wiring import Wiring
 
@@ -43,6 +44,15 @@ class Closing:
 
     _closed = False
     _wiring: Wiring
+    _root: str
+    _topology: Topology
+    _flight: InFlight
+
+    def __repr__(self) -> str:
+        """Return whose it is, where, and what is in flight; does not block."""
+        me, others = self._topology.me, self._topology.world_size
+        state = "closed" if self._closed else self._flight.title() or "idle"
+        return f"<Checkpointer of {me} (of {others}) at {self._root}: {state}>"
 
     def close(self) -> None:
         """Free everything."""

@@ -20,6 +20,9 @@ from stepseal.session._signals import stop_unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeAlias
+
+    _InFlight: TypeAlias = Callable[[], str | None]
 
 __all__ = ["close_at_exit", "closed"]
 
@@ -34,37 +37,40 @@ class _Closes(Protocol):
     def close(self) -> None: ...
 
 
-_open: weakref.WeakKeyDictionary[_Closes, weakref.finalize[[int, Callable[[], None]], _Closes]] = (
+_open: weakref.WeakKeyDictionary[_Closes, tuple[weakref.finalize[..., _Closes], _InFlight]] = (
     weakref.WeakKeyDictionary()
 )
-_ending: set[threading.Thread] = set()
+_ending: dict[threading.Thread, _InFlight] = {}
 
 
-def close_at_exit(checkpointer: _Closes, end: Callable[[], None]) -> None:
+def close_at_exit(
+    checkpointer: _Closes, end: Callable[[], None], in_flight: Callable[[], str | None]
+) -> None:
     """End `checkpointer` when it is dropped or when the interpreter ends, unless it was closed.
 
     Args:
         checkpointer: closed at the end of the interpreter.
         end: does what `close` does, on a thread of its own and without the object, which it must
             not refer to.
+        in_flight: returns what is being written, such as `save of step 5`, or None.
     """
-    finalizer = weakref.finalize(checkpointer, _dropped, os.getpid(), end)
+    finalizer = weakref.finalize(checkpointer, _dropped, os.getpid(), end, in_flight)
     finalizer.atexit = False
-    _open[checkpointer] = finalizer
+    _open[checkpointer] = finalizer, in_flight
 
 
 def closed(checkpointer: _Closes) -> None:
     """Forget a checkpointer that was closed."""
-    finalizer = _open.pop(checkpointer, None)
-    if finalizer is not None:
-        finalizer.detach()
+    held = _open.pop(checkpointer, None)
+    if held is not None:
+        held[0].detach()
 
 
-def _dropped(pid: int, end: Callable[[], None]) -> None:
+def _dropped(pid: int, end: Callable[[], None], in_flight: _InFlight) -> None:
     if os.getpid() != pid:
         return
     thread = threading.Thread(target=_end, args=(end,), name="stepseal-end", daemon=True)
-    _ending.add(thread)
+    _ending[thread] = in_flight
     thread.start()
     if not threading.current_thread().daemon:  # those of a job have others that wait for them
         thread.join(_MOMENT_S)
@@ -77,13 +83,15 @@ def _end(end: Callable[[], None]) -> None:
     except CheckpointError as error:
         _log.error("stepseal: a checkpointer was dropped without close(): %s", error)
     finally:
-        _ending.discard(threading.current_thread())
+        _ending.pop(threading.current_thread(), None)
 
 
 @atexit.register
 def _close_all() -> None:
-    for checkpointer in list(_open):
-        _log.warning("stepseal: a checkpointer was not closed: waiting for its save in flight")
+    for checkpointer, (_, in_flight) in list(_open.items()):
+        what = in_flight()
+        now = "closing it" if what is None else f"waiting for the {what}"
+        _log.warning("stepseal: a checkpointer was not closed, %s. Use `with`, or close().", now)
         try:
             checkpointer.close()
         except CheckpointError as error:
@@ -91,13 +99,15 @@ def _close_all() -> None:
     deadline = time.monotonic() + _EXIT_S
     for thread in list(_ending):
         thread.join(max(0.0, deadline - time.monotonic()))
-    if _ending:
-        _log.error(
-            "stepseal: a checkpointer was dropped without close(), and its save was still being "
-            "written after %g s, when the process ended: it may be missing. Use `with`, or "
-            "close().",
-            _EXIT_S,
-        )
+    for in_flight in list(_ending.values()):
+        if what := in_flight():
+            _log.error(
+                "stepseal: a checkpointer was dropped without close(), and the %s was still going "
+                "on after %g s, when the process ended: it may be missing. Use `with`, or "
+                "close().",
+                what,
+                _EXIT_S,
+            )
 
 
 def _forget_all() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import CapturedComponent, Sharing
 from stepseal.errors import CheckpointError, ParticipantFailed
-from stepseal.protocol import Aborted, is_prepared, resolve_save
+from stepseal.protocol import Aborted, Teller, is_prepared, resolve_save
 from stepseal.session._engines import make_folder
 from stepseal.session._saving import PartWriter, require_same_root
 
@@ -160,7 +160,9 @@ class GatedPart:
             CapturedComponent(name, "external", Sharing.SHARDED, "", None) for name in self._names
         ]
         share = (self._topology.rank, self._topology.world_size)
-        writer = PartWriter(captured, write, self.step, self._driver, self._steps, share)
+        teller = Teller(self._driver, self.call, share[1], 0.0, clock=lambda: 0.0)
+        teller.freed()  # nobody here waited for this part
+        writer = PartWriter(captured, write, self.step, self._driver, self._steps, share, teller)
         writer.start()
         writer.wait_idle(None)
         if not is_prepared(self._driver, self.call):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import Arena
 from stepseal.errors import CheckpointError
-from stepseal.layout import Area
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +75,16 @@ class InFlight:
         self._reads_live = reads_live
         writer.start()
 
+    def title(self) -> str | None:
+        """Return what is being written, such as `save of step 5`; None if nothing is."""
+        pending = self.pending
+        return pending._title() if pending is not None and pending._is_in_flight() else None
+
+    def freed(self) -> None:
+        """Note that the owner goes on only now; it was frozen after its capture."""
+        if self._writer is not None:
+            self._writer.teller.freed()
+
     def thaw(self) -> None:
         """Let live memory change: a writer that reads it reports nothing from here on."""
         if self._reads_live and self._writer is not None:
@@ -93,13 +102,12 @@ class InFlight:
         if pending is None:
             return None
         try:
-            pending.raise_unobserved()
+            pending._raise_unobserved()
         except CheckpointError:
             self._end(pending)
             raise
         self._end(pending)
-        is_step = pending.area is Area.STEPS
-        return pending if is_step and pending.committed() else None
+        return pending if pending._is_committed_step() else None
 
     def end(self, close: Callable[[], None]) -> None:
         """Wait for the save in flight, call `close`, and free the private memory.
@@ -124,4 +132,4 @@ class InFlight:
                 self._arena = Arena(max_staging_bytes=self._max_staging_bytes)
             self._writer = None
             self.pending = None
-            pending.forget()
+            pending._forget()

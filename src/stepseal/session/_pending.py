@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stepseal.errors import CheckpointError, OutcomeUnknown
+from stepseal.errors import CheckpointError, OutcomeUnknown, WaitTimeout
 from stepseal.layout import Area
 from stepseal.process import Home
 from stepseal.protocol import ParticipantDriver, resolve_save
@@ -26,6 +26,13 @@ class Saved:
     path: str
     """Its folder."""
     manifest_sha256: str
+    size_bytes: int | None = field(compare=False)
+    """Bytes of the files of all participants. This and the next two are None where the coordinator
+    died before it told, and storage showed the commit."""
+    blocked_s: float | None = field(compare=False)
+    """Seconds for which training stood still: the longest of all participants."""
+    committed_s: float | None = field(compare=False)
+    """Seconds from the first call of `save` to the commit."""
 
 
 class PendingSave:
@@ -34,6 +41,11 @@ class PendingSave:
     Made by `Checkpointer.save`, and by `publish`. A failure that nobody saw raises at the next
     `save`, `publish`, `step` or `close`.
     """
+
+    __slots__ = (
+        "_area", "_call", "_driver", "_error", "_home", "_lock", "_observed", "_saved", "_step",
+        "_steps", "path",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -44,11 +56,11 @@ class PendingSave:
         steps: ResolveAttempt,
         area: Area = Area.STEPS,
     ) -> None:
-        self.step = step
-        """Number of the step, or version of the publication."""
-        self.area = area
+        self.path = f"{root}/{area.key(step)}"
+        """Folder of the step once it is committed."""
+        self._step = step
+        self._area = area
         self._call = call
-        self._path = f"{root}/{area.key(step)}"
         self._driver = driver
         self._steps = steps
         self._home = Home()
@@ -58,18 +70,23 @@ class PendingSave:
         self._observed = False
 
     @property
-    def call(self) -> int:
-        """Number of the call, for the control plane."""
-        return self._call
+    def step(self) -> int:
+        """Number of the step, or version of the publication."""
+        return self._step
 
-    def committed(self) -> bool:
-        """Return True when the step is known to be committed; does not block."""
-        return self._saved is not None
+    def __repr__(self) -> str:
+        """Return the number and what is known of the outcome; does not block."""
+        state = "in flight" if self._is_in_flight() else "decided"
+        if self._saved is not None:
+            state = "committed"
+        elif self._error is not None:
+            state = type(self._error).__name__
+        return f"<PendingSave of {self._area.noun} {self._step}: {state}>"
 
-    def forget(self) -> None:
-        """Let the control plane drop the call once its outcome is known for good; it stays here."""
-        if self._saved is not None or self._final_error():
-            self._driver.forget(self._call)
+    def _is_in_flight(self) -> bool:
+        """Return whether the coordinator has not decided yet; looks at no storage."""
+        known = self._saved is not None or self._error is not None
+        return not known and self._driver.wait_outcome(self._call, 0.0) is None
 
     def done(self) -> bool:
         """Return True when the outcome is known; does not block."""
@@ -87,16 +104,16 @@ class PendingSave:
         Raises:
             ParticipantFailed: some participant failed; nothing was committed. Other errors of the
                 tree likewise.
-            OutcomeUnknown: `timeout_s` passed, or the coordinator is gone and storage does not
-                tell.
+            WaitTimeout: `timeout_s` passed; the save goes on.
+            OutcomeUnknown: the coordinator is gone and storage does not tell.
 
         Durability: on return the step survives power loss, where the file system honours fsync.
         """
         if not self._poll(timeout_s):
-            raise OutcomeUnknown(
-                f"{self.area.title(self.step)}: still being written after {timeout_s:g} s. Call "
-                "wait() again.",
-                step=self.step,
+            raise WaitTimeout(
+                f"{self._title()}: still being written after {timeout_s:g} s; it "
+                "goes on. Call wait() again.",
+                step=self._step,
             )
         self._observed = True
         if self._error is not None:
@@ -104,7 +121,19 @@ class PendingSave:
         assert self._saved is not None
         return self._saved
 
-    def raise_unobserved(self) -> None:
+    def _title(self) -> str:
+        return self._area.title(self._step)
+
+    def _is_committed_step(self) -> bool:
+        """Return True when it is known to be committed, and no publication; does not block."""
+        return self._area is Area.STEPS and self._saved is not None
+
+    def _forget(self) -> None:
+        """Let the control plane drop the call once its outcome is known for good; it stays here."""
+        if self._saved is not None or self._final_error():
+            self._driver.forget(self._call)
+
+    def _raise_unobserved(self) -> None:
         """Wait for the outcome; raise its failure unless somebody saw it already."""
         self._poll(None)
         if not self._observed:
@@ -119,8 +148,9 @@ class PendingSave:
             return False
         with self._lock:
             try:
-                committed = resolve_save(state, self.step, self._steps, self.area)
-                self._saved = Saved(self.step, self._path, committed.manifest_sha256)
+                found = resolve_save(state, self._step, self._steps, self._area)
+                figures = (found.size_bytes, found.blocked_s, found.committed_s)
+                self._saved = Saved(self._step, self.path, found.manifest_sha256, *figures)
                 self._error = None
             except CheckpointError as error:
                 self._error = error

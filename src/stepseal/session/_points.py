@@ -83,7 +83,7 @@ class Points:
         self._tell(due, step)
         if due.stop:
             self._loop.should_stop = True
-        if flight.pending is not None and flight.pending.call in due.failed:
+        if flight.pending is not None and flight.pending._call in due.failed:
             self._share.settle()
         return bool(due.save)
 

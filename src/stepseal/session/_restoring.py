@@ -7,6 +7,7 @@ digest matched; the RNG comes last, so that nothing that loads can disturb it.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from stepseal import protocol
@@ -28,6 +29,7 @@ from stepseal.protocol import (
     Fresh,
     Rejected,
     RestoreFailed,
+    Teller,
     details_of,
     error_from,
     failure_of,
@@ -137,6 +139,8 @@ class RestorePart:
         self._checked: CheckedStep | CheckedFolder | None = None
         self._cause: BaseException | None = None
         self._touched = False
+        num = targets.topology.world_size
+        self._teller = Teller(driver, call.call, num, time.monotonic())
         driver.call_restore(call)
 
     def wait(self) -> Candidate | Apply | RestoreAnswer:
@@ -154,7 +158,7 @@ class RestorePart:
                 self._checked = _vote_on(self._driver, order, self._storage, self._targets)
             case Apply() if self._checked is not None:
                 self._touched = True
-                self._cause = _apply(self._driver, order, self._checked)
+                self._cause = _apply(self._driver, order, self._checked, self._teller)
             case protocol.Restored():
                 checked = self._checked
                 assert checked is not None, "nobody restores what this participant rejected"
@@ -191,7 +195,7 @@ def _vote_on(
 
 
 def _apply(
-    driver: ParticipantDriver, order: Apply, checked: CheckedStep | CheckedFolder
+    driver: ParticipantDriver, order: Apply, checked: CheckedStep | CheckedFolder, teller: Teller
 ) -> BaseException | None:
     """Apply and vote; return what a component raised, which does not travel."""
 
@@ -201,7 +205,7 @@ def _apply(
 
     try:
         with outside_inference_mode():
-            checked.apply(check_cancelled)
+            checked.apply(check_cancelled, teller.count)
     except RestoreGivenUp:
         return None  # the answer is here
     except Exception as error:
@@ -211,6 +215,7 @@ def _apply(
     except BaseException as error:  # interrupted: the others need not wait for the deadline
         driver.vote(Rejected(order.call, order.round, touched=True, cause=failure_of(error)))
         raise
+    teller.tell()
     driver.vote(Applied(order.call, order.round))
     return None
 

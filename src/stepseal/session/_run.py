@@ -33,6 +33,10 @@ class Run:
         self._steps = steps
         self._watch = steps.watch_publisher()
 
+    def __repr__(self) -> str:
+        """Return where it is; looks at nothing."""
+        return f"<Run {self.run_id} at {self.root}>"
+
     def steps(self) -> tuple[int, ...]:
         """Return the committed steps of this run, ascending."""
         return tuple(e.step for e in self.entries() if e.state == "committed")

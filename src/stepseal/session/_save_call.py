@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stepseal import errors
 from stepseal.layout import Area
-from stepseal.protocol import Captured
+from stepseal.protocol import Captured, Teller
 from stepseal.session._comparing import answer_with, warn_left_out
 from stepseal.session._engines import engines_of, run_engines
 from stepseal.session._pending import PendingSave
@@ -19,6 +19,7 @@ from stepseal.session._saving import (
     PartWriter,
     capture_all,
     collection_paused,
+    planned_bytes,
     reports_of,
     tell_failure,
 )
@@ -49,6 +50,8 @@ class SaveCall:
     """Waits for the save in flight, in mode `sync`."""
     fresh: Mapping[str, Mapping[str, object]]
     """Component that began anew in this life to what is recorded of it."""
+    called_at_s: float
+    """Monotonic time at which the caller began to wait."""
     publish: tuple[str, ...] = ()
     """Components that are published, with `step` as the version; none for a step of all. Others may
     hold some of them."""
@@ -75,11 +78,16 @@ def begin_save(
     components, notes = reports_of(captured, asked.fresh), asked.notes
     told = (notes.cut, notes.metrics, notes.tags)
     driver.send_captured(Captured(call, step, components, *told, publish=bool(publish)))
+    teller = Teller(
+        driver, call, topology.world_size, asked.called_at_s, of_bytes=planned_bytes(captured)
+    )
+    teller.tell()
     pending = PendingSave(call, step, asked.root, driver, steps, area)
     engines = engines_of(chosen)
     share = (topology.rank, topology.world_size)
     if asked.mode == "behind" and not engines:
-        writer = PartWriter(captured, call, step, driver, steps, share)
+        teller.freed()
+        writer = PartWriter(captured, call, step, driver, steps, share, teller)
         flight.start(pending, writer, reads_live=False)
         return pending
     write = driver.wait_write(call, answer_with(captured))
@@ -93,7 +101,9 @@ def begin_save(
         if not driver.wait_inventory(call):
             pending.wait()
             raise errors.InternalError(f"{area.title(step)}: ended without an inventory")
-    writer = PartWriter(captured, write, step, driver, steps, share)
+    if not is_sync:
+        teller.freed()
+    writer = PartWriter(captured, write, step, driver, steps, share, teller)
     try:
         flight.start(pending, writer, reads_live=is_sync)
         if is_sync:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from stepseal.components import Component, ReplicaRule, StagingMemory, Topology
     from stepseal.layout import PartIndex
-    from stepseal.protocol import ParticipantDriver, Write
+    from stepseal.protocol import ParticipantDriver, Teller, Write
     from stepseal.steps import StepStore
 
 _log = logging.getLogger("stepseal")
@@ -36,6 +36,7 @@ __all__ = [
     "SaveGivenUp",
     "capture_all",
     "collection_paused",
+    "planned_bytes",
     "reports_of",
     "require_same_root",
     "tell_failure",
@@ -120,6 +121,15 @@ def _not_captured(component: Component, error: Exception) -> CapturedComponent:
     why = f"component {component.name} could not be captured: {failure_of(error).message}"
     return CapturedComponent(
         component.name, component.kind, Sharing.GLOBAL, "", None, required=False, failed=why
+    )
+
+
+def planned_bytes(captured: Iterable[CapturedComponent]) -> int:
+    """Return the bytes of data that this participant is going to write."""
+    return sum(
+        sum(tensor.data.size_bytes for tensor in one.tensors)
+        + sum(array.data.size_bytes for tree in one.trees for array in tree.arrays)
+        for one in captured
     )
 
 
@@ -208,6 +218,7 @@ class PartWriter:
         driver: line to the coordinator.
         steps: the root.
         share: number of this participant's share of external files, and of all shares.
+        teller: tells how far this participant is.
     """
 
     def __init__(
@@ -218,9 +229,11 @@ class PartWriter:
         driver: ParticipantDriver,
         steps: StepStore,
         share: tuple[int, int],
+        teller: Teller,
     ) -> None:
         self._captured = tuple(captured)
         self._share = share
+        self.teller = teller
         self._index: PartIndex | None = None
         self._call = order if isinstance(order, int) else order.call
         self._order: Write | None = None
@@ -290,11 +303,13 @@ class PartWriter:
                 external=self._external,
                 share=self._share,
                 take_index=self._take_index,
+                on_bytes=self.teller.count,
             )
             part = PartReport(ref.path, ref.size_bytes, ref.sha256)
             digests = told_digests(self._captured, self._index)
             with self._lock:
                 self._check_given_up()
+                self.teller.tell()
                 self._driver.send_prepared(call, write.attempt, part, digests)
             if digests:
                 staged = Staged(self._storage, write, self._step, self._check_given_up)

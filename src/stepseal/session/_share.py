@@ -7,6 +7,7 @@ coordinator that opens them. Holds no protocol logic.
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -46,6 +47,8 @@ class Share:
     policies: Policies = field(default_factory=Policies)
     progress: Progress = field(default_factory=Progress)
     room: Room = field(default_factory=Room)
+    called_at_s: float = 0.0
+    """Monotonic time at which the call of now began."""
     has_other_roles: bool = False
     """Whether the job has participants of other roles."""
 
@@ -78,7 +81,8 @@ class Share:
         self.policies.declare(name, policy, on_world_change, used)
 
     def settle(self) -> None:
-        """Wait for the save in flight; raise its failure unless it was seen."""
+        """Begin a call: wait for the save in flight; raise its failure unless it was seen."""
+        self.called_at_s = time.monotonic()
         committed = self.flight.settle()
         if committed is not None:
             self.progress.committed(committed)
@@ -110,8 +114,8 @@ class Share:
             publish: components that are published; none for a step of all.
         """
         self.progress.started = True
-        fresh = self.progress.fresh
-        asked = SaveCall(call, step, mode, root, notes, self.settle, fresh, publish)
+        fresh, called_at_s = self.progress.fresh, self.called_at_s
+        asked = SaveCall(call, step, mode, root, notes, self.settle, fresh, called_at_s, publish)
         return begin_save(wiring, self.registry, self.topology, self.flight, asked)
 
     def targets(self, choice: Choice) -> Targets:

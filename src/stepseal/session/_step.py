@@ -52,8 +52,12 @@ class Step:
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """Metrics that were known at the save."""
+        """Metrics that were known at the save; they cannot be changed."""
         return self.manifest.metrics
+
+    def __repr__(self) -> str:
+        """Return what it is, and where."""
+        return f"<{type(self).__name__} {self.step} at {self.path}>"
 
     def verify(self, progress: Callable[[int], None] | None = None) -> tuple[Finding, ...]:
         """Check every byte of every file against its digest.

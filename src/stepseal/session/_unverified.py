@@ -42,16 +42,21 @@ class CheckedFolder:
             for key, sink in plan.sinks.items():
                 yield self.folder.components[component.name].tensors[key], sink
 
-    def apply(self, check_cancelled: Callable[[], None]) -> None:
+    def apply(
+        self,
+        check_cancelled: Callable[[], None],
+        on_bytes: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Copy every tensor needed here, then finish each component; changes live state.
 
         Args:
             check_cancelled: called before every read and every component; raises to give up.
+            on_bytes: called with the number of bytes after each read.
 
         Raises:
             UnsupportedState, Corrupt: a record is refused; live state may hold a mix by now.
         """
-        self._fill(self.reads(), check_cancelled)
+        self._fill(self.reads(), check_cancelled, on_bytes)
         apply_all(self.decisions.plans, check_cancelled)
 
     def scan(self) -> None:
@@ -65,11 +70,14 @@ class CheckedFolder:
         self,
         wanted: Iterable[tuple[ForeignTensor, TensorSink]],
         check_cancelled: Callable[[], None],
+        on_bytes: Callable[[int], None] = lambda _: None,
     ) -> None:
         for tensor, sink in wanted:
             for box, piece in self.folder.boxes(tensor, sink.wanted):
                 check_cancelled()
-                sink.write(box, 0, byte_view(piece))
+                data = byte_view(piece)
+                sink.write(box, 0, data)
+                on_bytes(data.nbytes)
 
 
 def check_folder(storage: Storage, candidate: Candidate, targets: Targets) -> CheckedFolder:

@@ -26,6 +26,7 @@ from stepseal.protocol import (
 from stepseal.retention import Housekeeper
 from stepseal.session._alone import check_alone
 from stepseal.session._announcing import Announcer
+from stepseal.session._display import open_display
 from stepseal.session._indexer import DcpIndexer
 from stepseal.session._job import Rendezvous, discover
 from stepseal.session._late_root import open_late_root
@@ -68,6 +69,8 @@ class JobOptions:
     """How many publications stay."""
     timing: Timing = field(default_factory=Timing)
     """Triggers that depend on time alone."""
+    progress: bool = True
+    """Whether the coordinator shows people on a terminal how far each call is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,4 +229,5 @@ def coordinate(
         announce=Announcer(options.on_commit, steps.storage, limits.close_s),
         gates=options.gates,
         timing=options.timing,
+        show=open_display(progress=options.progress),
     )

@@ -67,6 +67,12 @@ class _TakesBuffer(Protocol):
     def __call__(self, block: memoryview, /) -> None: ...
 
 
+class _Writes(Protocol):
+    """A new file, as far as who fills it needs it."""
+
+    def write(self, data: memoryview, offset: int, /) -> None: ...
+
+
 class FileWriter:
     """Writes one new file from start to end.
 
@@ -83,7 +89,7 @@ class FileWriter:
 
     def __init__(
         self,
-        handle: WriteHandle,
+        handle: _Writes,
         scratch: memoryview,
         check_cancelled: Callable[[], None],
         on_block: _TakesBuffer | None = None,
@@ -162,7 +168,7 @@ class DigestedWriter:
     __slots__ = ("_digests", "_writer")
 
     def __init__(
-        self, handle: WriteHandle, scratch: memoryview, check_cancelled: Callable[[], None]
+        self, handle: _Writes, scratch: memoryview, check_cancelled: Callable[[], None]
     ) -> None:
         self._digests: list[bytes] = []
         self._writer = FileWriter(handle, scratch, check_cancelled, self._digest)
@@ -200,23 +206,39 @@ class DigestedWriter:
         self._digests.append(chunk_digests(block))
 
 
+class _Counted:
+    """A new file that tells how many bytes were written."""
+
+    __slots__ = ("_handle", "_on_bytes")
+
+    def __init__(self, handle: WriteHandle, on_bytes: Callable[[int], None]) -> None:
+        self._handle = handle
+        self._on_bytes = on_bytes
+
+    def write(self, data: memoryview, offset: int, /) -> None:
+        self._handle.write(data, offset)
+        self._on_bytes(data.nbytes)
+
+
 class StagedFiles:
     """The new files of one participant inside a staging folder, and the directories that name them.
 
     Args:
         storage: the storage of the root.
         staging_key: the staging folder, which exists.
+        on_bytes: called with the number of bytes after each write.
     """
 
-    __slots__ = ("_directories", "_staging_key", "_storage")
+    __slots__ = ("_directories", "_on_bytes", "_staging_key", "_storage")
 
-    def __init__(self, storage: Storage, staging_key: str) -> None:
+    def __init__(self, storage: Storage, staging_key: str, on_bytes: Callable[[int], None]) -> None:
         self._storage = storage
         self._staging_key = staging_key
+        self._on_bytes = on_bytes
         self._directories = {""}
 
     @contextmanager
-    def create(self, path: str) -> Iterator[WriteHandle]:
+    def create(self, path: str) -> Iterator[_Writes]:
         """Create a new file; leaving the `with` block syncs and closes it.
 
         After an error, the file is only closed; a sweep removes it with the staging folder.
@@ -228,7 +250,7 @@ class StagedFiles:
         """
         self._make_directory(path.rpartition("/")[0])
         with self._storage.create_file(self._key(path)) as handle:
-            yield handle
+            yield _Counted(handle, self._on_bytes)
             handle.sync()
 
     def sync_directories(self) -> None:

@@ -39,9 +39,11 @@ class CommittedFiles:
         step: number of the step, for errors.
     """
 
-    __slots__ = ("_held", "_step", "_step_key", "_storage")
+    __slots__ = ("_held", "_step", "_step_key", "_storage", "tree_bytes")
 
     def __init__(self, storage: Storage, step_key: str, step: int) -> None:
+        self.tree_bytes = 0
+        """Bytes of trees that were read so far."""
         self._held: dict[str, ReadHandle] = {}
         self._storage = storage
         self._step_key = step_key
@@ -159,6 +161,7 @@ class CommittedFiles:
                     raise self.damaged(
                         entry.path, problem, component=component, participant=participant
                     )
+        self.tree_bytes += entry.size_bytes
         return data
 
     @staticmethod

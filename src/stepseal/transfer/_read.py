@@ -196,6 +196,11 @@ class StepReader:
                 raise self._files.damaged(path, problem, component=component, participant=owner)
         return tuple(entries[path] for path in paths)
 
+    @property
+    def tree_bytes(self) -> int:
+        """Bytes of trees that were read so far."""
+        return self._files.tree_bytes
+
     def read_tree(self, component: str, owner: str) -> TreeContents:
         """Read a whole tree that a participant wrote, and verify it.
 
@@ -241,6 +246,7 @@ class StepReader:
         *,
         check_cancelled: Callable[[], None],
         num_threads: int = 2,
+        on_bytes: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Fill sinks with verified bytes.
 
@@ -252,6 +258,7 @@ class StepReader:
             requests: for each sink, at least all boxes of its tensor that overlap `wanted`.
             check_cancelled: called before every read, by one thread at a time; raises to cancel.
             num_threads: number of threads that read and verify.
+            on_bytes: called with the number of bytes after each read, by several threads.
 
         Raises:
             StateMismatch: a sink wants elements outside the saved tensor; no sink was written.
@@ -266,7 +273,7 @@ class StepReader:
             for entries in self._entries.values()
             for path, entry in entries.items()
         }
-        Streamer(self._files, batches, sizes, check_cancelled).run(num_threads)
+        Streamer(self._files, batches, sizes, check_cancelled, on_bytes).run(num_threads)
 
     def _read_part(self, participant: str) -> Part:
         ref = self._references.get(participant)

@@ -36,6 +36,7 @@ class Streamer:
         batches: the reads.
         sizes: size in bytes of each payload file, by path.
         check_cancelled: called before each read, by one thread at a time.
+        on_bytes: called with the number of bytes after each read, by several threads.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Streamer:
         batches: Sequence[Batch],
         sizes: Mapping[str, int],
         check_cancelled: Callable[[], None],
+        on_bytes: Callable[[int], None],
     ) -> None:
         self._files = files
         self._num_batches = len(batches)
         self._batches = iter(batches)
         self._sizes = sizes
         self._check = check_cancelled
+        self._on_bytes = on_bytes
         self._stopped = False
         self._next_lock = threading.Lock()
         self._sink_locks = tuple(threading.Lock() for _ in range(_SINK_LOCKS))
@@ -83,6 +86,7 @@ class Streamer:
                     )
                 view = buffer[: batch.stop - batch.start]
                 handle.read_into(view, batch.start)
+                self._on_bytes(view.nbytes)
                 for piece in batch.pieces:
                     at = piece.offset - batch.start
                     self._deliver(piece, view[at : at + piece.stop - piece.start])

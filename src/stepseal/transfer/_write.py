@@ -61,6 +61,7 @@ def write_part(
     external: Sequence[str] = (),
     share: tuple[int, int] = (0, 1),
     take_index: Callable[[PartIndex], None] | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
 ) -> DocumentRef:
     """Store one participant's part of a step, durably and with digests.
 
@@ -80,6 +81,7 @@ def write_part(
         external: components of which engines wrote the files; all engines have returned.
         share: number of this participant's share of these files, and of all shares.
         take_index: called with the index, if there are tensors, once they were written.
+        on_bytes: called with the number of bytes of each write, and of what engines wrote.
 
     Returns:
         Path (inside the step folder), size and SHA-256 of the part document.
@@ -94,7 +96,7 @@ def write_part(
     inventories = [
         Inventory(storage, staging_key, name, share, check_cancelled) for name in external
     ]
-    files = StagedFiles(storage, staging_key)
+    files = StagedFiles(storage, staging_key, on_bytes)
     writer = _PartWriter(files, check_cancelled)
     index = writer.write_payload(payload_path(ordinal), contents)
     for tree in _own_trees(contents.trees, participant):
@@ -105,7 +107,9 @@ def write_part(
             take_index(index)
         index_ref = writer.write_document(part_index_path(participant), encode_index(index))
     for inventory in inventories:
-        writer.entries += inventory.take()
+        found = inventory.take()
+        writer.entries += found
+        on_bytes(sum(entry.size_bytes for entry in found))
     for inventory in inventories:
         inventory.look_again()
     part = Part(

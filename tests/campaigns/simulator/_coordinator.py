@@ -161,9 +161,8 @@ class Head:
             if isinstance(action, actions.Told):
                 self._take_outcome(action)
                 continue
-            if isinstance(action, actions.Connected):
+            if isinstance(action, (actions.Connected, actions.Warn, actions.Inform)):
                 continue
-            assert not isinstance(action, actions.Warn), "no replicas here"
             if isinstance(action, actions.BeginStaging):
                 self.attempts[action.call] = action.attempt
             if isinstance(action, actions.Discard):
