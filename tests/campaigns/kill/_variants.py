@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer, Self
 
+    from stepseal.layout import Area
     from stepseal.storage import Storage, WriteHandle
 
 __all__ = ["VARIANTS", "Variant", "Wrapped", "replace", "trust_reports"]
@@ -124,7 +125,7 @@ def _share_names() -> None:
     """Every attempt of a step uses one folder, and goes on with the files that it finds there."""
 
     def begin(
-        storage: Storage, step: int, _incarnation: int, attempt: str
+        storage: Storage, step: int, _incarnation: int, attempt: str, _area: Area
     ) -> _attempts.AttemptFolder:
         key = f"{STAGING}/{step_name(step)}"
         with contextlib.suppress(KeyExists):

@@ -46,6 +46,8 @@ from stepseal.storage import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from stepseal.layout import Area
+
 __all__ = ["VARIANTS", "Variant", "broken"]
 
 Patch = "tuple[object, str, object]"
@@ -231,7 +233,7 @@ def _share_names() -> list[tuple[object, str, object]]:
     """Every attempt of a step uses one folder, and keeps the files that it finds there."""
 
     def begin(
-        storage: Storage, step: int, _incarnation: int, _attempt: str
+        storage: Storage, step: int, _incarnation: int, _attempt: str, _area: Area
     ) -> _attempts.AttemptFolder:
         key = f"{STAGING}/{step_name(step)}"
         with contextlib.suppress(KeyExists):
