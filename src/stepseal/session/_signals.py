@@ -112,9 +112,11 @@ class _Process:
         for signum, handler in self._before.items():
             if signal.getsignal(signum) == self._handle:
                 signal.signal(signum, handler)
-        found = signal.set_wakeup_fd(self._other, warn_on_full_buffer=False)
-        if found not in (self._ours.fileno(), -1):
-            signal.set_wakeup_fd(found, warn_on_full_buffer=False)  # an owner that came after us
+        found = signal.set_wakeup_fd(-1)
+        if found == self._ours.fileno():
+            found = self._other
+        with contextlib.suppress(OSError, ValueError):  # that owner has closed it
+            signal.set_wakeup_fd(found, warn_on_full_buffer=False)
         self._ours.close()  # ends the thread
         thread, self._thread = self._thread, None
         self._before, self._ours, self._read, self._other = {}, None, None, -1
