@@ -64,7 +64,7 @@ def test_restore_of_a_step_takes_that_one_and_goes_on_from_it(tmp_path: Path) ->
         assert restored.step == 2
         assert state["counters"] == {"value": 2.0}
         with pytest.raises(ss.errors.StepExists):
-            checkpointer.save(2)
+            checkpointer.save(1)
         set_all(state, 33.0)
         checkpointer.save(3).wait()
     run = ss.open(tmp_path)

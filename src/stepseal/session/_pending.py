@@ -28,7 +28,7 @@ class Saved:
     manifest_sha256: str
     size_bytes: int | None = field(compare=False)
     """Bytes of the files of all participants. This and the next two are None where the coordinator
-    died before it told, and storage showed the commit."""
+    died before it told, and storage showed the commit; and for a step that was restored."""
     blocked_s: float | None = field(compare=False)
     """Seconds for which training stood still: the longest of all participants."""
     committed_s: float | None = field(compare=False)
@@ -68,6 +68,15 @@ class PendingSave:
         self._saved: Saved | None = None
         self._error: CheckpointError | None = None
         self._observed = False
+
+    @classmethod
+    def _of_restored(
+        cls, saved: Saved, root: str, driver: ParticipantDriver, steps: ResolveAttempt
+    ) -> PendingSave:
+        """Return the handle of a step that an earlier life of the job has committed."""
+        found = cls(0, saved.step, root, driver, steps)
+        found._saved = saved
+        return found
 
     @property
     def step(self) -> int:

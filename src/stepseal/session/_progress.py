@@ -46,9 +46,15 @@ class Progress:
             self.tainted = True
             raise
 
-    def went_on_from(self, restored: Restored | None) -> None:
-        """Begin a life that goes on from what was restored, None for a fresh start."""
+    def went_on_from(self, restored: Restored | None, last: PendingSave | None = None) -> None:
+        """Begin a life that goes on from what was restored, None for a fresh start.
+
+        Args:
+            restored: what was restored.
+            last: the handle of that step.
+        """
         self.tainted = False
+        self.last, self._at = last, None
         self.newest = None if restored is None else restored.step
         self.fresh = {} if restored is None else restored.fresh
 

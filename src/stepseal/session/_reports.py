@@ -32,5 +32,7 @@ class Restored(LoadReport):
     """Newer steps that were passed over, by folder name, each with the reason."""
     fresh: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """Component that begins anew to what the manifests of this life record of it."""
+    manifest_sha256: str | None = None
+    """Of the step; None for a foreign folder, which has no manifest."""
     unverified: bool = False
     """It came from a foreign DCP folder: no digest says that its bytes are what was written."""

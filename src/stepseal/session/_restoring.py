@@ -137,6 +137,7 @@ class RestorePart:
         self._targets = targets
         self._limit_s = deadlines.restore_s
         self._checked: CheckedStep | CheckedFolder | None = None
+        self._sha256: str | None = None
         self._cause: BaseException | None = None
         self._touched = False
         num = targets.topology.world_size
@@ -155,6 +156,7 @@ class RestorePart:
         """Carry out an order, on the thread that may touch live state; raise if all failed."""
         match order:
             case Candidate():
+                self._sha256 = None if order.unverified else order.manifest_sha256
                 self._checked = _vote_on(self._driver, order, self._storage, self._targets)
             case Apply() if self._checked is not None:
                 self._touched = True
@@ -170,6 +172,7 @@ class RestorePart:
                     incarnation=order.incarnation,
                     skipped=order.skipped,
                     fresh=checked.decisions.fresh,
+                    manifest_sha256=self._sha256,
                     unverified=order.unverified,
                 )
             case Fresh():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from stepseal.components import Registry, ReplicaRule, as_patterns
 from stepseal.errors import InvalidInput
+from stepseal.session._pending import PendingSave, Saved
 from stepseal.session._policies import Policies, check_policy
 from stepseal.session._progress import Progress
 from stepseal.session._restoring import RestorePart
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from stepseal.protocol import RestoreCalled
     from stepseal.session._annotations import Annotations
     from stepseal.session._inflight import InFlight
-    from stepseal.session._pending import PendingSave
     from stepseal.session._policies import Choice, Policy
     from stepseal.session._reports import Restored
     from stepseal.session._wiring import Wiring
@@ -142,7 +142,7 @@ class ShareOfRestore:
     ) -> None:
         self._share = share
         self._wiring, self._driver = wiring, wiring.driver
-        self._call = call
+        self._call, self._root = call, root
         storage, deadlines = wiring.steps.storage, wiring.driver.deadlines
         self.part = RestorePart(wiring.driver, call, storage, root, targets, deadlines)
 
@@ -164,7 +164,15 @@ class ShareOfRestore:
                 self._driver.forget(self._call.call)
         if ended and not self._call.check_only:
             share, restored = self._share, self.part.restored
-            share.progress.went_on_from(restored)
+            share.progress.went_on_from(restored, self._handle(restored))
             if not share.has_other_roles:
                 share.room.restored(self._wiring, share.registry, share.topology, restored)
         return done
+
+    def _handle(self, restored: Restored | None) -> PendingSave | None:
+        """Return the handle of what was restored; None where no manifest says what that is."""
+        if restored is None or restored.manifest_sha256 is None:
+            return None
+        told = (restored.step, restored.path, restored.manifest_sha256)
+        saved = Saved(*told, size_bytes=None, blocked_s=None, committed_s=None)
+        return PendingSave._of_restored(saved, self._root, self._driver, self._wiring.steps)
