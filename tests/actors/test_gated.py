@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import filecmp
 import logging
 import os
@@ -10,13 +11,16 @@ import socket
 from typing import TYPE_CHECKING
 
 import pytest
+from tests._threads import no_more_threads
 from tests.actors._gated_job import Held, job, raises, writes
 from tests.actors._owners import live, participant
 from tests.protocol._conversations import PATIENT
 
 import stepseal as ss
 from stepseal import errors
+from stepseal.actors._slots import Slots
 from stepseal.protocol import Deadlines
+from stepseal.session import GatedPart
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -341,3 +345,29 @@ def test_a_role_that_is_admitted_in_part_fails_each_step(tmp_path: Path) -> None
                 await held.run(held.actors[0].save_sync, writes("a"), 10)
 
     live(life())
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_a_writer_that_finds_no_thread_ends_the_step_at_once(
+    naive: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller must not wait write_s for it."""
+    if naive:
+        monkeypatch.setattr(GatedPart, "failed", lambda *_: None)
+        monkeypatch.setattr(Slots, "_raise_failures", lambda _: None)
+
+    async def run() -> None:
+        limits = dataclasses.replace(PATIENT, write_s=1.0 if naive else 1e6, close_s=1.0)
+        async with job(tmp_path, limits) as held:
+            with no_more_threads(), pytest.raises(errors.ParticipantFailed, match="ulimit -u"):
+                held.critic.save_async("critic", writes("c"), 10)
+            kind = errors.CommitTimeout if naive else errors.ParticipantFailed
+            with pytest.raises(kind) as found:
+                await held.coord.save(10)
+            assert ("ulimit -u" in str(found.value)) is not naive
+            if not naive:
+                await held.save_all(11)
+                await held.wait_all()
+                assert (await held.coord.save(11)).step == 11
+
+    live(run())

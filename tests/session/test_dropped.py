@@ -163,3 +163,29 @@ def test_a_process_that_drops_one_and_ends_has_saved(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert ss.open(tmp_path).steps() == (1,)
+
+
+NO_THREAD = """
+import sys
+import stepseal as ss
+from tests._threads import no_more_threads
+ckpt = ss.Checkpointer(sys.argv[1])
+ckpt.add("counters", {"n": 1})
+ckpt.save(1)
+with no_more_threads():
+    del ckpt
+"""
+
+
+@pytest.mark.slow
+def test_one_that_finds_no_thread_to_end_on_ends_with_the_process(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREAD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ends with the process" in done.stderr
+    assert "ulimit -u" in done.stderr
+    assert ss.open(tmp_path).steps() == (1,)

@@ -15,7 +15,8 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
 from stepseal import errors
 from stepseal.components import Topology
-from stepseal.protocol import Deadlines, reach
+from stepseal.process import _behind
+from stepseal.protocol import Deadlines, _coordinator_driver, _socket_hub, _socket_link, reach
 from stepseal.session import JobOptions, _job, _late_root, _listening, _wiring
 from stepseal.session._host import is_loopback
 from stepseal.session._job import _host_of
@@ -244,3 +245,29 @@ def test_the_host_of_a_store_is_found_under_what_wraps_it() -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     assert _host_of(PrefixStore("a", PrefixStore("b", store))) == "127.0.0.1"
     assert _host_of(HashStore()) is None
+
+
+@pytest.mark.parametrize(
+    ("rank", "module"),
+    [("0", _behind), ("0", _socket_hub), ("0", _coordinator_driver), ("1", _behind),
+     ("2", _socket_link)],
+)  # fmt: skip
+def test_a_rank_without_a_thread_fails_all_alike(job: Job, rank: str, module: Any) -> None:  # noqa: ANN401
+    def refuse(thread: threading.Thread) -> None:
+        raise errors.ParticipantFailed(f"thread {thread.name}: no more, ulimit -u 5")
+
+    job.only(rank, module, "start_thread", refuse)
+    for error in raised(job.run(JobOptions(PATIENT)), errors.ParticipantFailed):
+        assert "ulimit -u 5" in str(error)
+
+
+def test_a_rank_that_finds_no_thread_at_all_still_tells_the_others(job: Job) -> None:
+    """Not even one for the store that they meet at."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise errors.ParticipantFailed(f"thread {thread.name}: no more, ulimit -u 5")
+
+    for module in (_behind, _socket_link, _job):
+        job.only("1", module, "start_thread", refuse)
+    for error in raised(job.run(JobOptions(PATIENT)), errors.ParticipantFailed):
+        assert "ulimit -u 5" in str(error)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.steps._kit import FakeIndexer, Root
 
+from stepseal.process import OwnTime
 from stepseal.steps._claims import claim
 from stepseal.steps._owned import OwnedSteps
 from stepseal.steps._publishers import BEAT_S, LOST_S, PUBLISHERS, PublisherWatch, PublishingLife
@@ -162,6 +163,34 @@ def test_a_second_restore_in_one_process_begins_another_life(watched: Watched) -
     assert [entry.name for entry in watched.storage.list_dir(PUBLISHERS)] == ["2.00000001.json"]
     assert watched.state_after(LOST_S) == "alive"
     assert watched.state_after(LOST_S) == "lost"
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_a_reader_that_was_suspended_does_not_take_the_publisher_for_lost(
+    watched: Watched, naive: bool
+) -> None:
+    """Both were, with the host or the whole job: the name could not change."""
+    clock = watched.clock
+    own = clock if naive else OwnTime(BEAT_S, clock)
+    watch = PublisherWatch(watched.storage, own)
+    watched.life.start(watched.number)
+    assert watch.look() == "alive"
+    clock.now_s += 3600.0
+    assert watch.look() == ("lost" if naive else "alive")
+    watched.life.beat()
+    assert watch.look() == "alive"
+
+
+def test_a_publisher_that_alone_is_silent_is_lost(watched: Watched) -> None:
+    clock = watched.clock
+    watch = PublisherWatch(watched.storage, OwnTime(BEAT_S, clock))
+    watched.life.start(watched.number)
+    seen = []
+    for _ in range(int(LOST_S / BEAT_S)):
+        seen.append(watch.look())
+        clock.now_s += BEAT_S
+    assert set(seen) == {"alive"}
+    assert watch.look() == "lost"
 
 
 def test_a_watch_that_compares_clocks_is_caught(watched: Watched) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from stepseal._version import __version__
@@ -17,8 +16,9 @@ from stepseal.actors._bells import BellHub
 from stepseal.actors._calls import Calls
 from stepseal.actors._members import Members
 from stepseal.components import Topology
-from stepseal.errors import CheckpointError, InvalidInput
+from stepseal.errors import CheckpointError, InvalidInput, ParticipantFailed
 from stepseal.layout import Area, check_step, step_name
+from stepseal.process import Pool
 from stepseal.protocol import (
     Deadlines,
     Fresh,
@@ -93,6 +93,7 @@ class Coordinator:
     Raises:
         InvalidInput: an argument is wrong, or the root is a DCP folder itself.
         StorageUnavailable: the root cannot be made or written.
+        ParticipantFailed: a thread cannot be had.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Coordinator:
         self._root = locate_root(root)
         deadlines = deadlines or Deadlines()
         access = access or Access()
+        self._executor = Pool(_MAX_THREADS, "stepseal-actors")
         self._steps = open_store(self._root, access=access, create=True)
         token = secrets.token_hex(16)
         sockets = SocketHub(control_host, (), token, deadlines, __version__)
@@ -138,7 +140,6 @@ class Coordinator:
         )
         self._driver = coordinate(self._steps, Topology(0, ()), options, bells)
         bells.driver = self._driver
-        self._executor = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="stepseal-actors")
         self._members = Members(
             self._root, sockets, bells, self._driver, token, deadlines, self._executor
         )
@@ -314,7 +315,7 @@ class Coordinator:
         if self._calls.closed or not self._calls.home.is_here:
             return
         loop = asyncio.get_running_loop()
-        await self._calls.finish(lambda: loop.run_in_executor(self._executor, self._end))
+        await self._calls.finish(lambda: self._ended(loop))
         self._executor.shutdown(wait=False)
         self._calls.raise_unseen()
 
@@ -328,6 +329,12 @@ class Coordinator:
             if exc_type is None:
                 raise
             _log.error("stepseal: while leaving after %s: %s", exc_type, error)
+
+    async def _ended(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            await loop.run_in_executor(self._executor, self._end)
+        except ParticipantFailed:  # no thread can be had
+            self._end()
 
     def _end(self) -> None:
         self._members.dismiss()

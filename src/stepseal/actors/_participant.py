@@ -168,11 +168,12 @@ class Participant:
             try:
                 limit_s = 0.8 * limits.connect_s  # the controller still hears of a failure
                 steps = open_late_root(admission.root, self._access, limit_s, "the controller")
+                wiring = Wiring(steps, driver, None)
             except BaseException:
                 driver.close()
                 raise
             driver.tell_components(self._share.registry.names())
-            self._admission, self._wiring = admission, Wiring(steps, driver, None)
+            self._admission, self._wiring = admission, wiring
             self._turn = asyncio.Lock()  # of the loop that this life is on
 
     def capture(self, begin: BeginSave) -> None:

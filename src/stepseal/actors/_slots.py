@@ -12,8 +12,9 @@ import threading
 from typing import TYPE_CHECKING
 
 from stepseal.actors._roster import check_roster
-from stepseal.errors import InvalidInput
+from stepseal.errors import InvalidInput, ParticipantFailed
 from stepseal.layout import check_component_name, check_step
+from stepseal.process import start_thread
 from stepseal.protocol import ask_save
 from stepseal.session import GatedPart
 
@@ -57,8 +58,16 @@ class Slots:
                 self._errors.append(error)
 
         label = f"stepseal-save-{name}-{step}"
-        self._threads[name] = thread = threading.Thread(target=run, name=label, daemon=True)
-        thread.start()
+        thread = threading.Thread(target=run, name=label, daemon=True)
+        try:
+            start_thread(thread)
+        except ParticipantFailed as error:
+            part = self._part(wiring, name, step)
+            if part is not None:
+                part.failed(name, error)
+            self._raise_failures()
+            raise
+        self._threads[name] = thread
 
     def save_sync(self, wiring: Wiring, name: str, save_fn: SaveFn, step: int) -> None:
         """See `Participant.save_sync`."""
@@ -78,8 +87,12 @@ class Slots:
     def end(self, limit_s: float) -> None:
         """Wait for all saves within a limit, and log what nobody saw."""
         thread = threading.Thread(target=self._finish, name="stepseal-slots-end", daemon=True)
-        thread.start()
-        thread.join(limit_s)
+        try:
+            start_thread(thread)
+        except ParticipantFailed:  # then until they have ended
+            self._finish()
+        else:
+            thread.join(limit_s)
         if thread.is_alive():
             names = ", ".join(n for n, one in self._threads.items() if one.is_alive()) or "parts"
             _log.error(

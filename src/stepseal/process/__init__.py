@@ -1,11 +1,13 @@
 """This process: the time in which it ran, its threads, and whether it is a forked child."""
 
+from stepseal.process._behind import Behind
 from stepseal.process._forks import Home, drop_in_child
 from stepseal.process._own_time import OWN_SLICE_S, OwnTime, own_time_s
 from stepseal.process._threads import Pool, start_thread, thread_limits
 
 __all__ = [
     "OWN_SLICE_S",
+    "Behind",
     "Home",
     "OwnTime",
     "Pool",

@@ -83,7 +83,19 @@ def _folders() -> list[Path]:
 
 
 class Pool(ThreadPoolExecutor):
-    """A pool that says which limit forbids a thread, and then does not carry out the work later."""
+    """A pool that says which limit forbids a thread, and then does not carry out the work later.
+
+    Args:
+        max_workers: most threads; the first one starts at once.
+        name: first part of their names.
+
+    Raises:
+        ParticipantFailed: the first one cannot be had.
+    """
+
+    def __init__(self, max_workers: int, name: str) -> None:
+        super().__init__(max_workers, name)
+        self.submit(int).result()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Carry out a call on a thread of the pool.

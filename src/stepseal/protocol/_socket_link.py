@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stepseal import errors
+from stepseal.errors import ParticipantFailed
 from stepseal.process import OWN_SLICE_S, OwnTime, drop_in_child, own_time_s, start_thread
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._wire import MAX_MESSAGE_BYTES, Address, MessageReader, pack_message
@@ -66,14 +67,22 @@ class SocketLink:
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def start(self, on_message: FromHub) -> None:
-        """Send Hello, and begin to deliver messages on a thread of this link."""
+        """Send Hello, and begin to deliver messages on a thread of this link.
+
+        Raises:
+            ParticipantFailed: a thread cannot be had; the connection is closed.
+        """
         self.send(self._hello)
-        for target, arguments in ((self._serve, (on_message,)), (self._beat, ())):
-            thread = threading.Thread(
-                target=target, args=arguments, name="stepseal-link", daemon=True
-            )
-            start_thread(thread)
-            self._threads.append(thread)
+        try:
+            for target, arguments in ((self._serve, (on_message,)), (self._beat, ())):
+                thread = threading.Thread(
+                    target=target, args=arguments, name="stepseal-link", daemon=True
+                )
+                start_thread(thread)
+                self._threads.append(thread)
+        except ParticipantFailed:
+            self.close()
+            raise
 
     def send(self, message: messages.FromParticipant) -> None:
         """Send a message; the receiving thread notices and reports a dead connection.

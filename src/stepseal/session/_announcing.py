@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stepseal.errors import InvalidInput
 from stepseal.layout import Metrics, step_name
+from stepseal.process import start_thread
 from stepseal.session._pending import Saved
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class Announcer:
         functions: called one after the other.
         storage: the root.
         close_s: how long `close` waits for them.
+
+    Raises:
+        ParticipantFailed: there are functions, and no thread for them can be had.
     """
 
     def __init__(self, functions: Iterable[OnCommit], storage: Storage, close_s: float) -> None:
@@ -76,7 +80,7 @@ class Announcer:
         """Steps that some function was not called with yet."""
         self._thread = threading.Thread(target=self._run, name="stepseal-on-commit", daemon=True)
         if self._functions:
-            self._thread.start()
+            start_thread(self._thread)
 
     def commit(self, manifest: Manifest, sha256: str, cost: Cost) -> None:
         """Hand on a commit; never blocks and never raises."""

@@ -15,7 +15,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Protocol
 
-from stepseal.errors import CheckpointError
+from stepseal.errors import CheckpointError, ParticipantFailed
+from stepseal.process import start_thread
 from stepseal.session._signals import stop_unwatched
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ _open: weakref.WeakKeyDictionary[_Closes, tuple[weakref.finalize[..., _Closes], 
     weakref.WeakKeyDictionary()
 )
 _ending: dict[threading.Thread, _InFlight] = {}
+_unended: list[Callable[[], None]] = []
+"""What ends dropped ones that found no thread."""
 
 
 def close_at_exit(
@@ -71,7 +74,13 @@ def _dropped(pid: int, end: Callable[[], None], in_flight: _InFlight) -> None:
         return
     thread = threading.Thread(target=_end, args=(end,), name="stepseal-end", daemon=True)
     _ending[thread] = in_flight
-    thread.start()
+    try:
+        start_thread(thread)
+    except ParticipantFailed as error:
+        _log.error("stepseal: a checkpointer was dropped, and ends with the process: %s", error)
+        del _ending[thread]
+        _unended.append(end)
+        return
     if not threading.current_thread().daemon:  # those of a job have others that wait for them
         thread.join(_MOMENT_S)
         stop_unwatched()  # what that thread cannot do
@@ -96,6 +105,8 @@ def _close_all() -> None:
             checkpointer.close()
         except CheckpointError as error:
             _log.error("stepseal: at exit: %s", error)
+    for end in _unended:
+        _end(end)
     deadline = time.monotonic() + _EXIT_S
     for thread in list(_ending):
         thread.join(max(0.0, deadline - time.monotonic()))
@@ -113,6 +124,7 @@ def _close_all() -> None:
 def _forget_all() -> None:
     _open.clear()
     _ending.clear()
+    _unended.clear()
 
 
 os.register_at_fork(after_in_child=_forget_all)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from stepseal.components import CapturedComponent, Sharing
 from stepseal.errors import CheckpointError, ParticipantFailed
+from stepseal.process import start_thread
 from stepseal.protocol import Aborted, Teller, is_prepared, resolve_save
 from stepseal.session._engines import make_folder
 from stepseal.session._saving import PartWriter, require_same_root
@@ -91,8 +92,13 @@ class GatedPart:
             self._driver.send_returned(self.call, write.attempt)
             name = f"stepseal-part-{self.step}"
             thread = threading.Thread(target=self._write, args=(write,), name=name, daemon=True)
-            self._thread = thread
-            thread.start()
+            try:
+                start_thread(thread)
+            except ParticipantFailed as error:
+                self.cause = error
+                self._driver.send_failed(self.call, self.step, "write", error)
+            else:
+                self._thread = thread
 
     def failed(self, name: str, error: BaseException) -> None:
         """Tell the coordinator that a writer raised."""
@@ -163,7 +169,6 @@ class GatedPart:
         teller = Teller(self._driver, self.call, share[1], 0.0, clock=lambda: 0.0)
         teller.freed()  # nobody here waited for this part
         writer = PartWriter(captured, write, self.step, self._driver, self._steps, share, teller)
-        writer.start()
-        writer.wait_idle(None)
+        writer.run()
         if not is_prepared(self._driver, self.call):
             self._driver.wait_outcome(self.call, None)  # that of the failure that was reported

@@ -13,6 +13,7 @@ from stepseal.errors import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stepseal.process import Behind
     from stepseal.session._pending import PendingSave
     from stepseal.session._saving import PartWriter
 
@@ -62,18 +63,24 @@ class InFlight:
         """
         self._arena.release()
 
-    def start(self, pending: PendingSave, writer: PartWriter, *, reads_live: bool) -> None:
+    def start(
+        self, pending: PendingSave, writer: PartWriter, behind: Behind, *, reads_live: bool
+    ) -> None:
         """Let the writer go on behind.
 
         Args:
             pending: the handle.
             writer: not yet started.
+            behind: where it writes.
             reads_live: it reads live memory, which is frozen only while the caller waits.
+
+        Raises:
+            ParticipantFailed: a thread is needed, and cannot be had; nothing is in flight.
         """
+        writer.start(behind)
         self.pending = pending
         self._writer = writer
         self._reads_live = reads_live
-        writer.start()
 
     def title(self) -> str | None:
         """Return what is being written, such as `save of step 5`; None if nothing is."""

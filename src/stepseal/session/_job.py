@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from stepseal.components import Topology
-from stepseal.errors import CoordinatorLost
+from stepseal.errors import CoordinatorLost, ParticipantFailed
+from stepseal.process import start_thread
 from stepseal.protocol import (
     Address,
     Deadlines,
@@ -357,7 +358,7 @@ class Rendezvous:
         self._within(write, self._left_s(), "the process group's store did not answer")
 
     def _within(self, use_store: Callable[[], Any], timeout_s: float, problem: str) -> Any:  # noqa: ANN401 - of any
-        """Use the store on a thread of its own, which is left behind if the store blocks."""
+        """Use the store on a thread that is left behind if it blocks; here if none can be had."""
         answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
         def run() -> None:
@@ -366,7 +367,10 @@ class Rendezvous:
             except Exception as error:
                 answers.put((None, error))
 
-        threading.Thread(target=run, name="stepseal-rendezvous", daemon=True).start()
+        try:
+            start_thread(threading.Thread(target=run, name="stepseal-rendezvous", daemon=True))
+        except ParticipantFailed:  # said later, through the same store
+            run()
         try:
             answer, failure = answers.get(timeout=timeout_s + _GRACE_S)
         except queue.Empty as error:

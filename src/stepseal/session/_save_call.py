@@ -88,7 +88,8 @@ def begin_save(
     if asked.mode == "behind" and not engines:
         teller.freed()
         writer = PartWriter(captured, call, step, driver, steps, share, teller)
-        flight.start(pending, writer, reads_live=False)
+        with tell_failure(driver, steps, call, step, area, "write"):
+            flight.start(pending, writer, wiring.behind, reads_live=False)
         return pending
     write = driver.wait_write(call, answer_with(captured))
     if write is None:
@@ -105,7 +106,8 @@ def begin_save(
         teller.freed()
     writer = PartWriter(captured, write, step, driver, steps, share, teller)
     try:
-        flight.start(pending, writer, reads_live=is_sync)
+        with tell_failure(driver, steps, call, step, area, "write"):
+            flight.start(pending, writer, wiring.behind, reads_live=is_sync)
         if is_sync:
             asked.settle()
     except BaseException:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from stepseal.components import Component, ReplicaRule, StagingMemory, Topology
     from stepseal.layout import PartIndex
+    from stepseal.process import Behind
     from stepseal.protocol import ParticipantDriver, Teller, Write
     from stepseal.steps import StepStore
 
@@ -165,18 +166,23 @@ def reports_of(
 
 @contextlib.contextmanager
 def tell_failure(
-    driver: ParticipantDriver, steps: StepStore, call: int, step: int, area: Area = Area.STEPS
+    driver: ParticipantDriver,
+    steps: StepStore,
+    call: int,
+    step: int,
+    area: Area = Area.STEPS,
+    phase: str = "capture",
 ) -> Iterator[None]:
     """Tell the coordinator what fails inside, so that the others need not wait for the deadline."""
     publish = area is Area.PUBLISHED
     try:
         yield
     except CheckpointError as error:
-        driver.send_failed(call, step, "capture", error, publish=publish)
+        driver.send_failed(call, step, phase, error, publish=publish)
         _await_abort(driver, steps, call, step)
         raise
     except BaseException as error:  # interrupted
-        driver.send_failed(call, step, "capture", error, publish=publish)
+        driver.send_failed(call, step, phase, error, publish=publish)
         raise
 
 
@@ -245,9 +251,7 @@ class PartWriter:
         self._storage = steps.storage
         self._lock = threading.Lock()
         self._given_up = False
-        self._thread = threading.Thread(
-            target=self._run, name=f"stepseal-write-{step}", daemon=True
-        )
+        self._done = threading.Event()
 
     def _take(self, order: Write) -> None:
         """Take the order to write, which may leave components out."""
@@ -269,9 +273,17 @@ class PartWriter:
                 self._take(write)
         return self._order
 
-    def start(self) -> None:
-        """Begin to write."""
-        self._thread.start()
+    def start(self, behind: Behind) -> None:
+        """Begin to write.
+
+        Raises:
+            ParticipantFailed: a thread is needed, and cannot be had.
+        """
+        self._done = behind.start(self._run)
+
+    def run(self) -> None:
+        """Write on this thread."""
+        self._run()
 
     def give_up(self) -> None:
         """Let the buffers change: a part that was not reported yet never will be."""
@@ -280,8 +292,7 @@ class PartWriter:
 
     def wait_idle(self, timeout_s: float | None) -> bool:
         """Wait until the buffers are not read any more; False if storage blocks for longer."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+        return self._done.wait(timeout_s)
 
     def _run(self) -> None:
         call = self._call

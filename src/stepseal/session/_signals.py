@@ -20,7 +20,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from stepseal.errors import InvalidInput
+from stepseal.errors import InvalidInput, ParticipantFailed
+from stepseal.process import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,7 +104,13 @@ class _Process:
         self._thread = threading.Thread(
             target=self._run, args=(self._read,), name="stepseal-signals", daemon=True
         )
-        self._thread.start()
+        try:
+            start_thread(self._thread)
+        except ParticipantFailed:
+            self._read.close()
+            self._ours.close()
+            self._read = self._ours = self._thread = None
+            raise
         self._other = signal.set_wakeup_fd(self._ours.fileno(), warn_on_full_buffer=False)
 
     def _stop(self) -> threading.Thread | None:
@@ -202,6 +209,7 @@ def watch_signal(signum: signal.Signals, notice: Callable[[], None]) -> SignalWa
 
     Raises:
         InvalidInput: this is not the main thread.
+        ParticipantFailed: the thread that watches cannot be had.
     """
     check_can_watch([signum])
     watch = SignalWatch(signum, notice)

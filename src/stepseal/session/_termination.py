@@ -14,7 +14,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from stepseal.errors import CheckpointError
+from stepseal.errors import CheckpointError, ParticipantFailed
 from stepseal.session._signals import watch_signal
 
 if TYPE_CHECKING:
@@ -50,7 +50,10 @@ class Termination:
         if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             self._step = step
             self._called.clear()
-            self._watch = watch_signal(signal.SIGTERM, self._finish)
+            try:
+                self._watch = watch_signal(signal.SIGTERM, self._finish)
+            except ParticipantFailed as error:  # the save itself needs no further thread
+                _log.warning("stepseal: step %d: SIGTERM would end its save: %s", step, error)
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from stepseal._version import __version__
 from stepseal.components import Topology, torch_in_use
 from stepseal.errors import CheckpointError
-from stepseal.process import Home
+from stepseal.process import Behind, Home
 from stepseal.protocol import (
     CoordinatorDriver,
     Deadlines,
@@ -73,6 +73,10 @@ class JobOptions:
     """Whether the coordinator shows people on a terminal how far each call is."""
 
 
+def _writer() -> Behind:
+    return Behind("stepseal-write")
+
+
 @dataclass(frozen=True, slots=True)
 class Wiring:
     """What one participant needs to take part."""
@@ -83,6 +87,8 @@ class Wiring:
     """Only with the participant that hosts it (rank 0)."""
     retention: Retention | None = None
     """The same, where the coordinator is."""
+    behind: Behind = field(default_factory=_writer)
+    """Where its parts are written."""
     home: Home = field(default_factory=Home)
     """The process that takes part; no forked child of it does."""
 
@@ -96,6 +102,7 @@ class Wiring:
         self.driver.close()
         if self.coordinator is not None:
             self.coordinator.close()
+        self.behind.close()
 
 
 Join = Callable[[str, JobOptions], tuple[Topology, Wiring]]
@@ -130,11 +137,12 @@ def join_process_group(
 
 def _alone(root: str, topology: Topology, options: JobOptions) -> Wiring:
     ControlAddress(options.control_host, options.control_port)  # wrong even where not needed
+    behind = _writer()
     steps = open_store(root, access=options.access, create=True)
     hub = InProcessHub()
     coordinator = coordinate(steps, topology, options, hub)
     driver = ParticipantDriver(topology.me, hub.link(topology.me), options.deadlines)
-    return Wiring(steps, driver, coordinator, options.retention)
+    return Wiring(steps, driver, coordinator, options.retention, behind)
 
 
 def _host(
@@ -142,6 +150,7 @@ def _host(
 ) -> tuple[Topology, Wiring]:
     try:
         control = ControlAddress(options.control_host, options.control_port)
+        behind = _writer()
         steps = open_store(root, access=options.access, create=True)
         hub = rendezvous.listen(__version__, control)
         link = hub.link(topology.me)
@@ -159,7 +168,7 @@ def _host(
         driver.close()
         coordinator.close(linger=False)  # whoever never connected says no goodbye
         raise
-    wiring = Wiring(steps, driver, coordinator, options.retention)
+    wiring = Wiring(steps, driver, coordinator, options.retention, behind)
     return replace(topology, nodes=nodes), wiring
 
 
@@ -170,6 +179,7 @@ def _guest(
     end = time.monotonic() + limit_s
     driver, failure = None, None
     try:
+        behind = _writer()
         link = rendezvous.join(addresses, limit_s, __version__)
         driver = ParticipantDriver(topology.me, link, options.deadlines)
         left_s = max(0.0, end - time.monotonic())
@@ -183,7 +193,7 @@ def _guest(
             driver.close()
         raise
     assert driver is not None
-    return replace(topology, nodes=nodes), Wiring(steps, driver, None)
+    return replace(topology, nodes=nodes), Wiring(steps, driver, None, behind=behind)
 
 
 def coordinate(
@@ -198,7 +208,7 @@ def coordinate(
         hub: connections.
 
     Raises:
-        CheckpointError: the root cannot be initialised.
+        CheckpointError: the root cannot be initialised, or a thread cannot be had.
     """
     versions = {"stepseal": __version__, "python": platform.python_version()}
     if torch_in_use():
@@ -209,6 +219,7 @@ def coordinate(
     limits = options.deadlines
     lease_s = limits.check_s + limits.apply_s + limits.commit_s
     try:
+        announce = Announcer(options.on_commit, steps.storage, limits.close_s)
         owned = steps.own(indexer, lease_s=lease_s)
     except BaseException:
         hub.close()
@@ -226,7 +237,7 @@ def coordinate(
         housekeep=Housekeeper(
             steps.removal(), options.retention, inspect, publish_keep=options.publish_keep
         ),
-        announce=Announcer(options.on_commit, steps.storage, limits.close_s),
+        announce=announce,
         gates=options.gates,
         timing=options.timing,
         show=open_display(progress=options.progress),

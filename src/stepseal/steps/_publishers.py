@@ -2,9 +2,9 @@
 
 A reader sees only the file system, perhaps from another host. So the coordinator of a life that has
 published renames a file every `BEAT_S` seconds, and renames it a last time when it ends. A reader
-takes a publisher for lost when the name has not changed for `LOST_S` by the reader's own clock:
-clocks of two hosts are never compared. A newer claim shows that another life owns the root, which
-may not have published yet.
+takes a publisher for lost when the name has not changed for `LOST_S`, of which only the time counts
+in which the reader ran and looked: both may have been suspended, and clocks of two hosts are never
+compared. A newer claim shows that another life owns the root, which may not have published yet.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import os
 import re
 import socket
 import threading
-import time
 from typing import TYPE_CHECKING, Literal
 
 from stepseal.errors import CheckpointError
 from stepseal.layout import CONTROL, seal
+from stepseal.process import OwnTime, start_thread
 from stepseal.steps._claims import highest_claim
 from stepseal.storage import KeyNotFound, make_dirs
 
@@ -36,6 +36,8 @@ BEAT_S = 10.0
 LOST_S = 90.0
 """Seconds without a change after which a publisher counts as lost: a listing over NFS may be a
 minute old."""
+_LOOK_S = 5.0
+"""Seconds that count at most between two looks of a reader."""
 _NAME = re.compile(r"([1-9][0-9]{0,15})\.([0-9a-f]{8}|closed)\.json")
 _log = logging.getLogger("stepseal")
 
@@ -62,24 +64,35 @@ class PublishingLife:
 
         Raises:
             StorageUnavailable: the storage refused.
+            ParticipantFailed: the thread that changes it cannot be had.
 
         Durability: none; a publisher does not survive a power loss of its host either.
         """
         if incarnation == self._incarnation:
             return
         self._stop()
+        over = threading.Event()
+        thread = threading.Thread(
+            target=self._run, args=(over,), name="stepseal-publisher", daemon=True
+        )
+        start_thread(thread)
+        self._over, self._thread = over, thread
+        try:
+            self._create(incarnation)
+        except BaseException:
+            self._stop()
+            raise
+
+    def _create(self, incarnation: int) -> None:
         make_dirs(self._storage, PUBLISHERS, base=CONTROL)
         key = f"{PUBLISHERS}/{incarnation}.{0:08x}.json"
         body = {"incarnation": incarnation, "host": socket.gethostname(), "pid": os.getpid()}
         with self._storage.create_file(key) as handle:
             handle.write(seal(body), 0)
         self._incarnation, self._key, self._count = incarnation, key, 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stepseal-publisher", daemon=True)
-        self._thread.start()
 
-    def _run(self) -> None:
-        while not self._over.wait(BEAT_S):
+    def _run(self, over: threading.Event) -> None:
+        while not over.wait(BEAT_S):
             if not self.beat():
                 return
 
@@ -120,12 +133,12 @@ class PublisherWatch:
 
     Args:
         storage: the root.
-        clock: monotonic time of this process.
+        clock: seconds in which this process ran and looked; None takes its own.
     """
 
-    def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, storage: Storage, clock: Callable[[], float] | None = None) -> None:
         self._storage = storage
-        self._clock = clock
+        self._clock = clock or OwnTime(_LOOK_S)
         self._seen: tuple[int, str] | None = None
         self._since_s = 0.0
         self._lived = 0

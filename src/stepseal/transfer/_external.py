@@ -103,7 +103,7 @@ class Inventory:
         with ThreadPoolExecutor(_NUM_SYNCS, thread_name_prefix="stepseal-adopt") as pool:
             try:
                 adopted = pool.map(adopt, keys)
-            except RuntimeError:  # the interpreter is ending, and starts no more threads
+            except RuntimeError:  # the interpreter is ending, or a limit forbids more threads
                 adopted = map(adopt, keys)
             try:
                 for path, listed in self._mine.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from stepseal.layout import CHUNK_BYTES, DIGEST_BYTES, ITEMSIZE, chunk_digests, num_chunks
@@ -64,8 +65,13 @@ class Streamer:
             self._work()
             return
         with ThreadPoolExecutor(num_threads, "stepseal-read") as pool:
-            workers = [pool.submit(self._work) for _ in range(num_threads)]
+            workers = []
+            with suppress(RuntimeError):  # as many as can be had
+                for _ in range(num_threads):
+                    workers.append(pool.submit(self._work))  # noqa: PERF401 - keeps those before
             try:
+                if not workers:
+                    self._work()
                 for worker in workers:
                     worker.result()
             finally:
