@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from tests.campaigns.simulator._asking import Asking
 from tests.campaigns.simulator._disk import Disk
 from tests.campaigns.simulator._parts import Indexer
 from tests.steps._kit import DEADLINES
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tests.campaigns.simulator._world import Node, World
 
     from stepseal.layout import Manifest
+    from stepseal.protocol._triggers import Timing
     from stepseal.retention import Retention
     from stepseal.steps import StepEntry
 
@@ -49,15 +50,6 @@ class _Discards:
 LEASE_S = DEADLINES.check_s + DEADLINES.apply_s + DEADLINES.commit_s
 
 
-class _VirtualDeadline(float):
-    """A deadline that is compared with virtual time, whatever clock asks."""
-
-    world: World
-
-    def __lt__(self, _other: float) -> bool:
-        return float(self) < self.world.now
-
-
 class Head:
     """The coordinator's process.
 
@@ -68,6 +60,7 @@ class Head:
         participants: everyone, in ordinal order.
         new_attempt: returns a fresh id.
         retention: which steps it keeps; None for all.
+        timing: triggers that depend on time alone.
     """
 
     def __init__(
@@ -78,6 +71,7 @@ class Head:
         participants: tuple[str, ...],
         new_attempt: Callable[[], str],
         retention: Retention | None,
+        timing: Timing | None = None,
     ) -> None:
         self.world = world
         self.oracle = oracle
@@ -88,7 +82,8 @@ class Head:
         self.retention = retention
         if retention is not None:
             oracle.keeping.graces[node] = retention.superseded_grace_s
-        self.protocol = Coordinator(participants, DEADLINES, new_attempt)
+        self.protocol = Coordinator(participants, DEADLINES, new_attempt, timing=timing)
+        self.asking = Asking(self)
         self.incarnation: Incarnation | None = None
         self.lines: Mapping[str, Line] = {}
         self.attempts: dict[int, str] = {}
@@ -127,6 +122,7 @@ class Head:
                 self.world.kill(self.node)  # the job does not start
             else:
                 self.world.at(0.0, then)
+                self.world.at(0.0, self._tick, self.node)
 
         self.world.spawn(self.node, build)
 
@@ -135,10 +131,12 @@ class Head:
 
     def take(self, participant: str, message: messages.FromParticipant, life: str = "") -> None:
         """Take a message from a line."""
+        self.asking.hear(participant, message)
         self._perform(self.protocol.on_message(participant, message, self.world.now, life))
 
     def lose(self, participant: str, cause: messages.Failure, life: str = "") -> None:
         """Take the loss of a participant."""
+        self.asking.lose(participant)
         self._perform(self.protocol.on_lost(participant, cause, life))
 
     def _deliver(self, to: str, message: messages.FromCoordinator) -> None:
@@ -156,6 +154,7 @@ class Head:
             if isinstance(action, actions.Send):
                 self.world.note(self.node.name, "tells", action.to, action.message)
                 self._judge(action.message)
+                self.asking.say(action.to, action.message)
                 self._deliver(action.to, action.message)
                 continue
             if isinstance(action, actions.Told):
@@ -169,6 +168,7 @@ class Head:
                 self._add_chore(action)
             else:
                 self._todo.append(action)
+        self.asking.judge()
         if self._todo and not self._working:
             self._working = True
             self.world.spawn(self.node, self._work)
@@ -199,10 +199,7 @@ class Head:
     def _do(self, action: StorageWork) -> None:
         assert self.incarnation is not None
         if isinstance(action, actions.Publish):
-            deadline = _VirtualDeadline(action.deadline)
-            deadline.world = self.world
             self.oracle.publishing[action.attempt] = action.deadline
-            action = replace(action, deadline=deadline)
         judge = self._watch_select(action) if isinstance(action, actions.Select) else None
         if isinstance(action, actions.Claim):
             self.oracle.keeping.before_claim(self.node, action.parent)

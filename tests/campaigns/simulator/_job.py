@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tests.campaigns.simulator._coordinator import Head
 from tests.campaigns.simulator._lines import Line
 from tests.campaigns.simulator._participant import Plan, Process
+from tests.campaigns.simulator._stepping import SteppingProcess, Together
 from tests.steps._kit import DEADLINES
 
 from stepseal import errors
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tests.campaigns.simulator._oracle import Oracle
     from tests.campaigns.simulator._world import Node, World
 
+    from stepseal.protocol._triggers import Timing
     from stepseal.retention import Retention
 
 __all__ = ["Job", "Start"]
@@ -43,6 +45,7 @@ class Start:
         """Step, attempt and incarnation that each participant restored; one, if all is well."""
         self.ends: dict[int, dict[str, str]] = {}
         """Call to how it ended for each participant."""
+        self.together = Together(oracle)
 
     @property
     def nodes(self) -> list[Node]:
@@ -99,6 +102,7 @@ class Job(Start):
         plan: what its participants do.
         new_attempt: returns a fresh id.
         retention: which steps its coordinator keeps.
+        timing: triggers that depend on time alone.
     """
 
     def __init__(
@@ -110,11 +114,12 @@ class Job(Start):
         plan: Plan,
         new_attempt: Callable[[], str],
         retention: Retention | None,
+        timing: Timing | None = None,
     ) -> None:
         super().__init__(world, oracle, number)
         self.participants = tuple(f"trainer/{rank}" for rank in range(num_participants))
         node = world.new_node(f"{number}/head", number)
-        self.head = Head(world, oracle, node, self.participants, new_attempt, retention)
+        self.head = Head(world, oracle, node, self.participants, new_attempt, retention, timing)
         self.lines: dict[str, Line] = {}
         self.processes: list[Process] = []
         reorders, wired = world.chance(world.faults.reorder), world.chance(0.1)
@@ -129,7 +134,8 @@ class Job(Start):
         node = self.world.new_node(f"{self.number}/{name}", self.number)
         line = Line(self.world, self.head.node, node, reorders=reorders, wired=wired)
         self.lines[name] = line
-        process = Process(self, node, name, line, plan)
+        kind = SteppingProcess if plan.triggers else Process
+        process = kind(self, node, name, line, plan)
         self.processes.append(process)
         line.on_up = lambda message: self.head.take(name, message)
         line.on_down = process.hear
@@ -163,6 +169,6 @@ class Job(Start):
     def check_over(self) -> None:
         """Judge, when time is over, that nobody still waits."""
         for process in self.processes:
-            stuck = process.node.alive and process.doing != "nothing" and not process.busy
+            stuck = process.node.alive and process.waits and not process.busy
             kind = errors.CommitTimeout.kind
             self.oracle.require("nobody waits for ever", not stuck, process.node.name, kind)

@@ -25,6 +25,15 @@ _RESTORING = (
     messages.Applied,
     messages.Rejected,
 )
+_ONCE = (
+    messages.Hello,
+    messages.AskSafePoint,
+    messages.SafePoint,
+    messages.Target,
+    messages.Lapsed,
+    messages.Fired,
+)
+"""Each is said once, in order, as TCP does it: a question that comes again would hold a rank."""
 
 
 class Line:
@@ -76,12 +85,14 @@ class Line:
             return
         late = world.roll() * (30.0 if world.chance(faults.delay) else 0.01)
         arrival = world.now + late
-        if not (self.reorders and not isinstance(message, _RESTORING)):
+        if not (self.reorders and not isinstance(message, (*_RESTORING, *_ONCE))):
             arrival = self._free_at[up] = max(arrival, self._free_at[up])
         target = self.head if up else self.node
         world.at(arrival - world.now, arrive, target)
         if world.chance(faults.repeat):
-            world.at(arrival - world.now + world.roll() ** 4 * 30.0, arrive, target)
+            again = arrival - world.now + world.roll() ** 4 * 30.0
+            if not isinstance(message, _ONCE):
+                world.at(again, arrive, target)
 
     def cut(self) -> None:
         """End the line: both ends notice, each in its own time."""

@@ -88,7 +88,8 @@ class Owner(Process):
         self.queue: list[Callable[[], None]] = []
         self._admission: Any = None
         self._wiring: Any = None
-        self._share = SimpleNamespace(topology=SimpleNamespace(participants=company.group(name)))
+        topology = SimpleNamespace(me=name, participants=company.group(name))
+        self._share = SimpleNamespace(topology=topology)
 
     @property
     def alias(self) -> str:

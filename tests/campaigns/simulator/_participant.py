@@ -61,6 +61,8 @@ class Plan:
     """Longest time between two saves."""
     engines: bool = False
     """Whether an engine writes into every attempt."""
+    triggers: bool = False
+    """Whether it steps between saves, where all hear what triggers ask for."""
 
 
 class Process:
@@ -107,6 +109,11 @@ class Process:
     def index(self) -> int:
         """Its place among the participants."""
         return self.job.participants.index(self.name)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for somebody else."""
+        return self.doing != "nothing"
 
     def start(self) -> None:
         self.line.up(messages.Hello(self.name, "", ""))
@@ -240,6 +247,10 @@ class Process:
             return
         self.saves_left -= 1
         self.step += 10
+        self.save_now()
+
+    def save_now(self) -> None:
+        """Capture, and take part in what follows."""
         self.call, self.doing, self.busy, self.wrote = self.machine.new_call(), "save", False, False
         self.ran_engine = False
         self.machine.captured(self.call, self.world.now)

@@ -17,10 +17,12 @@ from tests.campaigns.simulator._participant import Plan
 from tests.campaigns.simulator._parts import Indexer, payload_name
 from tests.campaigns.simulator._readers import Pinner, Reader
 from tests.campaigns.simulator._state import exists, manifest_at, wrong_with
+from tests.campaigns.simulator._stepping import draw_timing
 from tests.campaigns.simulator._world import Faults, World
 
 from stepseal.errors import CheckpointError
 from stepseal.layout import MANIFEST, parse_step_name, part_document_path
+from stepseal.protocol import _incarnation
 from stepseal.retention import Retention, latest
 from stepseal.steps import _publishers
 from stepseal.steps._catalog import read_marker
@@ -58,10 +60,11 @@ class Outcome:
 
 @contextlib.contextmanager
 def _seeded(world: World) -> Iterator[None]:
-    """Let random names come from the seed, and the times in names from virtual time.
+    """Let random names come from the seed, and the times in names and deadlines from virtual time.
 
     Everything else is handed its clock.
     """
+    times = SimpleNamespace(monotonic=lambda: world.now)
     real, real_time = secrets.token_hex, time.time
 
     def token_hex(nbytes: int | None = None) -> str:
@@ -69,7 +72,11 @@ def _seeded(world: World) -> Iterator[None]:
 
     secrets.token_hex, time.time = token_hex, world.clock
     try:
-        with mock.patch.object(_publishers, "threading", _NO_THREADS):
+        with (
+            mock.patch.object(_publishers, "threading", _NO_THREADS),
+            mock.patch.object(_incarnation, "time", times),
+            mock.patch.object(_incarnation, "own_time_s", times.monotonic),
+        ):
             yield
     finally:
         secrets.token_hex, time.time = real, real_time
@@ -89,6 +96,7 @@ class Simulation:
         self.goes_back = not self.rots and self.world.chance(faults.back)
         """Whether steps heap up, so that a later life restores an older one."""
         self.engines = faults.engines > 0 and self.world.chance(faults.engines)
+        self.triggers = faults.triggers > 0 and self.world.chance(faults.triggers)
 
     def new_oracle(self) -> Oracle:
         return Oracle(self.world)
@@ -128,7 +136,7 @@ class Simulation:
         pace_s = draw.choice((1.0, 1.0, 15.0))
         saves = draw.choice((1, 2, 2, 3)) if not self.goes_back else draw.choice((2, 4, 6))
         step = None if fresh else asked
-        plan = Plan(saves, step, fresh, pace_s=pace_s, engines=self.engines)
+        plan = Plan(saves, step, fresh, 2, pace_s, self.engines, self.triggers)
         keep = None if self.rots else draw.choice((None, 1, 1, 2))
         if self.goes_back:
             keep = None if number == 1 else draw.choice((1, 1, 2))
@@ -149,7 +157,8 @@ class Simulation:
 
     def new_start(self, number: int, size: int, plan: Plan, retention: Retention | None) -> Start:
         """Return one more start of the job."""
-        return Job(self.world, self.oracle, number, size, plan, self.new_attempt, retention)
+        world, timing = self.world, draw_timing(self.world) if plan.triggers else None
+        return Job(world, self.oracle, number, size, plan, self.new_attempt, retention, timing)
 
     def new_reader(self, number: int) -> Reader:
         """Return somebody who reads."""

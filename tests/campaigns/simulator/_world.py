@@ -71,6 +71,9 @@ class Faults:
     """Per life: lines do not keep the order of the messages of saves."""
     engines: float = 0.0
     """Per seed: an engine of each participant writes a file of its own into every attempt."""
+    triggers: float = 0.0
+    """Per seed: ranks step between their saves, and signals, minutes and time limits ask for more
+    saves, and for the end."""
     actors: float = 0.0
     """Per seed: the coordinator opens the calls, for actors of several roles."""
 

@@ -2,7 +2,7 @@
 
 python -m tests.campaigns.simulator.run --size fast|nightly|release [--jobs 2]
 python -m tests.campaigns.simulator.run --first-seed 500000 --seeds 500000    # go on from there
-python -m tests.campaigns.simulator.run --seed 17 [--actors] [--variant commit-early] [--trace]
+python -m tests.campaigns.simulator.run --seed 17 [--triggers] [--variant commit-early] [--trace]
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ from stepseal.testing._ranks import PRELOAD
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["NUM_SEEDS", "RARE_SEEDS", "Tally", "catch", "catch_all", "row_of", "run", "sweep"]
+__all__ = [
+    "NUM_SEEDS",
+    "RARE_SEEDS",
+    "WITH_TRIGGERS",
+    "Tally",
+    "catch",
+    "catch_all",
+    "row_of",
+    "run",
+    "sweep",
+]
 
 NUM_SEEDS: dict[Size, int] = {"fast": 1_000, "nightly": 20_000, "release": 1_000_000}
 KNOWN_SEEDS = {
@@ -99,7 +109,13 @@ where this one does not."""
 RARE_SEEDS = (1499, 2724)
 """Those of the first 3,000 that judge what a zombie may not do; the fast size runs them, too."""
 WITH_ENGINES = Faults(engines=1.0)
-SHARES = ((1.0, Faults(), ""), (0.25, WITH_ENGINES, " --engines"), (0.3, WITH_ACTORS, " --actors"))
+WITH_TRIGGERS = Faults(triggers=1.0)
+SHARES = (
+    (1.0, Faults(), ""),
+    (0.25, WITH_ENGINES, " --engines"),
+    (0.3, WITH_ACTORS, " --actors"),
+    (0.15, WITH_TRIGGERS, " --triggers"),
+)
 """Of the seeds, those that run with these faults, and how to ask for them."""
 _CHUNK = 125
 _VARIANT_SEEDS = 3_000
@@ -272,12 +288,14 @@ def _main() -> int:
     parser.add_argument("--variant", choices=VARIANTS, default="")
     parser.add_argument("--engines", action="store_true", help="engines write, too")
     parser.add_argument("--actors", action="store_true", help="the coordinator opens the calls")
+    parser.add_argument("--triggers", action="store_true", help="signals and time ask for saves")
     parser.add_argument("--trace", action="store_true", help="with --seed: print what happens")
     parser.add_argument("--first-seed", type=int, help="run from here on, without variants")
     parser.add_argument("--seeds", type=int, help="with --first-seed: how many")
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
-    option = " --engines" if asked.engines else " --actors" if asked.actors else ""
+    chosen = ("engines", asked.engines), ("actors", asked.actors), ("triggers", asked.triggers)
+    option = next((f" --{name}" for name, is_chosen in chosen if is_chosen), "")
     usual = {option: faults for _, faults, option in SHARES}[option]
     if asked.seed is not None:
         return _show(asked.seed, asked.variant, usual, trace=asked.trace)

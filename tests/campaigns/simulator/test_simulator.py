@@ -11,7 +11,15 @@ from tests.campaigns.simulator._actor_simulation import WITH_ACTORS
 from tests.campaigns.simulator._simulate import simulate
 from tests.campaigns.simulator._variants import VARIANTS
 from tests.campaigns.simulator._world import Faults
-from tests.campaigns.simulator.run import NUM_SEEDS, RARE_SEEDS, catch_all, row_of, run, sweep
+from tests.campaigns.simulator.run import (
+    NUM_SEEDS,
+    RARE_SEEDS,
+    WITH_TRIGGERS,
+    catch_all,
+    row_of,
+    run,
+    sweep,
+)
 
 CALM = Faults(*[0.0] * 20)
 PROMISES = {
@@ -101,6 +109,11 @@ PROMISES = {
     "what was resumed from is not deleted",
     "who saw a newer claim commits nothing",
     "a zombie never enters the lineage",
+    "a target tells what fired",
+    "all hear the same at a safe point",
+    "all raise a failure at one safe point",
+    "all save one step at a safe point",
+    "what fired is asked for",
 }
 """Each must be judged, or nothing is said about it."""
 
@@ -126,7 +139,15 @@ def test_calm_actors_commit_every_step(seed: int) -> None:
     assert outcome.num_claims >= 2
 
 
-@pytest.mark.parametrize("faults", [Faults(), WITH_ACTORS])
+@pytest.mark.parametrize("seed", range(3))
+def test_calm_jobs_with_triggers_commit_every_step(seed: int) -> None:
+    outcome = simulate(seed, dataclasses.replace(CALM, triggers=1.0))
+    assert outcome.problems == []
+    assert set(outcome.ends) == {"committed"}
+    assert outcome.checks["all hear the same at a safe point"]
+
+
+@pytest.mark.parametrize("faults", [Faults(), WITH_ACTORS, WITH_TRIGGERS])
 def test_same_seed_does_the_same(faults: Faults) -> None:
     first: list[str] = []
     again: list[str] = []
