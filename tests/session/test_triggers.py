@@ -338,3 +338,15 @@ def test_sigterm_without_a_trigger_lets_the_save_in_flight_end(
     else:
         assert steps == ()
         assert "SIGTERM" not in found.stderr
+
+
+def test_a_loop_around_batches_that_never_ends_is_told_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with new(tmp_path, USR2) as ckpt:
+        ckpt.restore()
+        signal.raise_signal(signal.SIGUSR2)
+        ckpt.step(1)
+        for _ in range(2000):
+            assert list(ckpt.batches(range(3))) == []
+    assert caplog.text.count("while step < num_steps and not ckpt.should_stop") == 1

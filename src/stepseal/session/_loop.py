@@ -38,6 +38,7 @@ __all__ = ["Loop", "Looping"]
 
 _log = logging.getLogger("stepseal")
 Batch = TypeVar("Batch")
+_MANY_EMPTY = 1000
 
 
 class Looping:
@@ -102,6 +103,8 @@ class Loop:
         self._warns = topology.rank == 0
         self.should_stop = False
         """All ranks stop at the step that they are at."""
+        self._num_empty = 0
+        """How often `batches` gave none, because the loop is over."""
         self._step = 0
         """The restored step."""
         self._restored: Sequence[Component] = ()
@@ -170,6 +173,7 @@ class Loop:
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """Make the iterator at the first `next`, then yield its batches."""
         if self.stops():
+            self._warn_of_endless_loop()
             return
         sampler = self._sampler_of(loader)
         forgets = sampler is None and has_no_state(loader)
@@ -184,6 +188,17 @@ class Loop:
         self._batches_left = None
         if sampler is not None:
             sampler.end_epoch()
+
+    def _warn_of_endless_loop(self) -> None:
+        """Say what to write, where a loop around `batches` may go on for ever without one."""
+        self._num_empty += 1
+        if self._warns and self._num_empty == _MANY_EMPTY:
+            _log.warning(
+                "stepseal: should_stop is True, and batches() was called %d times since, and gave "
+                "none: leave the loop around it, `while step < num_steps and not "
+                "ckpt.should_stop`.",
+                self._num_empty,
+            )
 
     def steps(self, num_steps: int) -> Iterator[int]:
         """Put the streams back at the first `next`, then count."""
