@@ -45,7 +45,8 @@ def test_begin_makes_a_folder_with_its_nonce(storage: Storage) -> None:
     root.claim()
     staging = begin(storage, 10, 1, attempt_id(1))
     assert staging.key == f"{STAGING}/step-10.1.{attempt_id(1)}"
-    assert read_bytes(storage, f"{staging.key}/.nonce", 100).decode() == staging.nonce
+    text = read_bytes(storage, f"{staging.key}/.nonce", 300).decode()
+    assert text.partition(" ")[0] == staging.nonce
     with pytest.raises(StorageUnavailable):
         begin(storage, 10, 1, attempt_id(1))
 

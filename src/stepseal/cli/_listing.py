@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from stepseal.cli._output import print_line, print_table, say
 from stepseal.cli._roots import measure_step, open_root
-from stepseal.layout import Area, size_text
+from stepseal.layout import Area, duration_text, size_text
 from stepseal.steps import in_lineage
 
 if TYPE_CHECKING:
     from stepseal.cli._roots import OpenRoot
     from stepseal.layout import Manifest
-    from stepseal.steps import StepEntry
+    from stepseal.steps import StepEntry, Unfinished
 
 __all__ = ["list_root", "print_listing"]
 
@@ -30,6 +31,7 @@ def list_root(path: str) -> dict[str, Any]:
         "incarnation": max(limits, default=None),
         "steps": [_row(root, entry, limits, pinned) for entry in entries],
         "published": [_published_row(root, entry) for entry in published],
+        "unfinished": [_unfinished_row(one) for one in root.steps.unfinished()],
         "foreign": list(root.steps.foreign()),
     }
 
@@ -75,6 +77,12 @@ def _published_row(root: OpenRoot, entry: StepEntry) -> dict[str, Any]:
     return row
 
 
+def _unfinished_row(one: Unfinished) -> dict[str, Any]:
+    row = dataclasses.asdict(one)
+    number = row.pop("step")
+    return {row.pop("area").noun: number, **row}
+
+
 def print_listing(found: dict[str, Any]) -> None:
     """Print one line per step, and then one per publication."""
     rows = [_cells(row) for row in found["steps"]]
@@ -86,8 +94,29 @@ def print_listing(found: dict[str, Any]) -> None:
     if found["published"]:
         print_line("")
         print_table(("VERSION", *headers), [_published_cells(row) for row in found["published"]])
+    if found["unfinished"]:
+        print_line("")
+        headers = ("NOT COMMITTED", "STATE", "AGE", "SIZE SO FAR", "LAST WRITE", "NOTE")
+        print_table(headers, [_unfinished_cells(row) for row in found["unfinished"]])
     for name in found["foreign"]:
         print_line(f"foreign, left alone: {name}")
+
+
+def _unfinished_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    name = f"step {row['step']}" if "step" in row else f"version {row['version']}"
+    notes = {
+        "in flight": f"by a process of {row['host']}",
+        "left over": "removed when the job starts again",
+        "unclear": f"its process cannot be seen from here: {row['host'] or 'host not known'}",
+    }
+    age, idle = (_ago(row[key]) for key in ("age_s", "idle_s"))
+    return (name, row["state"], age, size_text(row["size_bytes"]), idle, notes[row["state"]])
+
+
+def _ago(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    return f"{seconds:.0f} s" if seconds < 120 else duration_text(seconds)
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -54,7 +54,10 @@ def main() -> None:
 @_root
 @_json
 def ls(root: str, *, as_json: bool) -> None:
-    """List the steps and publications of ROOT; foreign folders are listed by name only."""
+    """List the steps and publications of ROOT, and saves that are in flight or left over.
+
+    Foreign folders are listed by name only.
+    """
     from stepseal.cli._listing import list_root, print_listing
 
     found = list_root(root)

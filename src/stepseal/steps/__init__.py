@@ -24,11 +24,13 @@ from stepseal.steps._removal import Removal
 from stepseal.steps._retire import PruneReport, Retirement
 from stepseal.steps._store import ReadSteps, RemoveSteps, StepStore
 from stepseal.steps._publishers import PublisherWatch
+from stepseal.steps._unfinished import Unfinished
 
 __all__ = [
     "AttemptFolder", "ClaimRecord", "CopiedStep", "Doubt", "FolderName", "Guards", "Indexer",
-    "KnownStep", "OwnedSteps", "PosixSteps", "PruneReport", "ReadSteps", "Reading", "Removal",
-    "RemoveSteps", "Retirement", "StepEntry", "StepInfo", "StepStore", "PublisherWatch",
-    "in_lineage", "is_step_folder", "left_lineage_at", "lineage_doubt", "lineage_limits",
-    "locate_root", "open_step_folder", "open_store", "parse_folder", "refuse_newer",
+    "KnownStep", "OwnedSteps", "PosixSteps", "PruneReport", "PublisherWatch", "ReadSteps",
+    "Reading", "Removal", "RemoveSteps", "Retirement", "StepEntry", "StepInfo", "StepStore",
+    "Unfinished", "in_lineage", "is_step_folder", "left_lineage_at", "lineage_doubt",
+    "lineage_limits", "locate_root", "open_step_folder", "open_store", "parse_folder",
+    "refuse_newer",
 ]

@@ -17,6 +17,7 @@ from stepseal.errors import Corrupt, IncompatibleFormat, StorageUnavailable
 from stepseal.layout import MANIFEST, MAX_MANIFEST_BYTES, Area, decode_manifest
 from stepseal.steps._folders import FolderName, parse_folder
 from stepseal.steps._in_place import cannot_move, remove_in_place
+from stepseal.steps._owners import own_process
 from stepseal.steps._roots import STAGING, SUPERSEDED, TRASH
 from stepseal.storage import KeyExists, KeyNotFound, create_durable, read_bytes, remove_tree
 
@@ -29,7 +30,9 @@ __all__ = [
 ]  # fmt: skip
 
 NONCE = ".nonce"
-"""File in a staging folder; a participant that can read it sees the coordinator's root."""
+"""File in a staging folder; a participant that can read it sees the coordinator's root.
+
+Its text: the nonce, a space, and the process that owns the attempt, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class AttemptFolder:
 
     key: str
     nonce: str
-    """Content of the nonce file; a participant that reads it sees the same root."""
+    """First word of the nonce file; a participant that reads it sees the same root."""
 
 
 def begin(
@@ -57,7 +60,7 @@ def begin(
     try:
         storage.make_dir(key)
         storage.sync_dir(STAGING)
-        create_durable(storage, f"{key}/{NONCE}", nonce.encode())
+        create_durable(storage, f"{key}/{NONCE}", f"{nonce} {own_process()}".encode())
     except KeyExists:
         raise  # not made here
     except StorageUnavailable:

@@ -24,6 +24,7 @@ from stepseal.steps._reading import Reading
 from stepseal.steps._removal import Removal
 from stepseal.steps._reopening import Reopening
 from stepseal.steps._resolve import resolve_attempt
+from stepseal.steps._unfinished import MAX_NONCE_BYTES, Unfinished, list_unfinished
 from stepseal.storage import KeyNotFound, read_bytes
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from stepseal.storage import Storage
 
 __all__ = ["PosixSteps"]
-
-_MAX_NONCE_BYTES = 256
 
 
 class PosixSteps:
@@ -94,6 +93,10 @@ class PosixSteps:
         """Return the number of every entry with the name of a publication; see `StepStore`."""
         return tuple(step_numbers(self.storage, Area.PUBLISHED))
 
+    def unfinished(self) -> tuple[Unfinished, ...]:
+        """Return the attempts that are not committed; see `StepStore`."""
+        return list_unfinished(self.storage)
+
     def watch_publisher(self) -> PublisherWatch:
         """Return what tells whether the publisher of publications lives; see `StepStore`."""
         return PublisherWatch(self.storage)
@@ -119,13 +122,13 @@ class PosixSteps:
         key = f"{attempt_key}/{NONCE}"
 
         def look() -> bytes:
-            return read_bytes(self.storage, key, _MAX_NONCE_BYTES)
+            return read_bytes(self.storage, key, MAX_NONCE_BYTES)
 
         try:
             found = self._reopening.between_attempts(look)
         except KeyNotFound:
             return None
-        return found.decode("ascii", "replace")
+        return found.decode("ascii", "replace").partition(" ")[0]
 
     def resolve(self, step: int, attempt: str, attempt_key: str) -> Resolved:
         """Find out whether an attempt was committed; see `protocol.ResolveAttempt`."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stepseal.steps._remembered import KnownStep
     from stepseal.steps._resolve import Resolved
     from stepseal.steps._retire import Retirement
+    from stepseal.steps._unfinished import Unfinished
     from stepseal.storage import Storage
 
 __all__ = ["ReadSteps", "RemoveSteps", "StepStore"]
@@ -92,6 +93,10 @@ class ReadSteps(Protocol):
 
         Reads no manifest: some may not be of this run, or damaged.
         """
+        ...
+
+    def unfinished(self) -> tuple[Unfinished, ...]:
+        """Return the attempts that are not committed: saves in flight, and what is left over."""
         ...
 
     def watch_publisher(self) -> PublisherWatch:
