@@ -90,14 +90,19 @@ def test_page_cache_is_no_reason_to_refuse(group: MemoryCgroup, tmp_path: Path) 
 
 
 def save_under_limit(
-    rank: int, root: str, path: str, spare_mb: int, mode: Literal["async", "sync"]
+    rank: int,
+    root: str,
+    path: str,
+    spare_mb: int,
+    mode: Literal["async", "sync"],
+    as_tree: bool = False,
 ) -> tuple[str, str]:
     """Save where the cgroup has some room left; return what came of it."""
     group = MemoryCgroup(Path(path))
     group.join()
     state = {"w": torch.ones(STATE_MB * MB // 4)}
     with ss.Checkpointer(root, mode=mode) as ckpt:
-        ckpt.add("s", state, sharing=ss.PER_RANK if dist.get_world_size() > 1 else None)
+        ckpt.add("s", state, sharing=ss.PER_RANK if as_tree else None)
         ckpt.restore(fresh=True)
         dist.barrier()
         if rank == 0:
@@ -140,11 +145,21 @@ def test_the_advice_works(group: MemoryCgroup, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_synchronous_save_copies_is_refused_likewise(
+    group: MemoryCgroup, tmp_path: Path
+) -> None:
+    root, path, spare = str(tmp_path), str(group.path), 3 * STATE_MB // 4
+    ((kind, message),) = run_ranks(1, save_under_limit, root, path, spare, "sync", True)
+    assert kind == "storage_unavailable"
+    assert "trees and tensors of other devices are copied" in message
+
+
+@pytest.mark.slow
 def test_ranks_that_fit_alone_but_not_together_are_all_told(
     group: MemoryCgroup, tmp_path: Path
 ) -> None:
     root, path = str(tmp_path), str(group.path)
-    found = run_ranks(2, save_under_limit, root, path, 3 * STATE_MB // 2, "async")
+    found = run_ranks(2, save_under_limit, root, path, 3 * STATE_MB // 2, "async", True)
     assert {kind for kind, _ in found} <= {"storage_unavailable", "participant_failed"}
     assert all("2 ranks share it" in message for _, message in found)
     assert ss.open(tmp_path).steps() == ()
@@ -153,7 +168,7 @@ def test_ranks_that_fit_alone_but_not_together_are_all_told(
 def save_without_a_look(rank: int, root: str, path: str, spare_mb: int) -> tuple[str, str]:
     assert Arena.__init__.__kwdefaults__ is not None
     Arena.__init__.__kwdefaults__["headroom"] = lambda: None
-    return save_under_limit(rank, root, path, spare_mb, "async")
+    return save_under_limit(rank, root, path, spare_mb, "async", as_tree=True)
 
 
 @pytest.mark.slow
