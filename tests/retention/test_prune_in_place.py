@@ -290,3 +290,11 @@ def test_a_step_that_moves_is_never_removed_in_place(storage: Storage) -> None:
     moved = Meanwhile(storage, lambda: None)
     prune_now(moved, root)
     assert not [one for one in moved.count.operations() if "in-place" in str(one)]
+
+
+def test_without_a_note_for_another_reason_than_room_it_stays(storage: Storage) -> None:
+    root = four(storage)
+    note = Fault(lambda verb, key: verb == "make_dir" and "in-place" in key, Fail(errno.EIO))
+    report = prune_now(unmoving(FaultyStorage(storage, [note])), root, keep=3)
+    assert "EIO" in report.failures[0]
+    assert read_step(storage, 10, root.run_id).state == "committed"
