@@ -68,19 +68,27 @@ class Termination:
 
     def _finish(self) -> None:
         """Wait for the save, say how it ended, and let the signal do what it does by default."""
-        _log.warning(
-            "stepseal: SIGTERM: the process ends when the save of step %d in flight has ended. To "
-            'save the newest step, and end the loop, add stepseal.on_signal("SIGTERM") to save=.',
-            self._step,
-        )
         try:
-            self._called.wait()
-            if (pending := self._flight.pending) is not None:
-                pending.wait()
-                _log.warning("stepseal: SIGTERM: step %d is committed", self._step)
+            if not self._called.is_set() or self._is_in_flight():
+                self._wait()
         except CheckpointError as error:
             _log.error("stepseal: SIGTERM: %s", error)
         finally:
             # signal.signal works on the main thread alone, which may never come back
             ctypes.pythonapi.PyOS_setsig(int(signal.SIGTERM), ctypes.c_void_p(0))
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def _is_in_flight(self) -> bool:
+        pending = self._flight.pending
+        return pending is not None and not pending.done()
+
+    def _wait(self) -> None:
+        _log.warning(
+            "stepseal: SIGTERM: the process ends when the save of step %d in flight has ended. To "
+            'save the newest step, and end the loop, add stepseal.on_signal("SIGTERM") to save=.',
+            self._step,
+        )
+        self._called.wait()
+        if (pending := self._flight.pending) is not None:
+            pending.wait()
+            _log.warning("stepseal: SIGTERM: step %d is committed", self._step)
