@@ -35,7 +35,7 @@ def test_every_campaign_has_its_broken_variants() -> None:
         "power-loss": 17,
         "ext4": 8,
         "strace": 3,
-        "simulator": 58,
+        "simulator": 68,
         "model": 15,
         "corruption": 9,
         "fuzz": 13,

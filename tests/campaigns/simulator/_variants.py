@@ -19,6 +19,7 @@ from tests.campaigns.simulator import _variants_actors as actors
 from tests.campaigns.simulator import _variants_engines as engines
 from tests.campaigns.simulator import _variants_keeping as keeping
 from tests.campaigns.simulator import _variants_replicas as replicas
+from tests.campaigns.simulator import _variants_triggers as triggers
 from tests.campaigns.simulator._parts import Indexer, facts_of, payload_of, write_files
 from tests.campaigns.simulator._world import Faults
 
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VARIANTS", "Variant", "broken"]
 
-Patch = "tuple[object, str, object]"
 _USUAL = Faults()
 _RACY = Faults(switch=0.3, second=0.8, pause=0.8)
 _HARSH = Faults(refuse=0.03, unreadable=0.05)
@@ -395,5 +395,6 @@ VARIANTS = {
     "pruned-in-place": Variant(keeping.prune_in_place),
     "grace-ignored": Variant(keeping.no_grace, _BACKWARDS),
     "grace-from-the-save": Variant(keeping.grace_from_save, _BACKWARDS),
+    **{name: Variant(patches, Faults(triggers=1.0)) for name, patches in triggers.BROKEN.items()},
     **{name: Variant(patches, actors.faults_of(name)) for name, patches in actors.BROKEN.items()},
 }

@@ -11,7 +11,7 @@ from tests.campaigns.simulator._company import Hub
 
 from stepseal.actors import Participant as Actor
 from stepseal.protocol import _actions as actions
-from stepseal.protocol import _cut, _save_round
+from stepseal.protocol import _cut, _stages
 from stepseal.protocol._agreement import disagreements
 from stepseal.protocol._coordinator import Coordinator
 from stepseal.protocol._cut import by_role, role_problems
@@ -111,7 +111,7 @@ def _lost_forgiven() -> Patches:
 
 def _all_at_once() -> Patches:
     """Nobody waits until its consumers have captured."""
-    return [(_save_round, "stages", lambda roster, _order: [tuple(roster)])]
+    return [(_stages, "stages", lambda roster, _order: [tuple(roster)])]
 
 
 def _relations_unchecked() -> Patches:
