@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepseal.process import OwnTime
+from stepseal.process import LeaseTime, OwnTime
 
 
 class Clock:
@@ -50,3 +50,39 @@ def test_it_never_runs_back_nor_ahead(gaps: list[float], slice_s: float) -> None
         assert now - seen <= slice_s + 1e-6
         seen = now
     assert seen - begun <= clock.now_s - 1000.0 + 1e-6
+
+
+class Host:
+    """A process that is stopped now and then, with all clocks that it looks at."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.own = OwnTime(5.0, self.clock)
+        self.leases = LeaseTime(600.0, lambda: 1e9 + self.clock.now_s, self.clock, self.own)
+
+    def runs(self, seconds: float) -> None:
+        for _ in range(int(seconds)):
+            self.clock.now_s += 1.0
+            self.own()
+
+    def behind_s(self) -> float:
+        return 1e9 + self.clock.now_s - self.leases()
+
+
+def test_leases_are_judged_by_unix_time_while_the_process_runs() -> None:
+    host = Host()
+    host.runs(1000)
+    assert host.behind_s() == 0.0
+
+
+def test_after_a_sleep_leases_get_the_time_to_be_renewed() -> None:
+    host = Host()
+    host.runs(100)
+    host.clock.now_s += 3600.0
+    assert host.behind_s() == 3595.0
+    host.runs(300)
+    assert host.behind_s() == 3595.0
+    host.clock.now_s += 1000.0  # and once more before all have renewed
+    assert host.behind_s() == 4590.0
+    host.runs(601)
+    assert host.behind_s() == 0.0

@@ -7,6 +7,7 @@ import pytest
 from tests.steps._kit import Root
 
 from stepseal.errors import StorageUnavailable
+from stepseal.process import LeaseTime
 from stepseal.steps._leases import (
     LEASES,
     SKEW_S,
@@ -16,6 +17,7 @@ from stepseal.steps._leases import (
     renew_lease,
     take_lease,
 )
+from stepseal.steps._removal import Removal
 from stepseal.storage import KeyNotFound
 from stepseal.testing import Fail, Fault, FaultyStorage, MemoryStorage
 
@@ -96,3 +98,23 @@ def test_a_lease_that_cannot_be_taken_back_is_held(storage: Storage) -> None:
     assert read_leases(storage, 1000) == {10: 1101}
     release_lease(storage, lease)
     assert storage.list_dir(LEASES) == ()
+
+
+@pytest.mark.parametrize("naive", [False, True])
+def test_a_lease_that_ran_out_while_all_were_suspended_still_protects(
+    storage: Storage, naive: bool
+) -> None:
+    """Reader and job sleep for a day; the prune comes first when they wake up."""
+    Root(storage)
+    now_s, awake_s = [1000.0], [1000.0]
+    clock = LeaseTime(600, lambda: now_s[0], lambda: now_s[0], lambda: awake_s[0])
+    removal = Removal(storage, lambda: now_s[0], None if naive else clock)
+    lease = take_lease(storage, 10, ttl_s=900, now_s=now_s[0])
+    now_s[0] += 86400.0
+    removal.sweep(1)
+    assert bool(removal.guards().leased) is not naive
+    if not naive:
+        renew_lease(storage, lease, ttl_s=900, now_s=now_s[0])
+        for one in (now_s, awake_s):
+            one[0] += 601.0
+        assert removal.guards().leased.keys() == {10}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from stepseal._version import __version__
 from stepseal.components import Topology, torch_in_use
 from stepseal.errors import CheckpointError
-from stepseal.process import Behind, Home
+from stepseal.process import Behind, Home, LeaseTime
 from stepseal.protocol import (
     CoordinatorDriver,
     Deadlines,
@@ -71,6 +71,10 @@ class JobOptions:
     """Triggers that depend on time alone."""
     progress: bool = True
     """Whether the coordinator shows people on a terminal how far each call is."""
+
+
+_RENEWED_S = 600.0
+"""Twice the time after which a reader renews its lease."""
 
 
 def _writer() -> Behind:
@@ -235,7 +239,10 @@ def coordinate(
         deadlines=limits,
         job=JobInfo(versions),
         housekeep=Housekeeper(
-            steps.removal(), options.retention, inspect, publish_keep=options.publish_keep
+            steps.removal(LeaseTime(_RENEWED_S)),
+            options.retention,
+            inspect,
+            publish_keep=options.publish_keep,
         ),
         announce=announce,
         gates=options.gates,

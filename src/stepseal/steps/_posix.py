@@ -145,6 +145,6 @@ class PosixSteps:
             reopening=self._reopening,
         )
 
-    def removal(self) -> Removal:
+    def removal(self, lease_clock: Callable[[], float] | None = None) -> Removal:
         """Return the view for removing steps; see `StepStore`."""
-        return Removal(self.storage)
+        return Removal(self.storage, lease_clock=lease_clock)

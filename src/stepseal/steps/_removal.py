@@ -39,11 +39,18 @@ class Removal:
     Args:
         storage: the root.
         clock: Unix time.
+        lease_clock: Unix time by which leases are judged; None takes the same.
     """
 
-    def __init__(self, storage: Storage, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        clock: Callable[[], float] = time.time,
+        lease_clock: Callable[[], float] | None = None,
+    ) -> None:
         self._storage = storage
         self._clock = clock
+        self._lease_clock = lease_clock or clock
         self._remembered: dict[tuple[str, Area], RememberedSteps] = {}
 
     def now_s(self) -> float:
@@ -68,7 +75,7 @@ class Removal:
 
     def guards(self, area: Area = Area.STEPS) -> Guards:
         """Return the current guards."""
-        return read_guards(self._storage, self._clock(), area)
+        return read_guards(self._storage, self._lease_clock(), area)
 
     def superseded(self) -> tuple[str, ...]:
         """Return the names of superseded folders."""
@@ -99,6 +106,7 @@ class Removal:
             trash_grace_s=trash_grace_s,
             trashed=trashed,
             clock=self._clock,
+            lease_clock=self._lease_clock,
         )
 
     def repair_latest(self, run_id: str) -> None:
@@ -113,6 +121,6 @@ class Removal:
         """
         sweep(self._storage, incarnation)
         drop_older(self._storage, incarnation)
-        drop_expired(self._storage, self._clock())
+        drop_expired(self._storage, self._lease_clock())
         for key in ("", INCARNATIONS, PINS):
             sweep_temporaries(self._storage, key, now_s=self._clock())

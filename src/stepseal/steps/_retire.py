@@ -93,6 +93,7 @@ class Retirement:
         trash_grace_s: seconds to keep a step in the trash after its move.
         trashed: names of folders that were in the trash before.
         clock: Unix time.
+        lease_clock: Unix time by which leases are judged.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Retirement:
         trash_grace_s: float,
         trashed: Collection[str],
         clock: Callable[[], float],
+        lease_clock: Callable[[], float],
     ) -> None:
         self.report = PruneReport()
         self._storage = storage
@@ -110,6 +112,7 @@ class Retirement:
         self._trashed = frozenset(trashed)
         self._trash_grace_s = trash_grace_s
         self._clock = clock
+        self._lease_clock = lease_clock
 
     def attempt(self, action: Callable[..., None], *arguments: object) -> None:
         """Run one action and note a failure; only a failed sync stops later actions.
@@ -199,7 +202,7 @@ class Retirement:
             self.report.removed.append(name.step)
 
     def _reasons_in_place(self, name: FolderName) -> str:
-        reasons = read_guards(self._storage, self._clock(), name.area).reasons(name.step)
+        reasons = read_guards(self._storage, self._lease_clock(), name.area).reasons(name.step)
         self._check_current()
         return "; ".join(reasons)
 
@@ -270,7 +273,7 @@ class Retirement:
             self._delete(dying)
 
     def _reasons_to_stay(self, name: FolderName) -> str:
-        guards = read_guards(self._storage, self._clock(), name.area)
+        guards = read_guards(self._storage, self._lease_clock(), name.area)
         return reasons_to_go_back(self._storage, name, guards)
 
     def _check_current(self) -> None:

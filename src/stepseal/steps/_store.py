@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from stepseal.layout import Area
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from stepseal.layout import Manifest
     from stepseal.steps._catalog import StepEntry
@@ -147,8 +147,12 @@ class StepStore(ReadSteps, Protocol):
         """
         ...
 
-    def removal(self) -> RemoveSteps:
-        """Return the view for removing steps."""
+    def removal(self, lease_clock: Callable[[], float] | None = None) -> RemoveSteps:
+        """Return the view for removing steps.
+
+        Args:
+            lease_clock: Unix time by which leases are judged; None takes that of the system.
+        """
         ...
 
 
