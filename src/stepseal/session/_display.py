@@ -31,7 +31,19 @@ _AFTER_S = 2.0
 _EVERY_S = 0.25
 _JOIN_S = 2.0
 _BAR_COLUMNS = 24
-_WORDS = {"capture": "capturing", "write": "writing", "engines": "writing", "apply": "reading"}
+_WORDS = {
+    "capture": "capturing",
+    "staging": "preparing",
+    "write": "writing",
+    "engines": "writing",
+    "compare": "comparing",
+    "publish": "committing",
+    "join": "waiting for all",
+    "select": "choosing",
+    "check": "checking",
+    "apply": "reading",
+    "claim": "claiming",
+}
 
 
 def open_display(*, progress: bool, environ: Mapping[str, str] = os.environ) -> Display | None:
@@ -140,8 +152,8 @@ class Display:
         else:
             grid.add_row("", text)
         with self._console.capture() as captured:
-            self._console.print(grid, width=max(1, self._console.width - 1))
-        return captured.get().rstrip("\n")
+            self._console.print(grid, width=max(1, self._console.width - 2))
+        return captured.get().rstrip("\n") + " "  # what somebody else prints begins after it
 
     def _run(self) -> None:
         while True:
