@@ -148,6 +148,9 @@ class Coordinator:
         self._wanted: set[int] = set()
         """Gated steps that `save` waits for."""
 
+    def __repr__(self) -> str:
+        return f"<Coordinator at {self._root}: newest step {self._progress.newest}>"
+
     def add(self, name: str, state: Fetched) -> None:
         """Let the controller save a component by itself; see `ss.fetched`.
 

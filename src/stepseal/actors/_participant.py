@@ -91,6 +91,9 @@ class Participant:
         self._turn = asyncio.Lock()
         """Held on an event loop by the call that runs: a restore gives way between its orders."""
 
+    def __repr__(self) -> str:
+        return f"<Participant {self.id}: {'not admitted' if self.is_lost else 'admitted'}>"
+
     @property
     def id(self) -> str:
         """Id of this participant, such as `trainer/3`."""
