@@ -1,8 +1,8 @@
 """What 5,000 kept steps cost: saves, prunes and the command line, against a root of two steps.
 
 All steps are copies of one real step, with numbers, attempts and digests of their own. Both roots
-are measured in one run, in turn, and ratios are taken repetition by repetition. A save counts as
-pruned when the step that it pushed out is gone, also from the trash.
+are measured in one run, in turn. A save counts as pruned when the step that it pushed out is gone,
+also from the trash.
 
     python benchmarks/many_steps.py --steps 5000 --repetitions 15 --root <folder on the disk>
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import secrets
 import shutil
@@ -102,13 +103,11 @@ class Job:
         self.ckpt.restore()
         self.save()
 
-    def save(self) -> float:
-        """Return the seconds until a save is committed and the step that it pushed out is gone."""
-        start = time.perf_counter()
+    def save(self) -> None:
+        """Return once a save is committed and the step that it pushed out is gone."""
         self._step += 1
         self.ckpt.save(self._step).wait()
         self._settle()
-        return time.perf_counter() - start
 
     def _settle(self) -> None:
         gone = self._step - self._num_kept
@@ -118,32 +117,37 @@ class Job:
         limit = time.monotonic() + 60
         while os.path.exists(folder) or os.listdir(trash):
             assert time.monotonic() < limit, f"step {gone} was not pruned"
-            time.sleep(0.0002)
+            time.sleep(0.0005)
+
+
+def timed(act: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds that something takes, and its seconds of processor time."""
+    start, before = time.perf_counter(), os.times()
+    act()
+    after = os.times()
+    return time.perf_counter() - start, sum(after[:4]) - sum(before[:4])
 
 
 def compare(
-    what: str, large: Callable[[], float], small: Callable[[], float], repetitions: int
+    what: str, large: Callable[[], object], small: Callable[[], object], repetitions: int
 ) -> None:
-    """Print both medians, and the median, lowest and highest ratio."""
-    pairs = [(large(), small()) for _ in range(repetitions + 1)][1:]
-    ratios = sorted(one / other for one, other in pairs)
-    print(
-        f"{what:<24}{1e3 * statistics.median(two for _, two in pairs):9.1f} ms"
-        f"{1e3 * statistics.median(one for one, _ in pairs):9.1f} ms"
-        f"{statistics.median(ratios):8.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f})",
-        flush=True,
-    )
+    """Print, for time and for processor time, both medians and the median ratio."""
+    pairs = [(timed(small), timed(large)) for _ in range(repetitions + 1)][1:]
+    cells = []
+    for clock in (0, 1):
+        times = [(few[clock], many[clock]) for few, many in pairs]
+        few, many = (1e3 * statistics.median(side) for side in zip(*times, strict=True))
+        cells.append(f"{few:9.1f} ms{many:9.1f} ms{many / few:7.2f}x")
+    print(f"{what:<18}{'  |'.join(cells)}", flush=True)
 
 
-def command(*arguments: str) -> float:
-    """Return the seconds that one command takes, from start to end."""
-    start = time.perf_counter()
+def command(*arguments: str) -> None:
+    """Run one command, and discard what it prints."""
     subprocess.run(
         [sys.executable, "-m", "stepseal.cli", *arguments],
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -158,22 +162,21 @@ def main() -> None:
     try:
         fill(large, options.steps)
         fill(small, SMALL)
-        print(f"{'':<24}{f'{SMALL} steps':>12}{f'{options.steps} steps':>12}{'ratio':>9}")
-        for verbs in (("ls",), ("show",)):
+        heads = f"{SMALL} steps", f"{options.steps} steps", "ratio"
+        row = "{:>12}{:>12}{:>8}".format(*heads)
+        print(f"{'':<18}{row}  |{row} (processor)")
+        for verb in ("ls", "show"):
             compare(
-                f"stepseal {' '.join(verbs)}",
-                lambda verbs=verbs: command(*verbs, large),  # type: ignore[misc]
-                lambda verbs=verbs: command(*verbs, small),  # type: ignore[misc]
+                f"stepseal {verb}",
+                functools.partial(command, verb, large),
+                functools.partial(command, verb, small),
                 min(options.repetitions, 5),
             )
         for prunes in (True, False):
-            start = time.perf_counter()
             many = Job(large, options.steps, prunes=prunes)
-            opened = time.perf_counter() - start
             few = Job(small, SMALL, prunes=prunes)
             what = "save and prune" if prunes else "save"
             compare(what, many.save, few.save, options.repetitions)
-            print(f"  restore and first {what}: {opened:.2f} s")
             many.ckpt.close()
             few.ckpt.close()
     finally:

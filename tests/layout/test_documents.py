@@ -20,7 +20,7 @@ from stepseal.layout import (
     seal,
     unseal,
 )
-from stepseal.layout._documents import DEFAULT_LIMITS, DocumentLimits, outline
+from stepseal.layout._documents import DEFAULT_LIMITS, MAX_INT, DocumentLimits, outline
 
 json_values = st.recursive(
     st.none()
@@ -102,6 +102,19 @@ def test_outline_sees_through_strings_across_windows(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr("stepseal.layout._documents._WINDOW_BYTES", window)
         assert outline(encode_document(value), DEFAULT_LIMITS) == whole
     assert (whole.num_values, whole.num_pairs, whole.depth) == (10, 2, 4)
+
+
+@pytest.mark.parametrize("window", [1, 7, 1 << 20])
+def test_an_int_out_of_range_is_refused_wherever_it_stands(
+    monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr("stepseal.layout._documents._WINDOW_BYTES", window)
+    for value in (MAX_INT, -MAX_INT, {"a": [str(2**64), MAX_INT, 1.5]}):
+        assert decode(encode_document(value)) == value
+    text = encode_document({"a": [str(2**64), MAX_INT]})
+    for number in (b"9223372036854775808", b"-9223372036854775808", b"18446744073709551615"):
+        assert "an int within" in refusal(number + b"\n")
+        assert "an int within" in refusal(text.replace(b" 9223372036854775807", b" " + number))
 
 
 def test_golden_bytes() -> None:

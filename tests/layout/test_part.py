@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from msgspec import to_builtins
 from tests.layout._samples import GOLDEN, flips, part, refusal_of, survivors
 
-from stepseal.errors import IncompatibleFormat, InvalidInput
+from stepseal.errors import Corrupt, IncompatibleFormat, InvalidInput
 from stepseal.layout import (
     DocumentRef,
     FileEntry,
     decode_part,
     encode_part,
     num_chunks,
+    part_bytes,
     part_index_path,
     seal,
 )
@@ -49,6 +50,17 @@ def test_parts_round_trip(entries: tuple[FileEntry, ...], step: int) -> None:
 def test_a_part_without_payload_needs_no_index() -> None:
     value = part(files=(), index=None)
     assert decode_part(encode_part(value)) == value
+
+
+def test_the_sizes_of_a_part_are_told_alone() -> None:
+    assert part_bytes(encode_part(part())) == (1 << 21) + 12 + (1 << 20) + 1 + 99
+    assert part_bytes(encode_part(part(files=(), index=None))) == 0
+
+
+def test_sizes_of_what_is_no_part_document_are_refused() -> None:
+    for text in (b"", b"{}", b'{"body": {"files": [{"size_bytes": -1}], "index": null}}'):
+        with pytest.raises(Corrupt, match="part document"):
+            part_bytes(text)
 
 
 def test_golden_bytes() -> None:

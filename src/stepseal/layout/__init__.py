@@ -27,7 +27,7 @@ from stepseal.layout._names import (CONTROL, DCP_INDEX, LATEST, MANIFEST, MARKER
 from stepseal.layout._ownership import (PayloadReport, agreeing, can_read, fits_world,
     holds_own_keys, payload_owner, payload_owners, payload_problems, payload_report, rule_of,
     shared_out, writes_plain, writes_replica)
-from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part
+from stepseal.layout._part import MAX_PART_BYTES, Part, decode_part, encode_part, part_bytes
 from stepseal.layout._replicas import replica_problems
 from stepseal.layout._saved_sets import saved_sharing, sets_option
 from stepseal.layout._sealed import FORMAT_VERSION, DocumentRef, FileEntry
@@ -50,7 +50,7 @@ __all__ = [
     "division_problems", "duration_text", "encode_document", "encode_index", "encode_manifest",
     "encode_part", "external_folder", "fits_world", "hex_digests", "holders_of", "holds_own_keys",
     "hull", "intersect", "linear_boxes", "manifest_digest", "num_chunks", "numbered_sets",
-    "parse_header", "parse_payload_path", "parse_step_name", "part_document_path",
+    "parse_header", "parse_payload_path", "parse_step_name", "part_bytes", "part_document_path",
     "part_index_path", "path_problem", "path_set_problems", "payload_owner", "payload_owners",
     "payload_path", "payload_problems", "payload_report", "payload_sizes", "refuse",
     "replica_problems", "role_of", "rule_of", "saved_sharing", "seal", "set_of_ranks",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -45,8 +45,8 @@ MAX_DOCUMENT_BYTES = 64 << 20
 
 _WINDOW_BYTES = 1 << 20
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_LONG_NUMBER = re.compile(rb"(?:^|[ -])[0-9]{19}")
-"""As many digits as `MAX_INT` has, in canonical JSON; may also be part of a text."""
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+"""As many digits as `MAX_INT` has."""
 _BEFORE_BODY = b'{\n "body": '
 _NUM_BYTES_AFTER_BODY = len(b',\n "sha256": "') + 64 + len(b'"\n}\n')
 _DEPTH_STEP = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
@@ -76,13 +76,15 @@ class Outline:
     """Number of key-value pairs, duplicates included."""
     depth: int
     """Deepest nesting."""
+    has_long_numbers: bool = field(default=False, compare=False)
+    """A number may exceed `MAX_INT`; always so for long texts, which are scanned in windows."""
 
 
 def outline(text: bytes, limits: DocumentLimits) -> Outline:
     """Count the values in JSON text, in bounded memory; stops soon after a limit is exceeded."""
     # A quote that is not a delimiter is always escaped, so without escapes every quote is one.
     text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    num_values, num_pairs, depth, deepest, in_string = 1, 0, 0, 0, 0
+    num_values, num_pairs, depth, deepest, in_string, outside = 1, 0, 0, 0, 0, b""
     for start in range(0, len(text), _WINDOW_BYTES):
         pieces = text[start : start + _WINDOW_BYTES].split(b'"')
         outside = b"".join(pieces[in_string::2])
@@ -99,7 +101,8 @@ def outline(text: bytes, limits: DocumentLimits) -> Outline:
         # Below zero the text is malformed; the decoder has the better message.
         if deepest > limits.max_depth or min(depths) < 0:
             break
-    return Outline(num_values, num_pairs, deepest)
+    is_long = len(text) > _WINDOW_BYTES or _LONG_NUMBER.search(outside) is not None
+    return Outline(num_values, num_pairs, deepest, is_long)
 
 
 def encode_document(value: object, limits: DocumentLimits = DEFAULT_LIMITS) -> bytes:
@@ -162,7 +165,7 @@ def decode_document(
         raise refuse(what, [f"expected JSON, found {error}"]) from error
     # What is canonical and nested as allowed holds no other problem than an int out of range.
     is_canonical = _is_canonical(text, value)
-    if is_canonical and _LONG_NUMBER.search(text) is None:
+    if is_canonical and not found.has_long_numbers:
         return value
     if problem := _value_problem(value, limits):
         raise refuse(what, [problem.removeprefix(": ")])

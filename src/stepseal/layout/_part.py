@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from stepseal.layout._documents import refuse
 from stepseal.layout._names import (
     parse_payload_path,
     part_index_path,
@@ -21,6 +24,7 @@ from stepseal.layout._sealed import (
     FileEntry,
     FormatVersion,
     Hex32,
+    Size,
     StepNumber,
     decode_sealed,
     encode_sealed,
@@ -31,7 +35,7 @@ from stepseal.layout._validate import Problems, show
 if TYPE_CHECKING:
     from stepseal.layout._digests import Buffer
 
-__all__ = ["MAX_PART_BYTES", "Part", "decode_part", "encode_part"]
+__all__ = ["MAX_PART_BYTES", "Part", "decode_part", "encode_part", "part_bytes"]
 
 MAX_PART_BYTES = 256 << 20
 """Largest part document."""
@@ -74,6 +78,39 @@ def decode_part(data: Buffer, *, what: str = "part document") -> Part:
         Corrupt: anything else is wrong; `.problems` lists every finding with its path.
     """
     return decode_sealed(Part, data, _check, what=what, max_bytes=MAX_PART_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sized:
+    size_bytes: Size
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    files: tuple[_Sized, ...]
+    index: _Sized | None
+
+
+@dataclass(frozen=True, slots=True)
+class _SealedSizes:
+    body: _Sizes
+
+
+def part_bytes(data: Buffer, *, what: str = "part document") -> int:
+    """Return the size of the index and all files that a part document lists, and check no more.
+
+    Args:
+        data: all bytes of the file, after their digest was found to be the manifest's.
+        what: names the file in errors.
+
+    Raises:
+        Corrupt: it is no part document.
+    """
+    try:
+        body = msgspec.json.decode(data, type=_SealedSizes).body
+    except ValueError as error:
+        raise refuse(what, [str(error)]) from None
+    return sum(file.size_bytes for file in (*body.files, *filter(None, [body.index])))
 
 
 def _check(part: Part, problems: Problems) -> None:

@@ -121,7 +121,8 @@ class CommittedFiles:
                 ref.path, f"expected at most {max_bytes} bytes, found {ref.size_bytes} listed"
             )
         with self.open(ref.path, ref.size_bytes, participant=participant) as handle:
-            data = allocate(ref.size_bytes)
+            is_small = ref.size_bytes <= CHUNK_BYTES  # a mapping would cost more than the bytes
+            data = memoryview(bytearray(ref.size_bytes)) if is_small else allocate(ref.size_bytes)
             handle.read_into(data, 0)
         found = sha256_hex(data)
         if found != ref.sha256:

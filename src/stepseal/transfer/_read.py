@@ -21,6 +21,7 @@ from stepseal.layout import (
     decode_index,
     decode_part,
     parse_payload_path,
+    part_bytes,
     payload_sizes,
     tree_document_path,
     tree_segment_path,
@@ -38,7 +39,7 @@ from stepseal.transfer._values import StoredBox
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stepseal.layout import FileEntry, Part, PartRef
+    from stepseal.layout import DocumentRef, FileEntry, Part, PartRef
     from stepseal.storage import Storage
     from stepseal.transfer._values import ReadRequest
 
@@ -106,16 +107,15 @@ class StepReader:
         return self._parts[participant]
 
     def parts_bytes(self) -> int:
-        """Return the size of all files of the parts; reads every part document.
+        """Return the size of all files of the parts; reads every part document, and keeps none.
 
         Raises:
-            Corrupt: see `part`.
+            Corrupt: a document differs from the manifest's digest.
         """
         total = 0
         for ref in self._manifest.parts:
-            part = self.part(ref.participant)
-            total += ref.document.size_bytes + sum(file.size_bytes for file in part.files)
-            total += 0 if part.index is None else part.index.size_bytes
+            data = self._part_document(ref.document, ref.participant)
+            total += len(data) + part_bytes(data, what=self._files.key(ref.document.path))
         return total
 
     def index(self, participant: str) -> PartIndex:
@@ -285,7 +285,7 @@ class StepReader:
                 step=self._manifest.step,
                 participant=participant,
             )
-        data = self._files.read_document(ref, MAX_PART_BYTES, participant=participant)
+        data = self._part_document(ref, participant)
         part = decode_part(data, what=self._files.key(ref.path))
         found = (part.step, part.attempt, part.participant)
         expected = (self._manifest.step, self._manifest.attempt, participant)
@@ -297,6 +297,9 @@ class StepReader:
                 problem = f"expected files of {participant}, found {entry.path}"
                 raise self._files.damaged(ref.path, problem, participant=participant)
         return part
+
+    def _part_document(self, ref: DocumentRef, participant: str) -> memoryview:
+        return self._files.read_document(ref, MAX_PART_BYTES, participant=participant)
 
     def _is_own(self, entry: FileEntry, participant: str) -> bool:
         """Return whether a file belongs to this participant, so that two parts never share one."""
