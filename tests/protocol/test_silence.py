@@ -41,6 +41,7 @@ from stepseal.protocol import (
 from stepseal.protocol import _messages as messages
 from stepseal.protocol._actions import Send
 from stepseal.protocol._coordinator import Coordinator
+from stepseal.protocol._restore_round import RestoreRound
 from stepseal.protocol._wire import pack_message
 
 if TYPE_CHECKING:
@@ -265,3 +266,39 @@ def test_the_hub_of_a_parent_serves_on_when_a_child_has_closed_its_copy() -> Non
         assert in_child(hub.close) == "None"
         peer.send(GOODBYE)
         assert inbox.next() == ("a", GOODBYE)
+
+
+def test_a_line_that_takes_nothing_for_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_by(Clock(tick_s=BEAT_S), _socket_link, monkeypatch, naive=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = Address("127.0.0.1", listener.getsockname()[1], TOKEN)
+        link = SocketLink(address, "a", FAST, "0")
+        peer, _ = listener.accept()
+        with peer:
+            link.send(messages.Failed(1, 1, "write", messages.Failure("x", "x" * (16 << 20))))
+            peer.settimeout(60)
+            while peer.recv(1 << 20):
+                pass  # until its end
+        link.close()
+
+
+def test_both_ends_forget_their_descriptors_without_a_word() -> None:
+    with idle() as hub, connected(hub) as peer:
+        line = accepted(hub)
+        hub.forget()
+        assert not line.is_open
+        assert peer.socket.recv(1) == b""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        link = SocketLink(Address("127.0.0.1", listener.getsockname()[1], TOKEN), "a", FAST, "0")
+        peer_end, _ = listener.accept()
+        with peer_end:
+            link.forget()
+            assert peer_end.recv(1) == b""
+            link.send(messages.Heartbeat())  # is lost
+        link.close()
+
+
+def test_a_restore_waits_on_after_a_sleep() -> None:
+    found = RestoreRound(1, ("t/0", "t/1"), PATIENT, 0.0)
+    found.postpone(3600.0)
+    assert found.deadline == PATIENT.connect_s + 3600.0

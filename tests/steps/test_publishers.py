@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.steps._kit import FakeIndexer, Root
 
+from stepseal.errors import StorageUnavailable
 from stepseal.process import OwnTime
 from stepseal.steps._claims import claim
 from stepseal.steps._owned import OwnedSteps
@@ -203,3 +205,16 @@ def test_a_watch_that_compares_clocks_is_caught(watched: Watched) -> None:
     watched.life.start(watched.number)
     assert naive(publisher_now_s, watched.clock.now_s) == "lost"
     assert watched.state_after(1) == "alive"
+
+
+def test_a_life_whose_file_cannot_be_made_leaves_no_thread_and_starts_later() -> None:
+    fault = Fault(lambda verb, key: verb == "create_file" and PUBLISHERS in key, Fail(errno.EIO))
+    storage = FaultyStorage(MemoryStorage(), [fault])
+    Root(storage)
+    life = PublishingLife(storage)
+    with pytest.raises(StorageUnavailable):
+        life.start(1)
+    assert not [one for one in threading.enumerate() if one.name == "stepseal-publisher"]
+    life.start(1)
+    assert life.beat()
+    life.close()

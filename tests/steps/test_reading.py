@@ -8,6 +8,7 @@ import pytest
 from tests.steps._kit import Root
 
 from stepseal.errors import Corrupt, StepNotFound
+from stepseal.process import Home
 from stepseal.steps._catalog import read_step
 from stepseal.steps._leases import LEASES, drop_expired, read_leases
 from stepseal.steps._reading import Reading
@@ -239,3 +240,19 @@ def test_what_stays_damaged_is_damage(storage: Storage) -> None:
     manifest = manifest_of(Root(storage), 10)
     with Reading(storage, manifest) as reading:
         assert reading.look(lambda _: "damaged", is_damaged=lambda _: True) == "damaged"
+
+
+def test_a_forked_child_neither_renews_nor_ends_the_lease(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_of(Root(storage), 10)
+    now = [1000.0]
+    with Reading(storage, manifest, clock=lambda: now[0]) as reading:
+        before = read_leases(storage, 0)
+        monkeypatch.setattr(Home, "is_here", property(lambda _: False))
+        now[0] += 500
+        reading.tick()
+        reading.__exit__(None, None, None)
+        assert read_leases(storage, 0) == before
+        monkeypatch.undo()
+    assert storage.list_dir(LEASES) == ()
