@@ -237,7 +237,8 @@ _WHERE: dict[str, Callable[[str, str], bool]] = {
 
 @pytest.mark.parametrize("where", _WHERE)
 def test_no_space_at_any_point_of_a_save_aborts_it_on_all(tmp_path: Path, where: str) -> None:
-    fault = Fault(_WHERE[where], Fail(errno.ENOSPC))
+    again = where == "staging folder"  # the coordinator makes room, and tries this once more
+    fault = Fault(_WHERE[where], Fail(errno.ENOSPC), sticky=again)
     plans: list[list[Fault]] = [[], []]
 
     def storage(rank: int) -> FaultyStorage:
@@ -272,4 +273,4 @@ def _after_first(fault: Fault) -> Fault:
     """Let the fault strike in the attempt of step 2 only."""
     assert callable(fault.at)
     fits = fault.at
-    return Fault(lambda op, key: "step-2" in key and fits(op, key), fault.action)
+    return Fault(lambda op, key: "step-2" in key and fits(op, key), fault.action, fault.sticky)

@@ -261,7 +261,7 @@ class SafePoints:
 
     def on_time(self, now: float) -> list[actions.Action]:
         """Hold nobody any longer for a rank whose link does not answer, though it is not lost."""
-        if now < self.deadline:
+        if not self.is_asking or now < self.deadline:
             return []
         silent = [one for one in self._roster if one not in self._passed]
         due = self._triggers.take()
