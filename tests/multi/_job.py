@@ -267,6 +267,7 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
         topology = dataclasses.replace(topology, nodes=nodes)
         driver = GatedDriver(topology.me, link, options.deadlines)
         driver.gate = gate
+        rendezvous.settle(None)  # nobody passes a safe point before all have connected
         return topology, Wiring(steps, driver, coordinator)
 
     return join

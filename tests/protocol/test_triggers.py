@@ -264,18 +264,3 @@ def test_threads_of_a_job_hear_the_same_at_the_same_safe_point() -> None:
     (first, second) = stops.values()
     assert first == second
     assert len(first) == 50
-
-
-def test_a_rank_whose_link_never_answers_holds_the_others_for_a_time() -> None:
-    """One that died before it connected: nobody notices that it is gone."""
-    coordinator = new()
-    coordinator.on_message(TWO[0], SIGTERM, 1.0)
-    answer(coordinator, TWO[0], 3)
-    assert coordinator.next_deadline() == 1.0 + DEADLINES.capture_s
-    todo = coordinator.on_time(1.0 + DEADLINES.capture_s)
-    assert [(name, messages.Lapsed(1)) for name in TWO] == points(todo)
-    (warning,) = (one.text for one in todo if isinstance(one, actions.Warn))
-    assert "trainer/1 did not say" in warning
-    assert "SIGTERM at trainer/0" in warning
-    assert coordinator.on_time(100.0) == []
-    assert coordinator.next_deadline() == float("inf")

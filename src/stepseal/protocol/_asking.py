@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from stepseal.layout import role_of
 from stepseal.protocol import _actions as actions
 from stepseal.protocol._cut import by_role
-from stepseal.protocol._failures import named
 from stepseal.protocol._opening import BeginRestore, BeginSave
 from stepseal.protocol._safe_points import AskSafePoint, Lapsed, SafePoint, Target
 from stepseal.protocol._triggers import Due
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SafePoints", "target"]
 
-_NEVER = float("inf")
 _NONE = 0
 """Number of no request: they begin with 1."""
 
@@ -52,12 +50,10 @@ class SafePoints:
 
     Args:
         triggers: what is due.
-        limit_s: seconds in which all must answer a request without a call.
     """
 
-    def __init__(self, triggers: Triggers, limit_s: float) -> None:
+    def __init__(self, triggers: Triggers) -> None:
         self._triggers = triggers
-        self._limit_s = limit_s
         self._stepping: set[str] = set()
         """Participants that begin a call at a safe point."""
         self._request = 0
@@ -70,8 +66,6 @@ class SafePoints:
         """Who is at the target."""
         self._due = Due()
         """What was told with the target."""
-        self.deadline = _NEVER
-        """When a request without a call is given up, if its target was not named."""
         self._begins: dict[str, Begin] = {}
         """What they are told to begin there."""
 
@@ -160,7 +154,6 @@ class SafePoints:
         }
         due = self._triggers.take() if self.call is None else None
         self._due = due or Due()
-        self.deadline = _NEVER
         todo: list[actions.Action] = []
         for one in self._roster:
             point = self._targets[role_of(one)]
@@ -242,10 +235,9 @@ class SafePoints:
             actions.Send(one, Lapsed(self._request)) for one in self._roster
         ]
         self._roster = {}
-        self.deadline = _NEVER
         return told
 
-    def ask_what_is_due(self, lives: Lives, now: float) -> list[actions.Action]:
+    def ask_what_is_due(self, lives: Lives) -> list[actions.Action]:
         """Ask all ranks that are left where they stop for what is due, one request at a time."""
         if self.is_open or not self._triggers.is_due:
             return []
@@ -253,24 +245,9 @@ class SafePoints:
         gone = lives.absent(roster)
         left = {one: life for one, life in roster.items() if one not in gone}
         if not lives.closed:
-            asked = self.ask(left)
-            self.deadline = now + self._limit_s
-            return asked
+            return self.ask(left)
         self._triggers.take()  # the others close next, and settle their saves there
         return self.let_go(left)
-
-    def on_time(self, now: float) -> list[actions.Action]:
-        """Hold nobody any longer for a rank whose link does not answer, though it is not lost."""
-        if not self.is_asking or now < self.deadline:
-            return []
-        silent = [one for one in self._roster if one not in self._passed]
-        due = self._triggers.take()
-        what = due.save or due.stop or f"the failure of call {due.failed[0]}"
-        text = (
-            f"{named(silent)} did not say within {self._limit_s:g} s at which safe point to stop "
-            f"for {what}: nobody stops for it"
-        )
-        return [actions.Warn(text), *self.lapse()]
 
     def settle(self, calls: Collection[int]) -> list[actions.Action]:
         """Let the request of a call lapse that has ended.

@@ -61,7 +61,7 @@ class Coordinator:
     ) -> None:
         self._lives = Lives(participants)
         self._triggers = Triggers(timing or Timing())
-        self._points = SafePoints(self._triggers, deadlines.capture_s)
+        self._points = SafePoints(self._triggers)
         self._now = 0.0
         """Time of the newest event that told it."""
         self._opens = not participants
@@ -94,8 +94,9 @@ class Coordinator:
 
     def next_deadline(self) -> float:
         """Return the monotonic time by which `on_time` must be called."""
-        deadlines = [one.deadline for one in (self._points, *self._rounds.values())]
-        return min(self._triggers.deadline(self._now), *deadlines)
+        return min(
+            [self._triggers.deadline(self._now), *(r.deadline for r in self._rounds.values())]
+        )
 
     def seen(self) -> tuple[list[SaveRound | RestoreRound], Mapping[int, Waiting]]:
         """Return the open calls, and who of them waits where, for people."""
@@ -199,7 +200,7 @@ class Coordinator:
         for their safe points before they are told to begin.
         """
         kept = []
-        asked = [] if self._opens else self._points.ask_what_is_due(self._lives, self._now)
+        asked = [] if self._opens else self._points.ask_what_is_due(self._lives)
         todo = asked + todo  # whoever hears of a failure was asked before
         lapsed = self._points.settle(self._rounds)
         for action in self._points.instead(todo + lapsed, self._rounds, self._rosters):
@@ -345,7 +346,7 @@ class Coordinator:
         """Check deadlines; call it after all messages that have arrived were handled."""
         self._now = now
         self._triggers.on_time(now)
-        todo = self._points.on_time(now) + self._end_of_grace(now)
+        todo = self._end_of_grace(now)
         for found in list(self._rounds.values()):
             if now >= found.deadline:
                 todo += found.on_deadline(self._points.waiting().get(found.call))
