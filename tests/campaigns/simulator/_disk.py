@@ -149,6 +149,8 @@ class Disk:
         self.num_refused += struck < world.faults.refuse
         if struck < world.faults.refuse / 2:
             number = world.random.choice(_ERRNOS)
+            if verb == "rename" and key.startswith(("step-", "published/")):
+                number = errno.EIO if number == errno.ENOSPC else number  # else removed in place
             if number == errno.ETIMEDOUT and verb in ("rename", "exchange"):
                 self._carry_out_late(verb, key, run, target)
             self.had_no_room = self.had_no_room or number == errno.ENOSPC

@@ -105,12 +105,11 @@ class Oracle:
     # -- the disk --------------------------------------------------------------------------------
 
     def before_change(self, disk: Disk, verb: str, key: str, target: str) -> None:
-        node = disk.node
         inside = _INSIDE.fullmatch(key) is not None
         if verb in ("create_file", "make_dir", "write", "remove_file", "remove_dir"):
             self.require("nothing is changed in place", not inside, verb, key)
         if verb in ("remove_file", "remove_dir"):
-            self._before_removal(node, key)
+            self._before_removal(disk, key)
         elif verb == "replace" and target != LATEST:
             self.require("nothing is overwritten", not exists(self.world.disk, target), key, target)
         elif verb == "rename":
@@ -124,13 +123,15 @@ class Oracle:
                 if not self.in_lineage(commit.incarnation, step):
                     self.superseded.add(commit.attempt)
 
-    def _before_removal(self, node: Node, key: str) -> None:
-        claim = _CLAIM.fullmatch(key)
+    def _before_removal(self, disk: Disk, key: str) -> None:
+        node, claim = disk.node, _CLAIM.fullmatch(key)
         self.require("claims stay", claim is None, node.name, "removes", key)
         if key.endswith(f"/{MANIFEST}"):
             folder = key.rpartition("/")[0]
             found = manifest_at(self.world.disk, folder)
             attempt = "" if found is None else found.attempt
+            if attempt and folder.endswith(".pruned"):  # it could not be renamed for its deletion
+                self.keeping.before_deletion(disk, folder, folder)
             gone = attempt in self.commits and attempt not in self.pruned
             gone = gone and not self._is_elsewhere(attempt, folder)
             gone = gone and attempt not in self.withdrawn
