@@ -259,15 +259,14 @@ def gated_join(gate: Gate) -> Callable[[str, JobOptions], tuple[Topology, Wiring
             gated = GatedHub(hub, gate, topology.participants[-1])
             coordinator = coordinate(steps, topology, options, gated)
             said = {0: node, **rendezvous.gather()}
-            nodes = numbered([said[one] for one in range(topology.world_size)])
-            rendezvous.publish(hub.addresses, nodes)
+            rendezvous.publish(hub.addresses, nodes := numbered([said[i] for i in sorted(said)]))
         else:
             link, nodes = rendezvous.connect(ss.__version__, node)
             gate.reach("connect/reached")
         topology = dataclasses.replace(topology, nodes=nodes)
         driver = GatedDriver(topology.me, link, options.deadlines)
         driver.gate = gate
-        rendezvous.settle(None)  # nobody passes a safe point before all have connected
+        rendezvous.settle(None)  # all have connected before anybody passes a safe point
         return topology, Wiring(steps, driver, coordinator)
 
     return join

@@ -112,8 +112,10 @@ class TriggersWalk:
         return program
 
     def run(self) -> list[str]:
-        for rank in self.ranks.values():
-            rank.said.append(messages.Hello(rank.name, "", ""))
+        for rank in self.ranks.values():  # nobody begins before all have connected
+            self.take(
+                self.coordinator.on_message(rank.name, messages.Hello(rank.name, "", ""), 0.0)
+            )
         self.take(self.coordinator.on_time(self.now))
         moves = [self.train] * 8 + [self.hear] * 8 + [self.deliver] * 8 + [self.work] * 3
         moves += [self.write, self.notice, self.notice, self.notice_loss]

@@ -25,7 +25,10 @@ GONE = messages.Failure("participant_failed", "gone")
 
 
 def new(timing: Timing | None = None) -> Coordinator:
-    return Coordinator(TWO, DEADLINES, lambda: attempt_id(1), timing=timing)
+    found = Coordinator(TWO, DEADLINES, lambda: attempt_id(1), timing=timing)
+    for name in TWO:
+        found.on_message(name, messages.Hello(name, "", ""), 0.0)
+    return found
 
 
 def points(todo: Sequence[actions.Action]) -> list[tuple[str, messages.FromCoordinator]]:
@@ -154,6 +157,16 @@ def test_a_trigger_that_fires_while_another_rank_has_closed_holds_nobody() -> No
     coordinator = new()
     coordinator.on_message(TWO[1], messages.Goodbye(), 1.0)
     assert points(coordinator.on_message(TWO[0], SIGTERM, 1.0)) == [(TWO[0], messages.Lapsed(0))]
+
+
+def test_nobody_is_asked_before_all_have_connected() -> None:
+    """One that died before holds nobody: only a save that awaits it notices."""
+    coordinator = Coordinator(TWO, DEADLINES, lambda: attempt_id(1))
+    coordinator.on_message(TWO[0], messages.Hello(TWO[0], "", ""), 0.0)
+    todo = coordinator.on_message(TWO[0], SIGTERM, 1.0)
+    assert points(todo) == [(TWO[0], messages.Lapsed(0))]
+    todo = coordinator.on_message(TWO[1], messages.Hello(TWO[1], "", ""), 2.0)
+    assert points(todo) == ASK
 
 
 def test_minutes_ask_by_themselves() -> None:

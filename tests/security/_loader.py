@@ -46,11 +46,13 @@ FORBIDDEN = re.compile(
 )
 HARMLESS_PATHS = (
     "/proc/self/fdinfo/",
+    f"/proc/{os.getpid()}/stat",
     "/proc/self/mountinfo",
     "/proc/sys/kernel/random/boot_id",
     str(Path(torch.__file__).parent),
 )
-"""Mount numbers; the identity of the machine; torch's own source, which it quotes in warnings."""
+"""Mount numbers; when this process began; the identity of the machine; torch's own source, which it
+quotes in warnings."""
 
 
 NOT_IN_DCP = ("counters", "loader", "rng")

@@ -189,14 +189,18 @@ def test_an_event_loop_that_takes_the_descriptor_afterwards_does_not_hide_signal
 
 
 def test_the_second_interrupt_interrupts(tmp_path: Path) -> None:
-    with new(tmp_path, ss.on_signal("SIGINT")) as ckpt:
-        ckpt.restore()
-        signal.raise_signal(signal.SIGINT)
-        ckpt.step(1)
-        assert ckpt.should_stop
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with new(tmp_path, ss.on_signal("SIGINT")) as ckpt:
+            ckpt.restore()
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            ckpt.step(1)
+            assert ckpt.should_stop
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_forked_child_neither_tells_its_parent_nor_survives(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Invariants:
 
 - One request at a time. It ends when every rank that was asked is at its target, or it lapses.
 - The target of a role is told only after all of its ranks have answered.
+- A rank passes no safe point before all have connected, so nobody is asked before that.
 - A rank is told to begin a call together with the target, never before it.
 - A rank that is lost, released, closed or too late is never waited for. The request for a call
   lapses then. One without a call goes on among the others; it lapses only if a rank closes before
@@ -239,7 +240,7 @@ class SafePoints:
 
     def ask_what_is_due(self, lives: Lives) -> list[actions.Action]:
         """Ask all ranks that are left where they stop for what is due, one request at a time."""
-        if self.is_open or not self._triggers.is_due:
+        if self.is_open or not self._triggers.is_due or not lives.all_connected:
             return []
         roster = lives.roster()
         gone = lives.absent(roster)

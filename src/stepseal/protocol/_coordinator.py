@@ -238,7 +238,8 @@ class Coordinator:
                     self._triggers.limit(participant, message, now)
                     return self._points.let_go([participant])
                 self._triggers.on_fired(participant, message, now)
-                return self._points.let_go([participant]) if self._points.is_asking else []
+                waits = self._lives.all_connected and not self._points.is_asking
+                return [] if waits else self._points.let_go([participant])
             case messages.Captured() | messages.Failed():
                 return self._on_save(participant, message, now)
             case messages.SaveAsked():

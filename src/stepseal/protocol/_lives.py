@@ -114,6 +114,11 @@ class Lives:
         """Who said goodbye."""
         return self._gone
 
+    @property
+    def all_connected(self) -> bool:
+        """True once everybody has connected who is not lost."""
+        return self._kept.keys() <= self._lost.keys()
+
     def absent(self, roster: Mapping[str, str]) -> dict[str, Failure]:
         """Return who of a call is not there any more, and why.
 

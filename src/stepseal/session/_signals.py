@@ -14,8 +14,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
-import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -63,9 +63,10 @@ class _Process:
         self._watchers: dict[signal.Signals, list[SignalWatch]] = {}
         self._before: dict[signal.Signals, _Handler] = {}
         """Signal to the handler that was there before ours."""
-        self._ours: socket.socket | None = None
-        """What the C handler writes to."""
-        self._read: socket.socket | None = None
+        self._pid = os.getpid()
+        self._ours: int | None = None
+        """Descriptor that the C handler writes to: one end of a pipe."""
+        self._read: int | None = None
         self._thread: threading.Thread | None = None
         self._is_busy = False
         """Our thread has taken a number, and watchers do not know of it yet."""
@@ -99,19 +100,19 @@ class _Process:
             ended.join(_JOIN_S)
 
     def _start(self) -> None:
-        self._read, self._ours = socket.socketpair()
-        self._ours.setblocking(False)
+        self._read, self._ours = os.pipe()
+        os.set_blocking(self._ours, False)
         self._thread = threading.Thread(
             target=self._run, args=(self._read,), name="stepseal-signals", daemon=True
         )
         try:
             start_thread(self._thread)
         except ParticipantFailed:
-            self._read.close()
-            self._ours.close()
+            os.close(self._read)
+            os.close(self._ours)
             self._read = self._ours = self._thread = None
             raise
-        self._other = signal.set_wakeup_fd(self._ours.fileno(), warn_on_full_buffer=False)
+        self._other = signal.set_wakeup_fd(self._ours, warn_on_full_buffer=False)
 
     def _stop(self) -> threading.Thread | None:
         """Put back what was there before us, as far as it is still ours; return our thread."""
@@ -120,11 +121,11 @@ class _Process:
             if signal.getsignal(signum) == self._handle:
                 signal.signal(signum, handler)
         found = signal.set_wakeup_fd(-1)
-        if found == self._ours.fileno():
+        if found == self._ours:
             found = self._other
         with contextlib.suppress(OSError, ValueError):  # that owner has closed it
             signal.set_wakeup_fd(found, warn_on_full_buffer=False)
-        self._ours.close()  # ends the thread
+        os.close(self._ours)  # ends the thread
         thread, self._thread = self._thread, None
         self._before, self._ours, self._read, self._other = {}, None, None, -1
         return thread
@@ -132,6 +133,11 @@ class _Process:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal on the main thread."""
         signum = signal.Signals(number)
+        if os.getpid() != self._pid:  # a child that was forked a moment ago
+            self.forked()
+            signal.signal(signum, self._before.get(signum, signal.SIG_DFL))
+            os.kill(os.getpid(), number)
+            return
         watchers = self._watchers.get(signum, ())
         self._take_back(number)
         handler = self._before.get(signum)
@@ -147,34 +153,30 @@ class _Process:
         """Own the descriptor again; if somebody else did, tell our thread of this signal."""
         if self._ours is None:
             return
-        found = signal.set_wakeup_fd(self._ours.fileno(), warn_on_full_buffer=False)
-        if found != self._ours.fileno():
+        found = signal.set_wakeup_fd(self._ours, warn_on_full_buffer=False)
+        if found != self._ours:
             self._other = found
             with contextlib.suppress(BlockingIOError):
-                self._ours.send(bytes([number | _BY_HANDLER]))
+                os.write(self._ours, bytes([number | _BY_HANDLER]))
 
-    def _run(self, read: socket.socket) -> None:
-        with read:
-            while read.recv(1, socket.MSG_PEEK):
-                self._is_busy = True  # before the number is gone, so that it is always seen
-                for byte in read.recv(256):
-                    self._notice(byte)
-                self._is_busy = False
+    def _run(self, read: int) -> None:
+        while _is_readable(read, None):
+            self._is_busy = True  # before the number is gone, so that it is always seen
+            numbers = os.read(read, 256)
+            for byte in numbers:
+                self._notice(byte)
+            self._is_busy = False
+            if not numbers:  # the other end was closed
+                break
+        os.close(read)
 
     def wait_until_noticed(self) -> None:
         """Wait until what the C handler has written by now was noticed."""
         end = time.monotonic() + _NOTICE_S
         while self._read is not None and time.monotonic() < end:
-            if not self._is_busy and not self._is_readable(self._read):
+            if not self._is_busy and not _is_readable(self._read, 0.0):
                 return
             time.sleep(_NAP_S)
-
-    @staticmethod
-    def _is_readable(read: socket.socket) -> bool:
-        try:
-            return bool(read.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        except BlockingIOError:
-            return False
 
     def _notice(self, byte: int) -> None:
         if not byte & _BY_HANDLER and self._other != -1:
@@ -193,8 +195,16 @@ class _Process:
         signal.set_wakeup_fd(-1)
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        self._ours.close()
-        self._read.close()
+        os.close(self._ours)
+        os.close(self._read)
+        self._ours = self._read = None
+
+
+def _is_readable(descriptor: int, timeout_s: float | None) -> bool:
+    """Return whether there is something to read, or the other end was closed."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 _process = _Process()

@@ -254,7 +254,7 @@ def test_a_good_step_is_never_superseded(saved_root: SavedRoot) -> None:
     kept = filecmp.dircmp(superseded, saved_root.path / "step-20")
     assert {str(p.relative_to(superseded)) for p in _files(superseded)} == before.keys()
     assert "manifest.json" in kept.diff_files
-    _check_all_refuse(life, lambda checkpointer: checkpointer.save(20), StepExists)
+    _check_all_refuse(life, lambda checkpointer: checkpointer.save(19), StepExists)
     assert saved_root.damage(20) == []
     life.close()
 

@@ -77,5 +77,7 @@ class Asking:
         if self._closed or self._gone >= set(self._head.participants):
             self._fired = []  # the others go on, and close next
             return
+        if not self._head.protocol._lives.all_connected:
+            return  # it is asked for once they have
         asks = bool(self._asked - self._gone)
         self._head.oracle.require("what fired is asked for", asks, self._head.node.name)
