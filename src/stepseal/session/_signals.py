@@ -63,7 +63,6 @@ class _Process:
         self._watchers: dict[signal.Signals, list[SignalWatch]] = {}
         self._before: dict[signal.Signals, _Handler] = {}
         """Signal to the handler that was there before ours."""
-        self._pid = os.getpid()
         self._ours: int | None = None
         """Descriptor that the C handler writes to: one end of a pipe."""
         self._read: int | None = None
@@ -73,6 +72,7 @@ class _Process:
         self._other = -1
         """Descriptor of the owner before us; -1 if there was none."""
         self._lock = threading.Lock()
+        self._masks = threading.local()
 
     def add(self, watch: SignalWatch) -> None:
         with self._lock:
@@ -133,11 +133,6 @@ class _Process:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal on the main thread."""
         signum = signal.Signals(number)
-        if os.getpid() != self._pid:  # a child that was forked a moment ago
-            self.forked()
-            signal.signal(signum, self._before.get(signum, signal.SIG_DFL))
-            os.kill(os.getpid(), number)
-            return
         watchers = self._watchers.get(signum, ())
         self._take_back(number)
         handler = self._before.get(signum)
@@ -187,6 +182,16 @@ class _Process:
                 watch.notice()
             except Exception:
                 _log.exception("stepseal: could not tell of %s", watch.signum.name)
+
+    def before_fork(self) -> None:
+        """Hold signals back, so that none reaches a child before it has undone all."""
+        watched = self._before.keys()
+        self._masks.old = signal.pthread_sigmask(signal.SIG_BLOCK, watched) if watched else None
+
+    def after_fork(self) -> None:
+        """Let what came meanwhile through, in the parent and in the child."""
+        if self._masks.old is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.old)
 
     def forked(self) -> None:
         """Undo all in a forked child, which shares the parent's descriptor."""
@@ -253,8 +258,13 @@ def check_can_watch(signums: Sequence[signal.Signals]) -> None:
 
 def _forget_in_child() -> None:
     global _process
-    _process.forked()
-    _process = _Process()
+    parent, _process = _process, _Process()
+    parent.forked()
+    parent.after_fork()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(
+    before=lambda: _process.before_fork(),
+    after_in_parent=lambda: _process.after_fork(),
+    after_in_child=_forget_in_child,
+)
