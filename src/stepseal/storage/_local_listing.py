@@ -25,7 +25,7 @@ __all__ = ["entry_of", "list_at_once", "marks_at_once"]
 T = TypeVar("T")
 F = TypeVar("F")
 
-_LOOKS = 100
+_LOOKS = 400
 
 
 def list_at_once(fd: int, key: str, root: str, calls: Syscalls) -> tuple[Entry, ...]:
