@@ -223,6 +223,18 @@ def test_a_save_that_is_not_ready_in_time_is_given_up(what: str) -> None:
     assert coordinator.busy, "whoever saves afterwards was not ended"
 
 
+def test_a_grace_that_ended_nobody_does_not_outlast_a_later_one() -> None:
+    found = Triggers(Timing())
+    found.on_fired(TWO[0], Fired("SIGUSR1", stop=False, grace_s=10.0), 0.0)
+    found.on_saving(1, 100.0, is_step=True)
+    assert found.over(1, 101.0) is None
+    found.on_fired(TWO[0], Fired("SIGTERM", stop=True, grace_s=10.0), 102.0)
+    assert found.over(1, 110.9) is None
+    over = found.over(1, 111.0)
+    assert over is not None
+    assert "SIGTERM" in over.message
+
+
 def test_a_rank_where_a_trigger_fired_passes_no_safe_point_before_all_are_asked() -> None:
     own = OwnPoints()
     own.held = True

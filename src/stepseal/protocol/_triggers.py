@@ -103,7 +103,7 @@ class Triggers:
         """Note when the job must have ended because of a trigger, if it must."""
         if message.grace_s is not None:
             ends = now + message.grace_s * _SHARE_OF_GRACE
-            if ends < self._ends:
+            if ends < self._ends or self._ends <= now:  # an earlier grace ended nobody
                 self._ends = ends
                 self._limit = f"the grace of {message.reason} at {participant}"
 
