@@ -5,19 +5,19 @@ Broken variants must be seen within the same seeds; a walk that sees none proves
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import pytest
 from tests.protocol._points_walk import PointsWalk
+from tests.protocol._triggers_naive import largest, no_hold, told_too_early
 
-from stepseal.protocol import _asking, _messages
 from stepseal.protocol._asking import SafePoints
 from stepseal.protocol._lives import Lives
 from stepseal.protocol._safe_points import OwnPoints
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
 SEEDS = range(300)
 Patch = tuple[object, str, object]
@@ -32,25 +32,6 @@ def test_all_ranks_always_stop_at_one_safe_point() -> None:
         num_lapses += walk.num_lapses
     assert num_commits > 500, "a walk in which nothing is committed proves nothing"
     assert num_lapses > 30, "a walk in which no rank ends meanwhile proves little"
-
-
-def _largest() -> Patch:
-    """The target is the largest number, which a rank has already passed."""
-
-    def target(passed: Iterable[int]) -> int:
-        return max(passed)
-
-    return _asking, "target", target
-
-
-def _no_hold() -> Patch:
-    """A rank that has answered goes on before it knows the target."""
-
-    def try_pass(self: OwnPoints, *, waits: bool = False) -> bool:
-        self.passed += 1
-        return not waits
-
-    return OwnPoints, "try_pass", try_pass
 
 
 def _numbers_of_steps() -> Patch:
@@ -75,25 +56,13 @@ def _never_let_go() -> Patch:
     return SafePoints, "settle", lambda _self, _calls: []
 
 
-def _told_too_early() -> Patch:
-    """The target is told when the first has answered."""
-    real = SafePoints.on_point
-
-    def on_point(self: SafePoints, who: str, message: _messages.SafePoint) -> list[Any]:
-        for one in self._roster:
-            self._passed.setdefault(one, message.point)
-        return real(self, who, message)
-
-    return SafePoints, "on_point", on_point
-
-
 BROKEN = [
-    _largest,
-    _no_hold,
+    largest,
+    no_hold,
     _numbers_of_steps,
     _closing_ranks_awaited,
     _never_let_go,
-    _told_too_early,
+    told_too_early,
 ]
 
 
