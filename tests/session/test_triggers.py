@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 
 import stepseal as ss
-from stepseal.session import _signals
+from stepseal.process import _signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,8 +16,7 @@ import weakref
 from typing import TYPE_CHECKING, Protocol
 
 from stepseal.errors import CheckpointError, ParticipantFailed
-from stepseal.process import start_thread
-from stepseal.session._signals import stop_unwatched
+from stepseal.process import start_thread, stop_unwatched
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,16 +10,16 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from stepseal.process import check_can_watch, wait_until_noticed, watch_signal
 from stepseal.protocol import Fired, Timing
-from stepseal.session._signals import check_can_watch, wait_until_noticed, watch_signal
 
 if TYPE_CHECKING:
+    from stepseal.process import SignalWatch
     from stepseal.protocol import Due
     from stepseal.session._annotations import Annotations
     from stepseal.session._loop import Loop
     from stepseal.session._rules import OnSignal, When
     from stepseal.session._share import Share
-    from stepseal.session._signals import SignalWatch
     from stepseal.session._wiring import Wiring
 
 __all__ = ["Points", "timing_of"]

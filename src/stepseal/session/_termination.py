@@ -15,13 +15,13 @@ import threading
 from typing import TYPE_CHECKING
 
 from stepseal.errors import CheckpointError, ParticipantFailed
-from stepseal.session._signals import watch_signal
+from stepseal.process import watch_signal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from stepseal.process import SignalWatch
     from stepseal.session._inflight import InFlight
-    from stepseal.session._signals import SignalWatch
 
 __all__ = ["Termination"]
 

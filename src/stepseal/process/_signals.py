@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from stepseal.errors import InvalidInput, ParticipantFailed
-from stepseal.process import start_thread
+from stepseal.process._threads import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
