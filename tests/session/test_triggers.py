@@ -206,11 +206,15 @@ def test_the_second_interrupt_interrupts(tmp_path: Path) -> None:
 def test_a_forked_child_neither_tells_its_parent_nor_survives(tmp_path: Path) -> None:
     with new(tmp_path, ss.on_signal("SIGTERM")) as ckpt:
         ckpt.restore()
+        read, write = os.pipe()
         child = os.fork()
         if child == 0:
-            time.sleep(2)
-            os._exit(0)
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)  # it has survived the signal
         os.kill(child, signal.SIGTERM)
+        os.close(write)
+        os.close(read)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status)
         assert os.WTERMSIG(status) == signal.SIGTERM
